@@ -1,0 +1,48 @@
+"""Fine-tune and pretrain Hugging Face models with DeepSpeed: strict, planned, proven."""
+
+from __future__ import annotations
+
+from toolkit.errors import ToolkitError, install_hook
+from toolkit.recipe import (
+    Batch,
+    Checkpoint,
+    Data,
+    Evaluation,
+    Launch,
+    Model,
+    Optimizer,
+    Parallel,
+    Precision,
+    Recipe,
+    Schedule,
+    Task,
+    Tracking,
+)
+
+install_hook()
+
+
+def main(recipe: Recipe) -> None:
+    """Run `recipe` with the overrides on the command line, then exit with the code of the outcome. Call it last."""
+    from toolkit.cli.run import main as run
+
+    raise SystemExit(run(recipe))
+
+
+__all__ = [
+    "Batch",
+    "Checkpoint",
+    "Data",
+    "Evaluation",
+    "Launch",
+    "Model",
+    "Optimizer",
+    "Parallel",
+    "Precision",
+    "Recipe",
+    "Schedule",
+    "Task",
+    "ToolkitError",
+    "Tracking",
+    "main",
+]

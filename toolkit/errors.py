@@ -1,0 +1,114 @@
+"""Every error raised on purpose.
+
+    ToolkitError            exit 1 unless a subclass says otherwise
+    +-- InputError          exit 2: something the user gave us is wrong
+    |   +-- RecipeError     a recipe field, or two that contradict each other
+    |   +-- ConfigError     a DeepSpeed JSON, or the recipe as one
+    |   +-- DataError       a data file, a column, a row, a chat template
+    |   +-- ModelError      a checkpoint directory, a tokenizer, an architecture
+    |   +-- LaunchError     the launcher, the device, ports, the run folder
+    |   +-- CheckpointError a checkpoint that cannot be read or written
+    +-- RunFailed           exit 3: the run diverged, or a check did not hold
+    +-- StorageError        exit 1: a disk that filled up or went away during the run
+
+Each message answers three questions, in this order: what is wrong (key and value), what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+
+
+class ToolkitError(Exception):
+    """Base of all errors raised on purpose; catch it to catch them all.
+
+    `what` names the key and its value, `expected` the values that work, `do` the command or edit that cures it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, expected: str, do: str) -> None:
+        self.what, self.expected, self.do = what, expected, do
+        super().__init__(what, expected, do)
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  expected: {self.expected}\n  do this:  {self.do}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.expected, self.do)
+
+
+def _rebuild(kind: type[ToolkitError], what: str, expected: str, do: str) -> ToolkitError:
+    return kind(what, expected=expected, do=do)
+
+
+class InputError(ToolkitError):
+    """Something the user gave us is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A recipe field has a value it cannot have, or two fields contradict each other."""
+
+
+class ConfigError(InputError):
+    """A DeepSpeed JSON, or the one rendered from a recipe, would be ignored, misread or silently wrong."""
+
+
+class DataError(InputError):
+    """A data source, a row of it or a chat template cannot be used."""
+
+
+class ModelError(InputError):
+    """A checkpoint directory, a tokenizer or an architecture cannot be used."""
+
+
+class LaunchError(InputError):
+    """The launcher, the devices, a port or the run folder cannot be used."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged or does not belong to this run."""
+
+
+class RunFailed(ToolkitError):
+    """The run diverged or a check did not hold."""
+
+    exit_code = 3
+
+
+class StorageError(ToolkitError):
+    """The disk filled up or went away while the run was writing."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` for the nearest of `known`, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def show(error: ToolkitError) -> int:
+    """Print one message on standard error and return the exit code. Only rank 0 speaks for input errors."""
+    # Every rank meets the same bad input; the reader needs it once. Other kinds may differ from rank to rank.
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not isinstance(error, InputError):
+        where = "" if rank == "0" else f" [rank {rank}]"
+        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def install_hook() -> None:
+    """Make an uncaught ToolkitError, raised for instance while a recipe file is being read, a message and not a traceback."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, ToolkitError):
+            sys.exit(show(error))
+        previous(kind, error, trace)
+
+    sys.excepthook = hook
