@@ -1,1 +1,1 @@
-"""."""
+"""Verbs of the `toolkit` command, and the `main` of every recipe."""

@@ -1,1 +1,1 @@
-"""."""
+"""Sources -> tokens -> packs -> shards -> resumable batches."""

@@ -1,1 +1,37 @@
-"""."""
+"""What can be learned: one file per task, found by name. Importing this package imports no torch.
+
+To add a task, write toolkit/tasks/NAME.py with one class that follows `protocol.Task` and list it here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from toolkit.errors import RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from toolkit.tasks.protocol import Task
+
+TASKS = {
+    "causal_lm": "toolkit.tasks.causal_lm:CausalLM",
+    "sequence_classification": "toolkit.tasks.sequence_classification:SequenceClassification",
+}
+
+
+def check_task(name: str) -> None:
+    """Raise RecipeError when there is no task called `name`."""
+    if name not in TASKS:
+        raise RecipeError(
+            f"task.name={name!r}{did_you_mean(name, TASKS)}",
+            expected=f"one of {', '.join(TASKS)}",
+            do="correct task.name",
+        )
+
+
+def task_class(name: str) -> type[Task]:
+    """The class behind task `name`."""
+    check_task(name)
+    module, _, attribute = TASKS[name].partition(":")
+    found: type[Task] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -1,0 +1,40 @@
+"""The quick start with optimizer states on a local disk; needs libaio (`toolkit doctor` checks).
+
+deepspeed --num_gpus 2 recipes/sft_smollm2_zero3_nvme.py
+accelerate launch --config_file ds_configs/sft_smollm2_zero3_nvme.yaml recipes/sft_smollm2_zero3_nvme.py
+"""
+
+from toolkit import (
+    Batch,
+    Checkpoint,
+    Data,
+    Evaluation,
+    Launch,
+    Model,
+    Optimizer,
+    Parallel,
+    Precision,
+    Recipe,
+    Schedule,
+    Task,
+    main,
+)
+
+recipe = Recipe(
+    note="Supervised fine-tuning, ZeRO-3, optimizer on NVMe.",
+    model=Model(path="smollm2-135m-instruct"),
+    data=Data(train="python-docstrings", evaluation="python-docstrings"),
+    task=Task(sample_prompt="What does the Python function `os.path.join` do?"),
+    batch=Batch(global_size=4, micro_size=1, sequence_length=512),
+    optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
+    schedule=Schedule(type="linear", warmup_steps=3),
+    precision=Precision(dtype="bf16"),
+    parallel=Parallel(zero_stage=3, offload_optimizer="nvme", nvme_path="runs/nvme"),
+    checkpoint=Checkpoint(every_steps=10),
+    evaluation=Evaluation(max_batches=8),
+    launch=Launch(devices=2),
+    steps=20,
+)
+
+if __name__ == "__main__":
+    main(recipe)

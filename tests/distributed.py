@@ -1,0 +1,224 @@
+"""Run a function on several gloo ranks, forked from one server that has imported the heavy packages already.
+
+A rank costs a fork instead of ten seconds of imports. The server starts with the first call of a test session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver
+from pathlib import Path
+from typing import Any, cast
+
+PRELOADED = [
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.bert.modeling_bert",
+    "datasets",
+    "deepspeed",
+    # What deepspeed.initialize and torch.optim import late.
+    "deepspeed.runtime.zero.stage_1_and_2",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.zero.muon",
+    "deepspeed.module_inject.auto_ep_layer",
+    "torch._dynamo",
+    "torch._dynamo.backends.debugging",
+    "torch._inductor.compile_fx",
+    "toolkit",
+]
+
+ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class RankFailed(AssertionError):
+    """A rank raised, died or hung; the message holds its traceback and what it printed."""
+
+
+def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120) -> list[Any]:
+    """Results of `function(rank, world_size, *args)` on each rank, in rank order.
+
+    `function` is a picklable function of a module. The default process group (gloo, through deepspeed.init_distributed)
+    and the variables a launcher sets are there before the call. Raises RankFailed, after killing every rank, as soon
+    as one raises or dies, or when they are not done after `timeout_s` seconds.
+    """
+    context = _server()
+    work = pickle.dumps((function, args))
+    port = _free_port()
+    with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
+        ranks = [_start(context, rank, world_size, work, Path(folder), port, timeout_s) for rank in range(world_size)]
+        try:
+            return _collect(ranks, time.monotonic() + timeout_s, timeout_s)
+        finally:
+            for rank in ranks:
+                rank.process.kill()
+                rank.process.join()
+                rank.results.close()
+
+
+@dataclass
+class _Rank:
+    """A running rank as the test process sees it."""
+
+    number: int
+    process: Any
+    results: connection.Connection
+    log: Path
+
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace").strip() if self.log.exists() else ""
+
+
+def _server() -> Any:
+    """The forkserver context, its server running. Only the server, not the test process, gets ENVIRONMENT."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with _environment(ENVIRONMENT):
+        forkserver.ensure_running()
+    return context
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(context: Any, rank: int, world_size: int, work: bytes, folder: Path, port: int, timeout_s: float) -> _Rank:
+    receiving, sending = context.Pipe(duplex=False)
+    log = folder / f"rank{rank}.log"
+    process = context.Process(
+        target=_rank_main, args=(rank, world_size, work, str(folder), str(log), port, timeout_s, sending)
+    )
+    process.start()
+    # With the rank's own copy as the only one left, its death ends the pipe.
+    sending.close()
+    return _Rank(rank, process, receiving, log)
+
+
+def _collect(ranks: list[_Rank], deadline: float, timeout_s: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    waiting = list(ranks)
+    while waiting:
+        ready = connection.wait([rank.results for rank in waiting], timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise RankFailed(_describe_hang(waiting, timeout_s))
+        for rank in [rank for rank in waiting if rank.results in ready]:
+            waiting.remove(rank)
+            try:
+                succeeded, value = pickle.loads(rank.results.recv_bytes())
+            except EOFError:
+                rank.process.join(5)
+                raise RankFailed(
+                    f"rank {rank.number} died with exit code {rank.process.exitcode}\n{rank.printed()}"
+                ) from None
+            if not succeeded:
+                raise RankFailed(f"rank {rank.number} raised\n{value}\nrank {rank.number} printed\n{rank.printed()}")
+            results[rank.number] = value
+    return [results[rank.number] for rank in ranks]
+
+
+def _describe_hang(waiting: list[_Rank], timeout_s: float) -> str:
+    for rank in waiting:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank.process.pid, signal.SIGUSR1)
+    time.sleep(0.5)  # for faulthandler to write the stacks
+    stacks = "\n".join(f"rank {rank.number} printed\n{rank.printed()}" for rank in waiting)
+    numbers = ", ".join(str(rank.number) for rank in waiting)
+    return f"not done after {timeout_s:g} s: rank {numbers}\n{stacks}"
+
+
+def _rank_main(
+    rank: int, world_size: int, work: bytes, folder: str, log: str, port: int, timeout_s: float, pipe: Any
+) -> None:
+    """What a rank's process runs: set up, call, send (True, result) or (False, traceback)."""
+    _prepare_process(log, timeout_s)
+    os.environ.update(ENVIRONMENT)
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"})
+    os.environ.update({"MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)})
+    os.environ.update({"LOCAL_WORLD_SIZE": str(world_size), "LOCAL_SIZE": str(world_size)})
+    try:
+        function, args = pickle.loads(work)
+        _join_group(rank, world_size, folder, timeout_s)
+        result = pickle.dumps((True, function(rank, world_size, *args)))
+        _leave_group()
+    except BaseException:
+        pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
+        # Tearing down a process group whose other ranks are stuck may hang.
+        os._exit(1)
+    pipe.send_bytes(result)
+    sys.stdout.flush()
+
+
+def _prepare_process(log: str, timeout_s: float) -> None:
+    """Send all output to `log`; dump stacks there on a crash or SIGUSR1; end by itself should the test process die."""
+    import faulthandler
+
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
+    faulthandler.enable(file=2)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+    faulthandler.dump_traceback_later(timeout_s + 30, exit=True, file=2)
+
+
+def _join_group(rank: int, world_size: int, folder: str, timeout_s: float) -> None:
+    import datetime
+
+    import deepspeed
+    import torch
+
+    torch.set_num_threads(1)
+    # DeepSpeed would otherwise compile its shared-memory kernel, which only inference uses.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    deepspeed.init_distributed(
+        dist_backend="gloo",
+        auto_mpi_discovery=False,
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world_size,
+        # Longer than the test's own limit: a hang should be seen as stacks, not as a gloo error.
+        timeout=datetime.timedelta(seconds=timeout_s + 60),
+        verbose=False,
+    )
+
+
+def _leave_group() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,42 @@
+"""One run of the product inside a test rank, and the same global batches for the reference."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.recipe import Recipe
+
+
+def run_recipe(rank: int, world_size: int, recipes: list[tuple[Recipe, str, str | None]]) -> list[list[dict[str, Any]]]:
+    """Train each (recipe, output_dir, resume) in turn, in this one process; returns the metrics records of each."""
+    from toolkit.train.run import RunOptions, train
+
+    found = []
+    for recipe, output_dir, resume in recipes:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            code = train(recipe, RunOptions("test", Path(output_dir), resume), keep_group=True)
+        assert code == 0, printed.getvalue()
+        found.append(read_metrics(output_dir) if rank == 0 else [])
+    return found
+
+
+def read_metrics(output_dir: str | Path) -> list[dict[str, Any]]:
+    """Step records of a run."""
+    lines = (Path(output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if "loss" in record]
+
+
+def global_batches(recipe: Recipe, num_steps: int) -> tuple[Any, list[list[dict[str, torch.Tensor]]]]:
+    """The task, and for each step all micro-batches of the global batch."""
+    from toolkit.train.progress import Display
+    from toolkit.train.setup import prepare_inputs
+
+    inputs = prepare_inputs(recipe, 0, 1, Display(is_main=False))
+    return inputs, [batch.micro_batches for batch in inputs.batches.iterate(0, num_steps)]

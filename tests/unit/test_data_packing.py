@@ -1,0 +1,159 @@
+"""Packing, making examples fit, and the order of sequences."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from toolkit.data.docstrings import standard_library
+from toolkit.data.example import num_targets
+from toolkit.data.order import Order, shard
+from toolkit.data.packing import Counts, best_fit, efficiency, fit, one_each
+from toolkit.errors import DataError
+
+
+def example(length: int, trained_from: int = 1):
+    ids = np.arange(length, dtype=np.int32)
+    labels = ids.copy()
+    labels[:trained_from] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+def naive_best_fit(lengths, capacity):
+    """The textbook form: look at every open group."""
+    groups, left = [], []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        fitting = [(room, group) for group, room in enumerate(left) if room >= lengths[index]]
+        if fitting:
+            group = min(fitting)[1]
+        else:
+            group = len(groups)
+            groups.append([])
+            left.append(capacity)
+        groups[group].append(index)
+        left[group] -= lengths[index]
+    return groups
+
+
+def test_every_example_is_in_one_group_that_fits():
+    lengths = np.random.default_rng(0).integers(1, 129, size=3000)
+    groups = best_fit(lengths, 128)
+    assert sorted(index for group in groups for index in group) == list(range(3000))
+    assert max(int(lengths[group].sum()) for group in groups) <= 128
+    assert groups == best_fit(lengths, 128) == sorted(sorted(group) for group in groups)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_as_full_as_the_textbook_algorithm(seed):
+    lengths = np.random.default_rng(seed).integers(1, 60, size=200).tolist()
+    fullness = [
+        sorted(sum(lengths[i] for i in group) for group in groups)
+        for groups in (best_fit(lengths, 64), naive_best_fit(lengths, 64))
+    ]
+    assert fullness[0] == fullness[1]
+
+
+def test_real_ragged_lengths_fill_98_percent():
+    # Bytes / 4 is about the number of tokens of English text.
+    sizes = [len(item.text) // 4 + 1 for item in standard_library()]
+    assert len(sizes) > 4000 and len(set(sizes)) > 150
+    for capacity in (512, 1024):
+        lengths = [min(capacity, size) for size in sizes]
+        assert efficiency(lengths, best_fit(lengths, capacity), capacity) > 0.98
+
+
+def test_efficiency_counts_padding():
+    assert efficiency([3, 4, 2], [[0, 1], [2]], 8) == pytest.approx(9 / 16)
+    assert efficiency([], [], 8) == 0.0
+    assert one_each(3) == [[0], [1], [2]]
+
+
+def test_packing_200_000_examples_takes_seconds():
+    lengths = np.random.default_rng(1).integers(1, 2049, size=200_000)
+    started = time.process_time()
+    best_fit(lengths, 2048)
+    assert time.process_time() - started < 5  # about 0.6 s on an idle core
+
+
+@pytest.mark.parametrize("lengths", [[5, 9], [0, 3]])
+def test_lengths_that_cannot_be_packed_are_refused(lengths):
+    with pytest.raises(ValueError, match="do not fit a capacity of 8"):
+        best_fit(lengths, 8)
+
+
+def test_truncate_and_drop_are_counted():
+    counts = Counts()
+    [cut] = fit(example(10), 8, "truncate", counts)
+    assert cut["input_ids"].tolist() == list(range(8)) and len(cut["labels"]) == 8
+    assert fit(example(10), 8, "drop", counts) == []
+    [whole] = fit(example(8), 8, "error", counts)
+    assert len(whole["input_ids"]) == 8
+    assert (counts.truncated, counts.dropped, counts.split) == (1, 1, 0)
+    assert counts.describe() == "1 truncated, 1 dropped"
+
+
+def test_a_class_label_is_not_cut():
+    long = {"input_ids": np.arange(10, dtype=np.int32), "labels": np.array([4], dtype=np.int32)}
+    [cut] = fit(long, 8, "truncate", Counts())
+    assert len(cut["input_ids"]) == 8 and cut["labels"].tolist() == [4] and num_targets(cut) == 1
+
+
+def test_split_keeps_every_token_and_trains_none_across_a_cut():
+    counts = Counts()
+    pieces = fit(example(10), 4, "split", counts)
+    assert np.concatenate([piece["input_ids"] for piece in pieces]).tolist() == list(range(10))
+    assert [piece["labels"].tolist() for piece in pieces] == [[-100, 1, 2, 3], [-100, 5, 6, 7], [-100, 9]]
+    assert counts.split == 1
+
+
+def test_a_conversation_is_not_split():
+    with pytest.raises(DataError, match=r"an example of 10 tokens that is not plain text.*data.overlong='split'"):
+        fit(example(10, trained_from=5), 4, "split", Counts())
+
+
+def test_overlong_error_names_both_lengths():
+    with pytest.raises(DataError) as caught:
+        fit(example(10), 4, "error", Counts())
+    assert "an example has 10 tokens and batch.sequence_length is 4" in str(caught.value)
+    assert "data.overlong to 'truncate', 'drop' or 'split'" in str(caught.value)
+
+
+def test_order_shows_everything_once_per_epoch_in_another_order():
+    order = Order(10, 4, seed=3, shuffle=True)
+    flat = [position for step in range(15) for position in order.positions(step)]
+    epochs = [flat[start : start + 10] for start in range(0, 60, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert Order(10, 4, seed=3, shuffle=True).positions(7) == order.positions(7)
+    assert [Order(10, 4, seed=4, shuffle=True).positions(step) for step in range(3)] != [
+        order.positions(s) for s in range(3)
+    ]
+
+
+def test_order_without_shuffling_and_with_a_batch_larger_than_the_data():
+    assert Order(3, 7, seed=0, shuffle=False).positions(1) == [1, 2, 0, 1, 2, 0, 1]
+
+
+def test_steps_and_epochs():
+    order = Order(10, 4, seed=0, shuffle=True)
+    assert [order.steps_for(epochs) for epochs in (0.1, 1, 2, 2.1)] == [1, 3, 5, 6]
+    assert order.epoch(5) == 2.0
+    assert Order(30, 1, 0, True).steps_for(0.1) == 3  # 0.1 x 30 is 3.0000000000000004
+    with pytest.raises(ValueError, match="num_sequences=0"):
+        Order(0, 4, 0, True)
+
+
+@pytest.mark.parametrize(("world_size", "micro_size"), [(1, 12), (2, 3), (3, 2), (4, 1), (12, 1)])
+def test_shards_divide_the_global_batch(world_size, micro_size):
+    indices = Order(100, 12, seed=0, shuffle=True).positions(0)
+    shards = [shard(indices, rank, world_size, micro_size) for rank in range(world_size)]
+    assert {len(micro) for rank in shards for micro in rank} == {micro_size}
+    assert {len(rank) for rank in shards} == {12 // world_size // micro_size}
+    assert sorted(index for rank in shards for micro in rank for index in micro) == sorted(indices)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="10 sequences do not divide into 2 ranks x 3"):
+        shard(range(10), 0, 2, 3)

@@ -1,0 +1,962 @@
+"""Every rule: a configuration that fires it, what it says, and the cured configuration that is clean."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from toolkit.ds_config.check import check_config
+from toolkit.ds_config.findings import Finding
+from toolkit.ds_config.rules import RULES, Context
+from toolkit.ds_config.rules.trainer_values import TRAINER_DEFAULTS
+from toolkit.ds_config.rules.zero import KEY_STAGES
+from toolkit.ds_config.schema_keys import Key, Section
+from toolkit.ds_config.schema_top import TOP
+from toolkit.ds_config.schema_zero import ZERO
+from toolkit.ds_config.target import Target
+
+CPU = Target(world_size=2, device="cpu")
+CUDA = Target(world_size=2, device="cuda")
+
+BASE: dict[str, Any] = {
+    "train_batch_size": 16,
+    "train_micro_batch_size_per_gpu": 2,
+    "gradient_accumulation_steps": 4,
+    "gradient_clipping": 1.0,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
+    "bf16": {"enabled": True},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "zero_optimization": {"stage": 2},
+}
+"""A sound configuration for two ranks; the cases below edit it."""
+
+ARGUMENTS: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "learning_rate": 1e-4,
+    "bf16": True,
+}
+"""Trainer arguments that agree with BASE."""
+
+REMOVE = object()
+
+
+def edited(edits: dict[str, Any]) -> dict[str, Any]:
+    """BASE with the values at dotted paths replaced, or removed."""
+    config = copy.deepcopy(BASE)
+    for path, value in edits.items():
+        *parents, name = path.split(".")
+        node = config
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if value is REMOVE:
+            del node[name]
+        else:
+            node[name] = copy.deepcopy(value)
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """`bad` fires `rule` at `where` with `what`; with `cure` on top nothing is found."""
+
+    rule: str
+    bad: dict[str, Any]
+    where: str
+    what: str
+    cure: dict[str, Any]
+    target: Target | None = None
+    arguments: dict[str, Any] | None = None
+    also: tuple[str, ...] = ()
+    """Other rules that rightly fire on the bad configuration."""
+
+
+Z = "zero_optimization"
+OFFLOAD = f"{Z}.offload_optimizer"
+LINEAR = {
+    "scheduler": {
+        "type": "WarmupDecayLR",
+        "params": {"total_num_steps": 100, "warmup_num_steps": 10, "warmup_max_lr": 1e-4, "warmup_type": "linear"},
+    }
+}
+P = "scheduler.params"
+FP32 = {"bf16": REMOVE}
+TRAINER = {"arguments": ARGUMENTS, "target": CPU}
+
+CASES = [
+    Case(
+        "unknown-key",
+        {"gradient_cliping": 1.0},
+        "gradient_cliping",
+        "did you mean 'gradient_clipping'",
+        {"gradient_cliping": REMOVE},
+    ),
+    Case(
+        "removed-key",
+        {"elasticity": {}},
+        "elasticity",
+        "elasticity was removed before DeepSpeed",
+        {"elasticity": REMOVE},
+    ),
+    Case(
+        "deprecated-key",
+        {f"{Z}.cpu_offload": True},
+        f"{Z}.cpu_offload",
+        "cpu_offload=true is deprecated or refused",
+        {f"{Z}.cpu_offload": REMOVE, f"{OFFLOAD}.device": "cpu"},
+    ),
+    Case(
+        "wrong-type",
+        {f"{Z}.stage": "2"},
+        f"{Z}.stage",
+        f'{Z}.stage="2"',
+        {f"{Z}.stage": 2},
+        also=("stage-0-in-16-bits", "accumulation-dtype-at-stage-0"),
+    ),
+    Case(
+        "missing-key",
+        {**LINEAR, f"{P}.total_num_steps": REMOVE},
+        f"{P}.total_num_steps",
+        "is missing",
+        {f"{P}.total_num_steps": 100},
+    ),
+    Case(
+        "leftover-auto",
+        {"train_batch_size": "auto"},
+        "train_batch_size",
+        "nothing fills it in outside",
+        {"train_batch_size": 16},
+    ),
+    Case(
+        "alias-twice",
+        {f"{Z}.stage": 3, f"{Z}.max_live_parameters": 1, f"{Z}.stage3_max_live_parameters": 1},
+        f"{Z}.stage3_max_live_parameters",
+        "are the same key",
+        {f"{Z}.max_live_parameters": REMOVE},
+    ),
+    Case(
+        "optimizer-type",
+        {"optimizer.type": "adam_w"},
+        "optimizer.type",
+        "did you mean 'AdamW'",
+        {"optimizer.type": "AdamW"},
+    ),
+    Case(
+        "scheduler-type",
+        {"scheduler": {"type": "Cosine", "params": {}}},
+        "scheduler.type",
+        "is not a scheduler DeepSpeed can build",
+        {"scheduler": REMOVE},
+    ),
+    Case(
+        "batch-missing",
+        {"train_batch_size": REMOVE, "train_micro_batch_size_per_gpu": REMOVE},
+        "train_micro_batch_size_per_gpu",
+        "neither train_batch_size nor train_micro_batch_size_per_gpu is written",
+        {"train_micro_batch_size_per_gpu": 2},
+    ),
+    Case(
+        "batch-identity",
+        {"train_batch_size": 18},
+        "train_batch_size",
+        "train_batch_size=18 is not train_micro_batch_size_per_gpu=2 x gradient_accumulation_steps=4 x 2 ranks = 16",
+        {"train_batch_size": 16},
+        target=CPU,
+    ),
+    Case(
+        "batch-identity",
+        {"train_batch_size": 18, "gradient_accumulation_steps": REMOVE},
+        "train_batch_size",
+        "train_batch_size=18 is not a multiple of train_micro_batch_size_per_gpu=2 x 2 ranks = 4",
+        {"train_batch_size": 20},
+        target=CPU,
+    ),
+    Case(
+        "batch-identity",
+        {"train_batch_size": 15},
+        "train_batch_size",
+        "gradient_accumulation_steps=4 = 8",
+        {"train_batch_size": 24},
+    ),
+    Case(
+        "batch-identity",
+        {"sequence_parallel_size": 2},
+        "train_batch_size",
+        "x 1 ranks = 8",
+        {"train_batch_size": 8},
+        target=CPU,
+    ),
+    Case(
+        "parallel-degrees",
+        {"tensor_parallel.autotp_size": 3},
+        "tensor_parallel.autotp_size",
+        "autotp_size=3 does not divide the world size 2",
+        {"tensor_parallel.autotp_size": 2},
+        target=CPU,
+    ),
+    Case(
+        "parallel-degrees",
+        {"train_batch_size": 8, "sequence_parallel_size": 2, "data_parallel_size": 2},
+        "data_parallel_size",
+        "data_parallel_size=2 x sequence_parallel_size=2 is not the world size 2",
+        {"data_parallel_size": 1},
+        target=CPU,
+    ),
+    Case("zero-section-missing", {Z: REMOVE, **FP32}, Z, "zero_optimization is missing", {Z: {"stage": 0}}),
+    Case(
+        "zero-section-missing",
+        {f"{Z}.stage": REMOVE, **FP32},
+        f"{Z}.stage",
+        "DeepSpeed takes 0 and shards nothing",
+        {f"{Z}.stage": 0},
+    ),
+    Case(
+        "stage-0-in-16-bits",
+        {f"{Z}.stage": 0, "data_types.grad_accum_dtype": "bf16"},
+        f"{Z}.stage",
+        "zero_optimization.stage=0 with bf16.enabled=true computes other losses than stages 1, 2 and 3",
+        {f"{Z}.stage": 1},
+    ),
+    Case(
+        "key-of-another-stage",
+        {f"{Z}.sub_group_size": 1e9},
+        f"{Z}.sub_group_size",
+        "is ignored at stage 2",
+        {f"{Z}.stage": 3},
+    ),
+    Case(
+        "key-of-another-stage",
+        {f"{Z}.stage": 3, f"{Z}.round_robin_gradients": True},
+        f"{Z}.round_robin_gradients",
+        "is ignored at stage 3",
+        {f"{Z}.stage": 2},
+    ),
+    Case(
+        "allgather-bucket-odd",
+        {f"{Z}.allgather_bucket_size": 5001},
+        f"{Z}.allgather_bucket_size",
+        "allgather_bucket_size=5001 is odd",
+        {f"{Z}.allgather_bucket_size": 5002},
+    ),
+    Case(
+        "compute-grad-norm",
+        {f"{Z}.compute_grad_norm": False, "gradient_clipping": REMOVE},
+        f"{Z}.compute_grad_norm",
+        "compute_grad_norm=false with gradient_clipping=1 (its default)",
+        {"gradient_clipping": 0.0},
+        also=("clipping-unwritten",),
+    ),
+    Case(
+        "compute-grad-norm",
+        {f"{Z}.compute_grad_norm": False, "gradient_clipping": 0.0, f"{Z}.stage": 1},
+        f"{Z}.compute_grad_norm",
+        "with bf16 with fp32 gradient sums at stage 1",
+        {f"{Z}.stage": 2},
+    ),
+    Case(
+        "prescaled-gradients",
+        {"prescale_gradients": True},
+        "prescale_gradients",
+        "with reduce-scatter at stage 2",
+        {f"{Z}.stage": 1},
+    ),
+    Case(
+        "prescaled-gradients",
+        {"gradient_predivide_factor": 2.0},
+        "gradient_predivide_factor",
+        "gradient_predivide_factor=2",
+        {f"{Z}.reduce_scatter": False},
+    ),
+    Case(
+        "summed-gradients",
+        {"gradient_allreduce_op": "SUM", f"{Z}.stage": 3},
+        "gradient_allreduce_op",
+        "'sum' with stage 3",
+        {f"{Z}.stage": 2},
+    ),
+    Case(
+        "quantized-communication",
+        {f"{Z}.stage": 3, f"{Z}.zero_quantized_weights": True},
+        f"{Z}.zero_quantized_weights",
+        "zero_quantized_weights=true on a CPU device",
+        {f"{Z}.zero_quantized_weights": REMOVE},
+        target=CPU,
+    ),
+    Case(
+        "quantized-communication",
+        {f"{Z}.stage": 3, f"{Z}.zero_quantized_gradients": True, f"{Z}.reduce_scatter": False},
+        f"{Z}.zero_quantized_gradients",
+        "with reduce_scatter=false",
+        {f"{Z}.reduce_scatter": True},
+    ),
+    Case(
+        "hpz-partition",
+        {f"{Z}.stage": 3, f"{Z}.zero_hpz_partition_size": 3},
+        f"{Z}.zero_hpz_partition_size",
+        "zero_hpz_partition_size=3 does not divide the world size 2",
+        {f"{Z}.zero_hpz_partition_size": 2},
+        target=CPU,
+    ),
+    Case(
+        "zenflow",
+        {f"{Z}.zenflow": {"topk_ratio": 0.1}, f"{OFFLOAD}.device": "cpu"},
+        f"{Z}.zenflow",
+        "zenflow at stage 2: DeepSpeed scrambles the weights",
+        {f"{Z}.zenflow": REMOVE},
+    ),
+    Case(
+        "zenflow",
+        {f"{Z}.stage": 3, f"{Z}.zenflow": {"topk_ratio": 0.1}, f"{OFFLOAD}.device": "cpu"},
+        f"{Z}.zenflow",
+        "zenflow on a CPU device",
+        {f"{Z}.zenflow": REMOVE},
+        target=CPU,
+    ),
+    Case(
+        "zenflow",
+        {f"{Z}.stage": 3, f"{Z}.zenflow": {"update_interval": 2}, f"{OFFLOAD}.device": "cpu"},
+        f"{Z}.zenflow.update_interval",
+        "update_interval=2 overwrites gradient_accumulation_steps=4",
+        {f"{Z}.zenflow.update_interval": 4},
+        target=CUDA,
+    ),
+    Case(
+        "elastic-checkpoint",
+        {f"{Z}.stage": 3, f"{Z}.elastic_checkpoint": True},
+        f"{Z}.elastic_checkpoint",
+        "has no effect",
+        {f"{Z}.elastic_checkpoint": False},
+    ),
+    Case(
+        "contiguous-gradients",
+        {f"{Z}.contiguous_gradients": False, f"{OFFLOAD}.device": "cpu"},
+        f"{Z}.contiguous_gradients",
+        "is overruled by offload_optimizer",
+        {f"{Z}.contiguous_gradients": True},
+    ),
+    Case(
+        "offload-param-below-stage-3",
+        {f"{Z}.offload_param.device": "cpu"},
+        f"{Z}.offload_param.device",
+        "offload_param.device='cpu' is ignored at stage 2",
+        {f"{Z}.stage": 3},
+    ),
+    Case(
+        "offload-optimizer-at-stage-0",
+        {f"{Z}.stage": 0, f"{OFFLOAD}.device": "cpu", **FP32},
+        f"{OFFLOAD}.device",
+        "device='cpu' at stage 0",
+        {f"{Z}.stage": 1},
+    ),
+    Case(
+        "nvme-optimizer-below-stage-3",
+        {OFFLOAD: {"device": "nvme", "nvme_path": "/nvme"}},
+        f"{OFFLOAD}.device",
+        "device='nvme' means 'cpu' at stage 2",
+        {f"{Z}.stage": 3},
+    ),
+    Case(
+        "nvme-path",
+        {f"{Z}.stage": 3, f"{OFFLOAD}.device": "nvme"},
+        f"{OFFLOAD}.nvme_path",
+        "nvme_path is missing",
+        {f"{OFFLOAD}.nvme_path": "/nvme"},
+    ),
+    Case(
+        "nvme-path",
+        {OFFLOAD: {"device": "cpu", "nvme_path": "/nvme"}},
+        f"{OFFLOAD}.nvme_path",
+        "is ignored with device 'cpu'",
+        {f"{OFFLOAD}.nvme_path": REMOVE},
+    ),
+    Case(
+        "partial-offload",
+        {OFFLOAD: {"device": "cpu", "ratio": 0.5}},
+        f"{OFFLOAD}.ratio",
+        "ratio=0.5 at stage 2",
+        {f"{Z}.stage": 3, "optimizer.params.torch_adam": False},
+    ),
+    Case(
+        "partial-offload",
+        {f"{Z}.stage": 3, OFFLOAD: {"device": "cpu", "ratio": 0.5}},
+        f"{OFFLOAD}.ratio",
+        "optimizer.type='AdamW' (torch.optim.AdamW)",
+        {"optimizer.params.torch_adam": False},
+    ),
+    Case(
+        "super-offload",
+        {OFFLOAD: {"device": "cpu", "super_offload": True}},
+        f"{OFFLOAD}.super_offload",
+        "super_offload=true at stage 2",
+        {f"{Z}.stage": 3},
+    ),
+    Case(
+        "super-offload",
+        {f"{Z}.stage": 3, OFFLOAD: {"device": "cpu", "super_offload": True}},
+        f"{OFFLOAD}.super_offload",
+        "super_offload=true on a CPU device",
+        {f"{OFFLOAD}.super_offload": False},
+        target=CPU,
+    ),
+    Case(
+        "gds-on-cpu",
+        {"aio.use_gds": True},
+        "aio.use_gds",
+        "aio.use_gds=true on a CPU device",
+        {"aio.use_gds": False},
+        target=CPU,
+    ),
+    Case(
+        "clipping-unwritten",
+        {"gradient_clipping": REMOVE},
+        "gradient_clipping",
+        "DeepSpeed clips the gradient norm at 1.0",
+        {"gradient_clipping": 0.0},
+    ),
+    Case(
+        "fp16-and-bf16",
+        {"fp16.enabled": True},
+        "fp16.enabled",
+        "fp16.enabled=true and bf16.enabled=true",
+        {"fp16.enabled": False},
+    ),
+    Case(
+        "autocast-and-16-bits",
+        {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+        "torch_autocast.enabled",
+        "torch_autocast.enabled=true with bf16.enabled=true",
+        {"bf16.enabled": False},
+    ),
+    Case(
+        "autocast-dtype",
+        {"torch_autocast.enabled": True, **FP32},
+        "torch_autocast.dtype",
+        "the device decides",
+        {"torch_autocast.dtype": "bfloat16"},
+    ),
+    Case(
+        "device-number-format",
+        {},
+        "bf16.enabled",
+        "bf16.enabled=true on a cuda device that does not compute in bf16",
+        {"bf16.enabled": False},
+        target=Target(2, "cuda", bf16=False),
+    ),
+    Case(
+        "accumulation-dtype-unwritten",
+        {"data_types": REMOVE},
+        "data_types.grad_accum_dtype",
+        "4 micro-batches are summed in bf16",
+        {"data_types.grad_accum_dtype": "fp32"},
+    ),
+    Case(
+        "accumulation-dtype-at-stage-0",
+        {f"{Z}.stage": 0, **FP32, "data_types.grad_accum_dtype": "bf16"},
+        "data_types.grad_accum_dtype",
+        "grad_accum_dtype='bf16' with fp32 parameters at stage 0",
+        {"data_types.grad_accum_dtype": "float32"},
+    ),
+    Case(
+        "param-dtype",
+        {"data_types.param_dtype": "fp16"},
+        "data_types.param_dtype",
+        "while the enabled format is bf16",
+        {"data_types.param_dtype": "bfloat16"},
+    ),
+    Case(
+        "low-precision-masters",
+        {"bf16.bf16_master_weights_and_grads": True},
+        "bf16.bf16_master_weights_and_grads",
+        "without offload to DeepSpeed's CPU Adam",
+        {"bf16.bf16_optimizer_states": True},
+    ),
+    Case(
+        "low-precision-masters",
+        {"bf16.bf16_optimizer_states": True},
+        "bf16.bf16_optimizer_states",
+        "without bf16.bf16_master_weights_and_grads",
+        {"bf16.bf16_master_weights_and_grads": True},
+    ),
+    Case(
+        "learning-rate-unwritten",
+        {"optimizer.params.lr": REMOVE},
+        "optimizer.params.lr",
+        "the optimizer's own default is used",
+        {"optimizer.params.lr": 1e-4},
+    ),
+    Case(
+        "adam-or-adamw",
+        {"optimizer.type": "Adam", "optimizer.params.weight_decay": 0.1},
+        "optimizer.type",
+        "optimizer.type='Adam' with weight_decay=0.1: DeepSpeed runs AdamW",
+        {"optimizer.params.adam_w_mode": False},
+    ),
+    Case(
+        "adam-or-adamw",
+        {"optimizer.params.adam_w_mode": False},
+        "optimizer.params.adam_w_mode",
+        "is ignored with optimizer.type='AdamW'",
+        {"optimizer.type": "Adam"},
+    ),
+    Case(
+        "untested-optimizer",
+        {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}},
+        "zero_allow_untested_optimizer",
+        "optimizer.type='SGD' at stage 2 without zero_allow_untested_optimizer",
+        {"zero_allow_untested_optimizer": True},
+    ),
+    Case(
+        "optimizer-needs-shapes",
+        {"optimizer": {"type": "Adafactor", "params": {"lr": 1e-3}}, **FP32},
+        "optimizer.type",
+        "'Adafactor' at stage 2: it needs row and column statistics",
+        {f"{Z}.stage": 0},
+    ),
+    Case(
+        "optimizer-on-cpu",
+        {"optimizer": {"type": "Lion", "params": {"lr": 1e-4}}},
+        "optimizer.type",
+        "optimizer.type='Lion' on a CPU device without offload_optimizer",
+        {f"{OFFLOAD}.device": "cpu"},
+        target=CPU,
+    ),
+    Case(
+        "optimizer-on-cpu",
+        {"optimizer": {"type": "Lamb", "params": {"lr": 1e-3}}, f"{Z}.stage": 0, **FP32},
+        "optimizer.type",
+        "optimizer.type='Lamb' on a CPU device",
+        {"optimizer.type": "AdamW"},
+        target=CPU,
+    ),
+    Case(
+        "optimizer-needs-compiler",
+        {"optimizer.params.torch_adam": False},
+        "optimizer.type",
+        "optimizer.type='AdamW' needs FusedAdam, and there is no C++ compiler",
+        {"optimizer.params.torch_adam": True},
+        target=Target(2, "cpu", compiler=False),
+    ),
+    Case(
+        "amsgrad",
+        {"optimizer.params": {"lr": 1e-4, "amsgrad": True}},
+        "optimizer.params.amsgrad",
+        "amsgrad=true with FusedAdam",
+        {"optimizer.params.torch_adam": True},
+    ),
+    Case(
+        "lamb-loss-scale",
+        {
+            "optimizer": {"type": "Lamb", "params": {"lr": 1e-3}},
+            "fp16": {"enabled": False, "loss_scale": 128},
+            f"{Z}.stage": 0,
+            **FP32,
+        },
+        "fp16.loss_scale",
+        "fp16.loss_scale=128 with optimizer.type='Lamb'",
+        {"fp16.loss_scale": 0},
+    ),
+    Case(
+        "muon-at-stage-3",
+        {"optimizer": {"type": "Muon", "params": {"lr": 0.02}}, f"{Z}.stage": 3},
+        f"{Z}.reduce_scatter",
+        "reduce_scatter is not false for Muon at stage 3",
+        {f"{Z}.reduce_scatter": False},
+    ),
+    Case(
+        "warmup-type-unwritten",
+        {**LINEAR, f"{P}.warmup_type": REMOVE},
+        f"{P}.warmup_type",
+        "the warm-up is logarithmic",
+        {f"{P}.warmup_type": "linear"},
+    ),
+    Case(
+        "warmup-steps-unwritten",
+        {**LINEAR, f"{P}.warmup_num_steps": REMOVE},
+        f"{P}.warmup_num_steps",
+        "1000 steps are taken",
+        {f"{P}.warmup_num_steps": 5},
+    ),
+    Case(
+        "warmup-max-lr",
+        {**LINEAR, f"{P}.warmup_max_lr": REMOVE},
+        f"{P}.warmup_max_lr",
+        "WarmupDecayLR takes 0.001",
+        {f"{P}.warmup_max_lr": 1e-4},
+    ),
+    Case(
+        "warmup-max-lr",
+        {**LINEAR, f"{P}.warmup_max_lr": 2e-4},
+        f"{P}.warmup_max_lr",
+        "warmup_max_lr=0.0002 overrides optimizer.params.lr=0.0001",
+        {f"{P}.warmup_max_lr": 1e-4},
+    ),
+    Case(
+        "warmup-longer-than-run",
+        {**LINEAR, f"{P}.warmup_num_steps": 100},
+        f"{P}.warmup_num_steps",
+        "with total_num_steps=100",
+        {f"{P}.warmup_num_steps": 99},
+    ),
+    Case(
+        "one-cycle-momentum",
+        {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": 1e-4}}},
+        f"{P}.cycle_momentum",
+        "OneCycle overwrites the optimizer's betas",
+        {f"{P}.cycle_momentum": False},
+    ),
+    Case(
+        "scheduler-without-optimizer",
+        {**LINEAR, "optimizer": REMOVE},
+        "scheduler",
+        "scheduler is written without an optimizer section",
+        {"scheduler": REMOVE},
+    ),
+    Case(
+        "activation-checkpointing-inert",
+        {"activation_checkpointing": {"partition_activations": True}},
+        "activation_checkpointing",
+        "activation_checkpointing has no effect on a Hugging Face model",
+        {"activation_checkpointing.partition_activations": False},
+    ),
+    Case(
+        "checkpoint-writer",
+        {"checkpoint.writer": {"type": "fast"}},
+        "checkpoint.writer",
+        "DeepSpeed fails when it saves",
+        {"checkpoint.writer": None},
+    ),
+    Case(
+        "datastates-enabled",
+        {"datastates_ckpt": {"enabled": False}},
+        "datastates_ckpt",
+        "switches DataStates checkpoints on",
+        {"datastates_ckpt": False},
+    ),
+    Case(
+        "data-efficiency-inert",
+        {"data_efficiency.enabled": True},
+        "data_efficiency.enabled",
+        "has no effect without",
+        {"data_efficiency.enabled": False},
+    ),
+    Case(
+        "data-efficiency-inert",
+        {"data_efficiency.data_routing.enabled": True},
+        "data_efficiency.data_routing.enabled",
+        "under data_efficiency.enabled=false",
+        {"data_efficiency.data_routing.enabled": False},
+    ),
+    Case(
+        "pipeline-keys-unused",
+        {f"{Z}.stage": 1, "pipeline.stages": 2},
+        "pipeline.stages",
+        "pipeline.stages=2 is never read",
+        {"pipeline.stages": REMOVE},
+    ),
+    Case(
+        "pipeline-limits",
+        {"pipeline": {}},
+        f"{Z}.stage",
+        "zero_optimization.stage=2 with a pipeline",
+        {f"{Z}.stage": 1},
+    ),
+    Case(
+        "pipeline-limits",
+        {f"{Z}.stage": 1, "pipeline": {}, "flops_profiler.enabled": True},
+        "flops_profiler.enabled",
+        "flops_profiler.enabled=true with a pipeline",
+        {"flops_profiler.enabled": False},
+    ),
+    Case(
+        "pipeline-limits",
+        {f"{Z}.stage": 0, "pipeline": {}, **FP32},
+        f"{Z}.stage",
+        "each stage clips by its own norm",
+        {"gradient_clipping": 0.0},
+    ),
+    Case(
+        "managed-accumulation",
+        {"managed_gradient_accumulation": False, f"{Z}.stage": 1, f"{Z}.overlap_comm": True},
+        "managed_gradient_accumulation",
+        "managed_gradient_accumulation=false with overlap_comm=true at stage 1",
+        {f"{Z}.stage": 2},
+    ),
+    Case(
+        "deepcompile",
+        {"compile.deepcompile": True, f"{Z}.stage": 0, **FP32},
+        "compile.deepcompile",
+        "at stage 0 falls back",
+        {f"{Z}.stage": 1},
+    ),
+    Case(
+        "deepcompile",
+        {"compile": {"deepcompile": True, "offload_activation": True, "offload_parameters": True}},
+        "compile.offload_activation",
+        "compile.offload_activation and compile.offload_parameters are both true",
+        {"compile.offload_parameters": False},
+    ),
+    Case(
+        "trainer-mismatch",
+        {"gradient_clipping": 0.5},
+        "gradient_clipping",
+        "gradient_clipping=0.5 but max_grad_norm gives 1.0 (TrainingArguments' default)",
+        {"gradient_clipping": "auto"},
+        **TRAINER,
+    ),
+    Case(
+        "trainer-mismatch",
+        {"optimizer.params.lr": 2e-4},
+        "optimizer.params.lr",
+        "optimizer.params.lr=0.0002 but learning_rate gives 0.0001",
+        {"optimizer.params.lr": "auto"},
+        **TRAINER,
+    ),
+    Case(
+        "trainer-mismatch",
+        {"bf16.enabled": False},
+        "bf16.enabled",
+        "bf16.enabled=false but bf16 or bf16_full_eval gives true",
+        {"bf16.enabled": "auto"},
+        **TRAINER,
+    ),
+    Case(
+        "trainer-mismatch",
+        {**LINEAR, f"{P}.total_num_steps": 200},
+        f"{P}.total_num_steps",
+        "total_num_steps=200 but max_steps gives 100",
+        {f"{P}.total_num_steps": "auto"},
+        target=CPU,
+        arguments={**ARGUMENTS, "max_steps": 100, "warmup_steps": 10},
+    ),
+    Case(
+        "trainer-global-batch",
+        {"train_batch_size": 32, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"},
+        "train_batch_size",
+        "train_batch_size=32 but the Trainer computes 2 x 2 x 4 = 16",
+        {"train_batch_size": "auto"},
+        also=("batch-identity",),
+        **TRAINER,
+    ),
+    Case(
+        "trainer-schedule-shadowed",
+        LINEAR,
+        "scheduler.type",
+        "scheduler.type='WarmupDecayLR' replaces lr_scheduler_type='cosine'",
+        {"scheduler": REMOVE},
+        target=CPU,
+        arguments={**ARGUMENTS, "warmup_steps": 10, "lr_scheduler_type": "cosine"},
+    ),
+    Case(
+        "trainer-no-warmup",
+        {**LINEAR, f"{P}.warmup_num_steps": "auto"},
+        f"{P}.warmup_num_steps",
+        'warmup_num_steps="auto" with warmup_steps=0: the first two optimizer steps run at warmup_min_lr',
+        {"scheduler": REMOVE},
+        **TRAINER,
+    ),
+    Case(
+        "trainer-optimizer-shadowed",
+        {},
+        "optimizer.type",
+        "optimizer.type='AdamW' replaces optim='adafactor'",
+        {"optimizer": REMOVE},
+        target=CPU,
+        arguments={**ARGUMENTS, "optim": "adafactor"},
+    ),
+    Case(
+        "trainer-saves-no-weights",
+        {f"{Z}.stage": 3},
+        f"{Z}.stage3_gather_16bit_weights_on_model_save",
+        "save_model writes no safetensors",
+        {f"{Z}.stage3_gather_16bit_weights_on_model_save": True},
+        **TRAINER,
+    ),
+    Case(
+        "trainer-batch-finder",
+        {f"{Z}.stage": 3, f"{Z}.stage3_gather_16bit_weights_on_model_save": True},
+        f"{Z}.stage",
+        "with auto_find_batch_size=true",
+        {f"{Z}.stage": 2, f"{Z}.stage3_gather_16bit_weights_on_model_save": REMOVE},
+        target=CPU,
+        arguments={**ARGUMENTS, "auto_find_batch_size": True},
+    ),
+    Case(
+        "trainer-tensor-parallel-stage-3",
+        {f"{Z}.stage": 3, f"{Z}.stage3_gather_16bit_weights_on_model_save": True, "tensor_parallel.autotp_size": 2},
+        "tensor_parallel.autotp_size",
+        "autotp_size=2 at stage 3 with the Trainer",
+        {f"{Z}.stage": 2},
+        **TRAINER,
+    ),
+]
+
+
+def found_in(case: Case, edits: dict[str, Any]) -> list[Finding]:
+    return check_config(edited(edits), target=case.target, training_args=case.arguments)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.rule}:{case.where}")
+def test_rule_fires_where_it_should_and_nothing_else_does(case: Case) -> None:
+    found = found_in(case, case.bad)
+    mine = [finding for finding in found if finding.rule == case.rule]
+    assert [finding.where for finding in mine] == [case.where], found
+    assert case.what in mine[0].what
+    assert mine[0].expected and mine[0].do
+    assert {finding.rule for finding in found} == {case.rule, *case.also}, found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.rule}:{case.where}")
+def test_cured_configuration_is_clean(case: Case) -> None:
+    assert found_in(case, {**case.bad, **case.cure}) == []
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case.rule for case in CASES} == {rule.id for rule in RULES}
+
+
+def test_rules_are_documented_and_named_once() -> None:
+    assert len({rule.id for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert rule.looks_at and len(rule.why) > 30, rule.id
+
+
+@pytest.mark.parametrize("target", [None, CPU, CUDA])
+def test_the_base_configuration_is_clean(target: Target | None) -> None:
+    assert check_config(BASE, target=target) == []
+    assert check_config(BASE, target=target, training_args=ARGUMENTS) == []
+
+
+HUGGING_FACE_ZERO3: dict[str, Any] = {
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+    "bf16": {"enabled": "auto"},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        "offload_param": {"device": "cpu", "pin_memory": True},
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": 1e9,
+        "stage3_max_reuse_distance": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
+"""The stage 3 example of Hugging Face's DeepSpeed page without its scheduler."""
+
+
+def test_the_example_of_hugging_face_is_clean_for_the_trainer() -> None:
+    assert check_config(HUGGING_FACE_ZERO3, target=CUDA, training_args=ARGUMENTS) == []
+    rules = {finding.rule for finding in check_config(HUGGING_FACE_ZERO3, target=CUDA)}
+    assert rules == {"leftover-auto"}
+
+
+def test_auto_values_are_judged_by_what_the_trainer_fills_in() -> None:
+    config = edited({"bf16.enabled": "auto", f"{Z}.stage": 0, "data_types.grad_accum_dtype": "bf16"})
+    fired = {finding.rule for finding in check_config(config, training_args=ARGUMENTS)}
+    assert fired == {"stage-0-in-16-bits"}
+    in_fp32 = check_config(config, training_args={**ARGUMENTS, "bf16": False})
+    assert {finding.rule for finding in in_fp32} == {"accumulation-dtype-at-stage-0"}
+
+
+def test_clipping_names_the_trainers_own_norm() -> None:
+    config = edited({"gradient_clipping": REMOVE})
+    (found,) = check_config(config, training_args={**ARGUMENTS, "max_grad_norm": 0.0})
+    assert found.what.endswith("clips the gradient norm at 1.0, whatever max_grad_norm=0.0 says")
+
+
+def test_trainer_defaults_are_those_of_transformers() -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    for name, value in TRAINER_DEFAULTS.items():
+        assert defaults[name] == value, name
+
+
+def test_the_stage_table_knows_only_keys_of_the_schema() -> None:
+    assert set(KEY_STAGES) <= set(ZERO.keys)
+
+
+JUNK: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    float("inf"),
+    "",
+    "auto",
+    "x",
+    [],
+    [1],
+    [None, {}],
+    {},
+    {"type": 3},
+    {"x": {"y": []}},
+)
+
+
+def paths(section: Section, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema."""
+    found = []
+    for name, inner in section.keys.items():
+        found.append(f"{prefix}{name}")
+        if not isinstance(inner, Key):
+            found += paths(inner, f"{prefix}{name}.")
+    return found
+
+
+def test_no_value_makes_a_check_fail() -> None:
+    """Whatever stands at whatever key, checking answers with findings and never raises."""
+    rng = random.Random(0)
+    keys = paths(TOP) + [
+        "optimizer.params.lr",
+        "optimizer.params.betas",
+        *(f"{P}.{name}" for name in LINEAR["scheduler"]["params"]),
+    ]
+    for number in range(4000):
+        config = copy.deepcopy(BASE) | copy.deepcopy(LINEAR)
+        for _ in range(rng.randint(1, 4)):
+            put(config, rng.choice(keys), rng.choice(JUNK))
+        arguments = {name: rng.choice(JUNK) for name in rng.sample(sorted(TRAINER_DEFAULTS), 5)}
+        check_config(
+            config, target=rng.choice([None, CPU, CUDA]), training_args=rng.choice([None, arguments, ARGUMENTS])
+        )
+    assert number == 3999
+
+
+def put(config: Any, path: str, value: Any) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not isinstance(config.get(parent), dict):
+            config[parent] = {}
+        config = config[parent]
+    config[name] = copy.deepcopy(value)
+
+
+def test_context_reads_nothing_from_malformed_sections() -> None:
+    context = Context(
+        {"zero_optimization": [], "optimizer": "AdamW", "gradient_clipping": "x", "bf16": {"enabled": "yes"}}
+    )
+    assert (context.stage, context.dtype, context.clipping, context.optimizer) == (0, "fp32", 1.0, None)
+    assert context.optimizer_offload == context.param_offload == "none"

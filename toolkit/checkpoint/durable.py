@@ -1,0 +1,53 @@
+"""Files and folders that are either whole or absent, also after a kill or a power cut."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import StorageError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` so that readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: a rename survives a power cut only after this."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(doing: str, folder: Path) -> Iterator[None]:
+    """Turn a full or failing disk while `doing` something in `folder` into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+        raise disk_problem(doing, folder, error.strerror or str(error)) from None
+
+
+def disk_problem(doing: str, folder: Path, reason: str) -> StorageError:
+    """The message for a disk that filled up or failed."""
+    return StorageError(
+        f"{doing} in {folder} failed: {reason}",
+        expected="room on the disk",
+        do="free space, lower checkpoint.keep or move --output_dir, then continue with --resume auto: the last complete checkpoint is intact",
+    )

@@ -1,0 +1,95 @@
+"""Reading any range of any state back, whichever ranks wrote it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from toolkit.checkpoint.manifest import Manifest, read_manifest, verify_hashes
+from toolkit.engine import process
+from toolkit.engine.fragments import WEIGHT
+from toolkit.engine.protocol import Engine
+from toolkit.errors import CheckpointError
+
+FLOAT_BYTES = 4
+
+
+class CheckpointReader:
+    """The numbers of one checkpoint, by (parameter, state, start, length). Memory-mapped: only what is read is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        self._maps: dict[str, np.memmap] = {}
+        self._pieces: dict[tuple[str, str], list[tuple[int, int, str, int]]] = defaultdict(list)
+        self._scalars: dict[str, dict[str, float]] = {}
+        for file in self.manifest.files:
+            for piece in file.pieces:
+                entry = (piece.start, piece.length, file.name, piece.offset)
+                self._pieces[piece.name, piece.state].append(entry)
+            for name, values in file.scalars.items():
+                self._scalars.setdefault(name, {}).update(values)
+
+    def read(self, name: str, state: str, start: int, length: int) -> torch.Tensor | None:
+        """fp32 values [start, start + length) of `state`, or None where the checkpoint has no such state."""
+        pieces = self._pieces.get((name, state))
+        if pieces is None:
+            return None
+        values = np.empty(length, np.float32)
+        missing = length
+        for begin, size, file, offset in pieces:
+            first, last = max(start, begin), min(start + length, begin + size)
+            if first < last:
+                values[first - start : last - start] = self._numbers(file, offset, first - begin, last - begin)
+                missing -= last - first
+        if missing:
+            raise CheckpointError(
+                f"{self.folder}: {missing} of the {length} numbers of {name} ({state}) are missing",
+                expected="pieces that cover every parameter",
+                do="continue from an older checkpoint",
+            )
+        return torch.from_numpy(values)
+
+    def _numbers(self, file: str, offset: int, first: int, last: int) -> np.ndarray:
+        if file not in self._maps:
+            self._maps[file] = np.memmap(self.folder / file, dtype="<f4", mode="r")
+        base = offset // FLOAT_BYTES
+        return self._maps[file][base + first : base + last]
+
+    def scalars(self, name: str) -> dict[str, float]:
+        """States of parameter `name` that are one number."""
+        return self._scalars.get(name, {})
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The whole fp32 weight `name` in its shape."""
+        shape = self.manifest.shapes[name]
+        values = self.read(name, WEIGHT, 0, int(np.prod(shape)))
+        assert values is not None, "every parameter has a weight"
+        return values.reshape(shape)
+
+
+def load(engine: Engine, folder: Path, rank: int, world_size: int) -> Manifest:
+    """Put `engine` into the state saved in `folder`, whatever topology wrote it. Collective.
+
+    Raises CheckpointError when the files are damaged or belong to another architecture.
+    """
+    reader = CheckpointReader(folder)
+    process.agree(lambda: verify_hashes(folder, reader.manifest.files[rank::world_size]))
+    _check_shapes(folder, reader.manifest.shapes, engine.shapes())
+    engine.restore(reader.read, reader.scalars)
+    engine.load_state(reader.manifest.run["engine"])
+    return reader.manifest
+
+
+def _check_shapes(folder: Path, stored: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
+    if stored == wanted:
+        return
+    name = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))[0]
+    raise CheckpointError(
+        f"{folder} holds {name} {stored.get(name, 'not at all')}, the model has it {wanted.get(name, 'not at all')}",
+        expected="the architecture that was trained",
+        do="use the recipe of that run, or another --output_dir",
+    )

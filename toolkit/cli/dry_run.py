@@ -1,0 +1,64 @@
+"""What --dry_run prints: the resolved recipe, the configuration and why, and the learning-rate curve. No torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.ds_config.check import check_config
+from toolkit.ds_config.explain import explain
+from toolkit.ds_config.findings import raise_findings
+from toolkit.ds_config.golden import to_json
+from toolkit.ds_config.target import Target
+from toolkit.recipe import Recipe
+from toolkit.recipe.schedules import factor
+
+MOST_ROWS = 60
+
+
+def print_dry_run(recipe: Recipe, target: Target, config: Mapping[str, Any], name: str) -> None:
+    """Print everything about the run that is known before it starts. Raises ConfigError when the check finds something."""
+    raise_findings(check_config(config, target=target), f"the configuration of {name}")
+    versions = ", ".join(
+        f"{package} {importlib.metadata.version(package)}" for package in ("torch", "deepspeed", "transformers")
+    )
+    print(f"# {name}: {recipe.note}\n# {versions}\n")
+    for section, value in recipe.model_dump().items():
+        if isinstance(value, dict) and section in type(recipe).model_fields:
+            for key, inner in value.items():
+                print(f"{section}.{key} = {inner!r}")
+        else:
+            print(f"{section} = {value!r}")
+    print(f"\n# DeepSpeed configuration for {target.world_size} x {target.device}")
+    print(to_json(config), end="")
+    print()
+    for line in explain(recipe, target, config):
+        print(f"# {line}")
+    _print_length(recipe)
+    _print_curve(recipe)
+
+
+def _print_length(recipe: Recipe) -> None:
+    per_step = recipe.batch.global_size * recipe.batch.sequence_length
+    if recipe.steps is None:
+        print(
+            f"\n# length: {recipe.epochs:g} epochs, at most {per_step:,} tokens per step; the steps are known once the data is prepared"
+        )
+    else:
+        print(
+            f"\n# length: {recipe.steps:,} steps, at most {per_step:,} tokens each, {recipe.steps * per_step:,} in all"
+        )
+
+
+def _print_curve(recipe: Recipe) -> None:
+    if recipe.steps is None:
+        return
+    print(f"# learning rate used by each optimizer step ({recipe.schedule.type})")
+    if recipe.schedule.type == "reduce_on_plateau":
+        print("# (before any drop; drops follow the evaluations)")
+    stride = max(1, -(-recipe.steps // MOST_ROWS))
+    steps = sorted({*range(1, recipe.steps + 1, stride), recipe.steps})
+    for step in steps:
+        share = factor(recipe.schedule, step - 1, recipe.steps)
+        print(f"step {step:>7}  lr {recipe.optimizer.learning_rate * share:.12g}  {'#' * round(40 * share)}")

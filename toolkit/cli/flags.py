@@ -1,0 +1,165 @@
+"""argv -> recipe and run options. Every recipe field is a flag; unknown flags are refused with a suggestion."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from pydantic import BaseModel
+
+from toolkit.errors import RecipeError, did_you_mean
+from toolkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One start of a recipe."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    output_dir: Path
+    """Folder of this run."""
+    resume: str | None = None
+    """"auto" continues the newest checkpoint in output_dir (or starts, if there is none); a checkpoint folder continues that one."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the resolved recipe, the DeepSpeed configuration and the learning-rate curve, then stop."""
+    preview: int = 0
+    """Show this many training sequences with the trained tokens marked, then stop."""
+
+
+@dataclass(frozen=True)
+class LauncherFlags:
+    """Flags that launchers and Hugging Face scripts add to a command line."""
+
+    local_rank: int | None
+    deepspeed_config: Path | None
+
+
+def split_launcher_flags(argv: Sequence[str]) -> tuple[LauncherFlags, list[str]]:
+    """Take --local_rank, --deepspeed [FILE] and --deepspeed_config FILE out of `argv`."""
+    rest: list[str] = []
+    local_rank, config = None, None
+    words = iter(_pairs(argv))
+    for flag, value, joined in words:
+        name = flag.replace("-", "_").lstrip("_")
+        if name == "local_rank":
+            local_rank = value
+        elif name in ("deepspeed", "deepspeed_config"):
+            config = value or config
+        else:
+            rest += joined
+    if local_rank is not None and not local_rank.lstrip("-").isdigit():
+        raise RecipeError(f"--local_rank {local_rank}", expected="a number", do="leave this flag to the launcher")
+    return LauncherFlags(None if local_rank is None else int(local_rank), Path(config) if config else None), rest
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
+    """(flag, value, the words) for launcher flags; every other word by itself."""
+    index = 0
+    while index < len(argv):
+        word = argv[index]
+        flag, equals, value = word.partition("=")
+        if flag.replace("-", "_").lstrip("_") not in (
+            "local_rank",
+            "deepspeed",
+            "deepspeed_config",
+        ) or not flag.startswith("--"):
+            yield word, None, [word]
+        elif equals:
+            yield flag, value, [word]
+        elif index + 1 < len(argv) and not argv[index + 1].startswith("--"):
+            yield flag, argv[index + 1], [word, argv[index + 1]]
+            index += 1
+        else:
+            yield flag, None, [word]
+        index += 1
+
+
+def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description: str, prog: str) -> Invocation:
+    """The invocation that `argv` describes on top of `recipe`. Raises RecipeError for anything it does not understand."""
+    _check_names(argv, recipe)
+    printed, complaint = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), _stdout_unless_help(argv, printed):
+            return tyro.cli(
+                Invocation, args=list(argv), default=Invocation(recipe, output_dir), description=description, prog=prog
+            )
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        text = complaint.getvalue() or printed.getvalue()
+        raise RecipeError(
+            _plain(text),
+            expected="a value of the field's type",
+            do=f"see `{prog} --help` for every field, its type and meaning",
+        ) from None
+
+
+@contextlib.contextmanager
+def _stdout_unless_help(argv: Sequence[str], printed: io.StringIO) -> Iterator[None]:
+    if "-h" in argv or "--help" in argv:
+        yield
+    else:
+        with contextlib.redirect_stdout(printed):
+            yield
+
+
+def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
+    known = flag_names(recipe)
+    for word in argv:
+        name = word.partition("=")[0]
+        if not name.startswith("--") or name == "--help" or _is_number(name):
+            continue
+        plain = name[2:].replace("-", "_")
+        if plain not in known and plain.removeprefix("no_") not in known and _without_no(plain) not in known:
+            raise RecipeError(
+                f"unknown flag {name}{_suggest(plain, known)}", expected="a recipe field or one of --output_dir, --resume, --dry_run, --preview",
+                do="see --help for every field",
+            )  # fmt: skip
+
+
+def _without_no(name: str) -> str:
+    """`data.no_packing` -> `data.packing`, the form of a switched-off flag."""
+    section, _, field = name.rpartition(".")
+    return f"{section}.{field.removeprefix('no_')}" if section else field.removeprefix("no_")
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    nearest = did_you_mean(name, known)
+    if nearest:
+        return nearest.replace("'", "--", 1).replace("'", "", 1)
+    same_field = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    return f" (did you mean --{same_field[0]}?)" if same_field else ""
+
+
+def flag_names(recipe: Recipe) -> list[str]:
+    """Every dotted field name, and the options of a run."""
+    names = ["output_dir", "resume", "dry_run", "preview"]
+    for name in type(recipe).model_fields:
+        value: Any = getattr(recipe, name)
+        if isinstance(value, BaseModel):
+            names += [f"{name}.{inner}" for inner in type(value).model_fields]
+        else:
+            names.append(name)
+    return names
+
+
+def _is_number(word: str) -> bool:
+    return bool(re.fullmatch(r"--?\d.*", word))
+
+
+def _plain(text: str) -> str:
+    """tyro's boxed message as one line."""
+    lines = (re.sub(r"[\u2500-\u257f]", " ", line).strip() for line in text.splitlines())
+    kept = []
+    for line in lines:
+        if line.startswith(("Argument helptext", "For full helptext")):
+            break
+        if line and line not in ("Value error", "Parsing error", "Missing value", "Invalid value"):
+            kept.append(line)
+    return " ".join(kept) or "the command line could not be read"

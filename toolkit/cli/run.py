@@ -1,0 +1,77 @@
+"""main(recipe): what `deepspeed recipes/x.py`, `accelerate launch recipes/x.py`, `torchrun` and `python` run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.cli.dry_run import print_dry_run
+from toolkit.cli.flags import Invocation, parse, split_launcher_flags
+from toolkit.cli.launcher_config import check_launcher_config
+from toolkit.ds_config.golden import assumed_target
+from toolkit.ds_config.render import render
+from toolkit.ds_config.target import Target
+from toolkit.errors import ToolkitError, show
+from toolkit.recipe import Recipe
+from toolkit.tasks import check_task
+
+
+def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
+    """Run `recipe` as the command line says; returns the exit code."""
+    script = Path(sys.argv[0])
+    try:
+        launcher, rest = split_launcher_flags(sys.argv[1:] if argv is None else argv)
+        invocation = parse(
+            recipe,
+            rest,
+            output_dir=Path("runs") / script.stem,
+            description=_describe(script, recipe),
+            prog=script.name,
+        )
+        return run(invocation, script.stem, launcher.deepspeed_config)
+    except ToolkitError as error:
+        return show(error)
+
+
+def _describe(script: Path, recipe: Recipe) -> str:
+    return f"{recipe.note or 'A training recipe.'}\n\nStart: deepspeed --num_gpus {recipe.launch.devices} {script}"
+
+
+def run(invocation: Invocation, name: str, deepspeed_config: Path | None) -> int:
+    """Check everything that needs no torch, then train (or only show what would be trained)."""
+    recipe = invocation.recipe
+    check_task(recipe.task.name)
+    target = _expected_target(recipe)
+    config = render(recipe, target)
+    check_launcher_config(config, deepspeed_config)
+    if invocation.dry_run:
+        if os.environ.get("RANK", "0") == "0":
+            print_dry_run(recipe, target, config, name)
+        return 0
+    # Heavy imports only now: a typo must not wait for torch.
+    if invocation.preview:
+        from toolkit.cli.preview import print_preview
+
+        return print_preview(recipe, invocation.preview)
+    from toolkit.train import run_folder
+
+    run_folder.check(invocation.output_dir, invocation.resume)
+    return _train(recipe, invocation, name)
+
+
+def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from toolkit.train.run import RunOptions, train
+
+    return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume))
+
+
+def _expected_target(recipe: Recipe) -> Target:
+    """The target as far as it is known before torch is: the launcher's world size, the recipe's device."""
+    world: Any = os.environ.get("WORLD_SIZE", "")
+    size = int(world) if world.isdigit() else None
+    return assumed_target(recipe.launch, size)

@@ -1,0 +1,221 @@
+"""Batches of optimizer steps, from a store or from a stream; the same global batch whatever the world size."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from toolkit.data.encoding import Encoder
+from toolkit.data.example import Collate, Example, Row, Sequences, masked
+from toolkit.data.order import Order, shard
+from toolkit.data.packing import best_fit, one_each
+from toolkit.data.prefetch import ahead
+from toolkit.data.store import Store
+from toolkit.errors import CheckpointError
+
+
+@dataclass
+class StepBatch:
+    """What one rank computes in one optimizer step."""
+
+    step: int
+    """0 is the first."""
+    epoch: float
+    """Passes over the data that lie behind once this step is done; a stream, whose length is unknown, counts whole ones."""
+    micro_batches: list[dict[str, torch.Tensor]]
+    num_samples: int
+    """Examples in the global batch, over all ranks."""
+    num_tokens: int
+    """Tokens without padding in the global batch, over all ranks."""
+
+
+@dataclass(frozen=True)
+class StoredBatches:
+    """Batches from a store. The position is the step, so there is nothing else to save."""
+
+    store: Store
+    sequences: Sequences
+    """Indices into the store, one list per packed sequence."""
+    order: Order
+    collate: Collate
+    rank: int
+    world_size: int
+    micro_size: int
+
+    def iterate(
+        self, start_step: int, stop_step: int, prefetch: int = 0, state: Mapping[str, Any] | None = None
+    ) -> Iterator[StepBatch]:
+        """Batches of steps [start_step, stop_step), about `prefetch` micro-batches built ahead by a thread.
+
+        Raises CheckpointError when `state` belongs to another step.
+        """
+        if state is not None and state["step"] != start_step:
+            raise _wrong_state(f"step {state['step']}", f"step {start_step}")
+        steps = (self._batch(step) for step in range(start_step, stop_step))
+        return ahead(steps, _depth(prefetch, self.order.global_size, self.world_size, self.micro_size))
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What `iterate` needs to go on with step `step`."""
+        return {"step": step}
+
+    def _batch(self, step: int) -> StepBatch:
+        chosen = [self.sequences[position] for position in self.order.positions(step)]
+        micro_batches = [
+            self.collate([[self.store[index] for index in chosen[position]] for position in positions])
+            for positions in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
+        ]
+        return StepBatch(
+            step=step,
+            epoch=self.order.epoch(step + 1),
+            micro_batches=micro_batches,
+            num_samples=sum(len(sequence) for sequence in chosen),
+            num_tokens=sum(int(self.store.lengths[index]) for sequence in chosen for index in sequence),
+        )
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a stream stands: the next sequence to deal."""
+
+    passes: int = 0
+    """Times the stream ended."""
+    rows: int = 0
+    """Rows of this pass read before the window."""
+    offset: int = 0
+    """Sequences of the window dealt already."""
+
+
+@dataclass
+class StreamedBatches:
+    """Batches from a stream, read in windows: the rows of a window are encoded, packed and shuffled together.
+
+    Every rank reads the whole stream and collates its share, so the order does not depend on the world size. The
+    stream starts again when it ends; its last window may be short.
+    """
+
+    rows: datasets.IterableDataset
+    encoder: Encoder
+    packing: bool
+    shuffle: bool
+    seed: int
+    global_size: int
+    collate: Collate
+    rank: int
+    world_size: int
+    micro_size: int
+    window_rows: int = 1024
+    _positions: dict[int, Position] = field(default_factory=dict, init=False)
+
+    def iterate(
+        self, start_step: int, stop_step: int, prefetch: int = 0, state: Mapping[str, Any] | None = None
+    ) -> Iterator[StepBatch]:
+        """Batches of steps [start_step, stop_step), about `prefetch` micro-batches built ahead by a thread.
+
+        With the `state` of `start_step` only its window is encoded again; without, everything before it is.
+        Raises CheckpointError for a state of another step or another window size.
+        """
+        position = self._restore(start_step, state)
+        self._positions = {start_step: position}
+        skipped = 0 if state is not None else start_step * self.global_size
+        steps = self._steps(start_step, stop_step, position, skipped)
+        for batch, after in ahead(steps, _depth(prefetch, self.global_size, self.world_size, self.micro_size)):
+            self._positions[batch.step + 1] = after
+            self._positions.pop(batch.step - 1, None)
+            yield batch
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What `iterate` needs to go on with step `step`: the step of the batch yielded last, or the one after it."""
+        if step not in self._positions:
+            raise ValueError(f"the stream stands at steps {sorted(self._positions)}, not at {step}")
+        return {"step": step, "window_rows": self.window_rows, **asdict(self._positions[step])}
+
+    def _restore(self, start_step: int, state: Mapping[str, Any] | None) -> Position:
+        if state is None:
+            return Position()
+        given, wanted = (state["step"], state.get("window_rows")), (start_step, self.window_rows)
+        if given != wanted:
+            raise _wrong_state(*(f"step {step} with windows of {rows} rows" for step, rows in (given, wanted)))
+        return Position(state["passes"], state["rows"], state["offset"])
+
+    def _steps(self, start: int, stop: int, position: Position, skipped: int) -> Iterator[tuple[StepBatch, Position]]:
+        dealt = itertools.islice(self._sequences(position), skipped, None)
+        for step in range(start, stop):
+            chosen, positions = zip(*itertools.islice(dealt, self.global_size), strict=True)
+            micro_batches = [
+                self.collate([chosen[index] for index in indices])
+                for indices in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
+            ]
+            tokens = sum(len(example["input_ids"]) for sequence in chosen for example in sequence)
+            after = positions[-1]
+            yield StepBatch(step, float(after.passes), micro_batches, sum(map(len, chosen)), tokens), after
+
+    def _sequences(self, position: Position) -> Iterator[tuple[list[Example], Position]]:
+        """Every sequence from `position` on, with the position after it; never ends."""
+        passes, rows_read, offset = position.passes, position.rows, position.offset
+        while True:
+            stream = iter(self.rows.skip(rows_read) if rows_read else self.rows)
+            while window := list(itertools.islice(stream, self.window_rows)):
+                for sequence in self._window(window, passes, rows_read)[offset:]:
+                    offset += 1
+                    yield sequence, Position(passes, rows_read, offset)
+                rows_read, offset = rows_read + len(window), 0
+            self.encoder.check(rows_read)
+            passes, rows_read = passes + 1, 0
+
+    def _window(self, rows: list[Row], passes: int, rows_read: int) -> list[list[Example]]:
+        """The sequences of one window, in the order in which they are dealt."""
+        examples = [
+            example for number, row in enumerate(rows, rows_read + 1) for example in self.encoder.examples(row, number)
+        ]
+        lengths = [len(example["input_ids"]) for example in examples]
+        groups = best_fit(lengths, self.encoder.capacity) if self.packing else one_each(len(examples))
+        order = np.arange(len(groups))
+        if self.shuffle:
+            order = np.random.Generator(np.random.PCG64([self.seed, passes, rows_read])).permutation(len(groups))
+        return [[examples[index] for index in groups[position]] for position in order]
+
+
+def evaluation_batches(
+    store: Store,
+    sequences: Sequences,
+    collate: Collate,
+    rank: int,
+    world_size: int,
+    micro_size: int,
+    max_batches: int | None = None,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Micro-batches of `micro_size` sequences for one rank, each sequence on exactly one rank, in order.
+
+    Every rank gets the same number, at most `max_batches` (a ZeRO-3 rank alone in a forward pass waits for ever):
+    where sequences run out, a copy of the first one fills up, with every label ignored.
+    """
+    width = world_size * micro_size
+    num_batches = math.ceil(len(sequences) / width)
+    if max_batches is not None:
+        num_batches = min(num_batches, max_batches)
+    for batch in range(num_batches):
+        start = batch * width + rank * micro_size
+        chosen = [[store[index] for index in sequence] for sequence in sequences[start : start + micro_size]]
+        while len(chosen) < micro_size:
+            chosen.append([masked(store[index]) for index in sequences[0]])
+        yield collate(chosen)
+
+
+def _depth(prefetch: int, global_size: int, world_size: int, micro_size: int) -> int:
+    """Steps to build ahead so that about `prefetch` micro-batches are waiting."""
+    return math.ceil(prefetch * world_size * micro_size / global_size)
+
+
+def _wrong_state(given: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"the saved position in the data is of {given}",
+        expected=expected,
+        do="resume from a checkpoint of this run, with data.streaming as it was",
+    )

@@ -1,0 +1,166 @@
+"""Two small data sets made from the docstrings of the running Python's standard library; no network, nothing imported.
+
+The sources are parsed, never run, and walked in sorted order: the same Python gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import os
+import re
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "ensurepip"}
+_MASK = "***"
+_NUM_PACKAGES = 10
+
+
+@dataclass(frozen=True)
+class Documented:
+    """A public module, class or function of the standard library that has a docstring."""
+
+    package: str
+    """Top-level module."""
+    name: str
+    """Dotted, from the top-level module on."""
+    signature: str | None
+    """Parameters as written, without self; None for modules and classes."""
+    text: str
+    """The docstring, dedented."""
+
+    @property
+    def is_class(self) -> bool:
+        return self.signature is None and self.name.rpartition(".")[2][:1].isupper()
+
+
+def build_instructions(directory: Path) -> dict[str, int]:
+    """Write train.jsonl and test.jsonl with {"messages": [question, answer]}; returns the rows of each.
+
+    The question names a function with its parameters, or a class; the answer is its docstring's first paragraph.
+    About one top-level module in ten is held out, and no answer occurs twice.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    seen: set[str] = set()
+    for item in standard_library():
+        answer = _summary(item.text)
+        if answer is None or answer.lower() in seen or not (item.is_class or item.signature is not None):
+            continue
+        seen.add(answer.lower())
+        if item.is_class:
+            question = f"What is the Python class `{item.name}`?"
+        else:
+            question = f"What does the Python function `{item.name}({item.signature})` do?"
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        rows["test" if _share(f"modules {item.package}") < 0.1 else "train"].append({"messages": messages})
+    return _write(directory, rows)
+
+
+def build_packages(directory: Path) -> dict[str, int]:
+    """Write train.jsonl and test.jsonl with {"text": docstring, "label": package}; returns the rows of each.
+
+    The ten packages with the most docstrings, each cut to at most one and a half times the smallest; a package's own
+    name is masked in its texts. About one text in seven is held out.
+    """
+    by_package: dict[str, dict[str, str]] = {}
+    for item in standard_library():
+        text = " ".join(item.text.split()[:80])
+        masked = re.sub(re.escape(item.package), _MASK, text, flags=re.IGNORECASE)
+        if len(masked.split()) >= 4:
+            by_package.setdefault(item.package, {})[masked.lower()] = masked
+    shared = {key for key, count in Counter(key for texts in by_package.values() for key in texts).items() if count > 1}
+    texts = {
+        package: [text for key, text in found.items() if key not in shared] for package, found in by_package.items()
+    }
+    chosen = sorted(texts, key=lambda package: (-len(texts[package]), package))[:_NUM_PACKAGES]
+    limit = 3 * len(texts[chosen[-1]]) // 2
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for package in sorted(chosen):
+        # Ordered by hash, so that the cut and the held-out share are spread over the package's files.
+        for text in sorted(texts[package], key=_share)[:limit]:
+            rows["test" if _share(f"held out {text}") < 1 / 7 else "train"].append({"text": text, "label": package})
+    return _write(directory, rows)
+
+
+def standard_library() -> Iterator[Documented]:
+    """Everything public in the standard library that has a docstring, in a fixed order."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
+        parts = path.relative_to(root).with_suffix("").parts
+        # config-3.11-x86_64-linux-gnu and the like hold the build's own files.
+        if _SKIPPED.isdisjoint(parts) and not any(part.startswith("_") or "-" in part for part in parts[:-1]):
+            dotted = parts[:-1] if parts[-1] == "__init__" else parts
+            if dotted and not dotted[-1].startswith("_"):
+                yield from _documented(path, ".".join(dotted))
+
+
+def _documented(path: Path, module: str) -> Iterator[Documented]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old escapes in strings are none of our business
+        try:
+            tree = ast.parse(path.read_bytes())
+        except SyntaxError:
+            return
+    package = module.partition(".")[0]
+    for name, node in _definitions(tree, module):
+        text = ast.get_docstring(node)
+        if text:
+            signature = None if isinstance(node, ast.Module | ast.ClassDef) else _parameters(node.args)
+            yield Documented(package, name, signature, inspect.cleandoc(text))
+
+
+_Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _definitions(node: _Definition, name: str) -> Iterator[tuple[str, _Definition]]:
+    """`node` and the public classes and functions in it, but not those inside functions."""
+    yield name, node
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+            yield from _definitions(child, f"{name}.{child.name}")
+
+
+def _parameters(arguments: ast.arguments) -> str:
+    written = ast.unparse(arguments)
+    return re.sub(r"^(self|cls)(, /)?(, |$)", "", written)
+
+
+def _summary(text: str) -> str | None:
+    """The first paragraph as one sentence or more; None when it is no prose or too long to learn."""
+    paragraph = " ".join(re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0].split())
+    paragraph = re.sub(r"^\w+ --? ", "", paragraph)  # "Name - what it is"
+    words = paragraph.split()
+    prose = paragraph[:1].isalpha() and "->" not in paragraph and ">>>" not in paragraph
+    if not prose or not 4 <= len(words) <= 60 or not re.fullmatch(r"[A-Za-z'/-]+[,:]?", words[0]):
+        return None
+    paragraph = paragraph[0].upper() + paragraph[1:]
+    return paragraph if paragraph[-1] in ".!?" else paragraph.rstrip(":;,") + "."
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1 that depends on `text` alone and is spread evenly."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+
+
+def _write(directory: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    directory.mkdir(parents=True, exist_ok=True)
+    for split, content in rows.items():
+        _write_lines(directory / f"{split}.jsonl", content)
+    return {split: len(content) for split, content in rows.items()}
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    temporary.replace(path)

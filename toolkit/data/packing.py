@@ -1,0 +1,131 @@
+"""Fill sequences of fixed capacity with several examples, and make examples fit.
+
+Best-fit-decreasing (Johnson 1974): longest example first, each into the fullest sequence that still takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from toolkit.data.example import IGNORED, Example
+from toolkit.errors import DataError
+
+
+@dataclass
+class Counts:
+    """What became of the examples on their way in."""
+
+    kept: int = 0
+    """In the result, after truncating and splitting."""
+    truncated: int = 0
+    """Cut to the capacity."""
+    dropped: int = 0
+    """Left out because longer than the capacity."""
+    split: int = 0
+    """Cut into several."""
+    empty: int = 0
+    """Rows left out because they have no tokens."""
+    masked: int = 0
+    """Left out because no token of theirs carries loss."""
+
+    def describe(self) -> str:
+        """One line for a reader, without the zero counts; for instance `120 kept, 3 truncated`."""
+        said = [f"{getattr(self, field.name):,} {field.name}" for field in fields(self) if getattr(self, field.name)]
+        return ", ".join(said) or "none"
+
+
+def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
+    """Indices of `lengths` grouped so that no group's sum passes `capacity` (tokens), by best-fit-decreasing.
+
+    Groups and the indices inside them are in rising order, so the result is deterministic and near the input's order.
+    Every length must be between 1 and `capacity`; anything else is a fault of the caller (ValueError).
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if sizes.size and (sizes.min() < 1 or sizes.max() > capacity):
+        raise ValueError(f"lengths between {sizes.min()} and {sizes.max()} do not fit a capacity of {capacity}")
+    by_size = np.argsort(-sizes, kind="stable")
+    groups: list[list[int]] = []
+    open_groups: list[list[int]] = [[] for _ in range(capacity + 1)]  # free capacity -> groups with that much left
+    free = 0  # bit f is set while open_groups[f] is not empty: the tightest fit is the lowest bit from `size` up
+    for index, size in zip(by_size.tolist(), sizes[by_size].tolist(), strict=True):
+        fitting = free >> size
+        if fitting:
+            left = (fitting & -fitting).bit_length() - 1
+            group = open_groups[left + size].pop()
+            if not open_groups[left + size]:
+                free ^= 1 << (left + size)
+            groups[group].append(index)
+        else:
+            left, group = capacity - size, len(groups)
+            groups.append([index])
+        if left:
+            open_groups[left].append(group)
+            free |= 1 << left
+    return sorted(sorted(group) for group in groups)
+
+
+def one_each(num_examples: int) -> list[list[int]]:
+    """The sequences of a run without packing: one example in each."""
+    return [[index] for index in range(num_examples)]
+
+
+def efficiency(lengths: Sequence[int] | np.ndarray, sequences: Sequence[Sequence[int]], capacity: int) -> float:
+    """Share of the tokens in `sequences` of `capacity` tokens that is not padding, 0 to 1."""
+    if not sequences:
+        return 0.0
+    sizes = np.asarray(lengths, dtype=np.int64)
+    return float(sum(int(sizes[list(group)].sum()) for group in sequences)) / (len(sequences) * capacity)
+
+
+def fit(example: Example, capacity: int, overlong: str, counts: Counts) -> list[Example]:
+    """`example` as the examples of at most `capacity` tokens that `overlong` makes of it; counts what it did.
+
+    `overlong` is data.overlong. Raises DataError for "error", and for "split" where cutting would lose the meaning.
+    """
+    length = len(example["input_ids"])
+    if length <= capacity:
+        return [example]
+    if overlong == "truncate":
+        counts.truncated += 1
+        return [_piece(example, 0, capacity)]
+    if overlong == "drop":
+        counts.dropped += 1
+        return []
+    if overlong == "split":
+        counts.split += 1
+        return split_overlong(example, capacity)
+    raise DataError(
+        f"an example has {length} tokens and batch.sequence_length is {capacity}",
+        expected="examples that fit, since data.overlong='error'",
+        do="raise batch.sequence_length, or set data.overlong to 'truncate', 'drop' or 'split'",
+    )
+
+
+def split_overlong(example: Example, capacity: int) -> list[Example]:
+    """Cut plain text into consecutive examples of `capacity` tokens, the last one shorter.
+
+    Raises DataError for anything but plain text: the later parts of a conversation would lose what they answer.
+    """
+    length = len(example["input_ids"])
+    labels = example["labels"]
+    if len(labels) != length or (labels[1:] == IGNORED).any():
+        raise DataError(
+            f"an example of {length} tokens that is not plain text (only some of its tokens carry loss) "
+            "would be split, data.overlong='split'",
+            expected="plain text, where every part is trained on its own",
+            do="set data.overlong to 'truncate' or 'drop', or raise batch.sequence_length",
+        )
+    pieces = [_piece(example, start, start + capacity) for start in range(0, length, capacity)]
+    for piece in pieces[1:]:
+        # What predicts a piece's first token is in the piece before.
+        piece["labels"] = np.concatenate([np.array([IGNORED], dtype=np.int32), piece["labels"][1:]])
+    return pieces
+
+
+def _piece(example: Example, start: int, stop: int) -> Example:
+    """Tokens [start, stop) of `example`: every column as long as "input_ids" is cut, others are kept whole."""
+    length = len(example["input_ids"])
+    return {name: column[start:stop] if len(column) == length else column for name, column in example.items()}

@@ -1,0 +1,186 @@
+"""All examples of a data set, encoded once and kept as memory-mapped files that every process on the host shares."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.columns import ColumnReader, ColumnWriter
+from toolkit.data.encoding import Encoder
+from toolkit.data.example import Encode, Example, Row, num_targets
+from toolkit.data.packing import Counts
+from toolkit.errors import DataError, StorageError
+
+_FORMAT = 1  # part of every fingerprint: raise it when the files or the encoding in this package change
+
+Progress = Callable[[int, int | None], None]
+"""Called now and then with the rows encoded so far and, where known, the rows there are."""
+
+
+class Store:
+    """Examples by index, with their lengths; what `prepare` returns."""
+
+    def __init__(self, directory: Path) -> None:
+        summary = json.loads((directory / "summary.json").read_text())
+        self.directory = directory
+        self.num_rows: int = summary["num_rows"]
+        self.num_trained_tokens: int = summary["num_trained_tokens"]
+        self.counts = Counts(**summary["counts"])
+        self._columns = ColumnReader(directory)
+        self.lengths: NDArray[np.int64] = self._columns.lengths("input_ids")
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self._columns[index]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all examples."""
+        return int(self.lengths.sum())
+
+
+def prepare(
+    rows: Iterable[Row],
+    encode: Encode,
+    *,
+    capacity: int,
+    overlong: str,
+    cache_dir: Path,
+    fingerprint: str,
+    progress: Progress | None = None,
+    name: str = "data.train",
+) -> Store:
+    """The store of `rows` at `cache_dir`/`fingerprint`, encoded now unless it is there already.
+
+    Several processes may ask at once: one writes, the others wait. A killed writer leaves nothing that counts.
+    Raises DataError for a bad row (with its number), for a data set without a token to train on and for a cache
+    directory that cannot be written; StorageError when the disk is full.
+    """
+    final = cache_dir / fingerprint
+    if not final.exists():
+        encoder = Encoder(encode, capacity, overlong, name)
+        with _storage_errors(cache_dir), _lock(cache_dir, fingerprint):
+            if not final.exists():
+                _write(rows, encoder, final, progress)
+    return Store(final)
+
+
+def fingerprint(rows: Any, tokenizer: Any, **options: Any) -> str:
+    """A name for the result of encoding: 24 hex digits that change when the data, the tokenizer or an option does.
+
+    `rows` is a datasets.Dataset (known by its own fingerprint) or a JSON-able value; `options` are JSON-able.
+    """
+    parts = {
+        "format": _FORMAT,
+        "rows": getattr(rows, "_fingerprint", rows),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "options": options,
+        "versions": [version("transformers"), version("tokenizers")],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of what decides how text becomes tokens: vocabulary, rules, special tokens and chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    if backend is not None:
+        # Left behind by the last call; they do not belong to the tokenizer.
+        rules.pop("truncation", None)
+        rules.pop("padding", None)
+    specials = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    parts = [type(tokenizer).__name__, rules, specials, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _write(rows: Iterable[Row], encoder: Encoder, final: Path, progress: Progress | None) -> None:
+    """Encode into a temporary directory beside `final`, then rename it. The caller holds the lock."""
+    for left_over in final.parent.glob(f"{final.name}.tmp-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{final.name}.tmp-", dir=final.parent))
+    try:
+        summary = _encode_into(temporary, rows, encoder, progress)
+        _write_durably(temporary / "summary.json", json.dumps(summary, indent=1))
+        temporary.chmod(0o755)  # mkdtemp makes it private; a cache is shared
+        # Where file locks do not reach (some network file systems) another host may have been faster: keep its result.
+        with contextlib.suppress(FileExistsError):
+            _rename_unless_there(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progress: Progress | None) -> dict[str, Any]:
+    """Write the columns of all examples into `directory`; returns the store's summary."""
+    total = len(rows) if isinstance(rows, Sized) else None
+    num_rows, num_trained = 0, 0
+    with contextlib.closing(ColumnWriter(directory)) as writer:
+        for num_rows, row in enumerate(rows, start=1):
+            for example in encoder.examples(row, num_rows):
+                writer.append(example)
+                num_trained += num_targets(example)
+            if progress is not None and (num_rows % 100 == 0 or num_rows == total):
+                progress(num_rows, total)
+        encoder.check(num_rows)
+    return {"num_rows": num_rows, "num_trained_tokens": num_trained, "counts": asdict(encoder.counts)}
+
+
+def _rename_unless_there(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(target) from error
+        raise
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _lock(cache_dir: Path, fingerprint: str) -> Iterator[None]:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    # The operating system releases it when its holder dies.
+    with filelock.FileLock(cache_dir / f"{fingerprint}.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _storage_errors(cache_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"no space left under {cache_dir} while encoding the data",
+                expected="room for about 8 bytes per token",
+                do="free some space, or set TOOLKIT_CACHE to a directory on a larger disk",
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DataError(
+                f"the cache directory {cache_dir} cannot be written ({error.strerror})",
+                expected="a directory this user may write to",
+                do="set TOOLKIT_CACHE to such a directory",
+            ) from None
+        raise

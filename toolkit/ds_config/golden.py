@@ -1,0 +1,78 @@
+"""ds_configs/: the rendered JSON and accelerate YAML of every recipe, checked in so that a review sees every change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.ds_config.accelerate_yaml import render_accelerate
+from toolkit.ds_config.render import render
+from toolkit.ds_config.target import Target
+from toolkit.errors import ConfigError
+from toolkit.recipe import Launch, Recipe
+from toolkit.recipe.load import load_recipe
+
+
+def assumed_target(launch: Launch, world_size: int | None = None) -> Target:
+    """The target a recipe is rendered for away from its machines: its own launch section, bf16 and a compiler at hand."""
+    device = "cpu" if launch.device == "auto" else launch.device
+    return Target(world_size=world_size or launch.world_size, device=device)
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """The text of a DeepSpeed JSON file."""
+    return json.dumps(config, indent=2) + "\n"
+
+
+def rendered_files(recipes: Path) -> dict[str, str]:
+    """File name -> content of everything ds_configs/ should hold, for the recipes in folder `recipes`."""
+    files: dict[str, str] = {}
+    for path in sorted(recipes.glob("*.py")):
+        recipe: Recipe = load_recipe(path)
+        name = f"{path.stem}.json"
+        files[name] = to_json(render(recipe, assumed_target(recipe.launch)))
+        files[f"{path.stem}.yaml"] = render_accelerate(recipe.launch, f"ds_configs/{name}")
+    return files
+
+
+def write(recipes: Path, folder: Path) -> list[str]:
+    """Make `folder` hold exactly the rendered files; returns the names that changed."""
+    wanted = rendered_files(recipes)
+    folder.mkdir(exist_ok=True)
+    changed = []
+    for path in _present(folder):
+        if path.name not in wanted:
+            path.unlink()
+            changed.append(path.name)
+    for name, text in wanted.items():
+        path = folder / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            changed.append(name)
+    return sorted(changed)
+
+
+def verify(recipes: Path, folder: Path) -> int:
+    """Number of files in `folder`; ConfigError when one is missing, stale or belongs to no recipe."""
+    wanted = rendered_files(recipes)
+    present = {path.name: path for path in _present(folder)}
+    problems = [f"{name} is missing" for name in wanted if name not in present]
+    problems += [f"{name} belongs to no recipe" for name in present if name not in wanted]
+    problems += [
+        f"{name} is out of date"
+        for name, text in wanted.items()
+        if name in present and present[name].read_text(encoding="utf-8") != text
+    ]
+    if problems:
+        raise ConfigError(
+            f"{folder}/: {'; '.join(sorted(problems))}",
+            expected="exactly what the recipes render to",
+            do="run `toolkit config --write`, read the difference and commit it",
+        )
+    return len(present)
+
+
+def _present(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []

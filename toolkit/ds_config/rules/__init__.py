@@ -1,0 +1,41 @@
+"""The rule book: every check of a DeepSpeed configuration, each a small named object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from toolkit.ds_config.findings import Finding
+from toolkit.ds_config.rules.batch import BATCH_RULES
+from toolkit.ds_config.rules.context import Context, Rule
+from toolkit.ds_config.rules.inert import INERT_RULES
+from toolkit.ds_config.rules.offload import OFFLOAD_RULES
+from toolkit.ds_config.rules.optimizers import OPTIMIZER_RULES
+from toolkit.ds_config.rules.precision import PRECISION_RULES
+from toolkit.ds_config.rules.schedulers import SCHEDULER_RULES
+from toolkit.ds_config.rules.trainer import TRAINER_RULES
+from toolkit.ds_config.rules.zero import ZERO_RULES
+from toolkit.ds_config.schema import SCHEMA_RULES, check_schema
+
+
+def _schema_rule(id: str, why: str) -> Rule:
+    def check(context: Context) -> Iterator[Finding]:
+        allow_auto = context.training_args is not None
+        return (found for found in check_schema(context.config, allow_auto=allow_auto) if found.rule == id)
+
+    return Rule(id, "every key", why, check)
+
+
+RULES: tuple[Rule, ...] = (
+    *(_schema_rule(id, why) for id, why in SCHEMA_RULES.items()),
+    *BATCH_RULES,
+    *ZERO_RULES,
+    *OFFLOAD_RULES,
+    *PRECISION_RULES,
+    *OPTIMIZER_RULES,
+    *SCHEDULER_RULES,
+    *INERT_RULES,
+    *TRAINER_RULES,
+)
+"""Every rule, in the order in which `toolkit rules` lists them."""
+
+__all__ = ["RULES", "Context", "Rule"]

@@ -1,0 +1,148 @@
+"""Rules about sections that do nothing, or break, where a stock Hugging Face model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from toolkit.ds_config.rules.context import Context, Fault, rule
+from toolkit.ds_config.schema import show
+
+
+@rule(
+    "activation-checkpointing-inert",
+    looks_at="activation_checkpointing",
+    why="DeepSpeed applies it only where a model calls deepspeed.checkpointing itself; Hugging Face models do not",
+)
+def activation_checkpointing_inert(context: Context) -> Iterator[Fault]:
+    section = context.raw("activation_checkpointing")
+    if isinstance(section, Mapping) and any(section.values()):
+        what = "activation_checkpointing has no effect on a Hugging Face model"
+        do = "remove the section; use model.activation_checkpointing (Trainer: gradient_checkpointing)"
+        yield "activation_checkpointing", what, "the model's own checkpointing", do
+
+
+@rule(
+    "checkpoint-writer",
+    looks_at="checkpoint.writer",
+    why="every writer fails when the first checkpoint is saved: KeyError 'CROSS_SIZE' under torchrun, then "
+    "AttributeError 'dp_rank' under the deepspeed launcher (run, DeepSpeed 0.19.8)",
+)
+def checkpoint_writer(context: Context) -> Iterator[Fault]:
+    if context.raw("checkpoint.writer") is not None:
+        what = "checkpoint.writer is written: DeepSpeed fails when it saves"
+        yield "checkpoint.writer", what, "no writer section", "remove 'writer'"
+
+
+@rule(
+    "datastates-enabled",
+    looks_at="datastates_ckpt",
+    why='any value but false switches it on, also {"enabled": false} (datastates/config.py)',
+)
+def datastates_enabled(context: Context) -> Iterator[Fault]:
+    value = context.raw("datastates_ckpt")
+    if context.has("datastates_ckpt") and value is not False:
+        what = f"datastates_ckpt={show(value)} switches DataStates checkpoints on"
+        yield "datastates_ckpt", what, "false, or no such key", "remove 'datastates_ckpt'"
+
+
+@rule(
+    "data-efficiency-inert",
+    looks_at="data_efficiency.enabled",
+    why="it acts in the data loader that DeepSpeed builds from training_data=, which neither the Trainer nor this "
+    "toolkit uses",
+)
+def data_efficiency_inert(context: Context) -> Iterator[Fault]:
+    section, enabled = context.raw("data_efficiency"), context.flag("data_efficiency.enabled")
+    if enabled:
+        what = "data_efficiency.enabled=true has no effect without DeepSpeed's own data loader"
+        yield "data_efficiency.enabled", what, "false", "remove 'data_efficiency'"
+    for part in ("data_sampling", "data_routing"):
+        where = f"data_efficiency.{part}.enabled"
+        if isinstance(section, Mapping) and not enabled and context.flag(where):
+            yield where, f"{where}=true under data_efficiency.enabled=false", "both or neither", f"remove {part!r}"
+
+
+@rule(
+    "pipeline-keys-unused",
+    looks_at="pipeline.{stages, partition, seed_layers}",
+    why="DeepSpeed stores them and never reads them; stages come from the PipelineModule (runtime/pipe/engine.py)",
+)
+def pipeline_keys_unused(context: Context) -> Iterator[Fault]:
+    for name in ("stages", "partition", "seed_layers"):
+        where = f"pipeline.{name}"
+        if context.has(where):
+            yield where, f"{where}={show(context.raw(where))} is never read", "nothing", f"remove {name!r}"
+
+
+@rule(
+    "pipeline-limits",
+    looks_at="pipeline, zero_optimization.stage, wall_clock_breakdown, flops_profiler.enabled",
+    why="pipelines assert stage 0 or 1; timers stop with 'bwd_microstep timer has already been started' (run); clipping "
+    "at stage 0 takes the norm per pipeline stage (measured)",
+)
+def pipeline_limits(context: Context) -> Iterator[Fault]:
+    if not isinstance(context.raw("pipeline"), Mapping):
+        return
+    where = "zero_optimization.stage"
+    if context.stage > 1:
+        yield where, f"{where}={context.stage} with a pipeline", "1", "use stage 1"
+    if context.stage == 0 and context.clipping > 0:
+        what = f"{where}=0 with a pipeline and gradient_clipping={context.clipping:g}: each stage clips by its own norm"
+        yield where, what, "stage 1, or gradient_clipping 0.0", "use stage 1"
+    for timer in ("wall_clock_breakdown", "flops_profiler.enabled"):
+        if context.flag(timer):
+            yield (
+                timer,
+                f"{timer}=true with a pipeline: DeepSpeed stops in the first step",
+                "false",
+                f"remove {timer!r}",
+            )
+
+
+@rule(
+    "managed-accumulation",
+    looks_at="managed_gradient_accumulation",
+    why="false makes every step() an update: accelerate and the Trainer set the boundary themselves and fail, and "
+    "DeepSpeed asserts no DeepCompile and overlap_comm at stage 2 or 3 only (engine.py, _do_sanity_check)",
+)
+def managed_accumulation(context: Context) -> Iterator[Fault]:
+    where = "managed_gradient_accumulation"
+    if context.raw(where) is not False:
+        return
+    partners = {
+        "the Hugging Face Trainer": context.training_args is not None,
+        "compile.deepcompile=true": context.flag("compile.deepcompile"),
+        f"overlap_comm=true at stage {context.stage}": context.stage < 2
+        and context.flag("zero_optimization.overlap_comm"),
+    }
+    for partner, present in partners.items():
+        if present:
+            yield where, f"{where}=false with {partner}", "true", f"remove {where!r}"
+
+
+@rule(
+    "deepcompile",
+    looks_at="compile.*, zero_optimization.stage",
+    why="DeepCompile works on stages 1-3, and its offload passes replace one another (compile/config.py)",
+)
+def deepcompile(context: Context) -> Iterator[Fault]:
+    if not context.flag("compile.deepcompile"):
+        return
+    if context.stage == 0:
+        yield "compile.deepcompile", "compile.deepcompile=true at stage 0 falls back", "stage 1, 2 or 3", "use stage 1"
+    offloads = [name for name in ("activation", "opt_states", "parameters") if context.flag(f"compile.offload_{name}")]
+    if len(offloads) > 1:
+        names = " and ".join(f"compile.offload_{name}" for name in offloads)
+        yield f"compile.offload_{offloads[0]}", f"{names} are both true", "one of them", f"keep offload_{offloads[0]}"
+
+
+INERT_RULES = (
+    activation_checkpointing_inert,
+    checkpoint_writer,
+    datastates_enabled,
+    data_efficiency_inert,
+    pipeline_keys_unused,
+    pipeline_limits,
+    managed_accumulation,
+    deepcompile,
+)

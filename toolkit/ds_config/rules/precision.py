@@ -1,0 +1,142 @@
+"""Rules about number formats and gradient clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from toolkit.ds_config.rules.context import Context, Fault, rule
+from toolkit.ds_config.rules.trainer_values import argument
+from toolkit.ds_config.schema_zero import NUMBER_FORMATS
+
+MASTER = "bf16.bf16_master_weights_and_grads"
+STATES = "bf16.bf16_optimizer_states"
+MASTER_FP16 = "fp16.fp16_master_weights_and_grads"
+SUMS = "data_types.grad_accum_dtype"
+
+
+@rule(
+    "clipping-unwritten",
+    looks_at="gradient_clipping",
+    why="absent, DeepSpeed clips at 1.0, also when the Trainer is told max_grad_norm=0 (constants.py; run)",
+)
+def clipping_unwritten(context: Context) -> Iterator[Fault]:
+    if context.has("gradient_clipping"):
+        return
+    what = "gradient_clipping is missing: DeepSpeed clips the gradient norm at 1.0"
+    if context.training_args is not None:
+        what += f", whatever max_grad_norm={argument(context.training_args, 'max_grad_norm')} says"
+    yield "gradient_clipping", what, "the norm to clip at, or 0.0 for never", 'write "gradient_clipping"'
+
+
+@rule(
+    "fp16-and-bf16",
+    looks_at="fp16.enabled, bf16.enabled",
+    why="DeepSpeed asserts that at most one of the two is enabled (runtime/config.py)",
+)
+def fp16_and_bf16(context: Context) -> Iterator[Fault]:
+    if context.flag("fp16.enabled") and context.flag("bf16.enabled"):
+        yield "fp16.enabled", "fp16.enabled=true and bf16.enabled=true", "one of the two", "disable fp16"
+
+
+@rule(
+    "autocast-and-16-bits",
+    looks_at="torch_autocast.enabled, fp16.enabled, bf16.enabled",
+    why="DeepSpeed accepts both in silence: parameters are cast to 16 bits and autocast runs on top (run)",
+)
+def autocast_and_16_bits(context: Context) -> Iterator[Fault]:
+    if context.flag("torch_autocast.enabled") and context.dtype != "fp32":
+        what = f"torch_autocast.enabled=true with {context.dtype}.enabled=true"
+        yield "torch_autocast.enabled", what, "one of the two", f"disable torch_autocast or {context.dtype}"
+
+
+@rule(
+    "autocast-dtype",
+    looks_at="torch_autocast.dtype",
+    why="without it torch picks the device's default (bf16 on a CPU, fp16 on CUDA), so results depend on the machine",
+)
+def autocast_dtype(context: Context) -> Iterator[Fault]:
+    if context.flag("torch_autocast.enabled") and not context.has("torch_autocast.dtype"):
+        what = "torch_autocast.dtype is missing: the device decides"
+        yield "torch_autocast.dtype", what, "'bfloat16' or 'float16'", "write 'dtype'"
+
+
+@rule(
+    "device-number-format",
+    looks_at="fp16.enabled, bf16.enabled, torch_autocast.dtype",
+    why="DeepSpeed raises at start when the device does not compute in the format (engine.py, _do_sanity_check)",
+)
+def device_number_format(context: Context) -> Iterator[Fault]:
+    if context.target is None:
+        return
+    for dtype, supported in (("bf16", context.target.bf16), ("fp16", context.target.fp16)):
+        if context.flag(f"{dtype}.enabled") and not supported:
+            what = f"{dtype}.enabled=true on a {context.target.device} device that does not compute in {dtype}"
+            yield f"{dtype}.enabled", what, "a format of this device", f"disable {dtype}"
+
+
+@rule(
+    "accumulation-dtype-unwritten",
+    looks_at=f"{SUMS}, gradient_accumulation_steps, fp16.enabled, bf16.enabled",
+    why="absent, micro-batch gradients are summed in the parameters' 16 bits, which drops small ones (engine.py)",
+)
+def accumulation_dtype_unwritten(context: Context) -> Iterator[Fault]:
+    steps = context.number("gradient_accumulation_steps", 1)
+    if context.dtype != "fp32" and steps is not None and steps > 1 and context.raw(SUMS) is None:
+        what = f"{SUMS} is missing: {steps:g} micro-batches are summed in {context.dtype}"
+        yield SUMS, what, f"'fp32', or '{context.dtype}' on purpose", f'write "data_types": {{"{SUMS[11:]}": "fp32"}}'
+
+
+@rule(
+    "accumulation-dtype-at-stage-0",
+    looks_at=f"{SUMS}, zero_optimization.stage",
+    why="stage 0 raises NotImplementedError when gradients are summed in another format than the parameters' (engine.py)",
+)
+def accumulation_dtype_at_stage_0(context: Context) -> Iterator[Fault]:
+    if context.stage == 0 and context.accumulation_dtype != context.dtype:
+        what = f"{SUMS}={context.raw(SUMS)!r} with {context.dtype} parameters at stage 0"
+        yield SUMS, what, f"'{context.dtype}' at stage 0", f"write '{context.dtype}', or use stage 1"
+
+
+@rule(
+    "param-dtype",
+    looks_at="data_types.param_dtype, fp16.enabled, bf16.enabled",
+    why="DeepSpeed asserts that it equals the enabled format (engine.py, _assert_valid_mixed_precision_config)",
+)
+def param_dtype(context: Context) -> Iterator[Fault]:
+    where = "data_types.param_dtype"
+    written = NUMBER_FORMATS.get(context.text(where) or "", context.dtype)
+    if written != context.dtype:
+        what = f"{where}={context.raw(where)!r} while the enabled format is {context.dtype}"
+        yield where, what, f"'{context.dtype}', or nothing", "remove 'param_dtype'"
+
+
+@rule(
+    "low-precision-masters",
+    looks_at=f"{MASTER}, {STATES}, {MASTER_FP16}, offload_optimizer, optimizer.type",
+    why="DeepSpeed asserts stage 1-3, and its CPU Adam with offload unless the bf16 states are low precision as well",
+)
+def low_precision_masters(context: Context) -> Iterator[Fault]:
+    for where in (MASTER, STATES, MASTER_FP16):
+        if context.flag(where) and context.stage == 0:
+            yield where, f"{where}=true at stage 0", "stage 1, 2 or 3", "set zero_optimization.stage to 1 or higher"
+    if context.flag(STATES) and not context.flag(MASTER):
+        yield STATES, f"{STATES}=true without {MASTER}", "both", "enable 'bf16_master_weights_and_grads' too"
+    host_adam = context.optimizer_offload == "cpu" and context.optimizer_class in (None, "DeepSpeedCPUAdam")
+    for where, alone in ((MASTER, not context.flag(STATES)), (MASTER_FP16, True)):
+        if context.flag(where) and alone and context.stage and not host_adam:
+            what = f"{where}=true without offload to DeepSpeed's CPU Adam"
+            do = "enable 'bf16_optimizer_states' too" if where == MASTER else f"remove {where.rpartition('.')[2]!r}"
+            yield where, what, "offload_optimizer.device 'cpu' with Adam or AdamW, torch_adam false", do
+
+
+PRECISION_RULES = (
+    clipping_unwritten,
+    fp16_and_bf16,
+    autocast_and_16_bits,
+    autocast_dtype,
+    device_number_format,
+    accumulation_dtype_unwritten,
+    accumulation_dtype_at_stage_0,
+    param_dtype,
+    low_precision_masters,
+)

@@ -1,0 +1,110 @@
+"""Rules about the scheduler section. Source of all: deepspeed/runtime/lr_schedules.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from toolkit.ds_config.rules.context import Context, Fault, rule
+
+PARAMS = "scheduler.params"
+WARMUP = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
+
+
+def _kind(context: Context) -> str:
+    return context.text("scheduler.type") or ""
+
+
+@rule(
+    "warmup-type-unwritten",
+    looks_at=f"scheduler.type, {PARAMS}.warmup_type",
+    why="the default is 'log', not linear, and Hugging Face never fills it in (lr_schedules.py, WarmupLR)",
+)
+def warmup_type_unwritten(context: Context) -> Iterator[Fault]:
+    where = f"{PARAMS}.warmup_type"
+    if _kind(context) in WARMUP and context.has(PARAMS) and not context.has(where):
+        yield (
+            where,
+            f"{where} is missing: the warm-up is logarithmic",
+            "'linear' or 'log'",
+            'write "warmup_type": "linear"',
+        )
+
+
+@rule(
+    "warmup-steps-unwritten",
+    looks_at=f"scheduler.type, {PARAMS}.warmup_num_steps",
+    why="the default is 1000 optimizer steps, which is longer than many fine-tuning runs (lr_schedules.py, WarmupLR)",
+)
+def warmup_steps_unwritten(context: Context) -> Iterator[Fault]:
+    where = f"{PARAMS}.warmup_num_steps"
+    if _kind(context) in WARMUP and context.has(PARAMS) and not context.has(where):
+        yield (
+            where,
+            f"{where} is missing: 1000 steps are taken",
+            "the warm-up in optimizer steps",
+            "write 'warmup_num_steps'",
+        )
+
+
+@rule(
+    "warmup-max-lr",
+    looks_at=f"{PARAMS}.warmup_max_lr, optimizer.params.lr",
+    why="the schedule overrides the optimizer's lr; WarmupDecayLR's default is 0.001 whatever the optimizer says",
+)
+def warmup_max_lr(context: Context) -> Iterator[Fault]:
+    where, rate = f"{PARAMS}.warmup_max_lr", context.number("optimizer.params.lr")
+    if _kind(context) not in WARMUP[:2] or not context.has(PARAMS):
+        return
+    if _kind(context) == "WarmupDecayLR" and context.raw(where) is None:
+        yield where, f"{where} is missing: WarmupDecayLR takes 0.001", "the peak learning rate", "write 'warmup_max_lr'"
+    peak = context.number(where)
+    if peak is not None and rate is not None and peak != rate:
+        what = f"{where}={peak:g} overrides optimizer.params.lr={rate:g}"
+        yield where, what, "the same number twice", "make the two equal"
+
+
+@rule(
+    "warmup-longer-than-run",
+    looks_at=f"{PARAMS}.warmup_num_steps, {PARAMS}.total_num_steps",
+    why="DeepSpeed only warns; the learning rate never reaches its peak",
+)
+def warmup_longer_than_run(context: Context) -> Iterator[Fault]:
+    warmup, total = context.number(f"{PARAMS}.warmup_num_steps"), context.number(f"{PARAMS}.total_num_steps")
+    if warmup is not None and total is not None and warmup >= total:
+        where = f"{PARAMS}.warmup_num_steps"
+        what = f"{where}={warmup:g} with total_num_steps={total:g}: the peak is never followed by the decay"
+        yield where, what, f"fewer than {total:g} steps", "shorten the warm-up, or lengthen the run"
+
+
+@rule(
+    "one-cycle-momentum",
+    looks_at=f"{PARAMS}.cycle_momentum",
+    why="OneCycle's default overwrites Adam's betas with (momentum, 0.99) in every step",
+)
+def one_cycle_momentum(context: Context) -> Iterator[Fault]:
+    where = f"{PARAMS}.cycle_momentum"
+    if _kind(context) == "OneCycle" and context.has(PARAMS) and not context.has(where):
+        what = f"{where} is missing: OneCycle overwrites the optimizer's betas"
+        yield where, what, "false, or true on purpose", 'write "cycle_momentum": false'
+
+
+@rule(
+    "scheduler-without-optimizer",
+    looks_at="scheduler, optimizer",
+    why="without peak rate or optimizer section the schedule's rate comes from an optimizer object DeepSpeed is handed, "
+    "and accelerate accepts a scheduler section only with its DummyScheduler",
+)
+def scheduler_without_optimizer(context: Context) -> Iterator[Fault]:
+    if context.has("scheduler") and not context.has("optimizer") and context.training_args is None:
+        what = "scheduler is written without an optimizer section"
+        yield "scheduler", what, "both sections, or neither", "add the optimizer section, or remove 'scheduler'"
+
+
+SCHEDULER_RULES = (
+    warmup_type_unwritten,
+    warmup_steps_unwritten,
+    warmup_max_lr,
+    warmup_longer_than_run,
+    one_cycle_momentum,
+    scheduler_without_optimizer,
+)

@@ -1,0 +1,182 @@
+"""Rules about a DeepSpeed JSON against the Hugging Face Trainer's arguments (--training-args).
+
+Source: transformers/integrations/deepspeed.py: what the Trainer fills in, compares and leaves unchecked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from toolkit.ds_config.rules.context import Context, Fault, rule
+from toolkit.ds_config.rules.trainer_values import FILLED_FROM, argument, trainer_value
+from toolkit.ds_config.schema import show
+
+EQUIVALENTS = {"linear": "WarmupDecayLR", "constant_with_warmup": "WarmupLR", "cosine": "WarmupCosineLR"}
+"""lr_scheduler_type -> the nearest DeepSpeed schedule."""
+
+COMPARED = (
+    *FILLED_FROM,
+    "optimizer.params.betas",
+    "scheduler.params.total_num_steps",
+    "scheduler.params.warmup_num_steps",
+    "bf16.enabled",
+    "fp16.enabled",
+)
+
+ARGUMENT_NAMES = {
+    "optimizer.params.betas": "adam_beta1, adam_beta2",
+    "scheduler.params.total_num_steps": "max_steps",
+    "scheduler.params.warmup_num_steps": "warmup_steps",
+    "bf16.enabled": "bf16 or bf16_full_eval",
+    "fp16.enabled": "fp16 or fp16_full_eval",
+}
+
+FAMILIES = {"adamw": ("adam", "adamw"), "adafactor": ("adafactor",), "sgd": ("sgd",), "lion": ("lion",)}
+"""First part of --optim -> DeepSpeed types that do the same."""
+
+
+def _origin(arguments: Mapping[str, Any], names: str) -> str:
+    parts = names.replace(" or ", ", ").split(", ")
+    default = all(arguments.get(name) is None for name in parts)
+    return " (TrainingArguments' default)" if default else ""
+
+
+@rule(
+    "trainer-mismatch",
+    looks_at=", ".join(COMPARED),
+    why="the Trainer refuses numbers that differ from its own arguments, after the model was loaded (fill_match)",
+)
+def trainer_mismatch(context: Context) -> Iterator[Fault]:
+    arguments = context.training_args
+    if arguments is None:
+        return
+    for where in COMPARED:
+        written, filled = context.raw(where), trainer_value(arguments, where)
+        if written is None or written == "auto" or filled is None or written == filled:
+            continue
+        names = FILLED_FROM.get(where) or ARGUMENT_NAMES[where]
+        what = f"{where}={show(written)} but {names} gives {show(filled)}{_origin(arguments, names)}"
+        yield where, what, f'{show(filled)}, or "auto"', f'write "auto", or change {names}'
+
+
+@rule(
+    "trainer-global-batch",
+    looks_at="train_batch_size",
+    why="the Trainer computes it as world size x per_device_train_batch_size x gradient_accumulation_steps and refuses others",
+)
+def trainer_global_batch(context: Context) -> Iterator[Fault]:
+    arguments, written = context.training_args, context.number("train_batch_size")
+    if arguments is None or context.target is None or written is None:
+        return
+    micro, steps = (
+        argument(arguments, "per_device_train_batch_size"),
+        argument(arguments, "gradient_accumulation_steps"),
+    )
+    if not isinstance(micro, int) or not isinstance(steps, int):
+        return
+    size = context.target.world_size * micro * steps
+    if written != size:
+        what = f"train_batch_size={written:g} but the Trainer computes {context.target.world_size} x {micro} x {steps} = {size}"
+        yield "train_batch_size", what, f'{size}, or "auto"', 'write "auto"'
+
+
+@rule(
+    "trainer-schedule-shadowed",
+    looks_at="scheduler.type, lr_scheduler_type, lr_scheduler_kwargs",
+    why="a scheduler section wins, and lr_scheduler_type and lr_scheduler_kwargs are ignored in silence",
+)
+def trainer_schedule_shadowed(context: Context) -> Iterator[Fault]:
+    arguments, kind = context.training_args, context.text("scheduler.type")
+    if arguments is None or kind is None:
+        return
+    wanted = argument(arguments, "lr_scheduler_type")
+    if EQUIVALENTS.get(str(wanted)) != kind:
+        what = f"scheduler.type={kind!r} replaces lr_scheduler_type={wanted!r}{_origin(arguments, 'lr_scheduler_type')}"
+        yield "scheduler.type", what, EQUIVALENTS.get(str(wanted), "no scheduler section"), "remove 'scheduler'"
+    if arguments.get("lr_scheduler_kwargs"):
+        what = f"lr_scheduler_kwargs={show(arguments['lr_scheduler_kwargs'])} is ignored beside a scheduler section"
+        yield "scheduler", what, "no lr_scheduler_kwargs, or no scheduler section", "remove 'scheduler'"
+
+
+@rule(
+    "trainer-no-warmup",
+    looks_at="scheduler.params.warmup_num_steps, warmup_steps",
+    why='for warmup_steps=0 "auto" becomes 1, and DeepSpeed\'s schedules then run the first two steps at the minimum (run)',
+)
+def trainer_no_warmup(context: Context) -> Iterator[Fault]:
+    where, arguments = "scheduler.params.warmup_num_steps", context.training_args
+    if arguments is None or context.raw(where) != "auto" or arguments.get("warmup_ratio"):
+        return
+    if argument(arguments, "warmup_steps") == 0:
+        what = f'{where}="auto" with warmup_steps=0: the first two optimizer steps run at warmup_min_lr'
+        yield where, what, "a warm-up, or no scheduler section", "remove 'scheduler', or set warmup_steps"
+
+
+@rule(
+    "trainer-optimizer-shadowed",
+    looks_at="optimizer.type, optim",
+    why="an optimizer section wins over --optim in silence",
+)
+def trainer_optimizer_shadowed(context: Context) -> Iterator[Fault]:
+    arguments, kind = context.training_args, context.optimizer
+    wanted = None if arguments is None else arguments.get("optim")
+    if kind is None or not isinstance(wanted, str):
+        return
+    if kind.lower() not in FAMILIES.get(wanted.split("_")[0], ()):
+        what = f"optimizer.type={kind!r} replaces optim={wanted!r}"
+        yield (
+            "optimizer.type",
+            what,
+            "the same optimizer twice, or no optimizer section",
+            "remove 'optimizer', or change optim",
+        )
+
+
+@rule(
+    "trainer-saves-no-weights",
+    looks_at="zero_optimization.stage3_gather_16bit_weights_on_model_save",
+    why="at stage 3 and with tensor parallelism save_model only warns and leaves no Hugging Face weights without it (run)",
+)
+def trainer_saves_no_weights(context: Context) -> Iterator[Fault]:
+    where = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+    gathers = context.flag(where) or context.flag("zero_optimization.gather_16bit_weights_on_model_save")
+    tensor = context.number("tensor_parallel.autotp_size", 0) or 0
+    if context.training_args is not None and not gathers and (context.stage == 3 or tensor > 1):
+        written = f"{where}={show(context.raw(where))}" if context.has(where) else f"{where} is missing"
+        yield where, f"{written}: save_model writes no safetensors", "true", f'write "{where.rpartition(".")[2]}": true'
+
+
+@rule(
+    "trainer-batch-finder",
+    looks_at="auto_find_batch_size, zero_optimization.stage",
+    why="the Trainer refuses auto_find_batch_size with stage 3",
+)
+def trainer_batch_finder(context: Context) -> Iterator[Fault]:
+    arguments = context.training_args
+    if arguments is not None and arguments.get("auto_find_batch_size") is True and context.stage == 3:
+        what = "zero_optimization.stage=3 with auto_find_batch_size=true"
+        yield "zero_optimization.stage", what, "a fixed batch size", "set auto_find_batch_size to false"
+
+
+@rule(
+    "trainer-tensor-parallel-stage-3",
+    looks_at="tensor_parallel.autotp_size, zero_optimization.stage",
+    why="from_pretrained under stage 3 with tensor parallelism raises NotImplementedError for every model (run)",
+)
+def trainer_tensor_parallel_stage_3(context: Context) -> Iterator[Fault]:
+    where, degree = "tensor_parallel.autotp_size", context.number("tensor_parallel.autotp_size", 0) or 0
+    if context.training_args is not None and degree > 1 and context.stage == 3:
+        yield where, f"{where}={degree:g} at stage 3 with the Trainer", "stage 0, 1 or 2", "use stage 2"
+
+
+TRAINER_RULES = (
+    trainer_mismatch,
+    trainer_global_batch,
+    trainer_schedule_shadowed,
+    trainer_no_warmup,
+    trainer_optimizer_shadowed,
+    trainer_saves_no_weights,
+    trainer_batch_finder,
+    trainer_tensor_parallel_stage_3,
+)

@@ -1,0 +1,143 @@
+"""The vocabulary of the schema tables: what one key, and what one section of a DeepSpeed JSON, may hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["bool", "int", "count", "number", "text", "numbers", "texts", "list", "object", "any"]
+
+ARTICLES: dict[Kind, str] = {
+    "bool": "true or false",
+    "int": "an integer",
+    "count": "an integer",
+    "number": "a number",
+    "text": "a string",
+    "numbers": "a list of two numbers",
+    "texts": "a list of strings",
+    "list": "a list",
+    "object": "an object",
+    "any": "any value",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key. `count` is an integer that may be written as 5e8, as DeepSpeed's typed sections allow; `int` may not."""
+
+    kind: Kind
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    """Exclusive lower bound."""
+    choices: tuple[str | int | None, ...] = ()
+    """Literal values; checked before `kind`, and the only strings allowed where `kind` is not "text"."""
+    caseless: bool = False
+    """String choices match in any case."""
+    nullable: bool = False
+    auto: bool = False
+    """The Hugging Face Trainer or accelerate fills in "auto" here."""
+    instead: str = ""
+    """Not empty: deprecated or refused by DeepSpeed, and this is what to write."""
+    alias: str = ""
+    """Another spelling of the same key; both at once are an error."""
+    item: Section | None = None
+    """Section of each element of a list."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether DeepSpeed reads `value` as it is written, without coercing or ignoring it."""
+        if value is None:
+            return self.nullable or None in self.choices
+        if self.choices and self._is_choice(value):
+            return True
+        if self.choices and self.kind == "text":
+            return False
+        return self._is_of_kind(value) and self._is_in_range(value)
+
+    def _is_choice(self, value: Any) -> bool:
+        if isinstance(value, str) and self.caseless:
+            return value.lower() in [str(choice).lower() for choice in self.choices]
+        return any(type(value) is type(choice) and value == choice for choice in self.choices)
+
+    def _is_of_kind(self, value: Any) -> bool:
+        if self.kind == "bool":
+            return isinstance(value, bool)
+        if self.kind in ("int", "count", "number"):
+            return is_number(value) and (
+                self.kind == "number" or isinstance(value, int) or (self.kind == "count" and float(value).is_integer())
+            )
+        if self.kind == "numbers":
+            return isinstance(value, list) and len(value) == 2 and all(is_number(element) for element in value)
+        if self.kind == "texts":
+            return isinstance(value, list) and all(isinstance(element, str) for element in value)
+        kinds: dict[str, type] = {"text": str, "list": list, "object": Mapping, "any": object}
+        return isinstance(value, kinds[self.kind])
+
+    def _is_in_range(self, value: Any) -> bool:
+        values = value if self.kind == "numbers" else [value]
+        if self.kind not in ("int", "count", "number", "numbers"):
+            return True
+        return all(
+            (self.low is None or element >= self.low)
+            and (self.high is None or element <= self.high)
+            and (self.above is None or element > self.above)
+            for element in values
+        )
+
+    def describe(self) -> str:
+        """The values that work, in words."""
+        literals = [_json(choice) for choice in self.choices]
+        if self.kind == "text" and literals:
+            return "one of " + ", ".join(literals) + (", or null" if self.nullable else "")
+        bounds = [f">= {self.low:g}"] if self.low is not None else []
+        bounds += [f"> {self.above:g}"] if self.above is not None else []
+        bounds += [f"<= {self.high:g}"] if self.high is not None else []
+        alternatives = [" ".join([ARTICLES[self.kind], " and ".join(bounds)]).strip(), *literals]
+        return " or ".join(alternatives) + (" or null" if self.nullable else "")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One object of the JSON. `each` is the section of every value whose key the user chooses."""
+
+    keys: Mapping[str, Key | Section]
+    removed: Mapping[str, str] = field(default_factory=dict)
+    """Keys of older versions -> what replaces them."""
+    required: tuple[str, ...] = ()
+    is_open: bool = False
+    """Other keys are the user's own."""
+    each: Section | None = None
+    nullable: bool = False
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite JSON number; true and false are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _json(value: str | int | None) -> str:
+    return "null" if value is None else f'"{value}"' if isinstance(value, str) else str(value)
+
+
+BOOL = Key("bool")
+TEXT = Key("text")
+TEXT_OR_NULL = Key("text", nullable=True)
+POSITIVE = Key("int", low=1)
+NON_NEGATIVE = Key("int", low=0)
+INTEGER = Key("int")
+NUMBER = Key("number")
+SHARE = Key("number", low=0, high=1)
+ELEMENTS = Key("count", low=0)
+OBJECT = Key("object")
+
+
+def one_of(*choices: str, caseless: bool = False, nullable: bool = False) -> Key:
+    """A string out of `choices`."""
+    return Key("text", choices=choices, caseless=caseless, nullable=nullable)
+
+
+def retired(instead: str, kind: Kind = "any") -> Key:
+    """A key that DeepSpeed still knows but that must not be written; `instead` says what to write."""
+    return Key(kind, instead=instead)

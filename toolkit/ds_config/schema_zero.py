@@ -1,0 +1,192 @@
+"""Key tables of zero_optimization and the number formats, as of DeepSpeed 0.19.8.
+
+Sources: deepspeed/runtime/zero/{config,offload_config,leaf_module_config}.py, runtime/zenflow/zenflow_config.py,
+runtime/precision_config.py, runtime/config.py (torch_autocast, data_types).
+"""
+
+from __future__ import annotations
+
+from toolkit.ds_config.schema_keys import (
+    BOOL,
+    ELEMENTS,
+    NON_NEGATIVE,
+    SHARE,
+    TEXT_OR_NULL,
+    Key,
+    Section,
+    one_of,
+    retired,
+)
+
+OFFLOAD_DEVICE = one_of("none", "cpu", "nvme")
+
+OFFLOAD_PARAM = Section(
+    {
+        "device": OFFLOAD_DEVICE,
+        "nvme_path": TEXT_OR_NULL,
+        "buffer_count": NON_NEGATIVE,
+        "buffer_size": ELEMENTS,
+        "max_in_cpu": ELEMENTS,
+        "pin_memory": BOOL,
+    },
+    nullable=True,
+)
+
+OFFLOAD_OPTIMIZER = Section(
+    {
+        "device": OFFLOAD_DEVICE,
+        "nvme_path": TEXT_OR_NULL,
+        "buffer_count": NON_NEGATIVE,
+        "pin_memory": BOOL,
+        "pipeline_read": BOOL,
+        "pipeline_write": BOOL,
+        "fast_init": BOOL,
+        "ratio": SHARE,
+        "super_offload": BOOL,
+        "cpuadam_cores_perc": SHARE,
+    },
+    nullable=True,
+)
+
+ZENFLOW = Section(
+    {
+        "topk_ratio": Key("number", above=0, high=1),
+        "select_strategy": one_of("auto", "step", "epoch"),
+        "select_interval": Key("int", low=1, choices=("auto",)),
+        "update_interval": Key("int", low=1, choices=("auto",)),
+        "overlap_step": BOOL,
+        "offload": BOOL,
+        "auto_ratio": SHARE,
+        "full_warm_up_rounds": NON_NEGATIVE,
+        "pt_reserved_cores_perc": SHARE,
+        "steps_per_epoch": retired("nothing: DeepSpeed fills it in while it runs"),
+    },
+    nullable=True,
+)
+
+LEAF_MODULE = Section({name: Key("texts") for name in ("classes", "names", "name_suffixes")})
+
+STAGE3_ALIASES: dict[str, Key] = {
+    "prefetch_bucket_size": ELEMENTS,
+    "param_persistence_threshold": ELEMENTS,
+    "model_persistence_threshold": ELEMENTS,
+    "max_live_parameters": ELEMENTS,
+    "max_reuse_distance": ELEMENTS,
+    "gather_16bit_weights_on_model_save": BOOL,
+    "module_granularity_threshold": ELEMENTS,
+    "use_all_reduce_for_fetch_params": BOOL,
+    "allgather_sequential": BOOL,
+}
+"""Keys that are written with or without the prefix "stage3_"."""
+
+FILLED_BY_TRAINER = {"prefetch_bucket_size", "param_persistence_threshold", "gather_16bit_weights_on_model_save"}
+"""Of those, the ones in which Hugging Face replaces "auto", under the prefixed name only."""
+
+
+def _both_spellings() -> dict[str, Key]:
+    keys: dict[str, Key] = {}
+    for name, key in STAGE3_ALIASES.items():
+        keys[name] = Key(key.kind, low=key.low)
+        keys[f"stage3_{name}"] = Key(key.kind, low=key.low, auto=name in FILLED_BY_TRAINER, alias=name)
+    return keys
+
+
+ZERO = Section(
+    {
+        "stage": Key("int", low=0, high=3),
+        "contiguous_gradients": BOOL,
+        "reduce_scatter": BOOL,
+        "reduce_bucket_size": Key("count", low=1, auto=True),
+        "use_multi_rank_bucket_allreduce": BOOL,
+        "allgather_partitions": BOOL,
+        "allgather_bucket_size": ELEMENTS,
+        "overlap_comm": Key("bool", nullable=True),
+        "compute_grad_norm": BOOL,
+        "load_from_fp32_weights": BOOL,
+        "elastic_checkpoint": BOOL,
+        "offload_param": OFFLOAD_PARAM,
+        "offload_optimizer": OFFLOAD_OPTIMIZER,
+        "zenflow": ZENFLOW,
+        "sub_group_size": ELEMENTS,
+        "cpu_offload_param": retired('"offload_param": {"device": "cpu"}'),
+        "cpu_offload_use_pin_memory": retired('"pin_memory" inside offload_param or offload_optimizer'),
+        "cpu_offload": retired('"offload_optimizer": {"device": "cpu"}'),
+        **_both_spellings(),
+        "stage3_gather_fp16_weights_on_model_save": retired('"stage3_gather_16bit_weights_on_model_save"'),
+        "ignore_unused_parameters": BOOL,
+        "legacy_stage1": retired('"stage": 1 alone: the legacy implementation was removed'),
+        "round_robin_gradients": BOOL,
+        "parameter_alignment": BOOL,
+        "zero_hpz_partition_size": NON_NEGATIVE,
+        "zero_quantized_weights": BOOL,
+        "zero_quantized_nontrainable_weights": BOOL,
+        "zero_quantized_gradients": BOOL,
+        "memory_efficient_linear": BOOL,
+        "pipeline_loading_checkpoint": BOOL,
+        "override_module_apply": BOOL,
+        "log_trace_cache_warnings": BOOL,
+        "enable_sanity_checks": BOOL,
+        "save_muon_momentum_buffer_in_memory": BOOL,
+        "leaf_module": LEAF_MODULE,
+    },
+    removed={
+        "mics_shard_size": "nothing: MiCS was removed; ZeRO++ hpZ (zero_hpz_partition_size) is the nearest",
+        "mics_hierarchical_params_gather": "nothing: MiCS was removed",
+        "zeropp_loco_param": "nothing: LoCo was removed; zero_quantized_gradients alone stays",
+    },
+)
+
+FP16 = Section(
+    {
+        "enabled": Key("bool", auto=True),
+        "auto_cast": BOOL,
+        "loss_scale": Key("number", low=0),
+        "initial_scale_power": Key("count", low=0),
+        "loss_scale_window": Key("count", low=1),
+        "hysteresis": Key("count", low=1),
+        "consecutive_hysteresis": BOOL,
+        "min_loss_scale": Key("count", low=1),
+        "fp16_master_weights_and_grads": BOOL,
+    }
+)
+
+BF16 = Section(
+    {
+        "enabled": Key("bool", auto=True),
+        "immediate_grad_update": BOOL,
+        "check_grad_overflow": BOOL,
+        "bf16_master_weights_and_grads": BOOL,
+        "bf16_optimizer_states": BOOL,
+    },
+    removed={"check_overflow": '"check_grad_overflow"'},
+)
+
+FP32_NAMES = ("fp32", "float32", "float", "torch.float32")
+FP16_NAMES = ("fp16", "float16", "half", "torch.float16")
+BF16_NAMES = ("bf16", "bfloat16", "torch.bfloat16")
+
+TORCH_AUTOCAST = Section(
+    {
+        "enabled": BOOL,
+        "dtype": one_of(*BF16_NAMES, *FP16_NAMES),
+        "lower_precision_safe_modules": Key("texts"),
+    }
+)
+
+DATA_TYPES = Section(
+    {
+        "grad_accum_dtype": one_of(*FP32_NAMES, *FP16_NAMES, *BF16_NAMES, nullable=True),
+        "param_dtype": one_of(*FP32_NAMES, *FP16_NAMES, *BF16_NAMES, nullable=True),
+        "buffer_dtype": one_of(*FP32_NAMES, *FP16_NAMES, *BF16_NAMES, nullable=True),
+        "keep_in_fp32_modules": Key("texts", choices=("auto",)),
+    }
+)
+
+COMMUNICATION_DTYPE = one_of("fp32", "fp16", "bf16", caseless=True, nullable=True)
+
+NUMBER_FORMATS = {
+    **dict.fromkeys(FP32_NAMES, "fp32"),
+    **dict.fromkeys(FP16_NAMES, "fp16"),
+    **dict.fromkeys(BF16_NAMES, "bf16"),
+}
+"""Every spelling of a number format -> fp32, fp16 or bf16."""

@@ -1,0 +1,18 @@
+"""The machine a configuration is rendered or checked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Target:
+    """World size in processes, the kind of device, and what it can compute in."""
+
+    world_size: int
+    device: Literal["cpu", "cuda"]
+    compiler: bool = True
+    """A C++ compiler is present, so DeepSpeed can build its CPU kernels."""
+    bf16: bool = True
+    fp16: bool = True

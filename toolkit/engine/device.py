@@ -1,0 +1,82 @@
+"""The device under this process. The one module that asks which kind it is."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from typing import Literal
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from toolkit.ds_config.target import Target
+from toolkit.errors import LaunchError
+
+GIB = 1024**3
+
+
+def kind() -> Literal["cpu", "cuda"]:
+    """The kind of device DeepSpeed computes on here."""
+    return "cpu" if get_accelerator().device_name() == "cpu" else "cuda"
+
+
+def current() -> torch.device:
+    """This rank's device."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def target(world_size: int, *, wanted: str) -> Target:
+    """What this machine can do, for `render`. Raises LaunchError when the recipe wants another kind of device."""
+    device = kind()
+    if wanted not in ("auto", device):
+        raise LaunchError(
+            f"launch.device={wanted!r}, but this process sees {torch.cuda.device_count()} CUDA devices and computes on {device}",
+            expected=f"at least one {wanted} device",
+            do="check CUDA_VISIBLE_DEVICES and the driver, or run with --launch.device auto",
+        )
+    accelerator = get_accelerator()
+    # Every CPU computes in bf16 after a fashion; "auto" should only take it where it is not emulated.
+    bf16 = bool(accelerator.is_bf16_supported())
+    return Target(world_size, device, has_compiler(), bf16=bf16, fp16=bool(accelerator.is_fp16_supported()))
+
+
+def has_compiler() -> bool:
+    """Whether DeepSpeed could build a CPU kernel here."""
+    return shutil.which(os.environ.get("CXX", "c++")) is not None or shutil.which("g++") is not None
+
+
+def prepare(local_rank: int, local_world_size: int) -> None:
+    """Bind this process to its device; on a CPU give it its share of the cores unless OMP_NUM_THREADS says otherwise."""
+    if kind() == "cuda":
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise LaunchError(
+                f"local rank {local_rank} has no device: this host shows {count}",
+                expected=f"at most {count} processes on this host",
+                do=f"start with --num_gpus {count} (deepspeed) or --nproc_per_node {count} (torchrun), or check CUDA_VISIBLE_DEVICES",
+            )
+        get_accelerator().set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+
+
+def synchronize() -> None:
+    """Wait for the device's queued work, so that a clock read afterwards is honest."""
+    if kind() == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory_gib() -> float:
+    """Most memory this rank has held: device memory on CUDA, resident set on a CPU."""
+    if kind() == "cuda":
+        return torch.cuda.max_memory_allocated() / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def versions() -> str:
+    """One line: torch, DeepSpeed, device."""
+    import deepspeed
+
+    name = torch.cuda.get_device_name() if kind() == "cuda" else f"cpu, {torch.get_num_threads()} threads per rank"
+    return f"torch {torch.__version__}, deepspeed {deepspeed.__version__}, {name}"

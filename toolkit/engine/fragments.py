@@ -1,0 +1,205 @@
+"""The fp32 state that this rank owns, cut along parameter names: what a checkpoint stores, whatever wrote it.
+
+Every ZeRO stage keeps, on each rank, some range of each flattened parameter: its fp32 weight and the optimizer's
+states for it. Named by (parameter, start, length) these ranges mean the same under every stage and world size, so a
+checkpoint made of them can be read back into any other layout. All functions here are local: no collectives, except
+`publish`, which rebuilds the 16-bit weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.engine.groups import inner_optimizer
+
+WEIGHT = "fp32"
+"""Name of the fp32 weight among the states."""
+
+CANONICAL_STATE = {"DeepSpeedCPUAdagrad": {"exp_avg_sq": "sum"}}
+"""Where a kernel's name for a state differs from torch's."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements [start, start + length) of the flattened parameter `name`, as views of this rank's live state."""
+
+    name: str
+    start: int
+    length: int
+    tensors: dict[str, torch.Tensor]
+    """1-D, `length` elements each: WEIGHT and the optimizer's states."""
+    scalars: dict[str, float]
+    """States that are one number, such as Adam's step."""
+
+
+Read = Callable[[str, str, int, int], torch.Tensor | None]
+"""(parameter name, state, start, length) -> the stored values, or None where the checkpoint has no such state."""
+
+ReadScalars = Callable[[str], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """One flat fp32 tensor of the optimizer, and where each parameter's range lies in it."""
+
+    tensor: torch.Tensor
+    spans: list[tuple[str, int, int, int]]
+    """(parameter name, start in the parameter, start in `tensor`, length)."""
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
+    """Whole shape of every trainable parameter, also where ZeRO-3 has partitioned it."""
+    return {
+        name: list(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def fragments(engine: Any, rank: int, world_size: int) -> Iterator[Fragment]:
+    """This rank's fragments. Tensors are views: copy or write them out before the next one is asked for."""
+    optimizer = inner_optimizer(engine)
+    names = CANONICAL_STATE.get(type(optimizer).__name__, {})
+    for flat in _flats(engine, rank, world_size):
+        state = optimizer.state.get(flat.tensor, {})
+        whole = {
+            names.get(key, key): value.view(-1)
+            for key, value in state.items()
+            if torch.is_tensor(value) and value.numel() == flat.tensor.numel() and value.dim() > 0
+        }
+        scalars = {key: float(value) for key, value in state.items() if key not in whole and _is_scalar(value)}
+        whole[WEIGHT] = flat.tensor.detach().view(-1)
+        for name, start, offset, length in flat.spans:
+            parts = {key: value.narrow(0, offset, length) for key, value in whole.items()}
+            yield Fragment(name, start, length, parts, scalars)
+
+
+def restore(engine: Any, rank: int, world_size: int, read: Read, read_scalars: ReadScalars) -> None:
+    """Fill this rank's weights and optimizer states from a checkpoint, then rebuild the 16-bit weights everywhere."""
+    optimizer = inner_optimizer(engine)
+    names = {ours: theirs for theirs, ours in CANONICAL_STATE.get(type(optimizer).__name__, {}).items()}
+    with torch.no_grad():
+        for flat in _flats(engine, rank, world_size):
+            states: dict[str, torch.Tensor] = {}
+            for name, start, offset, length in flat.spans:
+                _fill(flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length))
+                for key in _stored_states(read, name, start, length):
+                    buffer = states.setdefault(key, torch.zeros_like(flat.tensor.detach()))
+                    _fill(buffer.view(-1), offset, length, read(name, key, start, length))
+            scalars = read_scalars(flat.spans[0][0]) if flat.spans else {}
+            if states or scalars:
+                fresh = {names.get(key, key): value for key, value in states.items()}
+                optimizer.state[flat.tensor] = fresh | _native_scalars(optimizer, scalars)
+    publish(engine)
+
+
+STATE_NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum")
+"""Every tensor state of the optimizers that a recipe can name."""
+
+
+def _stored_states(read: Read, name: str, start: int, length: int) -> list[str]:
+    return [key for key in STATE_NAMES if read(name, key, start, length) is not None]
+
+
+def _fill(buffer: torch.Tensor, offset: int, length: int, values: torch.Tensor | None) -> None:
+    if values is not None:
+        buffer.narrow(0, offset, length).copy_(values)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, int | float) or (torch.is_tensor(value) and value.numel() == 1)
+
+
+def _native_scalars(optimizer: torch.optim.Optimizer, scalars: dict[str, float]) -> dict[str, Any]:
+    # DeepSpeed's kernels count in Python integers, torch's classes in fp32 tensors.
+    native = type(optimizer).__module__.startswith("deepspeed.ops")
+    return {key: int(value) if native else torch.tensor(value, dtype=torch.float32) for key, value in scalars.items()}
+
+
+def _flats(engine: Any, rank: int, world_size: int) -> Iterator[_Flat]:
+    outer = engine.optimizer
+    if hasattr(outer, "fp32_partitioned_groups_flat"):
+        yield from _stage3(engine, outer)
+    elif hasattr(outer, "bit16_groups"):
+        yield from _stage12(engine, outer.bit16_groups, outer.single_partition_of_fp32_groups)
+    elif hasattr(outer, "fp32_groups_flat_partition"):
+        yield from _stage12(engine, outer.bf16_groups, outer.fp32_groups_flat_partition)
+    else:
+        yield from _stage0(engine, rank, world_size)
+
+
+def _names(engine: Any) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in engine.module.named_parameters()}
+
+
+def _stage0(engine: Any, rank: int, world_size: int) -> Iterator[_Flat]:
+    # Every rank holds everything: each writes its share, and each reads all of it.
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            yield _Flat(parameter, [(name, 0, 0, parameter.numel())])
+
+
+def owned(fragment: Fragment, engine: Any, rank: int, world_size: int) -> Fragment | None:
+    """The part of `fragment` that this rank writes: all of it, except at stage 0, where every rank holds everything."""
+    if hasattr(engine.optimizer, "optimizer") or world_size == 1:
+        return fragment
+    share = -(-fragment.length // world_size)
+    start = min(rank * share, fragment.length)
+    length = min(share, fragment.length - start)
+    if length == 0:
+        return None
+    parts = {key: value.narrow(0, start, length) for key, value in fragment.tensors.items()}
+    return Fragment(fragment.name, start, length, parts, fragment.scalars)
+
+
+def _stage12(engine: Any, groups: list[list[nn.Parameter]], flats: list[torch.Tensor]) -> Iterator[_Flat]:
+    names = _names(engine)
+    for group, flat in zip(groups, flats, strict=True):
+        spans = []
+        for parameter in group:
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            if mapping is not None:
+                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                spans.append((names[id(parameter)], here.start, there.start, here.numel))
+        yield _Flat(flat, spans)
+
+
+def _stage3(engine: Any, outer: Any) -> Iterator[_Flat]:
+    names = _names(engine)
+    for index, group in enumerate(outer.fp16_groups):
+        swapped = outer._swappable_optimizer_subgroup(index)
+        if swapped:
+            outer._optimizer_states_and_gradient_swap_in(index)
+        spans = []
+        for parameter in group:
+            _, offset, length = outer.grad_position[outer.get_param_id(parameter)]
+            start = length * outer._get_param_partition_rank(parameter)
+            # The last ranks' partitions are padded beyond the parameter's end.
+            real = max(0, min(length, parameter.ds_numel - start))
+            if real:
+                spans.append((names[id(parameter)], start, offset, real))
+        yield _Flat(outer.fp32_partitioned_groups_flat[index], spans)
+        if swapped:
+            outer._optimizer_states_and_gradient_swap_out(index)
+
+
+def publish(engine: Any) -> None:
+    """Recompute the 16-bit weights of all ranks from the fp32 ones. Collective."""
+    outer = engine.optimizer
+    if hasattr(outer, "fp32_partitioned_groups_flat"):
+        for index in range(len(outer.fp16_groups)):
+            swapped = outer._swappable_optimizer_subgroup(index)
+            if swapped:
+                outer._optimizer_states_and_gradient_swap_in(index)
+            outer._reassign_or_swap_out_partitioned_parameters(index)
+            if swapped:
+                outer._optimizer_states_and_gradient_swap_out(index)
+        if outer.persistent_parameters:
+            outer.persistent_parameters[0].all_gather(outer.persistent_parameters)
+    elif hasattr(outer, "update_lp_params"):
+        outer.update_lp_params()

@@ -1,0 +1,57 @@
+"""Parameter groups: what is decayed, and what Muon orthogonalises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.recipe import Optimizer
+
+
+def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Trainable parameters in one or two groups: matrices with weight decay, biases and norm weights without.
+
+    A vector has one dimension, also under ZeRO-3, where the shape is in `ds_shape`. Parameters for Muon are tagged
+    instead: DeepSpeed makes its groups itself from the tags.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if optimizer.type == "muon":
+        embeddings = _embedding_parameters(model)
+        for _, parameter in trainable:
+            parameter.use_muon = num_dimensions(parameter) >= 2 and id(parameter) not in embeddings  # type: ignore[attr-defined]
+    matrices = [parameter for _, parameter in trainable if num_dimensions(parameter) >= 2]
+    vectors = [parameter for _, parameter in trainable if num_dimensions(parameter) < 2]
+    groups = [
+        {"params": matrices, "weight_decay": optimizer.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def num_dimensions(parameter: nn.Parameter) -> int:
+    """Dimensions of the whole parameter, whether or not ZeRO-3 has partitioned it."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _embedding_parameters(model: nn.Module) -> set[int]:
+    # Muon is for hidden matrices; embeddings and the output head stay with Adam (Jordan et al. 2024, "Muon").
+    found = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    }
+    heads = ("lm_head", "classifier", "score", "embed_out")
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in heads:
+            found |= {id(parameter) for parameter in module.parameters()}
+    return found
+
+
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that updates fp32 weights, under whatever ZeRO wraps around it."""
+    outer = engine.optimizer
+    inner: torch.optim.Optimizer = getattr(outer, "optimizer", outer)
+    return inner

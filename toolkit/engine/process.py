@@ -1,0 +1,164 @@
+"""Starting and ending the process group, and the few collectives the loop needs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from toolkit.engine import device
+from toolkit.errors import LaunchError, ToolkitError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: the one that prints and writes."""
+        return self.rank == 0
+
+
+def from_environment() -> Process:
+    """What the launcher says. Started as plain `python`, this is one rank of one."""
+    world = _integer("WORLD_SIZE", 1)
+    # The deepspeed launcher says LOCAL_SIZE where torchrun says LOCAL_WORLD_SIZE.
+    local_world = _integer("LOCAL_WORLD_SIZE", _integer("LOCAL_SIZE", world))
+    return Process(_integer("RANK", 0), world, _integer("LOCAL_RANK", 0), local_world)
+
+
+def _integer(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not text.isdigit():
+        raise LaunchError(
+            f"{name}={text!r} in the environment", expected="a number", do=f"unset {name}, or start with a launcher"
+        )
+    return int(text)
+
+
+def start(process: Process, *, timeout_s: float = 1800.0) -> None:
+    """Bind the device and join the process group. Raises LaunchError when the rendezvous port is taken."""
+    # DeepSpeed builds a shared-memory op with the compiler on every CPU start; only inference uses it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _quiet_deepspeed()
+    device.prepare(process.local_rank, process.local_world_size)
+    if dist.is_initialized():
+        return
+    _check_rendezvous(process)
+    backend = "gloo" if device.kind() == "cpu" else "nccl"
+    deepspeed.init_distributed(
+        dist_backend=backend,
+        rank=process.rank,
+        world_size=process.world_size,
+        auto_mpi_discovery=False,
+        timeout=timedelta(seconds=timeout_s),
+        verbose=False,
+    )
+
+
+def _quiet_deepspeed() -> None:
+    import logging
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+def _check_rendezvous(process: Process) -> None:
+    if "MASTER_PORT" not in os.environ:
+        if process.world_size > 1:
+            raise LaunchError(
+                f"WORLD_SIZE={process.world_size} without MASTER_ADDR and MASTER_PORT",
+                expected="the environment of a launcher",
+                do="start with `deepspeed`, `accelerate launch` or `torchrun`, or unset WORLD_SIZE",
+            )
+        os.environ.update(
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0"
+        )
+        return
+    # torchrun's agent already holds the port, rightly.
+    if process.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        _check_port_is_free(os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"]))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_port_is_free(address: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise LaunchError(
+                f"port {port} on {address} is in use ({error.strerror})",
+                expected="a free port for the processes to meet at",
+                do="pass another one: `deepspeed --master_port 29511 ...`, `torchrun --master_port 29511 ...`, `accelerate launch --main_process_port 29511 ...`",
+            ) from None
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Element-wise float64 sum of `values` over all ranks."""
+    total = torch.tensor(list(values), dtype=torch.float64, device=device.current())
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` holds on at least one rank."""
+    return sum_over_ranks([float(flag)])[0] > 0
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    everything: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everything, value)
+    return everything
+
+
+def agree(action: Callable[[], Result]) -> Result:
+    """Run `action` on every rank; if it raises a ToolkitError on one, raise that error on all of them."""
+    problem: ToolkitError | None = None
+    result: Any = None
+    try:
+        result = action()
+    except ToolkitError as error:
+        problem = error
+    # A rank that went on alone would wait for the others in the next collective, for ever.
+    first = next((error for error in gather_objects(problem) if error is not None), None)
+    if first is not None:
+        raise first
+    return result  # type: ignore[no-any-return]

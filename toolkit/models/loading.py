@@ -1,0 +1,181 @@
+"""From a name to a model in memory: tokenizer, configuration, weights, on every rank alike.
+
+Weights come from one place under every strategy: a checkpoint directory. What no checkpoint holds yet, a model from
+scratch or a new classification head, is built once by rank 0 (`materialise`) and read back like any other, so that
+the starting point does not depend on how the ranks are arranged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.integrations import HfDeepSpeedConfig
+
+from toolkit.errors import ModelError, did_you_mean
+from toolkit.models.assets import resolve
+from toolkit.recipe import Model
+
+DROPOUT_NAMES = ("dropout", "dropout_prob", "dropout_rate", "pdrop")
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer. Raises ModelError when there is none."""
+    source = resolve(model.tokenizer or model.path or "")
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable("tokenizer", source, error) from None
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise _unreadable("tokenizer", source, TypeError("no tokenizer files"))
+    return tokenizer
+
+
+def load_config(model: Model, *, vocabulary_size: int, overrides: Mapping[str, Any]) -> PretrainedConfig:
+    """The architecture: the checkpoint's config with the recipe's and the task's (`overrides`) fields laid over it."""
+    if model.path is not None:
+        source = resolve(model.path)
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable("model", source, error) from None
+    else:
+        config = _config_from_scratch(model, vocabulary_size)
+    changes = {**model.config, **overrides, **_dropout(config, model.dropout)}
+    for name, value in changes.items():
+        if not hasattr(config, name):
+            raise ModelError(
+                f"model.config[{name!r}]={value!r}: {type(config).__name__} has no such field{did_you_mean(name, config.to_dict())}",
+                expected="a field of the architecture's own config",
+                do="see config.json of the checkpoint for the fields there are",
+            )
+        setattr(config, name, value)
+    config._attn_implementation = model.attention
+    config.use_cache = False
+    return config
+
+
+def _config_from_scratch(model: Model, vocabulary_size: int) -> PretrainedConfig:
+    known = transformers.CONFIG_MAPPING
+    if model.architecture not in known:
+        raise ModelError(
+            f"model.architecture={model.architecture!r}{did_you_mean(str(model.architecture), known)}",
+            expected="a model_type of transformers, such as llama, qwen3 or gpt2",
+            do="correct model.architecture",
+        )
+    config: PretrainedConfig = known[model.architecture]()
+    if "vocab_size" not in model.config:
+        config.vocab_size = vocabulary_size
+    return config
+
+
+def _dropout(config: PretrainedConfig, probability: float | None) -> dict[str, float]:
+    if probability is None:
+        return {}
+    fields = [
+        name
+        for name, value in config.to_dict().items()
+        if name.endswith(DROPOUT_NAMES) and isinstance(value, int | float)
+    ]
+    if not fields:
+        raise ModelError(
+            f"model.dropout={probability}: {type(config).__name__} has no dropout",
+            expected="an architecture with dropout, or None",
+            do="remove model.dropout",
+        )
+    return dict.fromkeys(fields, probability)
+
+
+def check_sequence_length(config: PretrainedConfig, sequence_length: int) -> None:
+    """Raise ModelError when the model has fewer positions than `sequence_length`."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and 0 < limit < sequence_length:
+        raise ModelError(
+            f"batch.sequence_length={sequence_length} is longer than the model's {limit} positions",
+            expected=f"at most {limit}",
+            do=f"set batch.sequence_length={limit} or less",
+        )
+
+
+def materialise(kind: Any, model: Model, config: PretrainedConfig, directory: Path, seed: int) -> list[str]:
+    """Write the run's starting weights to `directory` in fp32; call it on rank 0 alone.
+
+    `kind` is one of transformers' auto classes. Returns the names of weights that start at random values although the
+    recipe asks for pretrained ones (a new head).
+    """
+    torch.manual_seed(seed)
+    if model.weights == "random":
+        network = kind.from_config(config, dtype=torch.float32)
+        fresh: list[str] = []
+    else:
+        network, fresh = _from_pretrained(kind, resolve(str(model.path)), config)
+    network.save_pretrained(directory)
+    return fresh
+
+
+def load_weights(
+    kind: Any, source: str, config: PretrainedConfig, deepspeed_config: Mapping[str, Any]
+) -> tuple[nn.Module, list[str]]:
+    """The model with its weights in fp32; under ZeRO-3 each rank only ever holds its share.
+
+    Returns the model and the names of weights that the checkpoint did not have.
+    """
+    with _partitioned(deepspeed_config):
+        return _from_pretrained(kind, source, config)
+
+
+def _from_pretrained(kind: Any, source: str, config: PretrainedConfig) -> tuple[nn.Module, list[str]]:
+    try:
+        with _quiet():
+            network, info = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise _unreadable("model", source, error) from None
+    if info["mismatched_keys"]:
+        name, stored, wanted = next(iter(info["mismatched_keys"]))
+        raise ModelError(
+            f"{source}: {name} has shape {tuple(stored)} in the checkpoint and {tuple(wanted)} in the model",
+            expected="the same shapes",
+            do="remove the model.config override that changes a shape, or train with model.weights='random'",
+        )
+    return network, sorted(info["missing_keys"])
+
+
+@contextmanager
+def _partitioned(deepspeed_config: Mapping[str, Any]) -> Iterator[None]:
+    if deepspeed_config["zero_optimization"]["stage"] < 3:
+        yield
+        return
+    # transformers partitions while it loads as long as this object is alive.
+    announced = HfDeepSpeedConfig(dict(deepspeed_config))
+    try:
+        yield
+    finally:
+        del announced
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _unreadable(what: str, source: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{what} {source!r} cannot be loaded: {reason}",
+        expected="a Hugging Face directory (config.json, model.safetensors, tokenizer.json), a name `toolkit fetch` knows, or a reachable hub name",
+        do="check the path, or run `toolkit fetch NAME`",
+    )

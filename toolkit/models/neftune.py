@@ -1,0 +1,22 @@
+"""NEFTune: noise on the input embeddings while fine-tuning (Jain et al. 2023, arXiv 2310.05914)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def add_neftune(model: nn.Module, alpha: float) -> None:
+    """Add uniform noise in [-m, m], m = alpha / sqrt(T x D), to embeddings [B, T, D] in training mode."""
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+
+    def add_noise(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        magnitude = alpha / math.sqrt(output.shape[-2] * output.shape[-1])
+        return output + torch.empty_like(output).uniform_(-magnitude, magnitude)
+
+    embeddings.register_forward_hook(add_noise)

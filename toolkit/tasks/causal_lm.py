@@ -1,0 +1,140 @@
+"""Causal language modelling: chat and instruction fine-tuning, and pretraining on plain text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from toolkit.data.chat import encode_messages, encode_prompt_completion, encode_text
+from toolkit.data.example import IGNORED, Example, Row
+from toolkit.data.row_kind import row_kind
+from toolkit.models.heads import token_loss, use_loss_head
+from toolkit.recipe import Data
+from toolkit.recipe import Task as Options
+from toolkit.tasks.protocol import Batch, Sums
+
+
+class CausalLM:
+    """Predict each token from those before it inside the same example.
+
+    Rows hold messages, a prompt with a completion, or text (columns named in the data section).
+    """
+
+    auto_class: Any = AutoModelForCausalLM
+    can_pack = True
+
+    def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.options, self.data, self.tokenizer = options, data, tokenizer
+
+    def fit(self, rows: Iterable[Row]) -> None:
+        """Nothing to learn from the rows."""
+
+    def config_overrides(self) -> dict[str, Any]:
+        """Nothing in the config follows from the data."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """The columns read and the tokens that carry loss."""
+        fields = self.data.model_dump(include={"messages_field", "prompt_field", "completion_field", "text_field"})
+        return {"task": "causal_lm", "train_on": self.options.train_on, **fields}
+
+    def encode(self, row: Row) -> list[Example]:
+        """One example: tokens, and labels that are -100 where nothing is learned."""
+        data, train_on = self.data, self.options.train_on
+        kind = row_kind(
+            row,
+            messages_field=data.messages_field,
+            prompt_field=data.prompt_field,
+            completion_field=data.completion_field,
+            text_field=data.text_field,
+        )
+        if kind == "messages":
+            return [
+                encode_messages(self.tokenizer, row[data.messages_field], train_on=train_on, where=data.messages_field)
+            ]
+        if kind == "prompt_completion":
+            prompt, completion = row[data.prompt_field], row[data.completion_field]
+            return [
+                encode_prompt_completion(self.tokenizer, prompt, completion, train_on=train_on, where=data.prompt_field)
+            ]
+        return [encode_text(self.tokenizer, row[data.text_field], where=data.text_field)]
+
+    def collate(self, sequences: list[list[Example]]) -> Batch:
+        """input_ids, position_ids, targets, each [B, T]; T is the longest sequence.
+
+        Positions restart with every example, which is what keeps attention inside it (transformers builds the
+        block-diagonal mask from them); padding is an example of its own. `targets` are shifted inside each example.
+        """
+        lengths = [sum(len(example["input_ids"]) for example in sequence) for sequence in sequences]
+        shape = (len(sequences), max(lengths))
+        filler = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        tokens = np.full(shape, filler, dtype=np.int64)
+        positions = np.zeros(shape, dtype=np.int64)
+        targets = np.full(shape, IGNORED, dtype=np.int64)
+        for index, sequence in enumerate(sequences):
+            start = 0
+            for example in sequence:
+                stop = start + len(example["input_ids"])
+                tokens[index, start:stop] = example["input_ids"]
+                positions[index, start:stop] = np.arange(stop - start)
+                targets[index, start : stop - 1] = example["labels"][1:]
+                start = stop
+            positions[index, start:] = np.arange(shape[1] - start)
+        return {
+            "input_ids": torch.from_numpy(tokens),
+            "position_ids": torch.from_numpy(positions),
+            "targets": torch.from_numpy(targets),
+        }
+
+    def count(self, batch: Batch) -> int:
+        """Tokens that carry loss."""
+        return int((batch["targets"] != IGNORED).sum())
+
+    def prepare(self, model: nn.Module) -> None:
+        """Let the output head compute the loss itself, so that the logits never exist in full."""
+        use_loss_head(model)
+
+    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
+        """Sum of the token losses."""
+        return self._loss(model, batch, gradient_scale, self.options.label_smoothing)
+
+    def _loss(self, model: nn.Module, batch: Batch, gradient_scale: float, label_smoothing: float) -> torch.Tensor:
+        inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+        return token_loss(
+            model, inputs, batch["targets"], label_smoothing=label_smoothing, gradient_scale=gradient_scale
+        )
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
+        """Token loss (never smoothed) and tokens."""
+        return {"loss": float(self._loss(model, batch, 1.0, 0.0)), "targets": self.count(batch)}
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """loss per token, and its exponential."""
+        loss = sums["loss"] / max(1.0, sums["targets"])
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+    def sample(self, model: nn.Module) -> str | None:
+        """The greedy answer to task.sample_prompt (through the chat template where there is one)."""
+        prompt = self.options.sample_prompt
+        if prompt is None:
+            return None
+        if self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": prompt}]
+            prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        encoded = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not self.tokenizer.chat_template)
+        tokens = encoded["input_ids"].to(next(model.parameters()).device)
+        generated = model.generate(  # type: ignore[operator]
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=self.options.sample_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
+        )
+        return str(self.tokenizer.decode(generated[0, tokens.shape[1] :], skip_special_tokens=True)).strip()

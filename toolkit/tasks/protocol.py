@@ -1,0 +1,70 @@
+"""What every task provides. The loop, the engines and the checkpoints know no more of a task than this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.data.example import Example, Row
+from toolkit.recipe import Data
+from toolkit.recipe import Task as Options
+
+Batch = dict[str, torch.Tensor]
+Sums = dict[str, float]
+
+
+class Task(Protocol):
+    """Examples -> features, batches, loss, metrics."""
+
+    auto_class: Any
+    """transformers' auto class that loads the right head."""
+    can_pack: bool
+    """Whether several examples may share one sequence."""
+
+    def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None: ...
+
+    def fit(self, rows: Iterable[Row]) -> None:
+        """Look once at the training rows, before any is encoded (to find the classes, for instance)."""
+
+    def config_overrides(self) -> dict[str, Any]:
+        """Fields of the model's config that follow from the data."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able values that change what `encode` returns; part of the prepared data's identity."""
+        ...
+
+    def encode(self, row: Row) -> list[Example]:
+        """Examples of one raw row. Raises DataError for a row it cannot use."""
+        ...
+
+    def collate(self, sequences: list[list[Example]]) -> Batch:
+        """One micro-batch; each inner list is one sequence, of one example or a pack."""
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """Targets in `batch`: what the loss is averaged over."""
+        ...
+
+    def prepare(self, model: nn.Module) -> None:
+        """Change the loaded model before DeepSpeed sees it (no new parameters)."""
+
+    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
+        """Sum of the losses over the targets of `batch`, 0-dim fp32. The caller multiplies its gradient by `gradient_scale`."""
+        ...
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
+        """Sums over the targets of `batch` that `metrics` turns into metrics."""
+        ...
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of a whole evaluation; always with "loss"."""
+        ...
+
+    def sample(self, model: nn.Module) -> str | None:
+        """Something to look at: the model's answer to task.sample_prompt, or None."""
+        ...

@@ -1,0 +1,180 @@
+"""Sequence classification: one class per text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from toolkit.data.example import IGNORED, Example, Row
+from toolkit.errors import DataError, RecipeError, did_you_mean
+from toolkit.recipe import Data
+from toolkit.recipe import Task as Options
+from toolkit.tasks.protocol import Batch, Sums
+
+MOST_CLASSES = 10_000
+"""More distinct labels than this are taken for a mistake in data.label_field."""
+
+
+class SequenceClassification:
+    """Rows hold a text and a label, an integer or a name. Classes are those of the training rows, sorted."""
+
+    auto_class: Any = AutoModelForSequenceClassification
+    can_pack = False
+
+    def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.options, self.data, self.tokenizer = options, data, tokenizer
+        self.classes: list[str] = []
+        self.majority = 0
+        if data.packing:
+            raise RecipeError(
+                "data.packing=True with task.name='sequence_classification'",
+                expected="False: every text has its own sequence and label",
+                do="set data.packing=False",
+            )
+        if tokenizer.pad_token_id is None:
+            raise RecipeError(
+                f"the tokenizer at {tokenizer.name_or_path!r} has no padding token",
+                expected="one: texts of a batch are padded to the longest",
+                do="use a checkpoint whose tokenizer names a pad_token, or add it to tokenizer_config.json",
+            )
+
+    def fit(self, rows: Iterable[Row]) -> None:
+        """Find the classes, and the most frequent one."""
+        counts = Counter(self._label(row) for row in rows)
+        if len(counts) < 2 or len(counts) > MOST_CLASSES:
+            raise DataError(
+                f"data.label_field={self.data.label_field!r} has {len(counts)} distinct values",
+                expected=f"between 2 and {MOST_CLASSES} classes",
+                do="check data.label_field and the training rows",
+            )
+        integers = all(name.lstrip("-").isdigit() for name in counts)
+        self.classes = sorted(counts, key=int) if integers else sorted(counts)
+        self.majority = self.classes.index(max(self.classes, key=lambda name: counts[name]))
+
+    def _label(self, row: Row) -> str:
+        label = row.get(self.data.label_field)
+        if label is None or isinstance(label, float | list | dict):
+            raise DataError(
+                f"{self.data.label_field}={label!r}; the columns are {', '.join(row)}",
+                expected="an integer or a class name in data.label_field",
+                do="set data.label_field to the column that holds the class",
+            )
+        return str(label)
+
+    def config_overrides(self) -> dict[str, Any]:
+        """The classes, so that the export knows their names."""
+        return {
+            "num_labels": len(self.classes),
+            "id2label": dict(enumerate(self.classes)),
+            "label2id": {name: index for index, name in enumerate(self.classes)},
+            "problem_type": "single_label_classification",
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The columns read and the classes."""
+        return {
+            "task": "sequence_classification",
+            "text_field": self.data.text_field,
+            "label_field": self.data.label_field,
+            "classes": self.classes,
+        }
+
+    def encode(self, row: Row) -> list[Example]:
+        """One example: the text between the tokenizer's own special tokens, and the class."""
+        text, label = row.get(self.data.text_field), self._label(row)
+        if not isinstance(text, str):
+            raise DataError(
+                f"{self.data.text_field}={text!r:.60}; the columns are {', '.join(row)}",
+                expected="text in data.text_field",
+                do="set data.text_field to the column that holds the text",
+            )
+        if label not in self.classes:
+            raise DataError(
+                f"{self.data.label_field}={label!r} does not occur in the training rows{did_you_mean(label, self.classes)}",
+                expected=f"one of {', '.join(self.classes[:12])}",
+                do="remove the row, or add the class to the training data",
+            )
+        tokens = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        return [{"input_ids": np.array(tokens, np.int32), "labels": np.array([self.classes.index(label)], np.int32)}]
+
+    def collate(self, sequences: list[list[Example]]) -> Batch:
+        """input_ids and attention_mask [B, T], labels [B]; T is the longest text."""
+        examples = [sequence[0] for sequence in sequences]
+        shape = (len(examples), max(len(example["input_ids"]) for example in examples))
+        tokens = np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        for index, example in enumerate(examples):
+            length = len(example["input_ids"])
+            tokens[index, :length] = example["input_ids"]
+            mask[index, :length] = 1
+        labels = np.array([example["labels"][0] for example in examples], dtype=np.int64)
+        return {
+            "input_ids": torch.from_numpy(tokens),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(labels),
+        }
+
+    def count(self, batch: Batch) -> int:
+        """Texts with a class (fillers of an evaluation have none)."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def prepare(self, model: nn.Module) -> None:
+        """Tell decoder-only models which token is padding: they classify the last real one."""
+        config: Any = model.config
+        config.pad_token_id = self.tokenizer.pad_token_id
+
+    def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits.float()
+
+    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
+        """Sum of the cross-entropies of the texts."""
+        return nn.functional.cross_entropy(
+            self._logits(model, batch),
+            batch["labels"],
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.options.label_smoothing,
+        )
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
+        """Loss, texts, correct answers, and how often the majority class would have been right."""
+        logits, labels = self._logits(model, batch), batch["labels"]
+        valid = labels != IGNORED
+        loss = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        return {
+            "loss": float(loss),
+            "targets": float(valid.sum()),
+            "correct": float(((logits.argmax(-1) == labels) & valid).sum()),
+            "majority": float((labels == self.majority).sum()),
+        }
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """loss, accuracy, and the accuracy of always answering the most frequent training class."""
+        texts = max(1.0, sums["targets"])
+        return {
+            "loss": sums["loss"] / texts,
+            "accuracy": sums["correct"] / texts,
+            "majority_accuracy": sums["majority"] / texts,
+        }
+
+    def sample(self, model: nn.Module) -> str | None:
+        """The class of task.sample_prompt."""
+        if self.options.sample_prompt is None:
+            return None
+        batch = self.collate([[{**self._unlabelled(self.options.sample_prompt)}]])
+        device = next(model.parameters()).device
+        logits = self._logits(model, {key: value.to(device) for key, value in batch.items()})
+        return self.classes[int(logits[0].argmax())]
+
+    def _unlabelled(self, text: str) -> Example:
+        return {
+            "input_ids": np.array(self.tokenizer(text)["input_ids"], np.int32),
+            "labels": np.array([IGNORED], np.int32),
+        }

@@ -1,0 +1,209 @@
+"""The loop: steps, evaluation, checkpoints, early stopping. It does not know which engine runs underneath."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from toolkit.checkpoint.export import read_best, write_best
+from toolkit.checkpoint.writer import retain, save
+from toolkit.data.batches import StepBatch, evaluation_batches
+from toolkit.engine import device, process
+from toolkit.engine.protocol import Engine, StepResult
+from toolkit.errors import RecipeError
+from toolkit.recipe import Recipe
+from toolkit.train.interrupts import Interrupt
+from toolkit.train.metrics import MetricsLog
+from toolkit.train.progress import Display
+from toolkit.train.run_folder import RunFolder
+from toolkit.train.setup import Inputs
+from toolkit.train.trackers import Trackers
+
+SEED_STRIDE = 1_000_003
+
+
+@dataclass
+class Watch:
+    """The best evaluation so far, for early stopping and the best checkpoint."""
+
+    metric: str
+    higher_is_better: bool
+    best: float | None = None
+    best_step: int = 0
+    bad_evaluations: int = 0
+
+    def observe(self, value: float, step: int) -> bool:
+        """Whether `value` is the best so far."""
+        better = self.best is None or (value > self.best if self.higher_is_better else value < self.best)
+        if better:
+            self.best, self.best_step, self.bad_evaluations = value, step, 0
+        else:
+            self.bad_evaluations += 1
+        return better
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"best": self.best, "best_step": self.best_step, "bad_evaluations": self.bad_evaluations}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.bad_evaluations = state["bad_evaluations"]
+
+
+@dataclass
+class Loop:
+    """One run's loop. `run(first_step)` trains until the last step, an early stop or an interrupt."""
+
+    recipe: Recipe
+    inputs: Inputs
+    engine: Engine
+    me: process.Process
+    folder: RunFolder
+    display: Display
+    interrupt: Interrupt
+    identity: Mapping[str, Any]
+    """JSON-able facts about the run that go into each checkpoint."""
+    log: MetricsLog | None = None
+    trackers: Trackers | None = None
+    saved_step: int = -1
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.recipe.evaluation.metric, self.recipe.evaluation.higher_is_better)
+
+    def run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
+        """Train from optimizer step `first_step` (0-based); returns the number of steps taken in all."""
+        total = self.inputs.total_steps
+        if first_step == 0:
+            self._evaluate(0)
+        step = first_step
+        began = time.perf_counter()
+        batches = self.inputs.batches.iterate(first_step, total, prefetch=self.recipe.data.prefetch, state=data_state)
+        with self.display.bar():
+            for batch in batches:
+                result = self.engine.train_step(batch.micro_batches, self._seeds(batch))
+                step = batch.step + 1
+                device.synchronize()
+                now = time.perf_counter()
+                self._record(batch, result, now - began)
+                began = now
+                stop = self._after_step(step)
+                began += time.perf_counter() - now
+                if stop:
+                    break
+        if self.saved_step != step:
+            self.save(step)
+        return step
+
+    def _seeds(self, batch: StepBatch) -> list[int]:
+        # By the micro-batch's place in the global batch, so that dropout does not depend on the world size, and a
+        # resumed run draws what the unbroken one would have drawn.
+        base = self.recipe.seed * SEED_STRIDE + batch.step
+        count, world = len(batch.micro_batches), self.me.world_size
+        return [base * SEED_STRIDE + index * world + self.me.rank for index in range(count)]
+
+    def _record(self, batch: StepBatch, result: StepResult, seconds: float) -> None:
+        record: dict[str, Any] = {
+            "step": batch.step + 1,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "learning_rate": result.learning_rate,
+            "tokens": batch.num_tokens,
+            "targets": result.targets,
+            "samples": batch.num_samples,
+            "tokens_per_second": batch.num_tokens / seconds,
+            "step_time_s": seconds,
+            "memory_gib": device.peak_memory_gib(),
+            "epoch": batch.epoch,
+        }
+        if result.loss_scale is not None:
+            record |= {"loss_scale": result.loss_scale, "skipped": result.skipped}
+        self._write(record)
+        if self.trackers is not None:
+            self.trackers.log(record, record["step"])
+        self.display.step(record)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(record)
+
+    def _after_step(self, step: int) -> bool:
+        """Evaluate and save where due; whether to stop."""
+        evaluation, checkpoint = self.recipe.evaluation, self.recipe.checkpoint
+        last = step == self.inputs.total_steps
+        better = False
+        if last or (evaluation.every_steps and step % evaluation.every_steps == 0):
+            better = self._evaluate(step)
+        patience = evaluation.early_stopping_patience
+        early = bool(patience) and self.watch.bad_evaluations >= patience
+        interrupted = process.any_rank(self.interrupt.signal is not None)
+        due = bool(checkpoint.every_steps) and step % checkpoint.every_steps == 0
+        if due or last or early or interrupted or (better and checkpoint.keep_best):
+            self.save(step)
+        if early and not last:
+            self.display.say(
+                f"stopping early at step {step}: {self.watch.metric} has not improved for {patience} evaluations "
+                f"(best {self.watch.best:.4f} at step {self.watch.best_step})"
+            )
+        return early or interrupted
+
+    def _evaluate(self, step: int) -> bool:
+        """Evaluate if there is a held-out set; whether the watched metric is the best so far."""
+        inputs, task = self.inputs, self.inputs.task
+        self._sample(step)
+        if inputs.held_out is None:
+            return False
+        batches = evaluation_batches(
+            inputs.held_out,
+            inputs.held_out_sequences,
+            task.collate,
+            self.me.rank,
+            self.me.world_size,
+            self.recipe.batch.micro_size,
+            self.recipe.evaluation.max_batches,
+        )
+        metrics = task.metrics(self.engine.evaluate(batches, task.evaluate))
+        self.evaluations.append({"step": step, **metrics})
+        self._write({"step": step, "eval": metrics})
+        if self.trackers is not None:
+            self.trackers.log(metrics, step, prefix="eval")
+        self.display.say(f"eval at step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+        if self.watch.metric not in metrics:
+            raise RecipeError(
+                f"evaluation.metric={self.watch.metric!r}",
+                expected=f"one of {', '.join(metrics)}",
+                do="correct evaluation.metric",
+            )
+        value = metrics[self.watch.metric]
+        if step:
+            self.engine.observe(value)
+        return self.watch.observe(value, step) and step > 0
+
+    def _sample(self, step: int) -> None:
+        if self.recipe.task.sample_prompt is None or step not in (0, self.inputs.total_steps):
+            return
+        answer = self.engine.call(self.inputs.task.sample)
+        self._write({"step": step, "sample": {"prompt": self.recipe.task.sample_prompt, "answer": answer}})
+        when = "before" if step == 0 else "after"
+        self.display.say(f"sample {when} training: {self.recipe.task.sample_prompt}\n  -> {answer}")
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint and drop those that are no longer kept. Collective."""
+        run = {
+            **self.identity,
+            "engine": self.engine.state(),
+            "data": self.inputs.batches.state(step),
+            "watch": self.watch.state(),
+        }
+        save(self.engine, self.folder.checkpoints, step, run, self.me.rank, self.me.world_size)
+        self.saved_step = step
+        if self.me.is_main:
+            keep_best = self.recipe.checkpoint.keep_best and self.watch.best is not None
+            if keep_best and self.watch.best_step == step:
+                write_best(self.folder.checkpoints, step, float(self.watch.best or 0.0))
+            best = read_best(self.folder.checkpoints) if keep_best else None
+            retain(self.folder.checkpoints, self.recipe.checkpoint.keep, best["step"] if best else None)

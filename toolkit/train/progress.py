@@ -1,0 +1,75 @@
+"""What rank 0 shows: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+PLAIN_LINES = 50
+"""Without a terminal, a long run prints about this many step lines."""
+
+
+class Display:
+    """Prints for the main rank; silent on the others."""
+
+    def __init__(self, *, is_main: bool, total_steps: int = 0, first_step: int = 0) -> None:
+        self.console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
+        self.total_steps = total_steps
+        self._every = max(1, total_steps // PLAIN_LINES)
+        self._began, self._first = time.monotonic(), first_step
+        self._bar: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def bar(self) -> Iterator[None]:
+        """Show the progress bar inside this context, where there is a terminal."""
+        if not self.console.is_terminal or self.console.quiet:
+            yield
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=self.console) as self._bar:
+            self._task = self._bar.add_task("train", total=self.total_steps, completed=self._first, line="")
+            yield
+        self._bar = None
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Show one optimizer step."""
+        line = step_line(record)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["step"], line=line)
+        elif record["step"] % self._every == 0 or record["step"] in (1, self.total_steps):
+            self.say(f"step {record['step']:>6}/{self.total_steps}  {line}  eta {self._eta(record['step'])}")
+
+    def _eta(self, step: int) -> str:
+        taken = max(1, step - self._first)
+        left = (time.monotonic() - self._began) / taken * (self.total_steps - step)
+        return time.strftime("%H:%M:%S", time.gmtime(left))
+
+
+def step_line(record: Mapping[str, Any]) -> str:
+    """loss 3.4127  grad_norm 1.32  lr 2.0e-05  tokens/s 1,024  memory 3.1 GiB"""
+    parts = [
+        f"loss {record['loss']:.4f}",
+        f"grad_norm {record['grad_norm']:.3g}",
+        f"lr {record['learning_rate']:.2e}",
+        f"tokens/s {record['tokens_per_second']:,.0f}",
+        f"memory {record['memory_gib']:.1f} GiB",
+    ]
+    if record.get("loss_scale") is not None:
+        parts.append(f"scale {record['loss_scale']:g}" + (" SKIPPED" if record["skipped"] else ""))
+    return "  ".join(parts)

@@ -1,0 +1,116 @@
+"""The folder of a run: who may write to it, and where a resumed run continues. Imports no torch.
+
+recipe.json  ds_config.json  metrics.jsonl  model/  checkpoints/  export/  tensorboard/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import CheckpointError, LaunchError
+from toolkit.recipe import Recipe
+
+IDENTITY = (
+    "model.path",
+    "model.architecture",
+    "model.weights",
+    "model.config",
+    "data.train",
+    "data.split",
+    "data.subset",
+    "data.max_examples",
+    "data.streaming",
+    "data.shuffle",
+    "data.packing",
+    "data.overlong",
+    "data.evaluation_examples",
+    "task.name",
+    "task.train_on",
+    "batch.global_size",
+    "batch.sequence_length",
+    "optimizer.type",
+    "seed",
+)
+"""Fields that a resumed run must share with the one it continues: they fix what step N means."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run's folder."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def export(self) -> Path:
+        """The Hugging Face directory written at the end."""
+        return self.path / "export"
+
+    @property
+    def model(self) -> Path:
+        """Config and tokenizer of the model in training."""
+        return self.path / "model"
+
+
+def check(path: Path, resume: str | None) -> None:
+    """Raise LaunchError when a run in `path` could not start: an earlier run there, or no right to write."""
+    if resume is None and (path / "metrics.jsonl").exists():
+        raise LaunchError(
+            f"--output_dir {path} already holds a run",
+            expected="a new folder, or the wish to continue",
+            do="pass --resume auto to continue it, or another --output_dir",
+        )
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise LaunchError(
+            f"--output_dir {path}: {existing} {'is not writable' if existing.is_dir() else 'is a file'}",
+            expected="a folder this user may write to",
+            do="pass another --output_dir",
+        )
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Dotted name -> JSON-able value of every field."""
+    flat: dict[str, Any] = {}
+    for name, value in recipe.model_dump(mode="json").items():
+        if isinstance(value, dict) and isinstance(getattr(recipe, name), object) and name in type(recipe).model_fields:
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def check_same_run(path: Path, recipe: Recipe) -> None:
+    """Raise CheckpointError when the run in `path` was another one than `recipe` describes."""
+    file = path / "recipe.json"
+    if not file.is_file():
+        return
+    try:
+        stored = flatten(Recipe(**json.loads(file.read_text(encoding="utf-8"))))
+    except ValueError:
+        raise CheckpointError(
+            f"{file} is not readable", expected="the recipe of the run", do="start again in another --output_dir"
+        ) from None
+    now = flatten(recipe)
+    changed = [f"{name}={now[name]!r} (the run has {stored[name]!r})" for name in IDENTITY if now[name] != stored[name]]
+    if changed:
+        raise CheckpointError(
+            f"cannot continue {path}: {'; '.join(changed)}",
+            expected="the fields that decide what a step is, as the run has them",
+            do="take the flags back, or start a new run in another --output_dir",
+        )

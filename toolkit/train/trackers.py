@@ -1,0 +1,54 @@
+"""TensorBoard and accelerate's other trackers behind one `log`."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import LaunchError
+from toolkit.recipe import Tracking
+
+
+class Trackers:
+    """Sends numbers to every tracker of the recipe; rank 0 only."""
+
+    def __init__(self, tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        self._trackers: list[Any] = []
+        names = (["tensorboard"] if tracking.tensorboard else []) + list(tracking.trackers)
+        for name in names:
+            # We are rank 0 already; asking accelerate which rank this is would set up its own process state.
+            kind: Any = type(name, (LOGGER_TYPE_TO_CLASS[name],), {"main_process_only": False})
+            options = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+            try:
+                tracker = kind("tensorboard" if name == "tensorboard" else tracking.project, **options)
+                tracker.start()
+            except (ImportError, NameError) as error:
+                raise LaunchError(
+                    f"tracking.trackers: {name} is not installed ({error})",
+                    expected=f"the package of {name}",
+                    do=f"pip install {name.replace('_', '-')}, or remove it from tracking.trackers",
+                ) from None
+            if name != "tensorboard":
+                tracker.store_init_configuration(dict(config))
+            self._trackers.append(tracker)
+
+    def log(self, values: Mapping[str, Any], step: int, prefix: str = "train") -> None:
+        """Send the numbers among `values` as PREFIX/NAME."""
+        found = {
+            f"{prefix}/{key}": float(value) for key, value in values.items() if _is_number(value) and key != "step"
+        }
+        for tracker in self._trackers:
+            tracker.log(found, step=step)
+
+    def close(self) -> None:
+        """Flush and end."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
