@@ -1,10 +1,10 @@
 # make install | quickstart | test | lint | bench        everything happens in .venv; a second call does only what is left
 PYTHON ?= python3
 VENV := .venv
+BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# First on PATH in every recipe: the launcher starts the ranks with this Python, and the compiler cache of DeepSpeed starts anew
-# whenever another ninja is found before this one.
+# First on PATH for everything below: DeepSpeed's compiled operators are built anew whenever another ninja is found before this one.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -17,28 +17,29 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is missing or older than 3.11; run: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make $(VENV); on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
-	$(VENV)/bin/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@echo "installing into $(VENV): some minutes and 2 GB, more where torch comes with CUDA"
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # A second call resumes an unfinished run and leaves a finished one alone.
 quickstart: install
-	toolkit fetch smollm2-135m-instruct python-docstrings
-	deepspeed --num_gpus 2 recipes/sft_smollm2_zero2.py --resume auto
+	$(BIN)/toolkit fetch smollm2-135m-instruct python-docstrings
+	$(BIN)/deepspeed --num_gpus 2 recipes/sft_smollm2_zero2.py --resume auto
 
 # No test may depend on a model hub.
 test: export HF_HUB_OFFLINE := 1
 test: install
-	toolkit fetch smollm2-135m-instruct minilm-l6 python-docstrings python-packages
+	$(BIN)/toolkit fetch smollm2-135m-instruct minilm-l6 python-docstrings python-packages
 	$(MAKE) --no-print-directory lint
-	pytest
+	$(BIN)/pytest
 
 lint: install
-	ruff check .
-	ruff format --check .
-	mypy
-	lint-imports
-	toolkit config --verify
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/toolkit config --verify
 
 bench: install
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; python "$$script"; done
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

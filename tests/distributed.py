@@ -128,24 +128,35 @@ def _start(context: Any, rank: int, world_size: int, work: bytes, folder: Path, 
 
 def _collect(ranks: list[_Rank], deadline: float, timeout_s: float) -> list[Any]:
     results: dict[int, Any] = {}
+    failures: list[str] = []
     waiting = list(ranks)
     while waiting:
-        ready = connection.wait([rank.results for rank in waiting], timeout=max(0.0, deadline - time.monotonic()))
+        left = max(0.0, deadline - time.monotonic())
+        ready = connection.wait([rank.results for rank in waiting], timeout=left)
         if not ready:
-            raise RankFailed(_describe_hang(waiting, timeout_s))
+            raise RankFailed("\n".join(failures) if failures else _describe_hang(waiting, timeout_s))
         for rank in [rank for rank in waiting if rank.results in ready]:
             waiting.remove(rank)
-            try:
-                succeeded, value = pickle.loads(rank.results.recv_bytes())
-            except EOFError:
-                rank.process.join(5)
-                raise RankFailed(
-                    f"rank {rank.number} died with exit code {rank.process.exitcode}\n{rank.printed()}"
-                ) from None
-            if not succeeded:
-                raise RankFailed(f"rank {rank.number} raised\n{value}\nrank {rank.number} printed\n{rank.printed()}")
-            results[rank.number] = value
+            succeeded, value = _receive(rank)
+            if succeeded:
+                results[rank.number] = value
+                continue
+            failures.append(f"{value}\nrank {rank.number} printed\n{rank.printed()}")
+            # A rank that dies makes the others fail, and their reports may come first: wait a moment for the cause.
+            deadline = min(deadline, time.monotonic() + 1.0)
+    if failures:
+        raise RankFailed("\n".join(failures))
     return [results[rank.number] for rank in ranks]
+
+
+def _receive(rank: _Rank) -> tuple[bool, Any]:
+    """(True, result) or (False, what went wrong) of a rank that has spoken or died."""
+    try:
+        succeeded, value = pickle.loads(rank.results.recv_bytes())
+    except EOFError:
+        rank.process.join(5)
+        return False, f"rank {rank.number} died with exit code {rank.process.exitcode}"
+    return succeeded, value if succeeded else f"rank {rank.number} raised\n{value}"
 
 
 def _describe_hang(waiting: list[_Rank], timeout_s: float) -> str:

@@ -16,7 +16,9 @@ import pytest
 from rich.console import Console
 
 from toolkit.cli import fetch as verb
+from toolkit.data import built
 from toolkit.errors import DataError, InputError, ModelError, StorageError
+from toolkit.install import install
 from toolkit.models import assets
 from toolkit.models.assets import Asset
 from toolkit.models.wheels import Wheel
@@ -160,7 +162,7 @@ def test_disk_that_fills_up_while_writing(tmp_path: Path) -> None:
             stream.write("x" * 100_000)
 
     with pytest.raises(StorageError, match="is full"):
-        assets.install(tmp_path / "models" / "x", {}, build)
+        install(tmp_path / "models" / "x", {}, build)
     assert list((tmp_path / "models").glob("*")) == [tmp_path / "models" / ".x.lock"]
 
 
@@ -174,7 +176,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 INSTALL = """
 import os, pathlib, sys, time
-from toolkit.models.assets import install
+from toolkit.install import install
 def build(out):
     (out / "half").write_text("half")
     with open(sys.argv[2], "a") as log:
@@ -239,14 +241,14 @@ def test_list_of_names(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_data_sets_are_built_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="data set 'python-packages' is not fetched yet") as caught:
-        verb.resolve_data("python-packages")
+        built.resolve("python-packages")
     assert caught.value.do == "run `toolkit fetch python-packages`"
     console = Console(quiet=True)
     assert verb.fetch(["python-packages"], console) == 0
     place = Path(capsys.readouterr().out.strip())
-    assert verb.resolve_data("python-packages") == str(place)
+    assert built.resolve("python-packages") == str(place)
     assert all(set(json.loads(line)) == {"text", "label"} for line in (place / "test.jsonl").open())
     before = (place / "train.jsonl").stat().st_mtime_ns
     verb.fetch(["python-packages"], console)
     assert (place / "train.jsonl").stat().st_mtime_ns == before
-    assert verb.resolve_data("some/file.jsonl") == "some/file.jsonl"
+    assert built.resolve("some/file.jsonl") == "some/file.jsonl"

@@ -45,14 +45,20 @@ def test_every_example_is_in_one_group_that_fits():
     assert groups == best_fit(lengths, 128) == sorted(sorted(group) for group in groups)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_as_full_as_the_textbook_algorithm(seed):
-    lengths = np.random.default_rng(seed).integers(1, 60, size=200).tolist()
-    fullness = [
-        sorted(sum(lengths[i] for i in group) for group in groups)
-        for groups in (best_fit(lengths, 64), naive_best_fit(lengths, 64))
-    ]
-    assert fullness[0] == fullness[1]
+@pytest.mark.parametrize(
+    ("shortest", "longest", "capacity"), [(1, 60, 64), (20, 60, 64), (40, 100, 256), (200, 400, 1024)]
+)
+def test_at_least_as_full_as_the_textbook_algorithm(shortest, longest, capacity):
+    for seed in range(5):
+        lengths = np.random.default_rng(seed).integers(shortest, longest, size=300).tolist()
+        assert len(best_fit(lengths, capacity)) <= len(naive_best_fit(lengths, capacity))
+
+
+def test_groups_are_closed_by_the_best_pair():
+    # Textbook best-fit puts 6 after 10 and leaves 4 unused; 5 + 5 fills the group.
+    assert best_fit([10, 6, 5, 5], 20) == [[0, 2, 3], [1]]
+    assert best_fit([4, 4], 8) == [[0, 1]]
+    assert best_fit([], 8) == []
 
 
 def test_real_ragged_lengths_fill_98_percent():
@@ -62,6 +68,12 @@ def test_real_ragged_lengths_fill_98_percent():
     for capacity in (512, 1024):
         lengths = [min(capacity, size) for size in sizes]
         assert efficiency(lengths, best_fit(lengths, capacity), capacity) > 0.98
+
+
+def test_chat_lengths_with_a_common_header_fill_98_percent():
+    # No example is short enough for the gaps that longest-first leaves: textbook best-fit reaches 97 % here.
+    lengths = np.random.default_rng(0).integers(55, 131, size=4000)
+    assert efficiency(lengths, best_fit(lengths, 512), 512) > 0.985
 
 
 def test_efficiency_counts_padding():
@@ -74,7 +86,7 @@ def test_packing_200_000_examples_takes_seconds():
     lengths = np.random.default_rng(1).integers(1, 2049, size=200_000)
     started = time.process_time()
     best_fit(lengths, 2048)
-    assert time.process_time() - started < 5  # about 0.6 s on an idle core
+    assert time.process_time() - started < 5  # about 1 s on an idle core
 
 
 @pytest.mark.parametrize("lengths", [[5, 9], [0, 3]])

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from toolkit.data.sources import open_source
+from toolkit.data.sources import _open_hub, open_source
 from toolkit.errors import DataError
 
 ROWS = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
@@ -214,3 +214,13 @@ def test_the_loader_is_quiet(tmp_path, capfd):
     opened(write(tmp_path / "rows.jsonl"), tmp_path)
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled()
+
+
+def test_a_hub_data_set_without_the_split(tmp_path):
+    """The hub's own loader on a directory stands in for a data set that was found."""
+    write(tmp_path / "set" / "train.jsonl")
+    with pytest.raises(DataError) as caught:
+        _open_hub(str(tmp_path / "set"), "tset", None, False, "data.train", tmp_path / "cache")
+    assert "with split 'tset' and data.subset=None: Unknown split \"tset\". Should be one of ['train']" in str(
+        caught.value
+    )

@@ -503,7 +503,7 @@ def test_two_spellings_of_one_key() -> None:
 
 def test_auto() -> None:
     config = {"train_batch_size": "auto"}
-    assert only(config).what == 'train_batch_size="auto": nothing fills it in outside the Hugging Face Trainer'
+    assert only(config).what == 'train_batch_size="auto": only Hugging Face fills it in'
     assert "--training-args FILE.json" in only(config).do
     assert texts(config, allow_auto=True) == []
     late = {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": "auto"}}

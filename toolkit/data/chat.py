@@ -165,7 +165,7 @@ def _assistant_spans(tokenizer: Any, turns: list[dict[str, Any]], text: str, whe
         content = turn.get("content", "").strip()
         # No template renders an empty conversation: an opening answer starts where its content does.
         before = _render(tokenizer, turns[:index], where, prompt=True) if index else text[: max(text.find(content), 0)]
-        after = _render(tokenizer, turns[: index + 1], where)
+        after = _render(tokenizer, turns[: index + 1], where) if index + 1 < len(turns) else text
         spans.append(_turn_span(text, before, after, content, f"{where}[{index}]"))
     return spans
 

@@ -1,7 +1,4 @@
-"""Fill sequences of fixed capacity with several examples, and make examples fit.
-
-Best-fit-decreasing (Johnson 1974): longest example first, each into the fullest sequence that still takes it.
-"""
+"""Fill sequences of fixed capacity with several examples, and make examples fit."""
 
 from __future__ import annotations
 
@@ -38,33 +35,65 @@ class Counts:
 
 
 def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """Indices of `lengths` grouped so that no group's sum passes `capacity` (tokens), by best-fit-decreasing.
+    """Indices of `lengths` grouped so that no group's sum passes `capacity` (tokens).
 
-    Groups and the indices inside them are in rising order, so the result is deterministic and near the input's order.
-    Every length must be between 1 and `capacity`; anything else is a fault of the caller (ValueError).
+    Longest first, as in best-fit-decreasing (Johnson 1974), one group after the other; a group that has room for two
+    or a few more is closed by the pair that leaves the least. Groups and the indices in them are in rising order, so
+    the result is deterministic and near the input's order. Every length must be between 1 and `capacity` (ValueError).
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     if sizes.size and (sizes.min() < 1 or sizes.max() > capacity):
         raise ValueError(f"lengths between {sizes.min()} and {sizes.max()} do not fit a capacity of {capacity}")
-    by_size = np.argsort(-sizes, kind="stable")
+    waiting = _Waiting(sizes.tolist())
     groups: list[list[int]] = []
-    open_groups: list[list[int]] = [[] for _ in range(capacity + 1)]  # free capacity -> groups with that much left
-    free = 0  # bit f is set while open_groups[f] is not empty: the tightest fit is the lowest bit from `size` up
-    for index, size in zip(by_size.tolist(), sizes[by_size].tolist(), strict=True):
-        fitting = free >> size
-        if fitting:
-            left = (fitting & -fitting).bit_length() - 1
-            group = open_groups[left + size].pop()
-            if not open_groups[left + size]:
-                free ^= 1 << (left + size)
-            groups[group].append(index)
-        else:
-            left, group = capacity - size, len(groups)
-            groups.append([index])
-        if left:
-            open_groups[left].append(group)
-            free |= 1 << left
-    return sorted(sorted(group) for group in groups)
+    while waiting.present:
+        group: list[int] = []
+        free = capacity
+        while fitting := waiting.present & ((2 << free) - 1):
+            largest, smallest = fitting.bit_length() - 1, (fitting & -fitting).bit_length() - 1
+            # Between two and three of the smallest: whatever closes the group best is a single one or a pair.
+            closing = largest < free and 2 * smallest <= free < 3 * smallest
+            for size in waiting.best_pair(fitting, free) if closing else (largest,):
+                group.append(waiting.take(size))
+                free -= size
+        groups.append(sorted(group))
+    return sorted(groups)
+
+
+class _Waiting:
+    """The examples not yet in a group, by length. Bit L of `present` is set while there is one of length L."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self._of_length: dict[int, list[int]] = {}
+        for index in range(len(sizes) - 1, -1, -1):  # backwards: the first of a length is taken first
+            self._of_length.setdefault(sizes[index], []).append(index)
+        self.present = 0
+        for size in self._of_length:
+            self.present |= 1 << size
+
+    def take(self, size: int) -> int:
+        """Remove one example of length `size` and return its index."""
+        left = self._of_length[size]
+        index = left.pop()
+        if not left:
+            self.present ^= 1 << size
+        return index
+
+    def best_pair(self, fitting: int, free: int) -> tuple[int, ...]:
+        """One or two of the lengths in the bit set `fitting` whose sum is nearest to `free` without passing it."""
+        best: tuple[int, ...] = (fitting.bit_length() - 1,)
+        candidates = fitting
+        while candidates and sum(best) < free:
+            longer = candidates.bit_length() - 1
+            if 2 * longer <= sum(best):  # every pair from here on is smaller
+                break
+            shorter = candidates & ((2 << (free - longer)) - 1)
+            if len(self._of_length[longer]) < 2:
+                shorter &= ~(1 << longer)
+            if shorter and longer + shorter.bit_length() - 1 > sum(best):
+                best = (longer, shorter.bit_length() - 1)
+            candidates ^= 1 << longer
+        return best
 
 
 def one_each(num_examples: int) -> list[list[int]]:

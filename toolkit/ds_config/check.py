@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hjson
-
+from toolkit.ds_config.config_file import read_config
 from toolkit.ds_config.findings import Finding, sorted_findings
 from toolkit.ds_config.rules import RULES, Context
 from toolkit.ds_config.target import Target
-from toolkit.errors import ConfigError, did_you_mean
-
-FILE_RULES = {
-    "duplicate-key": "DeepSpeed refuses a key that stands twice; other readers silently take the last",
-    "not-strict-json": "DeepSpeed reads Hjson (comments, trailing commas), accelerate and the Trainer strict JSON only",
-}
-"""Rule ids of the file itself -> why."""
 
 
 def check_config(
@@ -30,8 +20,7 @@ def check_config(
     `target` adds the checks that need a world size or a device; `training_args`, the Hugging Face Trainer's
     arguments, those of its "auto" values and mismatches.
     """
-    context = Context(config, target, training_args)
-    return sorted_findings(finding for rule in RULES for finding in rule.check(context))
+    return _check(Context(config, target, training_args))
 
 
 def check_file(path: Path, *, target: Target | None = None, training_args_path: Path | None = None) -> list[Finding]:
@@ -39,87 +28,10 @@ def check_file(path: Path, *, target: Target | None = None, training_args_path: 
 
     Raises ConfigError when a file is missing, unreadable, no JSON or no object.
     """
-    config, found = _read(path)
-    arguments = None if training_args_path is None else _read(training_args_path)[0]
-    return sorted_findings([*found, *check_config(config, target=target, training_args=arguments)])
+    config, file_findings = read_config(path)
+    arguments = None if training_args_path is None else read_config(training_args_path)[0]
+    return _check(Context(config, target, arguments, tuple(file_findings)))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[Finding]]:
-    text = _text(path)
-    duplicates: list[Finding] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for name, count in Counter(key for key, _ in pairs).items():
-            if count > 1:
-                what = f"the key {name!r} stands {count} times in one object"
-                duplicates.append(Finding(name, "duplicate-key", what, "each key once", "keep one of them"))
-        return dict(pairs)
-
-    found: list[Finding] = []
-    try:
-        config = json.loads(text, object_pairs_hook=collect, parse_constant=_no_constant)
-    except ValueError as strict:
-        duplicates.clear()
-        config = _loose(path, text, strict, collect)
-        found.append(_not_strict(strict))
-    if not isinstance(config, dict):
-        raise ConfigError(
-            f"{path} holds {_kind(config)}",
-            expected="one JSON object {...} with DeepSpeed's keys",
-            do="correct the file, or name another one",
-        )
-    return config, found + duplicates
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        beside = [entry.name for entry in path.parent.glob("*.json")] if path.parent.is_dir() else []
-        raise ConfigError(
-            f"{path} does not exist{did_you_mean(path.name, beside)}",
-            expected="a DeepSpeed JSON file",
-            do="correct the path",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(
-            f"{path} cannot be read: {reason}", expected="a readable JSON file", do="correct the path"
-        ) from None
-
-
-def _loose(path: Path, text: str, strict: ValueError, collect: Any) -> Any:
-    """`text` as Hjson, DeepSpeed's own dialect. Raises ConfigError with the line when it is not even that."""
-    try:
-        # Hjson takes bare words and even an empty file for a value; what is no object is refused by the caller.
-        return hjson.loads(text, object_pairs_hook=collect)
-    except ValueError as loose:
-        line = getattr(strict, "lineno", None)
-        place = f"{path}, line {line}" if line else str(path)
-        raise ConfigError(
-            f"{place} is not JSON: {getattr(strict, 'msg', strict)} (as Hjson: {loose})",
-            expected="a JSON object {...}",
-            do="correct the file at that line",
-        ) from None
-
-
-def _not_strict(error: ValueError) -> Finding:
-    line = getattr(error, "lineno", None)
-    place = f"line {line}: " if line else ""
-    what = f"{place}{getattr(error, 'msg', error)}"
-    return Finding(
-        "",
-        "not-strict-json",
-        f"the file is Hjson, not JSON ({what})",
-        "strict JSON",
-        "remove comments and trailing commas, quote all keys",
-    )
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _kind(value: Any) -> str:
-    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+def _check(context: Context) -> list[Finding]:
+    return sorted_findings(finding for rule in RULES for finding in rule.check(context))

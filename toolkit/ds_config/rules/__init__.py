@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from toolkit.ds_config.config_file import FILE_RULES
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.rules.batch import BATCH_RULES
 from toolkit.ds_config.rules.context import Context, Rule
@@ -14,18 +15,25 @@ from toolkit.ds_config.rules.precision import PRECISION_RULES
 from toolkit.ds_config.rules.schedulers import SCHEDULER_RULES
 from toolkit.ds_config.rules.trainer import TRAINER_RULES
 from toolkit.ds_config.rules.zero import ZERO_RULES
-from toolkit.ds_config.schema import SCHEMA_RULES, check_schema
+from toolkit.ds_config.schema import SCHEMA_RULES
+
+
+def _file_rule(id: str, why: str) -> Rule:
+    def check(context: Context) -> Iterator[Finding]:
+        return (found for found in context.file_findings if found.rule == id)
+
+    return Rule(id, "the file", why, check)
 
 
 def _schema_rule(id: str, why: str) -> Rule:
     def check(context: Context) -> Iterator[Finding]:
-        allow_auto = context.training_args is not None
-        return (found for found in check_schema(context.config, allow_auto=allow_auto) if found.rule == id)
+        return (found for found in context.schema_findings if found.rule == id)
 
     return Rule(id, "every key", why, check)
 
 
 RULES: tuple[Rule, ...] = (
+    *(_file_rule(id, why) for id, why in FILE_RULES.items()),
     *(_schema_rule(id, why) for id, why in SCHEMA_RULES.items()),
     *BATCH_RULES,
     *ZERO_RULES,

@@ -42,11 +42,8 @@ def batch_identity(context: Context) -> Iterator[Fault]:
         if context.has(key) and value is None:
             return  # "auto" without a value, or no number: nothing to compare with
     per_step = int((micro or 1) * (steps or 1) * ranks)
-    factors = " x ".join(
-        [f"{MICRO}={micro:g}"] * (micro is not None)
-        + [f"{STEPS}={steps:g}"] * (steps is not None)
-        + [f"{ranks} ranks"] * known
-    )
+    written = [f"{key}={value:g}" for key, value in ((MICRO, micro), (STEPS, steps)) if value is not None]
+    factors = " x ".join([*written, f"{ranks} ranks"] if known else written)
     exact = known and micro is not None and steps is not None
     if not factors or (size == per_step if exact else size % per_step == 0):
         return

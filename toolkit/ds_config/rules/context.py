@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.rules.trainer_values import trainer_value
-from toolkit.ds_config.schema import offload_device
+from toolkit.ds_config.schema import check_schema, offload_device
 from toolkit.ds_config.schema_keys import is_number
 from toolkit.ds_config.schema_optimizers import optimizer_class
 from toolkit.ds_config.schema_zero import NUMBER_FORMATS
@@ -25,6 +26,8 @@ class Context:
     config: Mapping[str, Any]
     target: Target | None = None
     training_args: Mapping[str, Any] | None = None
+    file_findings: tuple[Finding, ...] = ()
+    """What is wrong with the file that `config` was read from."""
 
     def raw(self, path: str) -> Any:
         """The value at the dotted `path` as written, None where there is none."""
@@ -65,6 +68,11 @@ class Context:
         """The string at `path`, None where there is none."""
         value = self.value(path)
         return value if isinstance(value, str) else None
+
+    @cached_property
+    def schema_findings(self) -> list[Finding]:
+        """What the schema says about the configuration; computed once."""
+        return check_schema(self.config, allow_auto=self.training_args is not None)
 
     @property
     def stage(self) -> int:

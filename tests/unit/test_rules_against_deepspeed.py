@@ -1,0 +1,81 @@
+"""What the rules say about DeepSpeed, checked on DeepSpeed: what it refuses, and what it accepts in silence."""
+
+from __future__ import annotations
+
+import copy
+
+import pydantic
+import pytest
+from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+from tests.unit.test_rules import CASES, Case, edited
+
+REFUSED_WHEN_PARSED = {
+    "removed-key",
+    "alias-twice",
+    "batch-missing",
+    "summed-gradients",
+    "fp16-and-bf16",
+}
+"""Rules whose every case DeepSpeed refuses while it reads the file; the others fail later, or never."""
+
+SILENT = {
+    "unknown-key",
+    "optimizer-type",
+    "scheduler-type",
+    "zero-section-missing",
+    "stage-0-in-16-bits",
+    "key-of-another-stage",
+    "allgather-bucket-odd",
+    "zenflow",
+    "contiguous-gradients",
+    "offload-param-below-stage-3",
+    "offload-optimizer-at-stage-0",
+    "nvme-optimizer-below-stage-3",
+    "nvme-path",
+    "clipping-unwritten",
+    "autocast-and-16-bits",
+    "accumulation-dtype-unwritten",
+    "learning-rate-unwritten",
+    "adam-or-adamw",
+    "warmup-type-unwritten",
+    "warmup-max-lr",
+    "activation-checkpointing-inert",
+    "checkpoint-writer",
+    "datastates-enabled",
+    "data-efficiency-inert",
+    "pipeline-keys-unused",
+}
+"""Rules whose every case DeepSpeed reads without a word."""
+
+
+def cases(rules: set[str]) -> list[Case]:
+    return [case for case in CASES if case.rule in rules]
+
+
+def parse(case: Case) -> DeepSpeedConfig:
+    """DeepSpeed's own reading, which knows one rank outside a process group."""
+    config = edited(case.bad)
+    if "train_micro_batch_size_per_gpu" in config:
+        config.pop("train_batch_size", None)
+    return DeepSpeedConfig(copy.deepcopy(config))
+
+
+@pytest.mark.parametrize("case", cases(REFUSED_WHEN_PARSED), ids=lambda case: f"{case.rule}:{case.where}")
+def test_deepspeed_refuses(case: Case) -> None:
+    with pytest.raises((AssertionError, ValueError, DeepSpeedConfigError, pydantic.ValidationError)):
+        parse(case)
+
+
+@pytest.mark.parametrize("case", cases(SILENT), ids=lambda case: f"{case.rule}:{case.where}")
+def test_deepspeed_says_nothing(case: Case) -> None:
+    assert parse(case) is not None
+
+
+def test_defaults_the_rules_speak_of() -> None:
+    config = DeepSpeedConfig({"train_batch_size": 1})
+    assert config.gradient_clipping == 1.0
+    assert config.zero_optimization_stage == 0
+    assert config.zero_config.compute_grad_norm and config.zero_config.reduce_scatter
+    assert DeepSpeedConfig({"train_batch_size": 1, "datastates_ckpt": {"enabled": False}}).datastates_config.enabled
+    assert DeepSpeedConfig({"train_batch_size": 1, "zero_optimization": {"stage": "2"}}).zero_optimization_stage == 2
