@@ -6,6 +6,7 @@ import itertools
 import sys
 
 from toolkit.cache import cache_dir
+from toolkit.data.built import resolve as resolve_data
 from toolkit.data.packing import best_fit, one_each
 from toolkit.data.preview import preview
 from toolkit.data.sources import open_source
@@ -23,7 +24,7 @@ def print_preview(recipe: Recipe, count: int) -> int:
     tokenizer = load_tokenizer(recipe.model)
     task = task_class(recipe.task.name)(recipe.task, data, tokenizer)
     rows = open_source(
-        data.train,
+        resolve_data(data.train),
         split=data.split,
         subset=data.subset,
         streaming=data.streaming,

@@ -111,6 +111,12 @@ def _muon(recipe: Recipe, stage: int, params: dict[str, Any]) -> dict[str, Any]:
             expected="zero_stage 1, 2 or 3: DeepSpeed computes Muon's update inside ZeRO",
             do="set parallel.zero_stage=1",
         )
+    if recipe.optimizer.max_grad_norm:
+        raise RecipeError(
+            f"optimizer.max_grad_norm={recipe.optimizer.max_grad_norm} with optimizer.type='muon'",
+            expected="0: DeepSpeed clips Muon's orthogonalised update instead of the gradient, differently at each stage",
+            do="set optimizer.max_grad_norm=0",
+        )
     _refuse_kernel(recipe.optimizer)
     rate = params.pop("adam_learning_rate")
     return {
@@ -120,6 +126,8 @@ def _muon(recipe: Recipe, stage: int, params: dict[str, Any]) -> dict[str, Any]:
             "adam_lr": params["lr"] if rate is None else rate,
             "muon_lr": params["lr"],
             "torch_adam": True,
+            # The iteration of torch.optim.Muon; DeepSpeed's default "gram" is another approximation.
+            "ns_method": "standard",
         },
     }
 

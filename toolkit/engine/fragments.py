@@ -50,6 +50,8 @@ class _Flat:
     tensor: torch.Tensor
     spans: list[tuple[str, int, int, int]]
     """(parameter name, start in the parameter, start in `tensor`, length)."""
+    whole_momentum: dict[str, tuple[int, int]] | None = None
+    """Muon at stages 1 and 2 keeps the momentum of whole matrices: parameter name -> (start in the buffer, length)."""
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -74,8 +76,13 @@ def fragments(engine: Any, rank: int, world_size: int) -> Iterator[Fragment]:
         }
         scalars = {key: float(value) for key, value in state.items() if key not in whole and _is_scalar(value)}
         whole[WEIGHT] = flat.tensor.detach().view(-1)
+        momentum = state.get("momentum_buffer") if flat.whole_momentum else None
+        if momentum is not None:
+            whole.pop("momentum_buffer", None)
         for name, start, offset, length in flat.spans:
             parts = {key: value.narrow(0, offset, length) for key, value in whole.items()}
+            if momentum is not None and flat.whole_momentum is not None:
+                parts["momentum_buffer"] = momentum.narrow(0, flat.whole_momentum[name][0] + start, length)
             yield Fragment(name, start, length, parts, scalars)
 
 
@@ -91,6 +98,8 @@ def restore(engine: Any, rank: int, world_size: int, read: Read, read_scalars: R
                 for key in _stored_states(read, name, start, length):
                     buffer = states.setdefault(key, torch.zeros_like(flat.tensor.detach()))
                     _fill(buffer.view(-1), offset, length, read(name, key, start, length))
+            if flat.whole_momentum and "momentum_buffer" in states:
+                states["momentum_buffer"] = _read_whole(flat.whole_momentum, read, flat.tensor)
             scalars = read_scalars(flat.spans[0][0]) if flat.spans else {}
             if states or scalars:
                 fresh = {names.get(key, key): value for key, value in states.items()}
@@ -104,6 +113,13 @@ STATE_NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sq
 
 def _stored_states(read: Read, name: str, start: int, length: int) -> list[str]:
     return [key for key in STATE_NAMES if read(name, key, start, length) is not None]
+
+
+def _read_whole(places: dict[str, tuple[int, int]], read: Read, like: torch.Tensor) -> torch.Tensor:
+    buffer = torch.zeros(sum(length for _, length in places.values()), dtype=torch.float32, device=like.device)
+    for name, (offset, length) in places.items():
+        _fill(buffer, offset, length, read(name, "momentum_buffer", 0, length))
+    return buffer
 
 
 def _fill(buffer: torch.Tensor, offset: int, length: int, values: torch.Tensor | None) -> None:
@@ -126,7 +142,9 @@ def _flats(engine: Any, rank: int, world_size: int) -> Iterator[_Flat]:
     if hasattr(outer, "fp32_partitioned_groups_flat"):
         yield from _stage3(engine, outer)
     elif hasattr(outer, "bit16_groups"):
-        yield from _stage12(engine, outer.bit16_groups, outer.single_partition_of_fp32_groups)
+        # With offloaded states Muon's momentum is partitioned like the weights.
+        whole = None if outer.cpu_offload else outer.params_in_partition
+        yield from _stage12(engine, outer.bit16_groups, outer.single_partition_of_fp32_groups, whole)
     elif hasattr(outer, "fp32_groups_flat_partition"):
         yield from _stage12(engine, outer.bf16_groups, outer.fp32_groups_flat_partition)
     else:
@@ -157,16 +175,24 @@ def owned(fragment: Fragment, engine: Any, rank: int, world_size: int) -> Fragme
     return Fragment(fragment.name, start, length, parts, fragment.scalars)
 
 
-def _stage12(engine: Any, groups: list[list[nn.Parameter]], flats: list[torch.Tensor]) -> Iterator[_Flat]:
+def _stage12(
+    engine: Any, groups: list[list[nn.Parameter]], flats: list[torch.Tensor], in_partition: Any = None
+) -> Iterator[_Flat]:
     names = _names(engine)
-    for group, flat in zip(groups, flats, strict=True):
+    for index, (group, flat) in enumerate(zip(groups, flats, strict=True)):
         spans = []
         for parameter in group:
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]
             if mapping is not None:
                 here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
                 spans.append((names[id(parameter)], here.start, there.start, here.numel))
-        yield _Flat(flat, spans)
+        whole: dict[str, tuple[int, int]] | None = None
+        if in_partition is not None and getattr(group[0], "use_muon", False):
+            whole, offset = {}, 0
+            for parameter in in_partition[index]:
+                whole[names[id(parameter)]] = (offset, parameter.numel())
+                offset += parameter.numel()
+        yield _Flat(flat, spans, whole)
 
 
 def _stage3(engine: Any, outer: Any) -> Iterator[_Flat]:

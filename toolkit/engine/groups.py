@@ -55,3 +55,14 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     outer = engine.optimizer
     inner: torch.optim.Optimizer = getattr(outer, "optimizer", outer)
     return inner
+
+
+def regroup_adagrad(engine: Any) -> None:
+    """Give ZeRO's Adagrad its parameter groups back.
+
+    ZeRO rebuilds torch's Adagrad from its fp32 partitions as one group (runtime/zero/stage_1_and_2.py and stage3.py,
+    initialize_optimizer_states): each group's own weight decay is lost, and the step then indexes groups that are gone.
+    """
+    first, inner = engine.basic_optimizer, inner_optimizer(engine)
+    if isinstance(inner, torch.optim.Adagrad) and inner is not first:
+        inner.param_groups = first.param_groups

@@ -24,8 +24,9 @@ class StepResult:
 
     loss: float
     """Mean over the targets of the global batch."""
-    grad_norm: float
-    """L2 norm of the averaged gradient before clipping; inf when fp16 overflowed."""
+    grad_norm: float | None
+    """L2 norm of the averaged gradient before clipping; inf when fp16 overflowed. None for Muon, where DeepSpeed only
+    knows the norm after orthogonalisation."""
     learning_rate: float
     """Rate the step used."""
     targets: int

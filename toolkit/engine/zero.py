@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -13,7 +12,7 @@ from torch import nn
 
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
-from toolkit.engine.groups import inner_optimizer, parameter_groups
+from toolkit.engine.groups import inner_optimizer, parameter_groups, regroup_adagrad
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.schedule import EngineSchedule
 from toolkit.errors import RunFailed
@@ -57,13 +56,14 @@ class ZeroEngine:
     ) -> None:
         self.process, self.loss, self.count = process, loss, count
         self._callee = Callee(model)
-        with _adagrad_keeps_its_groups():
-            self.engine, *_ = deepspeed.initialize(
-                model=self._callee,
-                model_parameters=parameter_groups(model, optimizer),
-                config=dict(config),
-                dist_init_required=False,
-            )
+        self.engine, *_ = deepspeed.initialize(
+            model=self._callee,
+            model_parameters=parameter_groups(model, optimizer),
+            config=dict(config),
+            dist_init_required=False,
+        )
+        regroup_adagrad(self.engine)
+        self._norm_is_true = optimizer.type != "muon"
         block = self.engine.lr_scheduler if "scheduler" in config else None
         self.schedule = EngineSchedule(schedule, total_steps, inner_optimizer(self.engine), block, higher_is_better)
         self.engine.lr_scheduler = self.schedule
@@ -104,7 +104,7 @@ class ZeroEngine:
         self._check_loss(mean)
         norm = self._plain_norm()
         self._step()
-        if norm is None:
+        if norm is None and self._norm_is_true:
             norm = float(self.engine.get_global_grad_norm())
         skipped = not self.engine.was_step_applied()
         return StepResult(
@@ -219,30 +219,3 @@ class _Named:
 
 def _to_device(batch: Batch) -> Batch:
     return {key: value.to(device.current(), non_blocking=True) for key, value in batch.items()}
-
-
-@contextmanager
-def _adagrad_keeps_its_groups() -> Iterator[None]:
-    """ZeRO rebuilds torch's Adagrad from its fp32 partitions as one group, dropping each group's own weight decay and
-    then indexing groups that are gone (runtime/zero/stage_1_and_2.py and stage3.py, initialize_optimizer_states).
-    Inside this context it is rebuilt from the groups that the partitions belong to.
-    """
-    original = torch.optim.Adagrad
-    built: list[torch.optim.Optimizer] = []
-
-    class GroupedAdagrad(original):  # type: ignore[misc, valid-type]
-        def __init__(self, params: Any, **defaults: Any) -> None:
-            params = list(params)
-            if built and not isinstance(params[0], dict):
-                owners = {id(tensor): group for group in built[-1].param_groups for tensor in group["params"]}
-                params = [{**owners[id(tensor)], "params": [tensor]} for tensor in params]
-            super().__init__(params, **defaults)
-            built.append(self)
-
-    torch.optim.Adagrad = GroupedAdagrad  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        torch.optim.Adagrad = original  # type: ignore[misc]
-        for optimizer in built:
-            optimizer.__class__ = original

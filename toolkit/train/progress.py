@@ -65,11 +65,11 @@ def step_line(record: Mapping[str, Any]) -> str:
     """loss 3.4127  grad_norm 1.32  lr 2.0e-05  tokens/s 1,024  memory 3.1 GiB"""
     parts = [
         f"loss {record['loss']:.4f}",
-        f"grad_norm {record['grad_norm']:.3g}",
+        f"grad_norm {record['grad_norm']:.3g}" if record["grad_norm"] is not None else "",
         f"lr {record['learning_rate']:.2e}",
         f"tokens/s {record['tokens_per_second']:,.0f}",
         f"memory {record['memory_gib']:.1f} GiB",
     ]
     if record.get("loss_scale") is not None:
         parts.append(f"scale {record['loss_scale']:g}" + (" SKIPPED" if record["skipped"] else ""))
-    return "  ".join(parts)
+    return "  ".join(part for part in parts if part)

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
+from toolkit.data.built import resolve as resolve_data
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
 from toolkit.data.order import Order
@@ -51,7 +52,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     task = task_class(recipe.task.name)(recipe.task, recipe.data, tokenizer)
     data = recipe.data
     rows = open_source(
-        data.train,
+        resolve_data(data.train),
         split=data.split,
         subset=data.subset,
         streaming=data.streaming,
@@ -61,7 +62,10 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     held_out_rows = None
     if data.evaluation is not None:
         held_out_rows = open_source(
-            data.evaluation, split=data.evaluation_split, cache_dir=cache_dir() / "datasets", field="data.evaluation"
+            resolve_data(data.evaluation),
+            split=data.evaluation_split,
+            cache_dir=cache_dir() / "datasets",
+            field="data.evaluation",
         )
     elif data.evaluation_examples:
         rows, held_out_rows = _split(rows, data.evaluation_examples, recipe.seed)

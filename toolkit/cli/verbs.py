@@ -1,0 +1,160 @@
+"""The `toolkit` command. Each verb imports only what it needs: check, config and rules answer without torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from toolkit.ds_config.findings import raise_findings
+from toolkit.ds_config.golden import assumed_target, to_json, verify, write
+from toolkit.ds_config.render import render
+from toolkit.ds_config.target import Target
+from toolkit.errors import InputError, ToolkitError, show
+from toolkit.recipe.load import load_recipe
+
+RECIPES, CONFIGS = Path("recipes"), Path("ds_configs")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints have our form."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(
+            f"{self.prog}: {message}", expected=self.format_usage().strip(), do=f"see `{self.prog} --help`"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    words = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
+    try:
+        options = _parser().parse_args(words)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except ToolkitError as error:
+        return show(error)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; without this Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dashes(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="toolkit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+    _add_check(verbs.add_parser("check", help="check a DeepSpeed JSON, ours or hand-written (exit 2: findings)"))
+    _add_config(verbs.add_parser("config", help="print a recipe's DeepSpeed JSON, or render and verify ds_configs/"))
+    rules = verbs.add_parser("rules", help="list every rule that `check` and each start apply")
+    rules.add_argument("--json", action="store_true", help="one JSON list")
+    rules.set_defaults(run=_rules)
+    _add_export(verbs.add_parser("export", help="write a run or checkpoint as a Hugging Face directory"))
+    fetch = verbs.add_parser("fetch", help="put a checkpoint or data set into the cache; without a name, list them")
+    fetch.add_argument("names", nargs="*", metavar="NAME")
+    fetch.set_defaults(run=_fetch)
+    doctor = verbs.add_parser("doctor", help="check this machine for what a run needs, with the fix for each finding")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_check(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("file", type=Path, help="the DeepSpeed JSON")
+    verb.add_argument("--recipe", type=Path, help="also compare it with what this recipe renders")
+    verb.add_argument("--training-args", type=Path, help="JSON of Hugging Face TrainingArguments it is used with")
+    verb.add_argument("--world-size", type=int, help="processes it is meant for")
+    verb.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda", help="device it is meant for (default: cuda)"
+    )
+    verb.add_argument("--json", action="store_true", help="findings as one JSON list")
+    verb.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from toolkit.cli.launcher_config import check_launcher_config
+    from toolkit.ds_config.check import check_file
+
+    target = Target(options.world_size, options.device) if options.world_size else None
+    if options.recipe:
+        recipe = load_recipe(options.recipe)
+        target = assumed_target(recipe.launch, options.world_size)
+    findings = check_file(options.file, target=target, training_args_path=options.training_args)
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        return 2 if findings else 0
+    raise_findings(findings, str(options.file))
+    if options.recipe and target:
+        check_launcher_config(render(recipe, target), options.file)
+    print(f"{options.file}: nothing to complain about")
+    return 0
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", type=Path, nargs="?", help="a recipe file")
+    verb.add_argument("--world-size", type=int, help="processes; default: the recipe's launch section")
+    verb.add_argument("--write", action="store_true", help="render every recipe into ds_configs/")
+    verb.add_argument("--verify", action="store_true", help="compare ds_configs/ with the recipes (exit 2: it differs)")
+    verb.set_defaults(run=_config)
+
+
+def _config(options: argparse.Namespace) -> int:
+    if options.write:
+        changed = write(RECIPES, CONFIGS)
+        print(f"{CONFIGS}/: {', '.join(changed)} written" if changed else f"{CONFIGS}/ is up to date")
+    elif options.verify:
+        print(f"{CONFIGS}/: {verify(RECIPES, CONFIGS)} files are what the recipes render to")
+    elif options.recipe is None:
+        raise InputError(
+            "toolkit config: no recipe", expected="a recipe file, --write or --verify", do="name a file under recipes/"
+        )
+    else:
+        recipe = load_recipe(options.recipe)
+        print(to_json(render(recipe, assumed_target(recipe.launch, options.world_size))), end="")
+    return 0
+
+
+def _rules(options: argparse.Namespace) -> int:
+    from toolkit.ds_config.rules import RULES
+
+    if options.json:
+        print(json.dumps([{"id": rule.id, "looks_at": rule.looks_at, "why": rule.why} for rule in RULES], indent=2))
+        return 0
+    for rule in RULES:
+        print(f"{rule.id}\n    looks at: {rule.looks_at}\n    why: {rule.why}")
+    return 0
+
+
+def _add_export(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("source", type=Path, help="a run folder, or one of its checkpoints")
+    verb.add_argument("out", type=Path, help="folder to write")
+    verb.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: bf16")
+    verb.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from toolkit.checkpoint.export import export
+
+    used = export(options.source, options.out, options.dtype)
+    print(f"{options.out}: {options.dtype} weights of {used}")
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from toolkit.cli.fetch import fetch
+
+    return fetch(options.names)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from toolkit.cli.doctor import doctor
+
+    return doctor(sys.stdout)
