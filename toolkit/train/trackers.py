@@ -15,12 +15,16 @@ class Trackers:
     """Sends numbers to every tracker of the recipe; rank 0 only."""
 
     def __init__(self, tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> None:
+        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        # accelerate's logger refuses to speak before this exists; the process group is there, so it only reads it.
+        PartialState()
 
         self._trackers: list[Any] = []
         names = (["tensorboard"] if tracking.tensorboard else []) + list(tracking.trackers)
         for name in names:
-            # We are rank 0 already; asking accelerate which rank this is would set up its own process state.
+            # Only rank 0 comes here; accelerate's own check would make every call a question to its state.
             kind: Any = type(name, (LOGGER_TYPE_TO_CLASS[name],), {"main_process_only": False})
             options = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
             try:
