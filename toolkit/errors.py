@@ -16,9 +16,11 @@ Each message answers three questions, in this order: what is wrong (key and valu
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
+import time
 from collections.abc import Iterable
 from types import TracebackType
 
@@ -92,13 +94,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+HEAD_START_S = 5.0
+"""So much longer the silent ranks stay: launchers kill all processes as soon as one of them ends."""
+
+
 def show(error: ToolkitError) -> int:
-    """Print one message on standard error and return the exit code. Only rank 0 speaks for input errors."""
-    # Every rank meets the same bad input; the reader needs it once. Other kinds may differ from rank to rank.
+    """Print one message on standard error and return the exit code. Of a host's ranks, one speaks for input errors."""
+    # Every rank of a host meets the same bad input; the reader needs it once. Other kinds may differ from rank to rank.
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or not isinstance(error, InputError):
-        where = "" if rank == "0" else f" [rank {rank}]"
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+    if isinstance(error, InputError) and os.environ.get("LOCAL_RANK", rank) != "0":
+        time.sleep(HEAD_START_S)
+        return error.exit_code
+    where = "" if rank == "0" else f" [rank {rank}]"
+    print(f"error{where}: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
 
@@ -108,7 +116,9 @@ def install_hook() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, ToolkitError):
-            sys.exit(show(error))
+            # Once a process group exists torch catches what hooks print, and forgets it when they exit.
+            with contextlib.redirect_stderr(sys.__stderr__):
+                sys.exit(show(error))
         previous(kind, error, trace)
 
     sys.excepthook = hook

@@ -40,3 +40,13 @@ def global_batches(recipe: Recipe, num_steps: int) -> tuple[Any, list[list[dict[
 
     inputs = prepare_inputs(recipe, 0, 1, Display(is_main=False))
     return inputs, [batch.micro_batches for batch in inputs.batches.iterate(0, num_steps)]
+
+
+def export_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of an exported Hugging Face directory."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        weights |= load_file(file)
+    return weights

@@ -205,7 +205,7 @@ def test_files_of_another_user(tmp_path):
         said = refused(path, tmp_path)
     finally:
         os.seteuid(0)
-    assert "no permission for" in said and "change the permissions" in said
+    assert "Permission denied" in said and "change the permissions" in said
 
 
 def test_the_loader_is_quiet(tmp_path, capfd):

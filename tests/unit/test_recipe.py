@@ -7,7 +7,6 @@ import subprocess
 import sys
 from typing import Any, get_args
 
-import pydantic
 import pytest
 
 from toolkit.errors import RecipeError
@@ -56,6 +55,11 @@ def refusal(section: type[Section], **fields: Any) -> RecipeError:
         (Batch, {}, "batch.global_size is missing", "a value for batch.global_size"),
         (Batch, {"global_size": "many"}, "batch.global_size='many'", "input should be a valid integer, unable to parse string as an integer"),
         (Batch, {"global_size": 2.5}, "batch.global_size=2.5", "input should be a valid integer, got a number with a fractional part"),
+        (Batch, {"global_size": True}, "batch.global_size=True", "an integer greater than 0"),
+        (Optimizer, {"learning_rate": True}, "optimizer.learning_rate=True", "a number greater than 0"),
+        (Optimizer, {"betas": (True, 0.9)}, "optimizer.betas=(True, 0.9)", "2 values, each a number at least 0 and less than 1, or None"),
+        (Parallel, {"zero_stage": True}, "parallel.zero_stage=True", "one of 0, 1, 2, 3"),
+        (Data, {"train": "d", "max_examples": False}, "data.max_examples=False", "an integer greater than 0, or None"),
         (Batch, {"global_size": 0, "micro_size": -1}, "batch.global_size=0; batch.micro_size=-1", "input should be greater than 0"),
         (Data, {"train": 3}, "data.train=3", "input should be a valid string"),
         (Model, {"path": "x", "dropout": 1.0}, "model.dropout=1.0", "input should be less than 1"),
@@ -226,6 +230,12 @@ def test_consistent_recipes_are_accepted() -> None:
     assert recipe(launch=Launch(devices=4, hosts=3)).launch.world_size == 12
 
 
+def test_true_and_false_stay_where_they_belong() -> None:
+    assert Model(path="m", config={"tie_word_embeddings": False}).config == {"tie_word_embeddings": False}
+    assert Optimizer(type="sgd_momentum", nesterov=True).nesterov is True
+    assert Data(train="d", packing=False).packing is False
+
+
 def test_strings_from_the_command_line_are_numbers() -> None:
     assert Batch(global_size="16") == Batch(global_size=16)
 
@@ -233,8 +243,13 @@ def test_strings_from_the_command_line_are_numbers() -> None:
 @pytest.mark.parametrize("section", [recipe(), recipe().batch, recipe().optimizer])
 def test_nothing_can_be_changed_afterwards(section: Section) -> None:
     name = next(iter(type(section).model_fields))
-    with pytest.raises(pydantic.ValidationError, match="frozen"):
-        setattr(section, name, getattr(section, name))
+    value = getattr(section, name)
+    with pytest.raises(RecipeError) as caught:
+        setattr(section, name, value)
+    prefix = "" if isinstance(section, Recipe) else f"{type(section).__name__.lower()}."
+    assert caught.value.what == f"{prefix}{name} cannot be set to {value!r}: a recipe does not change"
+    assert caught.value.expected == "the value where the recipe is made"
+    assert caught.value.do == "write it there, or give it on the command line"
 
 
 OPTIONAL = [name for name in Optimizer.model_fields if name not in COMMON_FIELDS]

@@ -38,10 +38,13 @@ def storage_errors(doing: str, folder: Path) -> Iterator[None]:
     """Turn a full or failing disk while `doing` something in `folder` into a StorageError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors raises its own type and keeps the number in the text
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) and "os error 28" not in str(error):
             raise
-        raise disk_problem(doing, folder, error.strerror or str(error)) from None
+        reason = os.strerror(number or errno.ENOSPC)
+        raise disk_problem(doing, folder, reason) from None
 
 
 def disk_problem(doing: str, folder: Path, reason: str) -> StorageError:

@@ -31,9 +31,9 @@ def export(source: Path, out: Path, dtype: str) -> Path:
     Raises CheckpointError for a source without checkpoints, StorageError for a full disk.
     """
     folder = find_checkpoint(source)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CheckpointError(
-            f"{out} already holds files",
+            f"{out} already holds files" if out.is_dir() else f"{out} is a file",
             expected="an absent or empty folder",
             do="choose another folder, or delete that one",
         )

@@ -13,8 +13,12 @@ from typing import Annotated, Any
 import tyro
 from pydantic import BaseModel
 
+from toolkit.cli.flag_errors import OPTIONS, field_of, refusal
 from toolkit.errors import RecipeError, did_you_mean
 from toolkit.recipe import Recipe
+from toolkit.recipe.field_type import is_switch
+
+TRUTH = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,38 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
     try:
         with contextlib.redirect_stderr(complaint), _stdout_unless_help(argv, printed):
             return tyro.cli(
-                Invocation, args=list(argv), default=Invocation(recipe, output_dir), description=description, prog=prog
+                Invocation,
+                args=_switches(argv, recipe),
+                default=Invocation(recipe, output_dir),
+                description=description,
+                prog=prog,
             )
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         text = complaint.getvalue() or printed.getvalue()
-        raise RecipeError(
-            _plain(text),
-            expected="a value of the field's type",
-            do=f"see `{prog} --help` for every field, its type and meaning",
-        ) from None
+        raise refusal(text, argv, recipe, prog) from None
+
+
+def _switches(argv: Sequence[str], recipe: Recipe) -> list[str]:
+    """`--data.packing False` as `--data.no-packing`, the form that tyro knows; everything else as it is."""
+    words: list[str] = []
+    waiting = list(argv)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word.partition("=")
+        dotted = name.removeprefix("--").replace("-", "_")
+        field = field_of(dotted, recipe) if name.startswith("--") else None
+        if field is None or not is_switch(field):
+            words.append(word)
+            continue
+        if not equals:
+            value = waiting.pop(0) if waiting and waiting[0].lower() in TRUTH else "true"
+        if value.lower() not in TRUTH:
+            raise RecipeError(f"{name} {value}", expected="True or False", do="see --help for every field")
+        section, dot, last = dotted.rpartition(".")
+        words.append(f"--{section}{dot}{'' if TRUTH[value.lower()] else 'no-'}{last}")
+    return words
 
 
 @contextlib.contextmanager
@@ -116,11 +141,12 @@ def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
         if not name.startswith("--") or name == "--help" or _is_number(name):
             continue
         plain = name[2:].replace("-", "_")
-        if plain not in known and plain.removeprefix("no_") not in known and _without_no(plain) not in known:
+        if plain not in known and _without_no(plain) not in known:
             raise RecipeError(
-                f"unknown flag {name}{_suggest(plain, known)}", expected="a recipe field or one of --output_dir, --resume, --dry_run, --preview",
+                f"unknown flag {name}{_suggest(plain, known)}",
+                expected="a recipe field or one of --output_dir, --resume, --dry_run, --preview",
                 do="see --help for every field",
-            )  # fmt: skip
+            )
 
 
 def _without_no(name: str) -> str:
@@ -130,6 +156,9 @@ def _without_no(name: str) -> str:
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
+    inside = [other for other in known if other.startswith(f"{name}.")]
+    if inside:
+        return f" (a section; its fields are flags, such as --{inside[0]})"
     nearest = did_you_mean(name, known)
     if nearest:
         return nearest.replace("'", "--", 1).replace("'", "", 1)
@@ -139,7 +168,7 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 
 def flag_names(recipe: Recipe) -> list[str]:
     """Every dotted field name, and the options of a run."""
-    names = ["output_dir", "resume", "dry_run", "preview"]
+    names = list(OPTIONS)
     for name in type(recipe).model_fields:
         value: Any = getattr(recipe, name)
         if isinstance(value, BaseModel):
@@ -151,15 +180,3 @@ def flag_names(recipe: Recipe) -> list[str]:
 
 def _is_number(word: str) -> bool:
     return bool(re.fullmatch(r"--?\d.*", word))
-
-
-def _plain(text: str) -> str:
-    """tyro's boxed message as one line."""
-    lines = (re.sub(r"[\u2500-\u257f]", " ", line).strip() for line in text.splitlines())
-    kept = []
-    for line in lines:
-        if line.startswith(("Argument helptext", "For full helptext")):
-            break
-        if line and line not in ("Value error", "Parsing error", "Missing value", "Invalid value"):
-            kept.append(line)
-    return " ".join(kept) or "the command line could not be read"

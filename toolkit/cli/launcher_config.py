@@ -10,27 +10,59 @@ from typing import Any
 
 import hjson
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, LaunchError
 
 FILLED_IN = "auto"
 """Value by which Hugging Face configurations leave a key to the program."""
 
 
-def check_launcher_config(config: Mapping[str, Any], given: Path | None) -> None:
+def check_launcher_config(
+    config: Mapping[str, Any], given: Path | None, *, unchanged: Mapping[str, Any] | None = None
+) -> None:
     """Raise ConfigError naming every disagreement between `config`, rendered from the recipe, and the launcher.
 
-    `given` is the file of --deepspeed_config (or --deepspeed); accelerate names its own in the environment.
+    `given` is the file of --deepspeed_config (or --deepspeed); accelerate names its own in the environment. `unchanged`
+    is the recipe's rendering without this start's flags, as ds_configs/ holds it: what a file has from there, an
+    override on the command line may change.
     """
+    found = []
     for source, path in _files(given):
         handed = _read(path, source)
-        found = list(disagreements(handed, config))
-        if found:
-            raise ConfigError(
-                f"{source} {path} contradicts the recipe: " + "; ".join(found),
-                expected="the values of the recipe, which is the one source of truth",
-                do="drop the file (the recipe renders its own), or set the recipe's fields to these values",
+        against_flags = dict(disagreements(handed, config))
+        against_recipe = dict(disagreements(handed, config if unchanged is None else unchanged))
+        found += [f"{source} {path}: {text}" for key, text in against_flags.items() if key in against_recipe]
+    found += _contradictions_in_environment(config)
+    if found:
+        raise ConfigError(
+            "the launcher contradicts the recipe: " + "; ".join(found),
+            expected="the values of the recipe, which is the one source of truth",
+            do="leave the file and the flags out (the recipe renders its own configuration), or set the recipe's fields to these values",
+        )
+
+
+def check_process_count() -> None:
+    """Raise LaunchError when a launcher was asked for several processes and this one cannot know of the others."""
+    if "RANK" in os.environ:
+        return
+    # accelerate's launcher for one process names a port only when it was asked for more than one.
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ:
+        raise LaunchError(
+            "accelerate launch was asked for several processes and started one: without a GPU, it starts more only through DeepSpeed",
+            expected="as many processes as --num_processes says",
+            do="add --use_deepspeed (instead of --cpu), or pass --config_file ds_configs/NAME.yaml; for one process start with `python`",
+        )
+    for variable in STARTED_TOGETHER:
+        count = os.environ.get(variable, "")
+        if count.isdigit() and int(count) > 1:
+            raise LaunchError(
+                f"{variable}={count} without RANK: each of these {count} processes would be a run of its own",
+                expected="a launcher that tells each process its rank",
+                do="start with `deepspeed --hostfile FILE`, `torchrun` or `accelerate launch`; under Slurm, one launcher per host",
             )
-    _check_environment(config)
+
+
+STARTED_TOGETHER = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Where Open MPI, other MPIs and srun say how many processes they started."""
 
 
 def _files(given: Path | None) -> Iterator[tuple[str, Path]]:
@@ -57,8 +89,10 @@ def _read(path: Path, source: str) -> Mapping[str, Any]:
     return handed
 
 
-def disagreements(handed: Mapping[str, Any], rendered: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """One sentence per key of `handed` whose value the recipe renders otherwise; "auto" agrees with everything."""
+def disagreements(
+    handed: Mapping[str, Any], rendered: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """(key, sentence) for each key of `handed` whose value the recipe renders otherwise; "auto" agrees with everything."""
     for key, value in handed.items():
         name = f"{prefix}{key}"
         if value == FILLED_IN:
@@ -69,7 +103,8 @@ def disagreements(handed: Mapping[str, Any], rendered: Mapping[str, Any], prefix
         elif key not in rendered and not value:
             continue  # a feature switched off on one side and absent on the other
         elif value != ours:
-            yield f"{name} is {json.dumps(value)} there and {json.dumps(ours) if key in rendered else 'absent'} in the recipe"
+            here = json.dumps(ours) if key in rendered else "absent"
+            yield name, f"{name} is {json.dumps(value)} there and {here} in the recipe"
 
 
 ENVIRONMENT = {
@@ -79,39 +114,30 @@ ENVIRONMENT = {
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("zero_optimization", "offload_optimizer", "device"),
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("zero_optimization", "offload_param", "device"),
 }
-"""What accelerate exports from its flags and YAML, and the key it speaks of."""
+"""What accelerate exports from its flags and YAML where they say it, and the key it speaks of."""
 
-ACCELERATE_DEFAULTS = {
-    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
-    "ACCELERATE_GRADIENT_CLIPPING": "1.0",
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
-    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
-}
-"""Values that accelerate exports though nobody chose them: they are no contradiction."""
+OTHER_ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
+"""Set to "true" where accelerate was told to train by something else than DeepSpeed."""
 
 
-def _check_environment(config: Mapping[str, Any]) -> None:
+def _contradictions_in_environment(config: Mapping[str, Any]) -> list[str]:
     found = []
     for variable, keys in ENVIRONMENT.items():
         value = os.environ.get(variable, "")
-        if value in ("", "none", ACCELERATE_DEFAULTS[variable]):
-            continue
         ours: Any = config
         for key in keys:
-            ours = ours.get(key, {}) if isinstance(ours, Mapping) else {}
-        if str(ours) != value and not _same_number(ours, value):
-            found.append(f"{variable}={value}, the recipe has {'.'.join(keys)}={ours if ours != {} else 'none'}")
+            ours = ours.get(key, "none") if isinstance(ours, Mapping) else "none"
+        if value and str(ours) != value and not _same_number(ours, value):
+            found.append(f"{variable}={value}, the recipe has {'.'.join(keys)}={ours}")
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     dtype = next((name for name in ("bf16", "fp16") if name in config), "fp32")
+    # "no" is also what accelerate exports when nobody chose.
     if mixed not in ("no", "", dtype):
         found.append(f"ACCELERATE_MIXED_PRECISION={mixed}, the recipe has {dtype}")
-    if found:
-        raise ConfigError(
-            "the launcher contradicts the recipe: " + "; ".join(found),
-            expected="the recipe's values: it is the one source of truth",
-            do="leave these flags out of `accelerate launch` and its YAML, or change the recipe's fields",
-        )
+    found += [
+        f"{name}=true, the recipe trains with DeepSpeed" for name in OTHER_ENGINES if os.environ.get(name) == "true"
+    ]
+    return found
 
 
 def _same_number(ours: Any, text: str) -> bool:

@@ -10,43 +10,52 @@ from typing import Any
 
 from toolkit.cli.dry_run import print_dry_run
 from toolkit.cli.flags import Invocation, parse, split_launcher_flags
-from toolkit.cli.launcher_config import check_launcher_config
+from toolkit.cli.launcher_config import check_launcher_config, check_process_count
+from toolkit.cli.launcher_environment import check_launcher_environment
+from toolkit.cli.output import exit_code_of, reader_left
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
-from toolkit.errors import ToolkitError, show
+from toolkit.errors import ToolkitError
 from toolkit.recipe import Recipe
-from toolkit.tasks import check_task
+from toolkit.tasks import check_metric, check_task
 
 
 def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     """Run `recipe` as the command line says; returns the exit code."""
+    return exit_code_of(lambda: _main(recipe, sys.argv[1:] if argv is None else argv))
+
+
+def _main(recipe: Recipe, argv: Sequence[str]) -> int:
     script = Path(sys.argv[0])
-    try:
-        launcher, rest = split_launcher_flags(sys.argv[1:] if argv is None else argv)
-        invocation = parse(
-            recipe,
-            rest,
-            output_dir=Path("runs") / script.stem,
-            description=_describe(script, recipe),
-            prog=script.name,
-        )
-        return run(invocation, script.stem, launcher.deepspeed_config)
-    except ToolkitError as error:
-        return show(error)
+    launcher, rest = split_launcher_flags(argv)
+    invocation = parse(
+        recipe,
+        rest,
+        output_dir=Path("runs") / script.stem,
+        description=_describe(script, recipe),
+        prog=script.name,
+    )
+    return run(recipe, invocation, script.stem, launcher.deepspeed_config)
 
 
 def _describe(script: Path, recipe: Recipe) -> str:
     return f"{recipe.note or 'A training recipe.'}\n\nStart: deepspeed --num_gpus {recipe.launch.devices} {script}"
 
 
-def run(invocation: Invocation, name: str, deepspeed_config: Path | None) -> int:
-    """Check everything that needs no torch, then train (or only show what would be trained)."""
+def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path | None) -> int:
+    """Check everything that needs no torch, then train (or only show what would be trained).
+
+    `file` is the recipe as its file has it, `invocation.recipe` the same with this start's flags.
+    """
     recipe = invocation.recipe
+    check_process_count()
+    check_launcher_environment(will_start=not invocation.dry_run and not invocation.preview)
     check_task(recipe.task.name)
+    check_metric(recipe.task.name, recipe.evaluation.metric)
     target = _expected_target(recipe)
     config = render(recipe, target)
-    check_launcher_config(config, deepspeed_config)
+    check_launcher_config(config, deepspeed_config, unchanged=render(file, assumed_target(file.launch)))
     if invocation.dry_run:
         if os.environ.get("RANK", "0") == "0":
             print_dry_run(recipe, target, config, name)
@@ -56,9 +65,10 @@ def run(invocation: Invocation, name: str, deepspeed_config: Path | None) -> int
         from toolkit.cli.preview import print_preview
 
         return print_preview(recipe, invocation.preview)
-    from toolkit.train import run_folder
+    from toolkit.train import run_folder, trackers
 
-    run_folder.check(invocation.output_dir, invocation.resume)
+    run_folder.check(invocation.output_dir, invocation.resume, recipe)
+    trackers.check(recipe.tracking)
     return _train(recipe, invocation, name)
 
 
@@ -67,7 +77,16 @@ def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from toolkit.train.run import RunOptions, train
 
-    return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume))
+    try:
+        return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume))
+    except BrokenPipeError:
+        if not reader_left():
+            raise
+        raise ToolkitError(
+            "standard output was closed during the run",
+            expected="a reader that stays until the end, or a file",
+            do=f"continue with --resume auto --output_dir {invocation.output_dir} > run.log",
+        ) from None
 
 
 def _expected_target(recipe: Recipe) -> Target:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+from toolkit.cli.output import exit_code_of
 from toolkit.ds_config.findings import raise_findings
 from toolkit.ds_config.golden import assumed_target, to_json, verify, write
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
-from toolkit.errors import InputError, ToolkitError, show
+from toolkit.errors import InputError, did_you_mean
 from toolkit.recipe.load import load_recipe
 
 RECIPES, CONFIGS = Path("recipes"), Path("ds_configs")
@@ -25,24 +26,31 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose complaints have our form."""
 
     def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = did_you_mean(choice[1], choice[2].replace("'", "").split(", ")) if choice else ""
         raise InputError(
-            f"{self.prog}: {message}", expected=self.format_usage().strip(), do=f"see `{self.prog} --help`"
+            f"{self.prog}: {message}{hint}",
+            expected=" ".join(self.format_usage().split()),
+            do=f"see `{self.prog} --help`",
         )
+
+
+def _count(text: str) -> int:
+    """An integer of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    words = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
-    try:
-        options = _parser().parse_args(words)
-        run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
-    except ToolkitError as error:
-        return show(error)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; without this Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return exit_code_of(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    options = _parser().parse_args([_dashes(word) for word in argv])
+    run: Callable[[argparse.Namespace], int] = options.run
+    return run(options)
 
 
 def _dashes(word: str) -> str:
@@ -71,7 +79,7 @@ def _add_check(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("file", type=Path, help="the DeepSpeed JSON")
     verb.add_argument("--recipe", type=Path, help="also compare it with what this recipe renders")
     verb.add_argument("--training-args", type=Path, help="JSON of Hugging Face TrainingArguments it is used with")
-    verb.add_argument("--world-size", type=int, help="processes it is meant for")
+    verb.add_argument("--world-size", type=_count, help="processes it is meant for")
     verb.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda", help="device it is meant for (default: cuda)"
     )
@@ -100,7 +108,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _add_config(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=Path, nargs="?", help="a recipe file")
-    verb.add_argument("--world-size", type=int, help="processes; default: the recipe's launch section")
+    verb.add_argument("--world-size", type=_count, help="processes; default: the recipe's launch section")
     verb.add_argument("--write", action="store_true", help="render every recipe into ds_configs/")
     verb.add_argument("--verify", action="store_true", help="compare ds_configs/ with the recipes (exit 2: it differs)")
     verb.set_defaults(run=_config)

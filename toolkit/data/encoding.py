@@ -49,7 +49,7 @@ class Encoder:
                 do="raise batch.sequence_length if prompts are cut off, or check task.train_on and the messages' roles",
             )
         raise DataError(
-            f"none of the {num_rows:,} rows of {self.name} gave an example ({counts.describe()})",
+            f"none of the {num_rows:,} rows of {self.name} gave an example ({counts.describe() or 'no row at all'})",
             expected=f"text in the rows, and examples of at most {self.capacity} tokens",
             do="check the columns that the task reads, or raise batch.sequence_length",
         )

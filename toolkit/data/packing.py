@@ -10,6 +10,11 @@ import numpy as np
 from toolkit.data.example import IGNORED, Example
 from toolkit.errors import DataError
 
+FULL_ENOUGH = 0.99
+"""Share of the tokens that is no padding from which on no second way of packing is tried."""
+MOST_FIRSTS = 8
+"""First lengths tried for a closing triple; more fill little better and take longer."""
+
 
 @dataclass
 class Counts:
@@ -29,35 +34,72 @@ class Counts:
     """Left out because no token of theirs carries loss."""
 
     def describe(self) -> str:
-        """One line for a reader, without the zero counts; for instance `120 kept, 3 truncated`."""
-        said = [f"{getattr(self, field.name):,} {field.name}" for field in fields(self) if getattr(self, field.name)]
-        return ", ".join(said) or "none"
+        """One line for a reader, without the zero counts, `120 kept, 3 truncated`; empty when all were kept as they are."""
+        said = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name)}
+        return "" if said.keys() <= {"kept"} else ", ".join(f"{count:,} {what}" for what, count in said.items())
 
 
 def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
     """Indices of `lengths` grouped so that no group's sum passes `capacity` (tokens).
 
     Longest first, as in best-fit-decreasing (Johnson 1974), one group after the other; a group that has room for two
-    or a few more is closed by the pair that leaves the least. Groups and the indices in them are in rising order, so
-    the result is deterministic and near the input's order. Every length must be between 1 and `capacity` (ValueError).
+    of the shortest is closed by the pair that leaves the least. Where that fills less than FULL_ENOUGH, examples are
+    also taken in their order, each group closed by three or two, and the better of both results counts. Groups and the
+    indices in them are in rising order, so the result is deterministic and near the input's order.
+    Every length must be between 1 and `capacity` (ValueError).
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     if sizes.size and (sizes.min() < 1 or sizes.max() > capacity):
         raise ValueError(f"lengths between {sizes.min()} and {sizes.max()} do not fit a capacity of {capacity}")
-    waiting = _Waiting(sizes.tolist())
+    groups = _longest_first(sizes.tolist(), capacity)
+    if sizes.sum() < FULL_ENOUGH * len(groups) * capacity:
+        # Longest first leaves the short ones to the end, where only near-equal lengths are left to fill gaps with.
+        groups = min(groups, _in_order(sizes.tolist(), capacity), key=len)
+    return sorted(sorted(group) for group in groups)
+
+
+def _longest_first(sizes: list[int], capacity: int) -> list[list[int]]:
+    waiting = _Waiting(sizes)
     groups: list[list[int]] = []
     while waiting.present:
         group: list[int] = []
         free = capacity
-        while fitting := waiting.present & ((2 << free) - 1):
+        while fitting := waiting.fitting(free):
             largest, smallest = fitting.bit_length() - 1, (fitting & -fitting).bit_length() - 1
             # Between two and three of the smallest: whatever closes the group best is a single one or a pair.
-            closing = largest < free and 2 * smallest <= free < 3 * smallest
+            closing = largest < free and free // smallest == 2
             for size in waiting.best_pair(fitting, free) if closing else (largest,):
                 group.append(waiting.take(size))
                 free -= size
-        groups.append(sorted(group))
-    return sorted(groups)
+        groups.append(group)
+    return groups
+
+
+def _in_order(sizes: list[int], capacity: int) -> list[list[int]]:
+    """Groups that start with the longest example left and go on in the input's order, so that the mix of lengths stays."""
+    waiting = _Waiting(sizes)
+    groups: list[list[int]] = []
+    taken = [False] * len(sizes)
+    next_index = 0
+    while waiting.present:
+        group: list[int] = []
+        free = capacity
+        while fitting := waiting.fitting(free):
+            largest, smallest = fitting.bit_length() - 1, (fitting & -fitting).bit_length() - 1
+            chosen: tuple[int, ...] = (largest,)
+            if largest < free and free // smallest in (2, 3):
+                best = waiting.best_pair if free // smallest == 2 else waiting.good_triple
+                chosen = best(fitting, free)
+            elif group and fitting == waiting.present:  # any example fits
+                while taken[next_index]:
+                    next_index += 1
+                chosen = (sizes[next_index],)
+            for size in chosen:
+                group.append(waiting.take(size))
+                taken[group[-1]] = True
+                free -= size
+        groups.append(group)
+    return groups
 
 
 class _Waiting:
@@ -71,6 +113,10 @@ class _Waiting:
         for size in self._of_length:
             self.present |= 1 << size
 
+    def fitting(self, free: int) -> int:
+        """Bit set of the lengths of at most `free`."""
+        return self.present & ((2 << free) - 1)
+
     def take(self, size: int) -> int:
         """Remove one example of length `size` and return its index."""
         left = self._of_length[size]
@@ -79,8 +125,11 @@ class _Waiting:
             self.present ^= 1 << size
         return index
 
-    def best_pair(self, fitting: int, free: int) -> tuple[int, ...]:
-        """One or two of the lengths in the bit set `fitting` whose sum is nearest to `free` without passing it."""
+    def best_pair(self, fitting: int, free: int, used: int = 0) -> tuple[int, ...]:
+        """One or two of the lengths in the bit set `fitting` whose sum is nearest to `free` without passing it.
+
+        One example of length `used` is spoken for.
+        """
         best: tuple[int, ...] = (fitting.bit_length() - 1,)
         candidates = fitting
         while candidates and sum(best) < free:
@@ -88,11 +137,26 @@ class _Waiting:
             if 2 * longer <= sum(best):  # every pair from here on is smaller
                 break
             shorter = candidates & ((2 << (free - longer)) - 1)
-            if len(self._of_length[longer]) < 2:
+            if len(self._of_length[longer]) - (longer == used) < 2:
                 shorter &= ~(1 << longer)
             if shorter and longer + shorter.bit_length() - 1 > sum(best):
                 best = (longer, shorter.bit_length() - 1)
             candidates ^= 1 << longer
+        return best
+
+    def good_triple(self, fitting: int, free: int) -> tuple[int, ...]:
+        """Up to three of the lengths in `fitting` that fill `free` well: the best over MOST_FIRSTS choices of the longest."""
+        best: tuple[int, ...] = (fitting.bit_length() - 1,)
+        firsts = fitting
+        for _ in range(MOST_FIRSTS):
+            if not firsts or sum(best) == free:
+                break
+            first = firsts.bit_length() - 1
+            firsts ^= 1 << first
+            others = fitting if len(self._of_length[first]) > 1 else fitting & ~(1 << first)
+            others &= (2 << (free - first)) - 1
+            found = (first, *self.best_pair(others, free - first, used=first)) if others else (first,)
+            best = max(best, found, key=sum)
         return best
 
 

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import datasets
 
 from toolkit.data.json_rows import check_json, empty_source
-from toolkit.errors import DataError, did_you_mean
+from toolkit.data.storage import CLOSED, FULL
+from toolkit.errors import DataError, StorageError, did_you_mean
 
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -225,12 +226,24 @@ def _some(names: Sequence[str], limit: int = 8) -> str:
 def _access(location: str, field: str) -> Iterator[None]:
     try:
         yield
-    except PermissionError as error:
-        raise DataError(
-            f"{field}={location!r}: no permission for {error.filename or location}",
-            expected="files this user may read, and a cache directory it may write to",
-            do="change the permissions, or set TOOLKIT_CACHE if it is the cache",
-        ) from None
+    except (DataError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in FULL:
+            raise StorageError(
+                f"no space left while reading {field}={location!r} into the cache",
+                expected="room for another copy of the data",
+                do="free some space, or set TOOLKIT_CACHE to a directory on a larger disk",
+            ) from None
+        if isinstance(error, OSError) and number in CLOSED:
+            raise DataError(
+                f"{field}={location!r}: {error.filename or location}: {error.strerror}",
+                expected="files this user may read, and a cache directory it may write to",
+                do="change the permissions, or set TOOLKIT_CACHE if it is the cache",
+            ) from None
+        raise
 
 
 @contextlib.contextmanager

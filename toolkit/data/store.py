@@ -23,6 +23,7 @@ from toolkit.data.columns import ColumnReader, ColumnWriter
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Encode, Example, Row, num_targets
 from toolkit.data.packing import Counts
+from toolkit.data.storage import CLOSED, FULL
 from toolkit.errors import DataError, StorageError
 
 _FORMAT = 1  # part of every fingerprint: raise it when the files or the encoding in this package change
@@ -171,13 +172,13 @@ def _storage_errors(cache_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise StorageError(
                 f"no space left under {cache_dir} while encoding the data",
                 expected="room for about 8 bytes per token",
                 do="free some space, or set TOOLKIT_CACHE to a directory on a larger disk",
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in CLOSED:
             raise DataError(
                 f"the cache directory {cache_dir} cannot be written ({error.strerror})",
                 expected="a directory this user may write to",

@@ -66,3 +66,6 @@ def regroup_adagrad(engine: Any) -> None:
     first, inner = engine.basic_optimizer, inner_optimizer(engine)
     if isinstance(inner, torch.optim.Adagrad) and inner is not first:
         inner.param_groups = first.param_groups
+        if hasattr(engine.optimizer, "_link_all_hp_params") and hasattr(engine.optimizer, "bit16_groups"):
+            # It linked weights to their fp32 copies group by group, and saw one group.
+            engine.optimizer._link_all_hp_params()

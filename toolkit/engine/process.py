@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import logging
 import os
 import socket
+import warnings
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -74,23 +78,27 @@ def start(process: Process, *, timeout_s: float = 1800.0) -> None:
 
 
 def _quiet_deepspeed() -> None:
-    import logging
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    # Every rank would print torch's advice on names that DeepSpeed calls.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    # Its warnings are about its own API (get_lr before the first step); what matters we check and say ourselves.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def _check_rendezvous(process: Process) -> None:
-    if "MASTER_PORT" not in os.environ:
-        if process.world_size > 1:
-            raise LaunchError(
-                f"WORLD_SIZE={process.world_size} without MASTER_ADDR and MASTER_PORT",
-                expected="the environment of a launcher",
-                do="start with `deepspeed`, `accelerate launch` or `torchrun`, or unset WORLD_SIZE",
-            )
+    missing = [name for name in ("RANK", "MASTER_PORT") if name not in os.environ]
+    if process.world_size == 1 and missing:
+        # DeepSpeed asks the environment, not its arguments. A MASTER_PORT without a rank belongs to an outer shell.
         os.environ.update(
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0"
         )
         return
+    if missing:
+        raise LaunchError(
+            f"WORLD_SIZE={process.world_size} without {' and '.join(missing)}",
+            expected="the environment of a launcher",
+            do="start with `deepspeed`, `accelerate launch` or `torchrun`, or unset WORLD_SIZE",
+        )
     # torchrun's agent already holds the port, rightly.
     if process.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         _check_port_is_free(os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"]))

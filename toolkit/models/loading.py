@@ -7,6 +7,7 @@ the starting point does not depend on how the ranks are arranged.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,38 +16,41 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
 
 from toolkit.errors import ModelError, did_you_mean
-from toolkit.models.assets import resolve
+from toolkit.models.assets import ASSETS, resolve
 from toolkit.recipe import Model
 
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 DROPOUT_NAMES = ("dropout", "dropout_prob", "dropout_rate", "pdrop")
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer. Raises ModelError when there is none."""
-    source = resolve(model.tokenizer or model.path or "")
+    field = "model.path" if model.tokenizer is None else "model.tokenizer"
+    name = model.tokenizer or model.path or ""
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable("tokenizer", source, error) from None
+            tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    except _READ_ERRORS as error:
+        raise _unreadable("tokenizer", field, name, error) from None
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise _unreadable("tokenizer", source, TypeError("no tokenizer files"))
+        raise _unreadable("tokenizer", field, name, TypeError("no tokenizer files"))
     return tokenizer
 
 
 def load_config(model: Model, *, vocabulary_size: int, overrides: Mapping[str, Any]) -> PretrainedConfig:
     """The architecture: the checkpoint's config with the recipe's and the task's (`overrides`) fields laid over it."""
     if model.path is not None:
-        source = resolve(model.path)
         try:
-            config = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError, KeyError) as error:
-            raise _unreadable("model", source, error) from None
+            config = AutoConfig.from_pretrained(resolve(model.path))
+        except _READ_ERRORS as error:
+            raise _unreadable("configuration", "model.path", model.path, error) from None
     else:
         config = _config_from_scratch(model, vocabulary_size)
     changes = {**model.config, **overrides, **_dropout(config, model.dropout)}
@@ -57,7 +61,10 @@ def load_config(model: Model, *, vocabulary_size: int, overrides: Mapping[str, A
                 expected="a field of the architecture's own config",
                 do="see config.json of the checkpoint for the fields there are",
             )
-        setattr(config, name, value)
+        try:
+            setattr(config, name, value)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise _unbuildable({name: value}, error) from None
     config._attn_implementation = model.attention
     config.use_cache = False
     return config
@@ -105,6 +112,45 @@ def check_sequence_length(config: PretrainedConfig, sequence_length: int) -> Non
         )
 
 
+def check_overrides(kind: Any, model: Model, config: PretrainedConfig, unchanged: PretrainedConfig) -> None:
+    """Raise ModelError when model.config gives no network, or one whose weights have other shapes than the checkpoint's.
+
+    `kind` is one of transformers' auto classes, `unchanged` the config without model.config. Nothing is allocated.
+    """
+    if not model.config:
+        return
+    try:
+        wanted = _shapes(kind, config)
+    except Exception as error:
+        # Every architecture fails in its own way on numbers that do not fit together.
+        raise _unbuildable(model.config, error) from None
+    if model.weights == "random":
+        return
+    stored = _shapes(kind, unchanged)
+    changed = [name for name, shape in wanted.items() if stored.get(name, shape) != shape]
+    if changed:
+        name = changed[0]
+        raise ModelError(
+            f"model.config={model.config}: {name} has shape {stored[name]} in the checkpoint and {wanted[name]} with it",
+            expected="with pretrained weights, only fields that change no weight's shape",
+            do="take the field that changes it out of model.config, or train from scratch with model.weights='random'",
+        )
+
+
+def _shapes(kind: Any, config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"), _quiet():
+        network = kind.from_config(copy.deepcopy(config))
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+
+
+def _unbuildable(given: Mapping[str, Any], error: Exception) -> ModelError:
+    return ModelError(
+        f"model.config={dict(given)}: no model can be built: {' '.join(str(error).split())[:200] or type(error).__name__}",
+        expected="values of the architecture's own config that fit together",
+        do="correct model.config; config.json of a checkpoint of this architecture shows usual values",
+    )
+
+
 def materialise(kind: Any, model: Model, config: PretrainedConfig, directory: Path, seed: int) -> list[str]:
     """Write the run's starting weights to `directory` in fp32; call it on rank 0 alone.
 
@@ -136,15 +182,8 @@ def _from_pretrained(kind: Any, source: str, config: PretrainedConfig) -> tuple[
     try:
         with _quiet():
             network, info = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise _unreadable("model", source, error) from None
-    if info["mismatched_keys"]:
-        name, stored, wanted = next(iter(info["mismatched_keys"]))
-        raise ModelError(
-            f"{source}: {name} has shape {tuple(stored)} in the checkpoint and {tuple(wanted)} in the model",
-            expected="the same shapes",
-            do="remove the model.config override that changes a shape, or train with model.weights='random'",
-        )
+    except (*_READ_ERRORS, RuntimeError) as error:
+        raise _unreadable("model", "model.path", source, error) from None
     return network, sorted(info["missing_keys"])
 
 
@@ -172,10 +211,10 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _unreadable(what: str, source: str, error: Exception) -> ModelError:
+def _unreadable(what: str, field: str, name: str, error: Exception) -> ModelError:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return ModelError(
-        f"{what} {source!r} cannot be loaded: {reason}",
+        f"{field}={name!r}: its {what} cannot be loaded{did_you_mean(name, ASSETS)}: {reason}",
         expected="a Hugging Face directory (config.json, model.safetensors, tokenizer.json), a name `toolkit fetch` knows, or a reachable hub name",
         do="check the path, or run `toolkit fetch NAME`",
     )

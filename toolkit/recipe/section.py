@@ -7,6 +7,7 @@ from typing import Any
 import pydantic
 
 from toolkit.errors import RecipeError, did_you_mean
+from toolkit.recipe.field_type import admits_bool, describe_field
 
 
 class Section(pydantic.BaseModel):
@@ -22,6 +23,23 @@ class Section(pydantic.BaseModel):
         except pydantic.ValidationError as error:
             raise as_recipe_error(type(self), error) from None
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """True is 1 to Python, and pydantic takes it for a number: nobody who writes it means one."""
+        given = value if isinstance(value, tuple | list) else (value,)
+        field = cls.model_fields[str(info.field_name)]
+        if any(isinstance(part, bool) for part in given) and not admits_bool(field.annotation):
+            raise ValueError(describe_field(field))
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise RecipeError(
+            f"{_dotted(type(self), name)} cannot be set to {value!r}: a recipe does not change",
+            expected="the value where the recipe is made",
+            do="write it there, or give it on the command line",
+        )
+
 
 def as_recipe_error(section: type[pydantic.BaseModel], error: pydantic.ValidationError) -> RecipeError:
     """Pydantic's findings for `section` as one message that names each key and value."""
@@ -34,8 +52,7 @@ def as_recipe_error(section: type[pydantic.BaseModel], error: pydantic.Validatio
 
 
 def _describe(section: type[pydantic.BaseModel], detail: Any) -> tuple[str, str]:
-    prefix = "" if section.__name__ == "Recipe" else section.__name__.lower() + "."
-    name = prefix + ".".join(str(part) for part in detail["loc"])
+    name = _dotted(section, ".".join(str(part) for part in detail["loc"]))
     if detail["type"] == "extra_forbidden":
         last = str(detail["loc"][-1])
         return f"unknown field {name}{did_you_mean(last, section.model_fields)}", (
@@ -43,9 +60,11 @@ def _describe(section: type[pydantic.BaseModel], detail: Any) -> tuple[str, str]
         )
     if detail["type"] == "missing":
         return f"{name} is missing", f"a value for {name}"
-    if "RecipeError" in str(detail.get("ctx", {})):
-        return str(detail["msg"]), "a consistent section"
     return f"{name}={detail['input']!r}", _lower_first(str(detail["msg"]).removeprefix("Value error, "))
+
+
+def _dotted(section: type[pydantic.BaseModel], name: str) -> str:
+    return name if section.__name__ == "Recipe" else f"{section.__name__.lower()}.{name}"
 
 
 def _lower_first(text: str) -> str:

@@ -1,6 +1,6 @@
 """What can be learned: one file per task, found by name. Importing this package imports no torch.
 
-To add a task, write toolkit/tasks/NAME.py with one class that follows `protocol.Task` and list it here.
+To add a task, write toolkit/tasks/NAME.py with one class that follows `protocol.Task` and list it here, with its metrics.
 """
 
 from __future__ import annotations
@@ -17,6 +17,22 @@ TASKS = {
     "causal_lm": "toolkit.tasks.causal_lm:CausalLM",
     "sequence_classification": "toolkit.tasks.sequence_classification:SequenceClassification",
 }
+
+METRICS = {
+    "causal_lm": ("loss", "perplexity"),
+    "sequence_classification": ("loss", "accuracy", "majority_accuracy"),
+}
+"""Task -> the metrics of its evaluation; they stand here so that a wrong name is found before torch is imported."""
+
+
+def check_metric(task: str, metric: str) -> None:
+    """Raise RecipeError when an evaluation of `task` has no `metric`."""
+    if metric not in METRICS[task]:
+        raise RecipeError(
+            f"evaluation.metric={metric!r} with task.name={task!r}{did_you_mean(metric, METRICS[task])}",
+            expected=f"one of {', '.join(METRICS[task])}",
+            do="correct evaluation.metric",
+        )
 
 
 def check_task(name: str) -> None:

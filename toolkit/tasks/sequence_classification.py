@@ -61,7 +61,7 @@ class SequenceClassification:
         label = row.get(self.data.label_field)
         if label is None or isinstance(label, float | list | dict):
             raise DataError(
-                f"{self.data.label_field}={label!r}; the columns are {', '.join(row)}",
+                f"data.label_field={self.data.label_field!r} gives {label!r}; the columns are {', '.join(row)}",
                 expected="an integer or a class name in data.label_field",
                 do="set data.label_field to the column that holds the class",
             )
@@ -90,7 +90,7 @@ class SequenceClassification:
         text, label = row.get(self.data.text_field), self._label(row)
         if not isinstance(text, str):
             raise DataError(
-                f"{self.data.text_field}={text!r:.60}; the columns are {', '.join(row)}",
+                f"data.text_field={self.data.text_field!r} gives {text!r:.60}; the columns are {', '.join(row)}",
                 expected="text in data.text_field",
                 do="set data.text_field to the column that holds the text",
             )

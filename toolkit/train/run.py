@@ -80,7 +80,7 @@ def _train(
     start = process.agree(lambda: _claim(recipe, options, folder, config, me))
     display = Display(is_main=me.is_main, total_steps=inputs.total_steps, first_step=start.step)
     display.say(device.versions())
-    if start.step >= inputs.total_steps:
+    if start.step >= inputs.total_steps or _stopped_early(recipe, start):
         display.say(f"{folder.path} is complete: {start.step} of {inputs.total_steps} steps are done")
         return _finish(recipe, folder, me, display, start.step, began)
     engine = build_engine(recipe, inputs, config, me, folder, display)
@@ -101,6 +101,8 @@ def _train(
         loop.log.close()
         loop.trackers.close()
     engine.close()
+    # One rank may have seen a signal that the others have not; all must take the same way out.
+    interrupt.signal = next((seen for seen in process.gather_objects(interrupt.signal) if seen is not None), None)
     if interrupt.signal is not None and step < inputs.total_steps:
         display.say(
             f"interrupted: step {step} of {inputs.total_steps} is saved; continue with --resume auto --output_dir {folder.path}"
@@ -151,6 +153,14 @@ def find_start(options: RunOptions, folder: RunFolder, recipe: Recipe) -> Start:
             do=f"pass --resume auto, or --resume {options.resume} with a new --output_dir",
         )
     return Start(step, checkpoint)
+
+
+def _stopped_early(recipe: Recipe, start: Start) -> bool:
+    """Whether the run in the folder has ended before its last step because its metric no longer improved."""
+    patience = recipe.evaluation.early_stopping_patience
+    if not patience or start.checkpoint is None:
+        return False
+    return bool(read_manifest(start.checkpoint).run["watch"]["bad_evaluations"] >= patience)
 
 
 def _identity(recipe: Recipe, options: RunOptions) -> dict[str, Any]:

@@ -6,12 +6,13 @@ recipe.json  ds_config.json  metrics.jsonl  model/  checkpoints/  export/  tenso
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import CheckpointError, LaunchError
+from toolkit.checkpoint.manifest import read_manifest
+from toolkit.errors import CheckpointError, LaunchError, RecipeError
 from toolkit.recipe import Recipe
 
 IDENTITY = (
@@ -65,8 +66,11 @@ class RunFolder:
         return self.path / "model"
 
 
-def check(path: Path, resume: str | None) -> None:
-    """Raise LaunchError when a run in `path` could not start: an earlier run there, or no right to write."""
+def check(path: Path, resume: str | None, recipe: Recipe) -> None:
+    """Raise LaunchError when a run in `path` could not start: an earlier run there, or no right to write.
+
+    With `resume`, CheckpointError when there is nothing whole to continue, or it belongs to another run than `recipe`.
+    """
     if resume is None and (path / "metrics.jsonl").exists():
         raise LaunchError(
             f"--output_dir {path} already holds a run",
@@ -76,12 +80,31 @@ def check(path: Path, resume: str | None) -> None:
     existing = path
     while not existing.exists():
         existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    problem = _problem_with_writing(existing)
+    if problem:
         raise LaunchError(
-            f"--output_dir {path}: {existing} {'is not writable' if existing.is_dir() else 'is a file'}",
+            f"--output_dir {path}: {existing} {problem}",
             expected="a folder this user may write to",
             do="pass another --output_dir",
         )
+    if resume is not None:
+        check_same_run(path, recipe)
+    if resume not in (None, "auto"):
+        checkpoint = Path(str(resume))
+        read_manifest(checkpoint)
+        check_same_run(checkpoint.resolve().parent.parent, recipe)
+
+
+def _problem_with_writing(folder: Path) -> str:
+    """Why nothing can be written into `folder`; empty when it can."""
+    if not folder.is_dir():
+        return "is a file"
+    try:
+        # Asking for permissions is not enough: they say yes to root on a read-only file system, and in /proc.
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"cannot be written to ({error.strerror})"
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
@@ -102,9 +125,11 @@ def check_same_run(path: Path, recipe: Recipe) -> None:
         return
     try:
         stored = flatten(Recipe(**json.loads(file.read_text(encoding="utf-8"))))
-    except ValueError:
+    except (ValueError, TypeError, OSError, RecipeError):
         raise CheckpointError(
-            f"{file} is not readable", expected="the recipe of the run", do="start again in another --output_dir"
+            f"{file} is not readable as a recipe",
+            expected="the recipe of the run",
+            do="start again in another --output_dir",
         ) from None
     now = flatten(recipe)
     changed = [f"{name}={now[name]!r} (the run has {stored[name]!r})" for name in IDENTITY if now[name] != stored[name]]

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
+from toolkit.checkpoint.durable import storage_errors
 from toolkit.data.batches import StoredBatches, StreamedBatches
 from toolkit.data.built import resolve as resolve_data
 from toolkit.data.encoding import Encoder
@@ -24,7 +25,14 @@ from toolkit.engine import process
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import DataError, ModelError
 from toolkit.models.assets import resolve
-from toolkit.models.loading import check_sequence_length, load_config, load_tokenizer, load_weights, materialise
+from toolkit.models.loading import (
+    check_overrides,
+    check_sequence_length,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    materialise,
+)
 from toolkit.models.neftune import add_neftune
 from toolkit.recipe import Recipe
 from toolkit.tasks import task_class
@@ -71,6 +79,9 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         rows, held_out_rows = _split(rows, data.evaluation_examples, recipe.seed)
     task.fit(rows)
     config = load_config(recipe.model, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
+    plain = recipe.model.model_copy(update={"config": {}})
+    unchanged = load_config(plain, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
+    check_overrides(task.auto_class, recipe.model, config, unchanged)
     check_sequence_length(config, recipe.batch.sequence_length)
     _check_vocabulary(tokenizer, config)
     batches: StoredBatches | StreamedBatches
@@ -211,8 +222,9 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
     if me.local_rank == 0 and not (directory / "config.json").is_file():
         temporary = directory.with_name(f"{directory.name}.writing")
         shutil.rmtree(temporary, ignore_errors=True)
-        fresh = materialise(inputs.task.auto_class, recipe.model, inputs.model_config, temporary, recipe.seed)
-        temporary.rename(directory)
+        with storage_errors("writing the starting weights", folder.path):
+            fresh = materialise(inputs.task.auto_class, recipe.model, inputs.model_config, temporary, recipe.seed)
+            temporary.rename(directory)
         if fresh:
             display.say(f"new weights: {', '.join(fresh)}")
     process.barrier()
@@ -220,9 +232,10 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
 
 
 def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder) -> None:
-    folder.model.mkdir(parents=True, exist_ok=True)
-    inputs.model_config.save_pretrained(folder.model)
-    inputs.tokenizer.save_pretrained(folder.model)
     source = resolve(recipe.model.path) if recipe.model.path else None
-    if source and (Path(source) / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(source).save_pretrained(folder.model)
+    with storage_errors("writing the model's files", folder.path):
+        folder.model.mkdir(parents=True, exist_ok=True)
+        inputs.model_config.save_pretrained(folder.model)
+        inputs.tokenizer.save_pretrained(folder.model)
+        if source and (Path(source) / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(source).save_pretrained(folder.model)

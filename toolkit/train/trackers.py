@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import numbers
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,22 @@ from typing import Any
 
 from toolkit.errors import LaunchError
 from toolkit.recipe import Tracking
+
+
+def check(tracking: Tracking) -> None:
+    """Raise LaunchError when the package of a tracker is missing. Imports none of them."""
+    for name in (*(["tensorboard"] if tracking.tensorboard else []), *tracking.trackers):
+        if importlib.util.find_spec(name) is None:
+            raise _not_installed(name)
+
+
+def _not_installed(name: str) -> LaunchError:
+    field = "tracking.tensorboard=True" if name == "tensorboard" else f"tracking.trackers={name!r}"
+    return LaunchError(
+        f"{field}, but the package {name} is not installed",
+        expected=f"the package of {name}",
+        do=f"pip install {name.replace('_', '-')}, or take it out of the tracking section",
+    )
 
 
 class Trackers:
@@ -30,12 +47,8 @@ class Trackers:
             try:
                 tracker = kind("tensorboard" if name == "tensorboard" else tracking.project, **options)
                 tracker.start()
-            except (ImportError, NameError) as error:
-                raise LaunchError(
-                    f"tracking.trackers: {name} is not installed ({error})",
-                    expected=f"the package of {name}",
-                    do=f"pip install {name.replace('_', '-')}, or remove it from tracking.trackers",
-                ) from None
+            except (ImportError, NameError):
+                raise _not_installed(name) from None
             if name != "tensorboard":
                 tracker.store_init_configuration(dict(config))
             self._trackers.append(tracker)

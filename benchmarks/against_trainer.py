@@ -1,0 +1,214 @@
+"""Speed and memory against the Hugging Face Trainer with DeepSpeed, on ragged instruction data.
+
+Both fine-tune SmolLM2-135M-Instruct on the same chats (same template, loss on the answers), with the same DeepSpeed
+configuration (ZeRO-2, bf16, AdamW, clipping), the same number of ranks, micro-batches and, on average, examples per
+optimizer step. The Trainer pads each micro-batch to its longest example (DataCollatorForSeq2Seq) and computes all
+logits; the toolkit packs examples into full sequences and computes logits only where there is a loss, in chunks.
+"Trainer, grouped" is the Trainer with examples of like length put into a batch (train_sampling_strategy), which is
+off by default.
+
+Every run is a set of fresh processes, and the runs take turns. Speed counts tokens of the examples, never padding,
+over all steps but the first; memory is the peak of the rank that needs most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+from harness.page import parser, publish, table
+from harness.ranks import default_world_size, is_rank, measure, report, shared_folder
+
+TARGET = 1.5
+SIDES = {"toolkit": "toolkit", "trainer": "Trainer", "grouped": "Trainer, grouped"}
+ACCUMULATION = 2
+EXAMPLES = 7
+"""Examples in a micro-batch of the Trainer: about as many as 512 tokens hold."""
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    made = parser(__doc__, __file__)
+    made.add_argument("--steps", type=int, help="steps per run that count (default 5; 1 with --tiny)")
+    made.add_argument("--rounds", type=int, help="runs of each side (default 2; 1 with --tiny)")
+    made.add_argument("--ranks", type=int, help="default: one per GPU, two on a CPU; one with --tiny")
+    made.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = made.parse_args(arguments)
+    options.steps = options.steps or (1 if options.tiny else 5)
+    if is_rank():
+        report(toolkit_rank(options) if options.side == "toolkit" else trainer_rank(options))
+        return
+    world_size = options.ranks or (1 if options.tiny else default_world_size())
+    sides = ["toolkit", "trainer"] if options.tiny else list(SIDES)
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(options.rounds or (1 if options.tiny else 2)):
+        for side, results in found.items():
+            results.append(_one_run(measure(__file__, [*arguments, "--side", side], world_size)))
+    _publish(options, found, world_size)
+
+
+def _one_run(ranks: list[dict[str, Any]]) -> dict[str, float]:
+    seconds = max(rank["seconds"] for rank in ranks)
+    tokens, padded, examples = (sum(rank[key] for rank in ranks) for key in ("tokens", "padded", "examples"))
+    memory = max(rank["gib"] for rank in ranks)
+    return {"speed": tokens / seconds, "full": tokens / padded, "examples": examples / ranks[0]["steps"], "gib": memory}
+
+
+def _publish(options: argparse.Namespace, found: dict[str, list[dict[str, float]]], world_size: int) -> None:
+    rows = []
+    for side, results in found.items():
+        speed, full, examples, gib = (
+            statistics.median(run[key] for run in results) for key in ("speed", "full", "examples", "gib")
+        )
+        faster = statistics.median(
+            ours["speed"] / run["speed"] for ours, run in zip(found["toolkit"], results, strict=True)
+        )
+        rows.append([SIDES[side], f"{speed:,.0f}", f"{faster:.2f}", f"{gib:.2f}", f"{full:.1%}", f"{examples:.1f}"])
+    header = ["", "tokens/s", "toolkit is faster by", "peak memory, GiB", "not padding", "examples per step"]
+    speedup = rows[1][2]
+    setting = (
+        f"{world_size} rank(s), {ACCUMULATION} micro-batches per rank and step; medians of {len(found['toolkit'])} runs of "
+        f"{options.steps} steps. Against the Trainer as it comes: **{speedup}x** the tokens per second "
+        f"(target: at least {TARGET}x), **{rows[0][3]} GiB** against **{rows[1][3]} GiB**."
+    )
+    parts = [str(__doc__).strip(), table(header, rows), setting]
+    publish(options, "Speed and memory against the Hugging Face Trainer", parts)
+
+
+def build_recipe(options: argparse.Namespace, world_size: int) -> Any:
+    """The run both sides do; the Trainer takes its DeepSpeed configuration, model and data from it."""
+    from toolkit import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule
+
+    return Recipe(
+        model=Model(path="smollm2-135m-instruct", weights="random" if options.tiny else "pretrained", config=_shape(options)),
+        data=Data(train="python-docstrings"),
+        batch=Batch(global_size=ACCUMULATION * world_size, micro_size=1, sequence_length=512),
+        optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
+        schedule=Schedule(type="linear"),
+        precision=Precision(dtype="bf16"),
+        parallel=Parallel(zero_stage=2),
+        checkpoint=Checkpoint(export=False),
+        steps=options.steps + 1,
+    )
+
+
+def _shape(options: argparse.Namespace) -> dict[str, Any]:
+    tiny = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
+    return {**tiny, "num_key_value_heads": 1} if options.tiny else {}
+
+
+def toolkit_rank(options: argparse.Namespace) -> dict[str, Any]:
+    """One rank of a run through `toolkit.train`, its numbers taken from metrics.jsonl."""
+    from toolkit.engine import device, process
+    from toolkit.train.run import RunOptions, train
+
+    me = process.from_environment()
+    recipe = build_recipe(options, me.world_size)
+    folder = shared_folder() / "run"
+    process.start(me)
+    train(recipe, RunOptions("against_trainer", folder), keep_group=True)
+    process.barrier()
+    process.stop()
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if "loss" in record][1:]
+    # The records are about all ranks; each rank reports its share.
+    total = {key: sum(record[key] for record in records) / me.world_size for key in ("tokens", "samples")}
+    padded = len(records) * ACCUMULATION * recipe.batch.micro_size * recipe.batch.sequence_length
+    seconds = sum(record["step_time_s"] for record in records)
+    return {
+        "steps": len(records),
+        "seconds": seconds,
+        "tokens": total["tokens"],
+        "padded": padded,
+        "examples": total["samples"],
+        "gib": device.peak_memory_gib(),
+    }
+
+
+def trainer_rank(options: argparse.Namespace) -> dict[str, Any]:
+    """One rank of a run through transformers.Trainer."""
+    from toolkit.engine import device, process
+    from toolkit.train.progress import Display
+    from toolkit.train.setup import prepare_inputs
+
+    me = process.from_environment()
+    recipe = build_recipe(options, me.world_size)
+    inputs = prepare_inputs(recipe, me.rank, me.world_size, Display(is_main=False))
+    process.start(me)  # without a process group the Trainer takes a CPU for the only one
+    trainer = make_trainer(options, recipe, inputs, me.world_size)
+    trainer.train()
+    # The first step is left out: its end is where the clock starts.
+    marks, counts = trainer.marks, trainer.counts[ACCUMULATION:]
+    tokens, padded, examples = (sum(count[index] for count in counts) for index in range(3))
+    seconds = marks[-1] - marks[0]
+    measured = {"steps": len(marks) - 1, "seconds": seconds, "tokens": tokens, "padded": padded, "examples": examples}
+    measured["gib"] = device.peak_memory_gib()
+    process.barrier()
+    process.stop()
+    return measured
+
+
+def make_trainer(options: argparse.Namespace, recipe: Any, inputs: Any, world_size: int) -> Any:
+    """The Trainer with the recipe's configuration, batch sizes apart, and its usual settings for the rest."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+    from toolkit.ds_config.render import render
+    from toolkit.engine import device
+    from toolkit.models.assets import resolve
+
+    config = render(recipe, device.target(world_size, wanted="auto"))
+    config |= {"train_micro_batch_size_per_gpu": EXAMPLES, "train_batch_size": EXAMPLES * ACCUMULATION * world_size}
+    arguments = TrainingArguments(
+        output_dir=str(shared_folder() / "trainer"),
+        deepspeed=config,
+        bf16=True,
+        use_cpu=device.kind() == "cpu",
+        per_device_train_batch_size=EXAMPLES,
+        gradient_accumulation_steps=ACCUMULATION,
+        max_steps=recipe.steps,
+        learning_rate=recipe.optimizer.learning_rate,
+        weight_decay=recipe.optimizer.weight_decay,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        warmup_steps=recipe.schedule.warmup_steps,
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length" if options.side == "grouped" else "random",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+    class Watched(Trainer):  # type: ignore[misc]
+        """Notes what each micro-batch holds."""
+
+        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+            mask = inputs["attention_mask"]
+            self.counts.append((int(mask.sum()), mask.numel(), len(mask)))
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """Notes when each optimizer step is over."""
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            device.synchronize()
+            trainer.marks.append(time.perf_counter())
+
+    if options.tiny:
+        model = AutoModelForCausalLM.from_config(inputs.model_config)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(resolve(str(recipe.model.path)))
+    store = inputs.batches.store
+    rows = [{name: column.tolist() for name, column in store[index].items()} for index in range(len(store))]
+    collate = DataCollatorForSeq2Seq(inputs.tokenizer, label_pad_token_id=-100)
+    data = Dataset.from_list(rows)
+    trainer = Watched(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
+    trainer.counts, trainer.marks = [], []
+    return trainer
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

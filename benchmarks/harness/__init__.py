@@ -1,0 +1,1 @@
+"""What the benchmark scripts share: results pages, and starting a script as several ranks."""

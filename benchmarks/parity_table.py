@@ -1,0 +1,160 @@
+"""How far the loss curves of every ZeRO stage and offload are from plain single-process PyTorch.
+
+A tiny Llama is trained for 20 steps on packed chats of very different lengths, with the loss on the answers, weight
+decay, warm-up, decay and gradient clipping that bites, through the toolkit's own `train`, as 1 and 2 ranks with 1 and
+4 micro-batches per rank and step, which together make the same global batch of 8 sequences. Each number is the
+largest relative deviation of any step's loss, or gradient norm, in these four layouts from the reference
+(tests/parity/reference.py, which uses neither DeepSpeed nor the toolkit's engine, loss or schedule) in the same
+number format with fp32 master weights. "Spread" is the largest relative deviation of any two strategies from each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+# Ranks are forked by the tests' server, which finds `tests` and this file on the path that it inherits.
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+from harness.page import parser, publish, table  # noqa: E402
+
+DTYPES = ("fp32", "bf16", "fp16")
+STEPS = 20
+Curves = dict[str, list[float]]
+""""loss" and "grad_norm" of each step."""
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    options = parser(__doc__, __file__).parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="parity_table_") as folder:
+        os.environ["TOOLKIT_CACHE"] = str(Path(folder) / "cache")
+        found = {dtype: deviations(options, dtype, Path(folder)) for dtype in (DTYPES[:1] if options.tiny else DTYPES)}
+    header = ["", *(f"{dtype} {what}" for dtype in found for what in ("loss", "grad norm"))]
+    names = list(next(iter(found.values())))
+    rows = [[name, *(f"{value:.1e}" for dtype in found for value in found[dtype][name])] for name in names]
+    publish(options, "Parity with plain PyTorch", [str(__doc__).strip(), table(header, rows)])
+
+
+def deviations(options: argparse.Namespace, dtype: str, folder: Path) -> dict[str, tuple[float, float]]:
+    """Strategy -> largest relative deviation of loss and gradient norm; the last entry is the spread."""
+    from tests.distributed import run_distributed
+    from tests.parity.strategies import STRATEGIES
+
+    strategies = dict(list(STRATEGIES.items())[:2]) if options.tiny else STRATEGIES
+    layouts = {(1, 1): 8} if options.tiny else {(1, 1): 8, (1, 4): 2, (2, 1): 4, (2, 4): 1}
+    steps = 3 if options.tiny else STEPS
+    problem = build_problem(folder)
+    (reference,) = run_distributed(reference_curves, 1, build_recipe(problem, dtype, steps, 8, {}))
+    worst: dict[str, tuple[float, float]] = dict.fromkeys([*strategies, "spread"], (0.0, 0.0))
+    for (world_size, accumulation), micro_size in layouts.items():
+        place = folder / f"{dtype}-{world_size}-{accumulation}"
+        recipes = [build_recipe(problem, dtype, steps, micro_size, parallel) for parallel in strategies.values()]
+        curves = dict(zip(strategies, train_all(recipes, place, world_size), strict=True))
+        for name, curve in curves.items():
+            worst[name] = _larger(worst[name], _distance(curve, reference))
+        for one, other in itertools.combinations(curves.values(), 2):
+            worst["spread"] = _larger(worst["spread"], _distance(one, other))
+    return worst
+
+
+def _larger(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return max(one[0], other[0]), max(one[1], other[1])
+
+
+def _distance(ours: Curves, wanted: Curves) -> tuple[float, float]:
+    loss, norm = (
+        max(abs(one - other) / abs(other) for one, other in zip(ours[key], wanted[key], strict=True))
+        for key in ("loss", "grad_norm")
+    )
+    return loss, norm
+
+
+def train_all(recipes: Sequence[Any], folder: Path, world_size: int) -> list[Curves]:
+    """Train the recipes one after the other in the same ranks."""
+    from tests.distributed import run_distributed
+    from tests.parity.worker import run_recipe
+
+    runs = [(recipe, str(folder / str(number)), None) for number, recipe in enumerate(recipes)]
+    records = run_distributed(run_recipe, world_size, runs, timeout_s=600)[0]
+    return [{key: [record[key] for record in run] for key in ("loss", "grad_norm")} for run in records]
+
+
+def reference_curves(rank: int, world_size: int, recipe: Any) -> Curves:
+    """The judge's curves; runs in a rank of the tests' server."""
+    import torch
+    from tests.parity.reference import train
+    from tests.parity.worker import global_batches
+    from transformers import AutoModelForCausalLM
+
+    from toolkit.recipe.schedules import factor
+
+    _, steps = global_batches(recipe, recipe.steps)
+    optimizer = recipe.optimizer
+    curve = train(
+        AutoModelForCausalLM.from_pretrained(recipe.model.path, dtype=torch.float32),
+        steps,
+        lambda groups: torch.optim.AdamW(groups, lr=1.0),
+        lambda step: optimizer.learning_rate * factor(recipe.schedule, step, recipe.steps),
+        dtype=recipe.precision.dtype,
+        max_grad_norm=optimizer.max_grad_norm,
+        weight_decay=optimizer.weight_decay,
+    )
+    return {"loss": curve.losses, "grad_norm": curve.norms}
+
+
+def build_recipe(
+    problem: tuple[Path, Path], dtype: Any, steps: int, micro_size: int, parallel: Mapping[str, Any]
+) -> Any:
+    """The recipe of the parity tests, in one number format, strategy and layout."""
+    from tests.parity.strategies import recipe
+
+    from toolkit import Batch, Parallel, Precision
+
+    return recipe(
+        "causal_lm",
+        *problem,
+        batch=Batch(global_size=8, micro_size=micro_size, sequence_length=128),
+        # No overflow in the first steps: the reference does not skip any.
+        precision=Precision(dtype=dtype, initial_scale_power=8),
+        parallel=Parallel(**parallel),
+        steps=steps,
+    )
+
+
+def build_problem(folder: Path) -> tuple[Path, Path]:
+    """A Llama in fp32 with random weights and a byte tokenizer, and chats about Python's built-in functions."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model, data = folder / "model", folder / "chats.jsonl"
+    if data.exists():
+        return model, data
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    write_chats(data)
+    return model, data

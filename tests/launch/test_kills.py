@@ -1,0 +1,142 @@
+"""Killed at any moment, a run loses nothing: it continues where the last save ended, and ends as if nothing had been."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import RankFailed, run_distributed
+from tests.launch.runs import hashes, records, tiny_recipe, train_in_rank
+from tests.launch.strike import Strike, train_until_killed, train_until_stopped
+from toolkit.checkpoint.manifest import complete_steps
+from toolkit.recipe import Checkpoint, Recipe
+from toolkit.train.interrupts import caught
+
+KILLS = 20
+LONG, SHORT = 60, 6
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def undisturbed(recipe: Recipe, cache: str, folder: Path) -> Path:
+    (code, _), _ = run_distributed(train_in_rank, 2, recipe, str(folder), cache, None)
+    assert code == 0
+    assert [record["step"] for record in records(folder)] == list(range(1, (recipe.steps or 0) + 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short(tiny_llama_dir: Path, chat_file: Path) -> Recipe:
+    """Saves at the end only, and exports."""
+    return tiny_recipe(tiny_llama_dir, chat_file, steps=SHORT, checkpoint=Checkpoint())
+
+
+@pytest.fixture(scope="module")
+def short_run(short: Recipe, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return undisturbed(short, cache, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def kill(recipe: Recipe, folder: Path, cache: str, strike: Strike) -> str:
+    """Run until `strike` has killed both ranks; what the ranks printed."""
+    with pytest.raises(RankFailed, match=r"rank 0 died with exit code -9(?s:.*)rank 0 printed") as failure:
+        run_distributed(train_until_killed, 2, recipe, str(folder), cache, strike)
+    assert "rank 1 died with exit code -9" in str(failure.value)
+    assert "Traceback" not in str(failure.value)
+    return str(failure.value)
+
+
+def last_logged(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    found = re.findall(r'^{"step": (\d+), "loss"', path.read_text() if path.exists() else "", re.MULTILINE)
+    return int(found[-1]) if found else 0
+
+
+def test_twenty_kills_in_a_row(tiny_llama_dir: Path, chat_file: Path, cache: str, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_llama_dir, chat_file, steps=LONG, checkpoint=Checkpoint(every_steps=1, export=False))
+    whole = undisturbed(recipe, cache, tmp_path / "whole")
+    folder, chance = tmp_path / "run", random.Random(7)
+    resumed = 0
+    for _ in range(KILLS):
+        before = [0, *complete_steps(folder / "checkpoints")]
+        # Half of them exactly between two file operations of preparing, saving or deleting, half a random time later.
+        delay_s = chance.choice([0.0, chance.uniform(0.0, 0.1)])
+        printed = kill(
+            recipe, folder, cache, Strike(signal.SIGKILL, (1, 0), operation=chance.randrange(1, 100), delay_s=delay_s)
+        )
+        start = re.search(r"continuing from \S+/step-(\d+) ", printed)
+        assert start is None or int(start[1]) == before[-1] > 0
+        resumed += start is not None
+        after = [0, *complete_steps(folder / "checkpoints")]
+        # Step N is logged after N - 1 was saved: nothing that was saved is lost, whatever was cut short.
+        assert after[-1] >= max(before[-1], last_logged(folder) - 1)
+    assert resumed >= KILLS / 2
+    assert 0 < after[-1] < LONG, "the kills did not spread over the run"
+    (code, printed), _ = run_distributed(train_in_rank, 2, recipe, str(folder), cache)
+    assert code == 0
+    assert f"continuing from {folder}/checkpoints/step-{after[-1]:08d} (written by 2 ranks)" in printed
+    assert records(folder) == records(whole)
+    assert hashes(folder, LONG) == hashes(whole, LONG)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [f"step-{LONG - 1:08d}", f"step-{LONG:08d}"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "victims", "code"),
+    [(signal.SIGTERM, (0, 1), 143), (signal.SIGTERM, (1,), 143), (signal.SIGINT, (0, 1), 130)],
+    ids=["sigterm", "sigterm-one-rank", "sigint"],
+)
+def test_a_stop_signal_saves_and_leaves(
+    number: int, victims: tuple[int, ...], code: int, short: Recipe, short_run: Path, cache: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    strike = Strike(number, victims, operation=1, below="metrics.jsonl")
+    (first, printed), (second, silence) = run_distributed(train_until_stopped, 2, short, str(folder), cache, strike)
+    message = re.search(r"interrupted: step (\d+) of (\d+) is saved; continue with (.*)", printed)
+    assert message is not None, printed
+    assert (int(message[2]), message[3]) == (SHORT, f"--resume auto --output_dir {folder}")
+    assert int(message[1]) in (1, 2)
+    assert complete_steps(folder / "checkpoints") == [int(message[1])]
+    # A signal that only one rank saw is obeyed by all; each ends with the code of what it saw.
+    assert {first, second} == {code}
+    assert silence == ""
+    assert not (folder / "export").exists()
+    (again, _), _ = run_distributed(train_in_rank, 2, short, str(folder), cache)
+    assert again == 0
+    assert records(folder) == records(short_run)
+    assert hashes(folder, SHORT) == hashes(short_run, SHORT)
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    with caught() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert (interrupt.signal, interrupt.exit_code) == (signal.SIGINT, 130)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_killed_while_exporting_then_started_over_and_over(
+    short: Recipe, short_run: Path, cache: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for operation in (1, 4, 9):
+        kill(short, folder, cache, Strike(signal.SIGKILL, (1, 0), operation=operation, below=".export.writing"))
+        assert not (folder / "export").exists()
+    assert complete_steps(folder / "checkpoints") == [SHORT]
+    for _ in range(2):
+        (code, printed), _ = run_distributed(train_in_rank, 2, short, str(folder), cache)
+        assert code == 0
+        assert f"{folder} is complete: {SHORT} of {SHORT} steps are done" in printed
+        assert f"model in {folder}/export" in printed
+        assert records(folder) == records(short_run)
+        weights = (folder / "export" / "model.safetensors").read_bytes()
+        assert weights == (short_run / "export" / "model.safetensors").read_bytes()
+        assert not (folder / ".export.writing").exists()
+        (folder / "export" / "README.md").write_text("kept")  # a finished export is left alone
+    assert (folder / "export" / "README.md").read_text() == "kept"

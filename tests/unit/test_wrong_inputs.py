@@ -1,0 +1,333 @@
+"""Wrong inputs through the real entry points: exit code 2, one message with key and value, never a traceback."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.conftest import write_lines
+from toolkit.cli import run, verbs
+from toolkit.recipe import Batch, Data, Model, Parallel, Precision, Recipe, Tracking
+
+MESSAGE = re.compile(r"error: (?P<what>.+)\n  expected: (?P<expected>.+)\n  do this:  (?P<do>.+)\n", re.DOTALL)
+LAUNCHER_VARIABLES = re.compile(r"(WORLD_SIZE|RANK|LOCAL_.*|MASTER_.*|ACCELERATE_.*|OMPI_.*|PMI_.*|SLURM_.*)")
+SEE_HELP = "see `x.py --help` for every field, its type and meaning"
+
+
+class Wrong(NamedTuple):
+    """One wrong start: flags and environment, and what each of the three lines must hold. {names} are of `Ground`."""
+
+    id: str
+    flags: str
+    what: str
+    expected: str
+    do: str
+    environment: str = ""
+
+
+class Ground:
+    """A recipe that works, and the files around it that do not."""
+
+    def __init__(self, tmp: Path, llama: Path, bert: Path, chats: Path, classes: Path) -> None:
+        self.tmp = tmp
+        self.names = {"tmp": tmp, "llama": llama, "bert": bert, "chats": chats, "classes": classes}
+        self.recipe = Recipe(
+            model=Model(path=str(llama)),
+            data=Data(train=str(chats)),
+            batch=Batch(global_size=4, sequence_length=128),
+            precision=Precision(dtype="fp32"),
+            parallel=Parallel(zero_stage=2),
+            tracking=Tracking(tensorboard=False),
+            steps=2,
+        )
+        self._write_data()
+        self._write_models(llama)
+        self._write_runs()
+
+    def _write_data(self) -> None:
+        good = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]}
+        lines = [json.dumps(good)] * 3
+        (self.tmp / "bad_line.jsonl").write_text("\n".join([*lines[:2], '{"messages": [', lines[0]]) + "\n")
+        (self.tmp / "empty.jsonl").write_text("")
+        (self.tmp / "data.tar").write_text("x")
+        write_lines(self.tmp / "good.jsonl", [good] * 3)
+        write_lines(self.tmp / "columns.jsonl", [{"question": "Why?", "answer": "So."}])
+        prompt = [{"role": "user", "content": "word " * 400}, {"role": "assistant", "content": "Yes."}]
+        write_lines(self.tmp / "long_prompts.jsonl", [{"messages": prompt}] * 3)
+        write_lines(self.tmp / "other_class.jsonl", [{"text": "A module.", "label": "module"}] * 4)
+        (self.tmp / "edited.json").write_text('{"train_batch_size": 4, "zero_optimization": {"stage": 3}}')
+        (self.tmp / "broken.json").write_text('{"train_batch_size": 4,, }}')
+
+    def _write_models(self, llama: Path) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(llama)
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(self.tmp / "no_template")
+        tokenizer.pad_token = None
+        tokenizer.save_pretrained(self.tmp / "no_padding")
+        mismatched = self.tmp / "mismatched"
+        mismatched.mkdir()
+        for file in llama.iterdir():
+            (mismatched / file.name).write_bytes(file.read_bytes())
+        config = AutoConfig.from_pretrained(llama)
+        config.intermediate_size = 96
+        config.save_pretrained(mismatched)
+
+    def _write_runs(self) -> None:
+        (self.tmp / "a_file").write_text("x")
+        other = self.tmp / "other_run"
+        other.mkdir()
+        (other / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+        (other / "recipe.json").write_text(json.dumps(self.recipe.model_dump(mode="json")))
+        damaged = self.tmp / "damaged_run"
+        damaged.mkdir()
+        (damaged / "recipe.json").write_text('{"model":')
+        (self.tmp / "syntax.py").write_text("from toolkit import Recipe\n\nrecipe = Recipe(\n")
+        (self.tmp / "crash.py").write_text("import toolkit\n\nrecipe = toolkit.Recipee()\n")
+        (self.tmp / "nothing.py").write_text("recipes = 3\n")
+        (self.tmp / "full").mkdir()
+        (self.tmp / "full" / "x").write_text("x")
+
+
+@pytest.fixture(scope="module")
+def ground(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_llama_dir: Path,
+    tiny_bert_dir: Path,
+    chat_file: Path,
+    classification_file: Path,
+) -> Ground:
+    return Ground(
+        tmp_path_factory.mktemp("ground"), tiny_llama_dir, tiny_bert_dir, chat_file, classification_file
+    )  # fmt: skip
+
+
+@pytest.fixture
+def refused(
+    ground: Ground, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., re.Match[str]]]:
+    """A function that starts something wrong and returns the message, taken apart."""
+    for name in [name for name in os.environ if LAUNCHER_VARIABLES.fullmatch(name)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TOOLKIT_CACHE", str(ground.tmp / "cache"))
+    monkeypatch.setattr("sys.argv", ["x.py"])
+
+    def start(program: Callable[[], int]) -> re.Match[str]:
+        capfd.readouterr()
+        code = program()
+        said = capfd.readouterr().err
+        assert "Traceback" not in said
+        assert code == 2, said
+        found = MESSAGE.search(said)
+        assert found, said
+        return found
+
+    return start
+
+
+def holds(found: re.Match[str], wrong: Wrong, names: dict[str, Any]) -> None:
+    for part in ("what", "expected", "do"):
+        wanted = getattr(wrong, part).format(**names)
+        assert wanted and wanted in found[part], f"{part}: {found[part]!r} should hold {wanted!r}"
+
+
+COMMAND_LINE = [
+    Wrong("unknown-flag", "--batch.micro_sise 2", "unknown flag --batch.micro_sise (did you mean --batch.micro_size?)", "a recipe field or one of --output_dir", "see --help"),
+    Wrong("unknown-flag-in-other-section", "--betas 0.9 0.95", "unknown flag --betas (did you mean --optimizer.betas?)", "a recipe field", "see --help"),
+    Wrong("section-as-flag", "--optimizer adamw", "unknown flag --optimizer (a section; its fields are flags, such as --optimizer.type)", "a recipe field", "see --help"),
+    Wrong("stray-word", "--steps 3 twice", "unexpected 'twice' on the command line after --steps", "flags, each with as many values as it takes", SEE_HELP),
+    Wrong("no-value", "--output_dir", "--output_dir has no value", "a folder", SEE_HELP),
+    Wrong("word-for-an-integer", "--steps many", "--steps many", "an integer greater than 0, or None", SEE_HELP),
+    Wrong("fraction-for-an-integer", "--batch.micro_size=2.5", "--batch.micro_size 2.5", "an integer greater than 0", SEE_HELP),
+    Wrong("true-for-an-integer", "--batch.micro-size True", "--batch.micro_size True", "an integer greater than 0", SEE_HELP),
+    Wrong("word-for-a-switch", "--data.packing=maybe", "--data.packing maybe", "True or False", "see --help"),
+    Wrong("one-of-two-values", "--optimizer.betas 0.9", "--optimizer.betas 0.9", "2 values, each a number at least 0 and less than 1, or None", SEE_HELP),
+    Wrong("no-choice", "--checkpoint.export_dtype fp8", "--checkpoint.export_dtype fp8", "one of fp32, bf16, fp16", SEE_HELP),
+    Wrong("negative", "--batch.micro_size -2", "batch.micro_size=-2", "input should be greater than 0", "correct the recipe or the flag"),
+    Wrong("zero", "--steps 0", "steps=0", "input should be greater than 0", "correct the recipe or the flag"),
+    Wrong("not-a-number", "--optimizer.learning_rate nan", "optimizer.learning_rate=nan", "input should be a finite number", "correct the recipe or the flag"),
+    Wrong("two-lengths", "--epochs 2", "steps=2 and epochs=2.0", "exactly one of the two", "pass e.g. --epochs None"),
+    Wrong("unknown-task", "--task.name causal", "task.name='causal' (did you mean 'causal_lm'?)", "one of causal_lm, sequence_classification", "correct task.name"),
+    Wrong("unknown-optimizer", "--optimizer.type adamx", "--optimizer.type adamx", "one of sgd, sgd_momentum, adagrad, rmsprop, adam, adamw, lion, muon", SEE_HELP),
+    Wrong("parameter-of-another-optimizer", "--optimizer.type lion --optimizer.momentum 0.9", "optimizer.momentum=0.9 with optimizer.type='lion'", "lion has betas; momentum belongs to sgd_momentum, rmsprop, muon", "remove optimizer.momentum"),
+    Wrong("lion-at-stage-0", "--optimizer.type lion --parallel.zero_stage 0 --launch.device cpu", "optimizer.type='lion' with parallel.zero_stage=0 on a CPU device", "zero_stage 1, 2 or 3", "set parallel.zero_stage=1"),
+    Wrong("muon-with-clipping", "--optimizer.type muon", "optimizer.max_grad_norm=1.0 with optimizer.type='muon'", "0: DeepSpeed clips Muon's orthogonalised update", "set optimizer.max_grad_norm=0"),
+    Wrong("step-without-size", "--schedule.type step", "schedule.step_size is missing for schedule.type='step'", "the number of optimizer steps between two drops", "set schedule.step_size"),
+    Wrong("offload-below-stage-3", "--parallel.offload_param cpu", "parallel.offload_param='cpu' with parallel.zero_stage=2", "zero_stage 3", "set parallel.zero_stage=3"),
+    Wrong("nvme-without-path", "--parallel.zero_stage 3 --parallel.offload_param nvme", "parallel.nvme_path is missing for offload to 'nvme'", "a directory on a local NVMe disk", "set parallel.nvme_path"),
+    Wrong("unknown-metric", "--evaluation.metric perplexty", "evaluation.metric='perplexty' with task.name='causal_lm' (did you mean 'perplexity'?)", "one of loss, perplexity", "correct evaluation.metric"),
+    Wrong("indivisible-batch", "", "batch.global_size=4 is not a multiple of batch.micro_size x world size = 1 x 3 = 3", "a multiple of 3", "set batch.global_size to 3 or 6", "WORLD_SIZE=3 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
+    Wrong("no-master", "", "WORLD_SIZE=2 without MASTER_ADDR and MASTER_PORT", "the environment of a launcher", "start with `deepspeed`, `accelerate launch` or `torchrun`, or unset WORLD_SIZE", "WORLD_SIZE=2 RANK=0"),
+    Wrong("world-size-in-words", "", "WORLD_SIZE='two' in the environment", "a number, at least 1", "unset WORLD_SIZE", "WORLD_SIZE=two RANK=0"),
+    Wrong("rank-outside", "", "RANK=2 with WORLD_SIZE=2", "ranks from 0 to 1", "unset both", "WORLD_SIZE=2 RANK=2 LOCAL_RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
+    Wrong("no-such-port", "", "MASTER_PORT='99999' in the environment", "a port, 1 to 65535", "unset MASTER_PORT", "WORLD_SIZE=1 RANK=0 MASTER_ADDR=localhost MASTER_PORT=99999"),
+    Wrong("no-deepspeed-config", "--deepspeed_config {tmp}/nowhere.json", "--deepspeed_config {tmp}/nowhere.json does not exist", "a DeepSpeed JSON file", "check the path, or leave it out"),
+    Wrong("deepspeed-config-is-no-json", "--deepspeed {tmp}/broken.json", "{tmp}/broken.json is not JSON", "a DeepSpeed JSON file", "correct the file"),
+    Wrong("deepspeed-config-contradicts", "--deepspeed_config={tmp}/edited.json", "{tmp}/edited.json: zero_optimization.stage is 3 there and 2 in the recipe", "the one source of truth", "set the recipe's fields to these values"),
+    Wrong("accelerate-contradicts", "", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7, the recipe has gradient_accumulation_steps=2", "the one source of truth", "set the recipe's fields", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7 ACCELERATE_USE_DEEPSPEED=true"),
+    Wrong("output-dir-is-a-file", "--output_dir {tmp}/a_file", "--output_dir {tmp}/a_file: {tmp}/a_file is a file", "a folder this user may write to", "pass another --output_dir"),
+    Wrong("output-dir-cannot-be-written", "--output_dir /proc/nowhere", "--output_dir /proc/nowhere: /proc cannot be written to", "a folder this user may write to", "pass another --output_dir"),
+    Wrong("output-dir-holds-a-run", "--output_dir {tmp}/other_run", "--output_dir {tmp}/other_run already holds a run", "a new folder, or the wish to continue", "pass --resume auto to continue it"),
+    Wrong("resume-of-another-recipe", "--output_dir {tmp}/other_run --resume auto --batch.global_size 8", "batch.global_size=8 (the run has 4)", "the fields that decide what a step is", "take the flags back"),
+    Wrong("resume-of-nothing", "--resume {tmp}/nowhere", "{tmp}/nowhere is no checkpoint: it has no manifest.json", "a folder such as RUN/checkpoints/step-00000100", "give the run folder or one of its checkpoints"),
+    Wrong("resume-of-a-damaged-run", "--output_dir {tmp}/damaged_run --resume auto", "{tmp}/damaged_run/recipe.json is not readable as a recipe", "the recipe of the run", "start again in another --output_dir"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", COMMAND_LINE, ids=lambda wrong: wrong.id)
+def test_refused_before_any_heavy_import(
+    wrong: Wrong, ground: Ground, refused: Callable[..., re.Match[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_far(*_: object) -> int:
+        pytest.fail("went on to train")
+
+    monkeypatch.setattr(run, "_train", too_far)  # the step that imports torch
+    start(wrong, ground, refused, monkeypatch)
+
+
+def start(
+    wrong: Wrong, ground: Ground, refused: Callable[..., re.Match[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for word in wrong.environment.format(**ground.names).split():
+        monkeypatch.setenv(*word.split("=", 1))
+    flags = wrong.flags.format(**ground.names).split()
+    if not any(flag.startswith("--output_dir") for flag in flags):
+        flags = ["--output_dir", str(ground.tmp / "run"), *flags]
+    holds(refused(lambda: run.main(ground.recipe, flags)), wrong, ground.names)
+
+
+CLASSIFY = "--task.name sequence_classification --data.packing False --model.path {bert} --data.train {classes} "
+DATA_AND_MODEL = [
+    Wrong("missing-data", "--data.train {tmp}/god.jsonl", "data.train='{tmp}/god.jsonl' does not exist (did you mean 'good.jsonl'?)", "an existing file or directory", "correct the path"),
+    Wrong("bad-line", "--data.train {tmp}/bad_line.jsonl", "data.train='{tmp}/bad_line.jsonl', line 3 is not JSON", "one JSON object per line", "repair or remove the line"),
+    Wrong("empty-data", "--data.train {tmp}/empty.jsonl", "data.train='{tmp}/empty.jsonl' has no rows", "at least one row", "point data.train to another one"),
+    Wrong("unread-suffix", "--data.train {tmp}/data.tar", "data.train='{tmp}/data.tar' ends in '.tar', which is not read", "a file ending in one of .jsonl", "convert it"),
+    Wrong("missing-evaluation", "--data.evaluation {tmp}/nowhere.jsonl", "data.evaluation='{tmp}/nowhere.jsonl' does not exist", "an existing file or directory", "correct the path"),
+    Wrong("other-columns", "--data.train {tmp}/columns.jsonl", "row 1 of data.train: the columns answer, question hold no training text", "data.messages_field='messages'", "set the field of data to the column that holds it"),
+    Wrong("everything-masked", "--data.train {tmp}/long_prompts.jsonl", "no token of the 3 rows of data.train carries loss (3 truncated, 3 masked)", "examples with tokens to learn", "raise batch.sequence_length"),
+    Wrong("overlong", "--data.overlong error --batch.sequence_length 16", "tokens and batch.sequence_length is 16", "examples that fit, since data.overlong='error'", "raise batch.sequence_length"),
+    Wrong("all-rows-held-out", "--data.train {tmp}/good.jsonl --data.evaluation_examples 3", "data.evaluation_examples=3 of 3 rows", "fewer than there are rows", "lower data.evaluation_examples"),
+    Wrong("longer-than-the-model", "--batch.sequence_length 1024", "batch.sequence_length=1024 is longer than the model's 512 positions", "at most 512", "set batch.sequence_length=512 or less"),
+    Wrong("no-chat-template", "--model.tokenizer {tmp}/no_template", "messages holds conversations, but the tokenizer has no chat template", "a tokenizer with a chat template", "set model.tokenizer to one that has it"),
+    Wrong("cache-is-a-file", "", "{tmp}/a_file", "cache directory", "set TOOLKIT_CACHE", "TOOLKIT_CACHE={tmp}/a_file"),
+    Wrong("unknown-model", "--model.path {tmp}/nowhere", "model.path='{tmp}/nowhere': its tokenizer cannot be loaded", "a Hugging Face directory", "check the path, or run `toolkit fetch NAME`"),
+    Wrong("unknown-tokenizer", "--model.tokenizer {tmp}/nowhere", "model.tokenizer='{tmp}/nowhere': its tokenizer cannot be loaded", "a Hugging Face directory", "check the path"),
+    Wrong("misspelt-asset", "--model.path smollm2-135m-instuct", "model.path='smollm2-135m-instuct': its tokenizer cannot be loaded (did you mean 'smollm2-135m-instruct'?)", "a name `toolkit fetch` knows", "run `toolkit fetch NAME`"),
+    Wrong("unfetched-checkpoint", "--model.path smollm2-135m-instruct", "checkpoint 'smollm2-135m-instruct' is not fetched yet", "its files in {tmp}/cache/models/smollm2-135m-instruct", "run `toolkit fetch smollm2-135m-instruct`"),
+    Wrong("unfetched-data", "--data.train python-docstrings", "data set 'python-docstrings' is not fetched yet", "its files in {tmp}/cache/data/python-docstrings", "run `toolkit fetch python-docstrings`"),
+    Wrong("unknown-architecture", "--model.path None --model.architecture lama --model.weights random --model.tokenizer {llama}", "model.architecture='lama' (did you mean 'llama'?)", "a model_type of transformers", "correct model.architecture"),
+    Wrong("unknown-config-field", "--model.config hiden_size 32", "model.config['hiden_size']=32: LlamaConfig has no such field (did you mean 'hidden_size'?)", "a field of the architecture's own config", "see config.json"),
+    Wrong("config-changes-a-shape", "--model.config hidden_size 32", "model.config={{'hidden_size': 32}}: model.embed_tokens.weight has shape (640, 64) in the checkpoint and (640, 32) with it", "only fields that change no weight's shape", "model.weights='random'"),
+    Wrong("config-of-another-type", "--model.config hidden_size wide", "model.config={{'hidden_size': 'wide'}}: no model can be built", "values of the architecture's own config that fit together", "correct model.config"),
+    Wrong("no-dropout", "--model.path None --model.architecture mamba --model.weights random --model.tokenizer {llama} --model.dropout 0.1", "model.dropout=0.1: MambaConfig has no dropout", "an architecture with dropout, or None", "remove model.dropout"),
+    Wrong("packed-classes", CLASSIFY + "--data.packing True", "data.packing=True with task.name='sequence_classification'", "False: every text has its own sequence and label", "set data.packing=False"),
+    Wrong("no-label-column", CLASSIFY + "--data.label_field kind", "data.label_field='kind' gives None; the columns are text, label", "an integer or a class name", "set data.label_field to the column that holds the class"),
+    Wrong("class-only-in-evaluation", CLASSIFY + "--data.evaluation {tmp}/other_class.jsonl", "row 1 of data.evaluation: label='module' does not occur in the training rows", "one of class, function", "add the class to the training data"),
+    Wrong("one-class", CLASSIFY + "--data.train {tmp}/other_class.jsonl", "data.label_field='label' has 1 distinct values", "between 2 and 10000 classes", "check data.label_field"),
+    Wrong("no-padding-token", CLASSIFY + "--model.tokenizer {tmp}/no_padding", "no_padding' has no padding token", "texts of a batch are padded", "add it to tokenizer_config.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", DATA_AND_MODEL, ids=lambda wrong: wrong.id)
+def test_refused_before_weights_are_loaded(
+    wrong: Wrong, ground: Ground, refused: Callable[..., re.Match[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toolkit.engine import process
+
+    def too_far(*_: object) -> None:
+        pytest.fail("went on to start the process group")
+
+    monkeypatch.setattr(process, "start", too_far)
+    start(wrong, ground, refused, monkeypatch)
+
+
+VERBS = [
+    Wrong("no-verb", "", "the following arguments are required: VERB", "usage: toolkit", "see `toolkit --help`"),
+    Wrong("unknown-verb", "chekc x.json", "invalid choice: 'chekc'", "usage: toolkit", "see `toolkit --help`"),
+    Wrong("check-of-nothing", "check {tmp}/edted.json", "{tmp}/edted.json does not exist (did you mean 'edited.json'?)", "a DeepSpeed JSON file", "correct the path"),
+    Wrong("check-of-no-json", "check {tmp}/broken.json", "{tmp}/broken.json, line 1 is not JSON", "a JSON object", "correct the file at that line"),
+    Wrong("world-size-of-zero", "check {tmp}/edited.json --world_size 0", "--world-size: '0' is not an integer of at least 1", "usage: toolkit check", "see `toolkit check --help`"),
+    Wrong("config-of-nothing", "config {tmp}/nowhere.py", "recipe file '{tmp}/nowhere.py' does not exist", "a Python file that defines", "check the path"),
+    Wrong("config-of-no-recipe", "config {tmp}/nothing.py", "{tmp}/nothing.py defines no recipe (found NoneType)", "a module-level `recipe = Recipe(...)`", "for the form"),
+    Wrong("config-of-a-syntax-error", "config {tmp}/syntax.py", "{tmp}/syntax.py, line 3: SyntaxError", "a Python file that defines", "correct the file"),
+    Wrong("config-of-a-crash", "config {tmp}/crash.py", "{tmp}/crash.py, line 3: AttributeError: module 'toolkit' has no attribute 'Recipee'", "a Python file that defines", "correct the file"),
+    Wrong("export-of-no-run", "export {tmp}/full {tmp}/out", "{tmp}/full has no complete checkpoint", "a run folder with checkpoints/step-*", "check the path"),
+    Wrong("fetch-of-an-unknown-name", "fetch minilm", "unknown name 'minilm' (did you mean 'minilm-l6'?)", "one of smollm2-135m-instruct", "run `toolkit fetch` without a name"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", VERBS, ids=lambda wrong: wrong.id)
+def test_verbs(wrong: Wrong, ground: Ground, refused: Callable[..., re.Match[str]]) -> None:
+    holds(refused(lambda: verbs.main(wrong.flags.format(**ground.names).split())), wrong, ground.names)
+
+
+def test_a_tracker_that_is_not_installed(ground: Ground, refused: Callable[..., re.Match[str]]) -> None:
+    missing = next((name for name in ("aim", "clearml", "swanlab") if importlib.util.find_spec(name) is None), None)
+    if missing is None:
+        pytest.skip("every tracker is installed here")
+    flags = ["--tracking.trackers", missing, "--output_dir", str(ground.tmp / "run")]
+    found = refused(lambda: run.main(ground.recipe, flags))
+    assert found["what"] == f"tracking.trackers='{missing}', but the package {missing} is not installed"
+    assert (found["expected"], found["do"]) == (
+        f"the package of {missing}",
+        f"pip install {missing}, or take it out of the tracking section",
+    )
+
+
+def test_a_port_in_use(
+    ground: Ground, refused: Callable[..., re.Match[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (launcher | {"MASTER_PORT": str(port)}).items():
+            monkeypatch.setenv(name, value)
+        found = refused(lambda: run.main(ground.recipe, ["--output_dir", str(ground.tmp / "run")]))
+    assert found["what"] == f"port {port} on 127.0.0.1 is in use (Address already in use)"
+    assert found["expected"] == "a free port for the processes to meet at"
+    assert "pass another one: `deepspeed --master_port 29511 ...`" in found["do"]
+
+
+def test_no_device(ground: Ground, refused: Callable[..., re.Match[str]]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    flags = ["--launch.device", "cuda", "--output_dir", str(ground.tmp / "run")]
+    found = refused(lambda: run.main(ground.recipe, flags))
+    assert found["what"].startswith("launch.device='cuda', but this process sees 0 CUDA devices and computes on cpu")
+    assert found["expected"] == "at least one cuda device"
+    assert found["do"] == "check CUDA_VISIBLE_DEVICES and the driver, or run with --launch.device auto"
+
+
+def test_a_number_format_that_the_device_lacks(
+    ground: Ground, refused: Callable[..., re.Match[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)  # as an older device says
+    flags = ["--precision.dtype", "fp16", "--output_dir", str(ground.tmp / "run")]
+    found = refused(lambda: run.main(ground.recipe, flags))
+    assert found["what"].startswith("precision.dtype='fp16' on this ")
+    assert found["expected"] == "a number format that the device computes in"
+    assert found["do"] == "set precision.dtype='auto', or another one of fp32, bf16, fp16"
+
+
+def test_metrics_in_the_table_are_those_of_the_tasks() -> None:
+    from toolkit.tasks import METRICS, TASKS, task_class
+
+    sums = {"loss": 1.0, "targets": 1.0, "correct": 1.0, "majority": 1.0}
+    assert METRICS.keys() == TASKS.keys()
+    for name, wanted in METRICS.items():
+        assert tuple(task_class(name).metrics(None, sums)) == wanted  # type: ignore[arg-type]
