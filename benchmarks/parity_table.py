@@ -52,7 +52,7 @@ def deviations(options: argparse.Namespace, dtype: str, folder: Path) -> dict[st
 
     strategies = dict(list(STRATEGIES.items())[:2]) if options.tiny else STRATEGIES
     layouts = {(1, 1): 8} if options.tiny else {(1, 1): 8, (1, 4): 2, (2, 1): 4, (2, 4): 1}
-    steps = 3 if options.tiny else STEPS
+    steps = 4 if options.tiny else STEPS
     problem = build_problem(folder)
     (reference,) = run_distributed(reference_curves, 1, build_recipe(problem, dtype, steps, 8, {}))
     worst: dict[str, tuple[float, float]] = dict.fromkeys([*strategies, "spread"], (0.0, 0.0))
@@ -132,14 +132,15 @@ def build_recipe(
 
 
 def build_problem(folder: Path) -> tuple[Path, Path]:
-    """A Llama in fp32 with random weights and a byte tokenizer, and chats about Python's built-in functions."""
+    """A Llama in fp32 with random weights and a tokenizer of 640 tokens, and 200 chats about the standard library."""
     import torch
+    from tests.conftest import documented, write_lines
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model, data = folder / "model", folder / "chats.jsonl"
     if data.exists():
         return model, data
-    tokenizer = byte_tokenizer()
+    tokenizer = build_tokenizer([text for _, _, text in documented()])
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -156,5 +157,39 @@ def build_problem(folder: Path) -> tuple[Path, Path]:
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    write_chats(data)
+    turns = [
+        [
+            {"role": "user", "content": f"What does {name} do?"},
+            {"role": "assistant", "content": text.partition("\n\n")[0]},
+        ]
+        for name, _, text in documented()[:200]
+    ]
+    write_lines(data, [{"messages": messages} for messages in turns])
     return model, data
+
+
+def build_tokenizer(texts: Sequence[str]) -> Any:
+    """Byte-level BPE learned from `texts`, with a chat template."""
+    from tests.conftest import CHAT_TEMPLATE
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -34,13 +34,13 @@ OPTIMIZER = Optimizer(learning_rate=3e-3, weight_decay=0.1, max_grad_norm=0.5, i
 SCHEDULE = Schedule(type="linear", warmup_steps=3)
 
 
-def recipe(task: str, model: Path, data: Path, **changes: Any) -> Recipe:
+def recipe(task_name: str, model_dir: Path, data_file: Path, /, **changes: Any) -> Recipe:
     """Ragged, masked, packed (causal LM) data; clipping that bites; weight decay; warm-up and decay."""
-    packed = task == "causal_lm"
+    packed = task_name == "causal_lm"
     sections: dict[str, Any] = {
-        "model": Model(path=str(model), dropout=None if packed else 0.0),
-        "data": Data(train=str(data), packing=packed, prefetch=0),
-        "task": Task(name=task),
+        "model": Model(path=str(model_dir), dropout=None if packed else 0.0),
+        "data": Data(train=str(data_file), packing=packed, prefetch=0),
+        "task": Task(name=task_name),
         "batch": Batch(global_size=8, micro_size=1, sequence_length=128),
         "optimizer": OPTIMIZER,
         "schedule": SCHEDULE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 
@@ -11,12 +12,19 @@ from toolkit.errors import ToolkitError, show
 
 
 def exit_code_of(action: Callable[[], int]) -> int:
-    """What `action` returns; the code of a ToolkitError, after its message; 0 when the reader of the output has left."""
+    """What `action` returns; the code of a ToolkitError, after its message; 0 when the reader of the output has left.
+
+    130 after a Ctrl-C that found no loop to end, or did not want to wait for it.
+    """
     try:
         try:
             return action()
         except ToolkitError as error:
             return show(error)
+        except KeyboardInterrupt:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print("interrupted; --resume auto continues a run from its last checkpoint", file=sys.stderr)
+            return 128 + signal.SIGINT
         finally:
             # A short text is still in the buffer: find out here whether anyone reads it, not while Python exits.
             sys.stdout.flush()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import logging
 import os
 import socket
-import warnings
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

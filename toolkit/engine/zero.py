@@ -68,6 +68,7 @@ class ZeroEngine:
         self.schedule = EngineSchedule(schedule, total_steps, inner_optimizer(self.engine), block, higher_is_better)
         self.engine.lr_scheduler = self.schedule
         self._is_fp16 = "fp16" in config
+        self._skipped_in_a_row = 0
 
     @property
     def model(self) -> nn.Module:
@@ -101,23 +102,29 @@ class ZeroEngine:
             if index < len(micro_batches) - 1:
                 self.engine.step()
         mean = process.sum_over_ranks([float(total)])[0] / max(1.0, targets)
-        self._check_loss(mean)
+        self._check_finite("loss", mean)
         norm = self._plain_norm()
+        if norm is not None:
+            self._check_finite("grad_norm", norm)
         self._step()
         if norm is None and self._norm_is_true:
             norm = float(self.engine.get_global_grad_norm())
         skipped = not self.engine.was_step_applied()
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if self._skipped_in_a_row == MOST_SKIPPED:
+            self._check_finite("grad_norm", math.inf)
         return StepResult(
             loss=mean, grad_norm=norm, learning_rate=rate, targets=int(targets), loss_scale=scale, skipped=skipped
         )
 
-    def _check_loss(self, mean: float) -> None:
-        if not math.isfinite(mean) and not self._is_fp16:
+    def _check_finite(self, name: str, value: float) -> None:
+        # fp16 answers an overflow with a smaller loss scale; _step tells when that has an end.
+        if not math.isfinite(value) and not self._is_fp16:
             raise RunFailed(
-                f"loss={mean} at this step",
-                expected="a finite loss",
-                do="lower optimizer.learning_rate, lengthen schedule.warmup_steps, set optimizer.max_grad_norm=1.0, or look at the "
-                "data with --preview; resume from the last checkpoint with --resume auto",
+                f"{name}={value} at this step",
+                expected=f"a finite {name.replace('_', ' ')}",
+                do="lower optimizer.learning_rate, lengthen schedule.warmup_steps, set optimizer.max_grad_norm=1.0, "
+                "or look at the data with --preview; continue from the last checkpoint with --resume auto",
             )
 
     def _plain_norm(self) -> float | None:
@@ -206,6 +213,9 @@ class ZeroEngine:
         """Free what DeepSpeed holds (hooks, swap files)."""
         self.engine.destroy()
 
+
+MOST_SKIPPED = 5
+"""Steps in a row that DeepSpeed may leave out, in fp32 and bf16, because a gradient was not finite."""
 
 SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 

@@ -121,7 +121,9 @@ class Loop:
             "epoch": batch.epoch,
         }
         if result.loss_scale is not None:
-            record |= {"loss_scale": result.loss_scale, "skipped": result.skipped}
+            record["loss_scale"] = result.loss_scale
+        if result.loss_scale is not None or result.skipped:
+            record["skipped"] = result.skipped
         self._write(record)
         if self.trackers is not None:
             self.trackers.log(record, record["step"])
@@ -178,10 +180,11 @@ class Loop:
                 expected=f"one of {', '.join(metrics)}",
                 do="correct evaluation.metric",
             )
-        value = metrics[self.watch.metric]
-        if step:
-            self.engine.observe(value)
-        return self.watch.observe(value, step) and step > 0
+        if step == 0:
+            # There is no checkpoint of the start to keep, and nothing to be patient about yet.
+            return False
+        self.engine.observe(metrics[self.watch.metric])
+        return self.watch.observe(metrics[self.watch.metric], step)
 
     def _sample(self, step: int) -> None:
         if self.recipe.task.sample_prompt is None or step not in (0, self.inputs.total_steps):

@@ -71,5 +71,7 @@ def step_line(record: Mapping[str, Any]) -> str:
         f"memory {record['memory_gib']:.1f} GiB",
     ]
     if record.get("loss_scale") is not None:
-        parts.append(f"scale {record['loss_scale']:g}" + (" SKIPPED" if record["skipped"] else ""))
+        parts.append(f"scale {record['loss_scale']:g}")
+    if record.get("skipped"):
+        parts.append("SKIPPED: gradients not finite")
     return "  ".join(part for part in parts if part)
