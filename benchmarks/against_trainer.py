@@ -84,7 +84,9 @@ def build_recipe(options: argparse.Namespace, world_size: int) -> Any:
     from toolkit import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule
 
     return Recipe(
-        model=Model(path="smollm2-135m-instruct", weights="random" if options.tiny else "pretrained", config=_shape(options)),
+        model=Model(
+            path="smollm2-135m-instruct", weights="random" if options.tiny else "pretrained", config=_shape(options)
+        ),
         data=Data(train="python-docstrings"),
         batch=Batch(global_size=ACCUMULATION * world_size, micro_size=1, sequence_length=512),
         optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
         report(measure_side(options.side, options.dtype, tokens, vocabulary, width))
         return
     rows, rounds = [], 1 if options.tiny else ROUNDS
-    for dtype in ("bfloat16", "float32"):
+    for dtype in ("bfloat16",) if options.tiny else ("bfloat16", "float32"):
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for _ in range(rounds):
             for side, results in found.items():
@@ -53,14 +53,13 @@ def _medians(results: list[dict[str, Any]]) -> tuple[float, float, float]:
 def measure_side(side: str, dtype: str, tokens: int, vocabulary: int, width: int) -> dict[str, float]:
     """Peak memory in GiB above the inputs, seconds of the second pass, loss per token."""
     import torch
+    from harness.memory import peak_gib_of
     from torch.nn.functional import cross_entropy
 
-    from harness.memory import peak_gib_of
-    from toolkit.engine import device
     from toolkit.models.cross_entropy import linear_cross_entropy
 
     torch.manual_seed(0)
-    place = device.current()
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
     hidden = torch.randn(tokens, width, device=place).to(kind).requires_grad_()
     weight = (torch.randn(vocabulary, width, device=place) / width**0.5).to(kind).requires_grad_()

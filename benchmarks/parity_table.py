@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# Ranks are forked by the tests' server, which finds `tests` and this file on the path that it inherits.
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+sys.path.insert(0, str(ROOT))  # for the tests' reference and their server, which forks the ranks
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 from harness.page import parser, publish, table  # noqa: E402
@@ -92,10 +90,10 @@ def train_all(recipes: Sequence[Any], folder: Path, world_size: int) -> list[Cur
 def reference_curves(rank: int, world_size: int, recipe: Any) -> Curves:
     """The judge's curves; runs in a rank of the tests' server."""
     import torch
-    from tests.parity.reference import train
-    from tests.parity.worker import global_batches
     from transformers import AutoModelForCausalLM
 
+    from tests.parity.reference import train
+    from tests.parity.worker import global_batches
     from toolkit.recipe.schedules import factor
 
     _, steps = global_batches(recipe, recipe.steps)
@@ -117,7 +115,6 @@ def build_recipe(
 ) -> Any:
     """The recipe of the parity tests, in one number format, strategy and layout."""
     from tests.parity.strategies import recipe
-
     from toolkit import Batch, Parallel, Precision
 
     return recipe(
@@ -134,8 +131,9 @@ def build_recipe(
 def build_problem(folder: Path) -> tuple[Path, Path]:
     """A Llama in fp32 with random weights and a tokenizer of 640 tokens, and 200 chats about the standard library."""
     import torch
-    from tests.conftest import documented, write_lines
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.conftest import documented, write_lines
 
     model, data = folder / "model", folder / "chats.jsonl"
     if data.exists():
@@ -170,9 +168,10 @@ def build_problem(folder: Path) -> tuple[Path, Path]:
 
 def build_tokenizer(texts: Sequence[str]) -> Any:
     """Byte-level BPE learned from `texts`, with a chat template."""
-    from tests.conftest import CHAT_TEMPLATE
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
+    from tests.conftest import CHAT_TEMPLATE
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,12 +38,13 @@ def main(arguments: list[str]) -> None:
     world_size = options.ranks or (1 if options.tiny else default_world_size())
     ranks = measure(__file__, arguments, world_size)
     # The step of several ranks is over when the slowest is done.
-    ours, bare = ([max(step) for step in zip(*(rank[side] for rank in ranks), strict=True)] for side in ("ours", "bare"))
-    ratios = [one / other for one, other in zip(ours, bare, strict=True)]
+    ours, bare = _over_ranks(ranks, "ours", max), _over_ranks(ranks, "bare", max)
+    ratios = _ratios(ranks, "ours", "bare", max)
     rows = [
         ["bare DeepSpeed, s per step", *_quartiles(bare, 3)],
         ["toolkit, s per step", *_quartiles(ours, 3)],
         ["toolkit / bare", *_quartiles(ratios, 4)],
+        ["toolkit / bare, processor time", *_quartiles(_ratios(ranks, "our_cpu", "bare_cpu", sum), 4)],
     ]
     about = ranks[0]["about"]
     losses = f"bare {statistics.mean(rank['bare_loss'] for rank in ranks):.4f}, toolkit {ranks[0]['our_loss']:.4f}"
@@ -51,9 +52,20 @@ def main(arguments: list[str]) -> None:
         f"{world_size} rank(s), {about}; {len(ratios)} pairs of steps. Loss of the first step: {losses} "
         "(the bare loop takes the mean of its micro-batches' means, the toolkit the mean over all targets)."
     )
-    verdict = f"Median of the ratios of neighbouring steps: **{statistics.median(ratios):.3f}**; target: at most {TARGET}."
+    verdict = (
+        f"Median of the ratios of neighbouring steps: **{statistics.median(ratios):.3f}**; target: at most {TARGET}."
+    )
     parts = [str(__doc__).strip(), table(["", "lower quartile", "median", "upper quartile"], rows), verdict, setting]
     publish(options, "Time of a step against a bare DeepSpeed loop", parts)
+
+
+def _over_ranks(ranks: list[Any], key: str, join: Callable[[Iterable[float]], float]) -> list[float]:
+    return [join(step) for step in zip(*(rank[key] for rank in ranks), strict=True)]
+
+
+def _ratios(ranks: list[Any], ours: str, bare: str, join: Callable[[Iterable[float]], float]) -> list[float]:
+    pairs = zip(_over_ranks(ranks, ours, join), _over_ranks(ranks, bare, join), strict=True)
+    return [one / other for one, other in pairs]
 
 
 def _quartiles(values: list[float], digits: int) -> list[str]:
@@ -90,6 +102,8 @@ def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "ours": turns.ours[counted],
         "bare": turns.bare[counted],
+        "our_cpu": turns.our_cpu[counted],
+        "bare_cpu": turns.bare_cpu[counted],
         "about": about,
         "bare_loss": turns.bare_loop.first_loss,
         "our_loss": records[0]["loss"] if records else None,
@@ -197,6 +211,9 @@ class Turns:
     ours: list[float] = field(default_factory=list)
     """Seconds per step of whoever iterates, with the making of the batch."""
     bare: list[float] = field(default_factory=list)
+    our_cpu: list[float] = field(default_factory=list)
+    """The same in processor time, which other programs on the machine disturb less."""
+    bare_cpu: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
     def iterate(self, start_step: int, stop_step: int, prefetch: int, state: Any) -> Iterator[Any]:
@@ -205,27 +222,35 @@ class Turns:
 
         source = self.batches.iterate(start_step, stop_step, prefetch, state)
         while True:
-            began = time.perf_counter()
-            batch = next(source, None)
-            making = time.perf_counter() - began
+            making, making_cpu, batch = _timed(lambda: next(source, None))
             if batch is None:
                 return
             process.barrier()
-            began = time.perf_counter()
-            self.bare_loop.step(batch.micro_batches)
-            device.synchronize()
-            self.bare.append(time.perf_counter() - began)
+            seconds, cpu, _ = _timed(lambda batch=batch: self.bare_loop.step(batch.micro_batches))
+            self.bare.append(seconds)
+            self.bare_cpu.append(cpu)
             process.barrier()
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             yield batch
             device.synchronize()
             self.ours.append(time.perf_counter() - began + making)
+            self.our_cpu.append(time.process_time() - began_cpu + making_cpu)
             self.tokens.append(batch.num_tokens)
 
     def state(self, step: int) -> dict[str, Any]:
         """Stands in for `StoredBatches.state`."""
         found: dict[str, Any] = self.batches.state(step)
         return found
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds and processor seconds of `work`, and its result."""
+    from toolkit.engine import device
+
+    began, began_cpu = time.perf_counter(), time.process_time()
+    result = work()
+    device.synchronize()
+    return time.perf_counter() - began, time.process_time() - began_cpu, result
 
 
 if __name__ == "__main__":

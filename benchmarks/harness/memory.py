@@ -7,14 +7,12 @@ from pathlib import Path
 
 import torch
 
-from toolkit.engine import device
-
 GIB = 2**30
 
 
 def peak_gib_of(work: Callable[[], None]) -> float:
     """Peak during `work` above what is held when it begins, GiB. Linux only on a CPU."""
-    if device.kind() == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -34,7 +34,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [cells[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]]
+    padded = [
+        cells[0].ljust(widths[0]),
+        *[cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)],
+    ]
     return f"| {' | '.join(padded)} |"
 
 

@@ -129,7 +129,9 @@ def test_every_schedule_logs_the_closed_form(tiny_llama_dir: Path, chat_file: Pa
         assert logged == pytest.approx(wanted, rel=1e-9, abs=1e-18), run.schedule
 
 
-def test_the_plateau_drops_the_rate_after_bad_evaluations(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+def test_the_plateau_drops_the_rate_after_bad_evaluations(
+    tiny_llama_dir: Path, chat_file: Path, tmp_path: Path
+) -> None:
     """A rate that makes the held-out loss rise is cut by gamma, evaluation by evaluation, down to min_ratio."""
     run = recipe(
         "causal_lm",

@@ -42,7 +42,9 @@ class MuonWithAdam(torch.optim.Optimizer):
     def __init__(self, params: Any) -> None:
         groups = [dict(group) for group in params]
         super().__init__(groups, {"lr": 1.0})
-        hidden = [p for p in groups[0]["params"] if p.shape[0] <= 256]  # not the embedding, whose rows are the vocabulary
+        hidden = [
+            p for p in groups[0]["params"] if p.shape[0] <= 256
+        ]  # not the embedding, whose rows are the vocabulary
         others = [p for p in groups[0]["params"] if p.shape[0] > 256]
         self.parts = [
             torch.optim.Muon(hidden, lr=1.0, weight_decay=0.1, momentum=0.95),
@@ -130,7 +132,7 @@ def plain(rank: int, world_size: int, run: Recipe, case: str) -> tuple[list[floa
         model,
         steps,
         CASES[case][1],
-        lambda step: run.optimizer.learning_rate,
+        lambda _: run.optimizer.learning_rate,
         max_grad_norm=run.optimizer.max_grad_norm,
         weight_decay=run.optimizer.weight_decay,
     )

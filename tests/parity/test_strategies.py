@@ -96,9 +96,7 @@ def test_fp32_equals_plain_pytorch(
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("task", TASKS)
-def test_16_bit_strategies_agree(
-    task: str, dtype: str, problems: dict[str, tuple[Path, Path]], tmp_path: Path
-) -> None:
+def test_16_bit_strategies_agree(task: str, dtype: str, problems: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """Within 2e-2 of plain PyTorch on the same micro-batches, and within 1e-3 of each other (all layouts: benchmarks/)."""
     wanted = recipe(task, *problems[task], precision=precision(dtype))
     losses, norms = run_distributed(reference_curve, 1, wanted)[0]

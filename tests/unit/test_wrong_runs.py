@@ -83,6 +83,20 @@ def test_a_reader_that_leaves_early_is_no_error(flag: str, reader: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_run_outlives_the_reader_of_its_output(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "tiny.py", tmp_path / "run"
+    file.write_text(FORM.format(batch=", sequence_length=128", steps="3", more=""))
+    flags = f"--model.path {tiny_llama_dir} --data.train {chat_file} --precision.dtype fp32 --output_dir {out}"
+    environment = os.environ | {"TOOLKIT_CACHE": str(tmp_path / "cache"), "DS_ACCELERATOR": "cpu"}
+    command = f"{sys.executable} {file} {flags} | head -n 2; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nobody reads the output any more; the run goes on\n" in done.stderr
+    assert complete_steps(out / "checkpoints") == [3] and (out / "export" / "config.json").is_file()
+
+
 def a_recipe(model: Path, data: Path, **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
         "model": Model(path=str(model)),

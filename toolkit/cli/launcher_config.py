@@ -10,27 +10,27 @@ from typing import Any
 
 import hjson
 
-from toolkit.errors import ConfigError, LaunchError
+from toolkit.ds_config.golden import assumed_target
+from toolkit.ds_config.render import render
+from toolkit.errors import ConfigError, InputError, LaunchError
+from toolkit.recipe import Recipe
 
 FILLED_IN = "auto"
 """Value by which Hugging Face configurations leave a key to the program."""
 
 
-def check_launcher_config(
-    config: Mapping[str, Any], given: Path | None, *, unchanged: Mapping[str, Any] | None = None
-) -> None:
+def check_launcher_config(config: Mapping[str, Any], given: Path | None, *, file: Recipe | None = None) -> None:
     """Raise ConfigError naming every disagreement between `config`, rendered from the recipe, and the launcher.
 
-    `given` is the file of --deepspeed_config (or --deepspeed); accelerate names its own in the environment. `unchanged`
-    is the recipe's rendering without this start's flags, as ds_configs/ holds it: what a file has from there, an
-    override on the command line may change.
+    `given` is the JSON of --deepspeed_config (or --deepspeed); accelerate names its own in the environment. `file` is
+    the recipe without this start's flags: what a JSON has from there, as ds_configs/ does, a flag may change.
     """
     found = []
     for source, path in _files(given):
         handed = _read(path, source)
-        against_flags = dict(disagreements(handed, config))
-        against_recipe = dict(disagreements(handed, config if unchanged is None else unchanged))
-        found += [f"{source} {path}: {text}" for key, text in against_flags.items() if key in against_recipe]
+        against_file = {key for key, _ in disagreements(handed, _rendering_of(file) or config)}
+        against_start = disagreements(handed, config)
+        found += [f"{source} {path}: {text}" for key, text in against_start if key in against_file]
     found += _contradictions_in_environment(config)
     if found:
         raise ConfigError(
@@ -38,6 +38,14 @@ def check_launcher_config(
             expected="the values of the recipe, which is the one source of truth",
             do="leave the file and the flags out (the recipe renders its own configuration), or set the recipe's fields to these values",
         )
+
+
+def _rendering_of(file: Recipe | None) -> Mapping[str, Any] | None:
+    """What ds_configs/ would hold for `file`; None where it cannot be rendered for the machines it is meant for."""
+    try:
+        return render(file, assumed_target(file.launch)) if file is not None else None
+    except InputError:
+        return None
 
 
 def check_process_count() -> None:

@@ -29,14 +29,14 @@ def exit_code_of(action: Callable[[], int]) -> int:
             # A short text is still in the buffer: find out here whether anyone reads it, not while Python exits.
             sys.stdout.flush()
     except BrokenPipeError:
-        if not reader_left():
+        if not _reader_left():
             raise
         # The reader (head, less) has seen enough; without this Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def reader_left() -> bool:
+def _reader_left() -> bool:
     """Whether it is standard output that is broken, and not, say, a connection between processes."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)

@@ -12,11 +12,10 @@ from toolkit.cli.dry_run import print_dry_run
 from toolkit.cli.flags import Invocation, parse, split_launcher_flags
 from toolkit.cli.launcher_config import check_launcher_config, check_process_count
 from toolkit.cli.launcher_environment import check_launcher_environment
-from toolkit.cli.output import exit_code_of, reader_left
+from toolkit.cli.output import exit_code_of
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
-from toolkit.errors import ToolkitError
 from toolkit.recipe import Recipe
 from toolkit.tasks import check_metric, check_task
 
@@ -55,7 +54,7 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
     check_metric(recipe.task.name, recipe.evaluation.metric)
     target = _expected_target(recipe)
     config = render(recipe, target)
-    check_launcher_config(config, deepspeed_config, unchanged=render(file, assumed_target(file.launch)))
+    check_launcher_config(config, deepspeed_config, file=file)
     if invocation.dry_run:
         if os.environ.get("RANK", "0") == "0":
             print_dry_run(recipe, target, config, name)
@@ -77,16 +76,7 @@ def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from toolkit.train.run import RunOptions, train
 
-    try:
-        return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume))
-    except BrokenPipeError:
-        if not reader_left():
-            raise
-        raise ToolkitError(
-            "standard output was closed during the run",
-            expected="a reader that stays until the end, or a file",
-            do=f"continue with --resume auto --output_dir {invocation.output_dir} > run.log",
-        ) from None
+    return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume))
 
 
 def _expected_target(recipe: Recipe) -> Target:

@@ -15,12 +15,19 @@ _TRAINED = "bold green"
 _CONTEXT = "dim"
 
 
+class _Console(Console):
+    """A console that leaves it to its caller what to do when the reader has left."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def preview(tokenizer: Any, sequences: Sequence[Sequence[Example]], *, stream: TextIO) -> None:
     """Print `sequences`, each a list of the examples packed into it, with the trained tokens marked.
 
     Colour on a terminal, [[double brackets]] elsewhere. Examples whose labels are not per token show their label.
     """
-    console = Console(file=stream, highlight=False, soft_wrap=True)
+    console = _Console(file=stream, highlight=False, soft_wrap=True)
     if console.is_terminal:
         legend = Text.assemble(("trained", _TRAINED), "  ", ("context only", _CONTEXT))
     else:

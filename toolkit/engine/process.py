@@ -76,10 +76,9 @@ def start(process: Process, *, timeout_s: float = 1800.0) -> None:
 
 
 def _quiet_deepspeed() -> None:
-    # Every rank would print torch's advice on names that DeepSpeed calls.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     # Its warnings are about its own API (get_lr before the first step); what matters we check and say ourselves.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Every rank would print torch's advice on the names that DeepSpeed calls.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 

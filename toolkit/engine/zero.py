@@ -35,7 +35,9 @@ class Callee(nn.Module):
         self.model = model
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(self.model, *arguments)
+        result = function(self.model, *arguments)
+        # ZeRO-3 looks for tensors inside whatever comes out, and chokes on a string or a number.
+        return result if torch.is_tensor(result) else {"result": result}
 
 
 class ZeroEngine:
@@ -154,7 +156,7 @@ class ZeroEngine:
         sums: dict[str, float] = {}
         with torch.no_grad():
             for batch in batches:
-                for key, value in self.engine(function, _to_device(batch)).items():
+                for key, value in self.engine(function, _to_device(batch))["result"].items():
                     sums[key] = sums.get(key, 0.0) + float(value)
         keys = sorted(set().union(*process.gather_objects(sorted(sums))))
         totals = process.sum_over_ranks([sums.get(key, 0.0) for key in keys])
@@ -169,7 +171,7 @@ class ZeroEngine:
         """`function(model, *arguments)` in evaluation mode, on every rank alike (generation, for instance)."""
         self.engine.eval()
         with torch.no_grad():
-            result = self.engine(function, *arguments)
+            result = self.engine(function, *arguments)["result"]
         self.engine.train()
         return result
 

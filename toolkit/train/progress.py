@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +16,20 @@ PLAIN_LINES = 50
 """Without a terminal, a long run prints about this many step lines."""
 
 
+class _Console(Console):
+    """A console whose reader may leave: rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("nobody reads the output any more; the run goes on", file=sys.stderr, flush=True)
+
+
 class Display:
     """Prints for the main rank; silent on the others."""
 
     def __init__(self, *, is_main: bool, total_steps: int = 0, first_step: int = 0) -> None:
-        self.console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
+        self.console = _Console(quiet=not is_main, highlight=False, soft_wrap=True)
         self.total_steps = total_steps
         self._every = max(1, total_steps // PLAIN_LINES)
         self._began, self._first = time.monotonic(), first_step

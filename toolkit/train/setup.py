@@ -25,6 +25,7 @@ from toolkit.engine import process
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import DataError, ModelError
 from toolkit.models.assets import resolve
+from toolkit.models.isolation import check_isolation, leak
 from toolkit.models.loading import (
     check_overrides,
     check_sequence_length,
@@ -200,7 +201,7 @@ def build_engine(
     task.prepare(model)
     if me.is_main:
         _keep_model_files(inputs, recipe, folder)
-    return ZeroEngine(
+    engine = ZeroEngine(
         model,
         config,
         process=me,
@@ -211,6 +212,9 @@ def build_engine(
         count=task.count,
         higher_is_better=recipe.evaluation.higher_is_better,
     )
+    if recipe.data.packing:
+        check_isolation(engine.call(leak), type(model).__name__)
+    return engine
 
 
 def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folder: RunFolder, display: Display) -> str:

@@ -1,0 +1,68 @@
+"""Every recipe of recipes/, cut down to a size that two CPU ranks train in a second; its strategy stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.recipe import Recipe
+from toolkit.recipe.load import load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+STEPS = 4
+
+SMALL_LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where the tiny inputs lie."""
+
+    llama: Path
+    bert: Path
+    chats: Path
+    classes: Path
+    texts: Path
+
+
+def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
+    """The recipe at `path` on tiny inputs, for STEPS steps on whatever device there is."""
+    recipe = load_recipe(path)
+    changes: dict[str, Mapping[str, Any]] = {
+        "model": _model(recipe, inputs),
+        "data": _data(recipe, inputs),
+        "batch": {"global_size": 4, "micro_size": 1, "sequence_length": 64},
+        "evaluation": {"every_steps": 2 if recipe.evaluation.every_steps else 0, "max_batches": 2},
+        "checkpoint": {"every_steps": 2},
+        "launch": {"device": "auto", "devices": 2, "hosts": 1},
+        "parallel": {"nvme_path": str(scratch)} if recipe.parallel.nvme_path else {},
+    }
+    values = recipe.model_dump()
+    for section, change in changes.items():
+        values[section] |= change
+    return Recipe(**values | {"steps": STEPS, "epochs": None})
+
+
+def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    if recipe.model.architecture is not None:
+        return {"tokenizer": str(inputs.llama), "config": recipe.model.config | SMALL_LLAMA, "attention": "sdpa"}
+    tiny = inputs.bert if recipe.task.name == "sequence_classification" else inputs.llama
+    return {"path": str(tiny), "attention": "sdpa"}
+
+
+def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    if recipe.task.name == "sequence_classification":
+        source = inputs.classes
+    else:
+        source = inputs.texts if recipe.model.architecture is not None else inputs.chats
+    held_out = {"evaluation": str(source), "evaluation_split": "train"} if recipe.data.evaluation else {}
+    return {"train": str(source), "subset": None, **held_out}

@@ -1,0 +1,139 @@
+"""Every benchmark runs at its tiny size, prints its table, and finds what has to hold at any size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed import run_distributed
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of a script is on the path when it is started."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    # parity_table sets it for its ranks.
+    monkeypatch.setenv("TOOLKIT_CACHE", os.environ.get("TOOLKIT_CACHE", ""))
+
+
+def rank_of(rank: int, world_size: int, name: str, arguments: list[str], folder: str) -> None:
+    """Be a rank of the benchmark `name`, forked from the tests' server."""
+    sys.path.insert(0, str(BENCHMARKS))
+    os.environ["BENCHMARK_RESULT"] = str(Path(folder) / f"rank{rank}.json")
+    importlib.import_module(name).main(arguments)
+
+
+def run_tiny(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> Any:
+    """Run the benchmark `name`, its ranks forked and not started anew."""
+    module = importlib.import_module(name)
+    calls = 0
+
+    def measure(script: str, rank_arguments: list[str], world_size: int) -> list[Any]:
+        nonlocal calls
+        calls += 1
+        folder = tmp_path / str(calls)
+        folder.mkdir()
+        run_distributed(rank_of, world_size, Path(script).stem, rank_arguments, str(folder))
+        return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world_size)]
+
+    if hasattr(module, "measure"):
+        monkeypatch.setattr(module, "measure", measure)
+    module.main(["--tiny", *arguments])
+
+
+def cells(printed: str, row: str) -> list[str]:
+    """The cells of the table's row that begins with `row`, without bold marks."""
+    found = re.search(rf"^\| {re.escape(row)} *\|(.*)\|$", printed, re.MULTILINE)
+    assert found is not None, printed
+    return [cell.strip().strip("*") for cell in found[1].split("|")]
+
+
+def test_every_script_is_tested() -> None:
+    """make bench runs all of benchmarks/*.py."""
+    tested = Path(__file__).read_text()
+    for script in BENCHMARKS.glob("*.py"):
+        assert f'"{script.stem}"' in tested
+
+
+def test_step_overhead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both sides take steps on the same data: their first losses are near each other."""
+    run_tiny("step_overhead", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    for row in ("bare DeepSpeed, s per step", "toolkit, s per step", "toolkit / bare"):
+        low, median, high = map(float, cells(printed, row))
+        assert 0 < low <= median <= high
+    losses = re.search(r"bare ([\d.]+), toolkit ([\d.]+)", printed)
+    assert losses is not None
+    assert float(losses[1]) == pytest.approx(float(losses[2]), rel=5e-3)
+
+
+def test_against_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The Trainer pads and we do not; the examples per step are alike."""
+    run_tiny("against_trainer", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    ours, theirs = cells(printed, "toolkit"), cells(printed, "Trainer")
+    assert all(float(row[0].replace(",", "")) > 0 and float(row[2]) > 0 for row in (ours, theirs))
+    assert float(ours[3].rstrip("%")) > 95 > float(theirs[3].rstrip("%"))
+    assert float(ours[4]) == pytest.approx(float(theirs[4]), rel=0.5)
+
+
+def test_data_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Collating is far faster than even a model of one narrow layer, and packs are full."""
+    run_tiny("data_path", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    for row in ("every step, in the training thread", "every step, in the background"):
+        assert float(cells(printed, row)[1].replace(",", "")) >= 10
+    for row in ("instructions (chats)", "classification texts"):
+        assert all(float(share.rstrip("%")) >= 98 for share in cells(printed, row))
+
+
+def test_parity_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two strategies in fp32 are within the tolerance of the parity tests."""
+    run_tiny("parity_table", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    for row in ("zero0", "zero1", "spread"):
+        assert all(float(value) < 1e-5 for value in cells(printed, row))
+
+
+def test_logits_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Started as `make bench` does, ranks and all: both sides compute the same loss; nothing is written."""
+    module = importlib.import_module("logits_memory")
+    page = tmp_path / "page.md"
+    module.main(["--tiny", "--page", str(page)])
+    printed = capsys.readouterr().out
+    full, fused = (float(cells(printed, f"{side}, bfloat16")[2]) for side in ("full logits", "linear_cross_entropy"))
+    assert full == pytest.approx(fused, rel=1e-4)
+    assert not page.exists()
+
+
+def test_page_is_written(tmp_path: Path) -> None:
+    """Title, parts and the conditions of the measurement."""
+    page = importlib.import_module("harness.page")
+    options = page.parser("About.", "speed.py").parse_args(["--page", str(tmp_path / "results" / "speed.md")])
+    page.publish(options, "Speed", [page.table(["", "a"], [["row", "1"], ["longer row", "22"]])])
+    text = options.page.read_text()
+    assert text.startswith(
+        "# Speed\n\n|            |  a |\n| ---------- | -: |\n| row        |  1 |\n| longer row | 22 |\n\n"
+    )
+    assert "by `python benchmarks/speed.py` on " in text
+    assert re.search(r"\d+ cores, \d+ GiB\)?; Python 3\.\d+", text)
+
+
+def test_failing_rank_is_told(tmp_path: Path) -> None:
+    """What the failing rank printed reaches the reader, and the others are not left behind."""
+    ranks = importlib.import_module("harness.ranks")
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys, time\ntime.sleep(60) if os.environ['RANK'] == '0' else sys.exit('no disk')\n")
+    with pytest.raises(ranks.RankFailed, match=r"(?s)rank 1 ended with exit code 1\n.*rank 1 printed\nno disk"):
+        ranks.measure(str(script), [], 2)
+    with pytest.raises(ranks.RankFailed, match="rank 0 was not done in time"):
+        ranks.measure(str(script), [], 1, timeout_s=0.5)
