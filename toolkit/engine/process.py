@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
@@ -60,6 +63,7 @@ def start(process: Process, *, timeout_s: float = 1800.0) -> None:
     # DeepSpeed builds a shared-memory op with the compiler on every CPU start; only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _quiet_deepspeed()
+    _own_ninja_first()
     device.prepare(process.local_rank, process.local_world_size)
     if dist.is_initialized():
         return
@@ -80,6 +84,13 @@ def _quiet_deepspeed() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Every rank would print torch's advice on the names that DeepSpeed calls.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+def _own_ninja_first() -> None:
+    # A kernel is built anew (a minute each) whenever another version of ninja comes first on PATH than the last time.
+    beside = shutil.which("ninja", path=str(Path(sys.executable).parent))
+    if beside is not None and shutil.which("ninja") != beside:
+        os.environ["PATH"] = os.pathsep.join([str(Path(beside).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _check_rendezvous(process: Process) -> None:
