@@ -1,8 +1,10 @@
 """Memory and time of a language model's loss: the toolkit's linear_cross_entropy against the full logits.
 
 Forward and backward of the output head and the loss alone, from hidden states to their gradient and the head's. The
-full logits go the usual way: a matrix product, a copy in fp32, torch's cross entropy. Each side runs in a process of
-its own; memory is the peak above what the process holds with the inputs in place, the gradients included.
+full logits go the usual way: a matrix product, a copy in fp32, torch's cross entropy. Memory is the peak above what a
+process holds with the inputs in place, the gradients included, each side in a process of its own; for the time the
+two take turns in one process. Every token has a target here; in instruction tuning linear_cross_entropy also skips
+those without.
 """
 
 from __future__ import annotations
@@ -11,49 +13,52 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from harness.page import parser, publish, table
 from harness.ranks import is_rank, measure, report
 
 SIDES = {"full": "full logits", "fused": "linear_cross_entropy"}
-ROUNDS = 3
 
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
     made = parser(__doc__, __file__)
-    made.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    made.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help=argparse.SUPPRESS)
+    made.add_argument("--measure", choices=[*SIDES, "time"], help=argparse.SUPPRESS)
+    made.add_argument("--dtype", choices=("bfloat16", "float32"), help=argparse.SUPPRESS)
     options = made.parse_args(arguments)
     tokens, vocabulary, width = (256, 2048, 64) if options.tiny else (4096, 49152, 576)
     if is_rank():
-        report(measure_side(options.side, options.dtype, tokens, vocabulary, width))
+        losses = build_losses(options.dtype, tokens, vocabulary, width)
+        report(take_turns(losses) if options.measure == "time" else measure_memory(losses[options.measure]))
         return
-    rows, rounds = [], 1 if options.tiny else ROUNDS
+    rows = []
     for dtype in ("bfloat16",) if options.tiny else ("bfloat16", "float32"):
-        found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-        for _ in range(rounds):
-            for side, results in found.items():
-                results += measure(__file__, [*arguments, "--side", side, "--dtype", dtype], 1)
-        full, fused = (_medians(found[side]) for side in SIDES)
-        for side, (memory, seconds, loss) in zip(SIDES, (full, fused), strict=True):
-            rows.append([f"{SIDES[side]}, {dtype}", f"{memory:.2f}", f"{seconds:.2f}", f"{loss:.5f}"])
-        rows.append([f"ratio, {dtype}", f"**{full[0] / fused[0]:.1f}**", f"{full[1] / fused[1]:.2f}", ""])
+        memory, seconds, loss = measure_dtype(arguments, dtype)
+        for side, name in SIDES.items():
+            rows.append([f"{name}, {dtype}", f"{memory[side]:.2f}", f"{seconds[side]:.2f}", f"{loss[side]:.5f}"])
+        less, faster = (values["full"] / values["fused"] for values in (memory, seconds))
+        rows.append([f"full logits / linear_cross_entropy, {dtype}", f"**{less:.1f}**", f"{faster:.2f}", ""])
     lines = table(["", "peak memory, GiB", "time, s", "loss per token"], rows)
-    setting = f"{tokens:,} tokens, vocabulary {vocabulary:,}, width {width}; medians of {rounds} processes each, taking turns."
+    setting = f"{tokens:,} tokens, vocabulary {vocabulary:,}, width {width}."
     publish(options, "Memory of the loss", [str(__doc__).strip(), lines, setting])
 
 
-def _medians(results: list[dict[str, Any]]) -> tuple[float, float, float]:
-    memory, seconds, loss = (statistics.median(result[key] for result in results) for key in ("gib", "seconds", "loss"))
-    return memory, seconds, loss
+def measure_dtype(arguments: list[str], dtype: str) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Peak memory in GiB, seconds and loss per token of both sides."""
+
+    def ask(what: str) -> Any:
+        return measure(__file__, [*arguments, "--measure", what, "--dtype", dtype], 1)[0]
+
+    found = {side: ask(side) for side in SIDES}
+    memory, loss = ({side: result[key] for side, result in found.items()} for key in ("gib", "loss"))
+    return memory, ask("time"), loss
 
 
-def measure_side(side: str, dtype: str, tokens: int, vocabulary: int, width: int) -> dict[str, float]:
-    """Peak memory in GiB above the inputs, seconds of the second pass, loss per token."""
+def build_losses(dtype: str, tokens: int, vocabulary: int, width: int) -> dict[str, Callable[[], float]]:
+    """Side -> a function that does one forward and backward pass and returns the loss per token."""
     import torch
-    from harness.memory import peak_gib_of
     from torch.nn.functional import cross_entropy
 
     from toolkit.models.cross_entropy import linear_cross_entropy
@@ -65,26 +70,41 @@ def measure_side(side: str, dtype: str, tokens: int, vocabulary: int, width: int
     weight = (torch.randn(vocabulary, width, device=place) / width**0.5).to(kind).requires_grad_()
     targets = torch.randint(vocabulary, (tokens,), device=place)
 
-    def loss() -> torch.Tensor:
-        if side == "fused":
-            return linear_cross_entropy(hidden, weight, None, targets, gradient_scale=1.0 / tokens) / tokens
+    def full() -> torch.Tensor:
         return cross_entropy((hidden @ weight.T).float(), targets)
 
-    # A first small pass: threads and kernels are set up, and counted in neither side.
-    (hidden[:2] @ weight[:16].T).float().sum().backward()
-    hidden.grad = weight.grad = None
-    losses: list[float] = []
+    def fused() -> torch.Tensor:
+        return linear_cross_entropy(hidden, weight, None, targets, gradient_scale=1.0 / tokens) / tokens
 
-    def work() -> None:
+    def both_ways(loss: Callable[[], torch.Tensor]) -> float:
+        hidden.grad = weight.grad = None
         value = loss()
         value.backward()
-        losses.append(float(value.detach()))
+        return float(value.detach())
 
-    peak = peak_gib_of(work)
+    # Threads and kernels are set up here, and counted in neither side.
+    (hidden[:2] @ weight[:16].T).float().sum().backward()
     hidden.grad = weight.grad = None
-    began = time.perf_counter()
-    work()
-    return {"gib": peak, "seconds": time.perf_counter() - began, "loss": losses[0]}
+    return {"full": lambda: both_ways(full), "fused": lambda: both_ways(fused)}
+
+
+def measure_memory(loss: Callable[[], float]) -> dict[str, float]:
+    """Peak memory of one pass above what is there before, and its loss."""
+    from harness.memory import peak_gib_of
+
+    losses: list[float] = []
+    return {"gib": peak_gib_of(lambda: losses.append(loss())), "loss": losses[0]}
+
+
+def take_turns(losses: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Side -> median seconds of a pass, after one that does not count."""
+    seconds: dict[str, list[float]] = {side: [] for side in losses}
+    for _ in range(4):
+        for side, loss in losses.items():
+            began = time.perf_counter()
+            loss()
+            seconds[side].append(time.perf_counter() - began)
+    return {side: statistics.median(values[1:]) for side, values in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from toolkit.cli.output import exit_code_of
+from toolkit.cli.readme import updated
 from toolkit.ds_config.findings import raise_findings
 from toolkit.ds_config.golden import assumed_target, to_json, verify, write
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
-from toolkit.errors import InputError, did_you_mean
+from toolkit.errors import ConfigError, InputError, did_you_mean
 from toolkit.recipe.load import load_recipe
 
-RECIPES, CONFIGS = Path("recipes"), Path("ds_configs")
+RECIPES, CONFIGS, README = Path("recipes"), Path("ds_configs"), Path("README.md")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,10 +117,11 @@ def _add_config(verb: argparse.ArgumentParser) -> None:
 
 def _config(options: argparse.Namespace) -> int:
     if options.write:
-        changed = write(RECIPES, CONFIGS)
+        changed = write(RECIPES, CONFIGS) + _write_readme()
         print(f"{CONFIGS}/: {', '.join(changed)} written" if changed else f"{CONFIGS}/ is up to date")
     elif options.verify:
         print(f"{CONFIGS}/: {verify(RECIPES, CONFIGS)} files are what the recipes render to")
+        _verify_readme()
     elif options.recipe is None:
         raise InputError(
             "toolkit config: no recipe", expected="a recipe file, --write or --verify", do="name a file under recipes/"
@@ -128,6 +130,26 @@ def _config(options: argparse.Namespace) -> int:
         recipe = load_recipe(options.recipe)
         print(to_json(render(recipe, assumed_target(recipe.launch, options.world_size))), end="")
     return 0
+
+
+def _write_readme() -> list[str]:
+    if not README.is_file():
+        return []
+    text = README.read_text(encoding="utf-8")
+    new = updated(text, Path())
+    if new == text:
+        return []
+    README.write_text(new, encoding="utf-8")
+    return [README.name]
+
+
+def _verify_readme() -> None:
+    if README.is_file() and updated(text := README.read_text(encoding="utf-8"), Path()) != text:
+        raise ConfigError(
+            f"{README}: its generated parts are out of date",
+            expected="what the recipes, rules and files are now",
+            do="run `toolkit config --write` and commit the difference",
+        )
 
 
 def _rules(options: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-"""."""
+"""Recipe + target -> one DeepSpeed configuration; the strict schema of every section; the rules."""

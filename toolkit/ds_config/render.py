@@ -48,7 +48,7 @@ def resolved_dtype(recipe: Recipe, target: Target) -> str:
     """The number format, with "auto" decided by the target."""
     dtype = recipe.precision.dtype
     if dtype == "auto":
-        return "bf16" if target.bf16 else "fp32"
+        return "bf16" if target.bf16 and target.bf16_is_native else "fp32"
     if not getattr(target, dtype, True):
         raise RecipeError(
             f"precision.dtype={dtype!r} on this {target.device} device",

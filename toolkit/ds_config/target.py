@@ -16,3 +16,5 @@ class Target:
     """A C++ compiler is present, so DeepSpeed can build its CPU kernels."""
     bf16: bool = True
     fp16: bool = True
+    bf16_is_native: bool = True
+    """bf16 runs in hardware, so precision "auto" takes it."""

@@ -36,9 +36,21 @@ def target(world_size: int, *, wanted: str) -> Target:
             do="check CUDA_VISIBLE_DEVICES and the driver, or run with --launch.device auto",
         )
     accelerator = get_accelerator()
-    # Every CPU computes in bf16 after a fashion; "auto" should only take it where it is not emulated.
     bf16 = bool(accelerator.is_bf16_supported())
-    return Target(world_size, device, has_compiler(), bf16=bf16, fp16=bool(accelerator.is_fp16_supported()))
+    return Target(
+        world_size,
+        device,
+        has_compiler(),
+        bf16=bf16,
+        fp16=bool(accelerator.is_fp16_supported()),
+        bf16_is_native=bf16 and (device == "cuda" or _cpu_multiplies_bf16()),
+    )
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # Every CPU computes in bf16 after a fashion; without these instructions it is slower than fp32.
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
 
 def has_compiler() -> bool:

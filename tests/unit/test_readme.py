@@ -1,0 +1,78 @@
+"""README.md: its commands run, its generated parts are current, its files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit.cli import verbs
+from toolkit.cli.readme import PARTS, updated
+from toolkit.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """The lines of the README's shell blocks, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+    return [
+        line.split("  #")[0].split("     #")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip()
+    ]
+
+
+def test_the_first_block_is_two_make_targets() -> None:
+    """What a newcomer types exists in the Makefile."""
+    first = [command.split() for command in commands()[:2]]
+    assert first == [["make", "quickstart"], ["make", "test"]]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(f"\n{target}: " in makefile for _, target in first)
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("python ")])
+def test_commands_without_a_launcher_run(command: str) -> None:
+    """--dry_run and --preview, as printed."""
+    words = [sys.executable, *shlex.split(command)[1:]]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 500
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in commands() if line.startswith(("deepspeed", "accelerate", "torchrun"))]
+)
+def test_launcher_commands_name_files_that_exist_and_flags_that_parse(command: str) -> None:
+    """The recipe accepts the flags; launching itself is tested in tests/launch."""
+    words = shlex.split(command)
+    place = next(index for index, word in enumerate(words) if word.startswith("recipes/"))
+    assert all((ROOT / word).is_file() for word in words if word.startswith(("recipes/", "ds_configs/")))
+    dry = [sys.executable, words[place], *words[place + 1 :], "--dry_run"]
+    done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_verb_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    """toolkit VERB --help answers for each."""
+    named = set(re.findall(r"toolkit (check|config|rules|export|fetch|doctor|plan|parity)\b", TEXT))
+    assert {"check", "config", "export", "fetch", "doctor", "rules"} <= named
+    for verb in named:
+        with pytest.raises(SystemExit) as exit_:
+            verbs.main([verb, "--help"])
+        assert exit_.value.code == 0, verb
+    capsys.readouterr()
+
+
+def test_generated_parts_are_current() -> None:
+    """`toolkit config --write` would change nothing; a lost marker is named."""
+    assert updated(TEXT, ROOT) == TEXT
+    for name in PARTS:
+        with pytest.raises(ConfigError, match=f"the markers of the part '{name}'"):
+            updated(TEXT.replace(f"<!-- end {name} -->", ""), ROOT)
