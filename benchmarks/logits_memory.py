@@ -80,6 +80,8 @@ def build_losses(dtype: str, tokens: int, vocabulary: int, width: int) -> dict[s
         hidden.grad = weight.grad = None
         value = loss()
         value.backward()
+        if place.type == "cuda":
+            torch.cuda.synchronize()
         return float(value.detach())
 
     # Threads and kernels are set up here, and counted in neither side.

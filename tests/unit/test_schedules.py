@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 from toolkit.recipe import Schedule
 from toolkit.recipe.schedules import SHAPES, factor
-from toolkit.recipe.sections import ScheduleType
+from toolkit.recipe.update import ScheduleType
 
 TOTAL = 60
 

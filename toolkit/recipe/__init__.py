@@ -1,20 +1,9 @@
 """What a run is: frozen, typed sections, readable and checkable without torch."""
 
-from toolkit.recipe.sections import (
-    Batch,
-    Checkpoint,
-    Data,
-    Evaluation,
-    Launch,
-    Model,
-    Optimizer,
-    Parallel,
-    Precision,
-    Recipe,
-    Schedule,
-    Task,
-    Tracking,
-)
+from toolkit.recipe.inputs import Batch, Data, Model, Task
+from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
+from toolkit.recipe.recipe import Recipe
+from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
 __all__ = [
     "Batch",

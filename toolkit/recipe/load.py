@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RecipeError, ToolkitError
-from toolkit.recipe.sections import Recipe
+from toolkit.recipe.recipe import Recipe
 
 
 def load_recipe(path: str | Path) -> Recipe:

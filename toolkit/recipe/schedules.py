@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from toolkit.recipe.sections import Schedule
+from toolkit.recipe.update import Schedule
 
 Shape = Callable[[Schedule, int, int], float]
 

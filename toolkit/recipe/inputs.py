@@ -1,0 +1,115 @@
+"""What is trained on what: the model, the data, the task, the batch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from toolkit.errors import RecipeError
+from toolkit.recipe.numbers import NonNegative, Positive, Rate, Scalar
+from toolkit.recipe.section import Section
+
+
+class Model(Section):
+    """Which network, where its weights come from, and how it is run."""
+
+    path: str | None = None
+    """Checkpoint: a Hugging Face directory, a name that `toolkit fetch` knows, or a hub name. None: `architecture` says what to build."""
+    architecture: str | None = None
+    """Hugging Face model_type built from `config` when there is no `path`, e.g. "llama"."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """"pretrained" reads the weights at `path`; "random" builds the same architecture from scratch with the run's seed."""
+    config: dict[str, Scalar] = Field(default_factory=dict)
+    """Fields of the model's own config to override, e.g. {"num_hidden_layers": 4}. With pretrained weights only fields that change no weight's shape."""
+    tokenizer: str | None = None
+    """Where the tokenizer is; None: the same place as `path`."""
+    dropout: Rate | None = None
+    """Set every dropout probability of the architecture to this; None leaves the checkpoint's own."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Attention implementation of transformers."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Model:
+        if (self.path is None) == (self.architecture is None):
+            raise RecipeError(
+                f"model.path={self.path!r} and model.architecture={self.architecture!r}",
+                expected="exactly one of the two",
+                do="give model.path for a checkpoint, or model.architecture with model.config to build from scratch",
+            )
+        if self.architecture is not None and (self.weights != "random" or self.tokenizer is None):
+            raise RecipeError(
+                f"model.architecture={self.architecture!r} with weights={self.weights!r}, tokenizer={self.tokenizer!r}",
+                expected='weights="random" and a tokenizer, since no checkpoint provides them',
+                do='set model.weights="random" and model.tokenizer',
+            )
+        return self
+
+
+class Data(Section):
+    """Where examples come from and how they become batches."""
+
+    train: str
+    """A .jsonl/.json/.csv/.parquet/.txt file, a directory written by `save_to_disk`, a name that `toolkit fetch` knows, or a hub name."""
+    evaluation: str | None = None
+    """Held-out examples, same kinds of source. None: `evaluation_examples` are split off `train`."""
+    evaluation_examples: NonNegative = 0
+    """Examples split off `train` (by seed) when `evaluation` is None; 0: no evaluation."""
+    split: str = "train"
+    """Split to read where a source has several."""
+    evaluation_split: str = "test"
+    """Split to read from `evaluation` where it has several."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    max_examples: Positive | None = None
+    """Use only the first N examples of `train`, before shuffling."""
+    streaming: bool = False
+    """Read `train` as a stream: nothing is prepared in advance, the length of the run must be given in steps."""
+    shuffle: bool = True
+    """Reorder examples (by seed and epoch; never by world size)."""
+    packing: bool = True
+    """Fill each sequence with several examples; attention and positions stay inside each example. Tasks that cannot pack ignore nothing: they refuse."""
+    overlong: Literal["error", "truncate", "drop", "split"] = "truncate"
+    """What to do with an example longer than batch.sequence_length; "split" cuts it into several (plain text only)."""
+    messages_field: str = "messages"
+    """Column with a list of {"role", "content"} messages."""
+    prompt_field: str = "prompt"
+    """Column with the prompt of a prompt/completion pair."""
+    completion_field: str = "completion"
+    """Column with the completion of a prompt/completion pair."""
+    text_field: str = "text"
+    """Column with plain text."""
+    label_field: str = "label"
+    """Column with the class of a classification example (an integer or a name)."""
+    prefetch: NonNegative = 4
+    """Micro-batches built ahead of time by a background thread; 0: build them in the training thread."""
+
+
+class Task(Section):
+    """What is learned from the examples. `name` selects a file of toolkit/tasks/."""
+
+    name: str = "causal_lm"
+    """The task: causal_lm or sequence_classification."""
+    train_on: Literal["assistant", "all"] = "assistant"
+    """Tokens that carry loss: the assistant's (the completion's), or all of them."""
+    label_smoothing: Rate = 0.0
+    """Share of the target's probability spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567)."""
+    neftune_alpha: Annotated[float, Field(ge=0.0)] = 0.0
+    """Uniform noise added to the embeddings in training, scaled by alpha / sqrt(tokens x width) (NEFTune, arXiv 2310.05914); 0: none."""
+    sample_prompt: str | None = None
+    """A prompt answered before and after training, to look at."""
+    sample_tokens: Positive = 48
+    """Longest answer to `sample_prompt`, in tokens."""
+
+
+class Batch(Section):
+    """The batch arithmetic. Accumulation follows from it and from the world size."""
+
+    global_size: Positive
+    """Sequences per optimizer step, over all ranks."""
+    micro_size: Positive = 1
+    """Sequences per rank in one forward and backward pass."""
+    sequence_length: Positive = 512
+    """Tokens per sequence."""

@@ -1,0 +1,92 @@
+"""A recipe: all sections of one run, and the checks that need several of them.
+
+Checks that need one section live with it; checks that need the world size, the device or DeepSpeed are rules in
+`toolkit.ds_config`. This package imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from toolkit.errors import RecipeError
+from toolkit.recipe.inputs import Batch, Data, Model, Task
+from toolkit.recipe.numbers import NonNegative, Positive
+from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
+from toolkit.recipe.section import Section
+from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
+
+
+class Recipe(Section):
+    """One run. Every field is a flag: --optimizer.learning_rate 1e-4."""
+
+    model: Model
+    data: Data
+    task: Task = Task()
+    batch: Batch
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    precision: Precision = Precision()
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    launch: Launch = Launch()
+    steps: Positive | None = None
+    """Length of the run in optimizer steps."""
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Length of the run in passes over the data; give this or `steps`."""
+    seed: NonNegative = 42
+    """Seed of initialisation, order and dropout."""
+    note: str = ""
+    """What this recipe is for, in one line."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Recipe:
+        if (self.steps is None) == (self.epochs is None):
+            raise RecipeError(
+                f"steps={self.steps} and epochs={self.epochs}",
+                expected="exactly one of the two",
+                do="set steps, or epochs; to override the other on the command line pass e.g. --epochs None",
+            )
+        if self.data.streaming and self.steps is None:
+            raise RecipeError(
+                f"data.streaming=True with epochs={self.epochs}",
+                expected="steps: a stream has no known length",
+                do="set steps (and --epochs None)",
+            )
+        _check_evaluation(self)
+        return self
+
+
+def _check_evaluation(recipe: Recipe) -> None:
+    has_held_out = recipe.data.evaluation is not None or recipe.data.evaluation_examples > 0
+    watchers = {
+        "schedule.type='reduce_on_plateau'": recipe.schedule.type == "reduce_on_plateau",
+        "checkpoint.keep_best=True": recipe.checkpoint.keep_best,
+        f"evaluation.early_stopping_patience={recipe.evaluation.early_stopping_patience}": (
+            recipe.evaluation.early_stopping_patience > 0
+        ),
+    }
+    for what, wanted in watchers.items():
+        if wanted and not (has_held_out and recipe.evaluation.every_steps):
+            raise RecipeError(
+                f"{what} with evaluation.every_steps={recipe.evaluation.every_steps} and "
+                f"{'a' if has_held_out else 'no'} held-out set",
+                expected="an evaluation metric to watch during the run",
+                do="set evaluation.every_steps, and data.evaluation or data.evaluation_examples",
+            )
+    if recipe.data.streaming and recipe.data.evaluation is None and recipe.data.evaluation_examples:
+        raise RecipeError(
+            f"data.evaluation_examples={recipe.data.evaluation_examples} with data.streaming=True",
+            expected="a data.evaluation source: nothing can be split off a stream",
+            do="set data.evaluation, and data.evaluation_examples=0",
+        )
+    if recipe.precision.accumulation_dtype != "fp32" and recipe.precision.accumulation_dtype != recipe.precision.dtype:
+        raise RecipeError(
+            f"precision.accumulation_dtype={recipe.precision.accumulation_dtype!r} with "
+            f"precision.dtype={recipe.precision.dtype!r}",
+            expected="'fp32', or the same as precision.dtype",
+            do="set precision.accumulation_dtype='fp32'",
+        )

@@ -1,0 +1,183 @@
+"""How weights change: optimizer, schedule, number formats, and how states are spread over ranks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from toolkit.errors import RecipeError
+from toolkit.recipe.numbers import Fraction, NonNegative, Positive, Rate
+from toolkit.recipe.optimizers import OptimizerType, check_optimizer_fields
+from toolkit.recipe.section import Section
+
+
+class Optimizer(Section):
+    """The update rule. A parameter that the chosen type does not have is refused."""
+
+    type: OptimizerType = "adamw"
+    """Update rule."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight decay for matrices; biases and norm weights are always kept out of it."""
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Clip the global gradient norm to this; 0: never."""
+    betas: tuple[Rate, Rate] | None = None
+    """adam, adamw (0.9, 0.999), lion (0.9, 0.99), muon's adam part: decay of the two moments."""
+    eps: Annotated[float, Field(gt=0.0)] | None = None
+    """adam, adamw, rmsprop, muon (1e-8), adagrad (1e-10): added to the denominator."""
+    momentum: Rate | None = None
+    """sgd_momentum (0.9), rmsprop (0), muon (0.95): momentum factor."""
+    nesterov: bool | None = None
+    """sgd_momentum (False): look-ahead momentum."""
+    dampening: Rate | None = None
+    """sgd_momentum (0): dampening of the momentum."""
+    alpha: Rate | None = None
+    """rmsprop (0.99): smoothing of the squared gradient."""
+    centered: bool | None = None
+    """rmsprop (False): normalise by the variance instead of the second moment."""
+    lr_decay: Annotated[float, Field(ge=0.0)] | None = None
+    """adagrad (0): learning-rate decay."""
+    initial_accumulator_value: Annotated[float, Field(ge=0.0)] | None = None
+    """adagrad (0): starting value of the squared sum."""
+    adam_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    """muon (learning_rate): rate of the embeddings, head, norms and biases, which Adam updates."""
+    implementation: Literal["auto", "torch", "deepspeed"] = "auto"
+    """"torch" compiles nothing; "deepspeed" builds DeepSpeed's kernel at first use; "auto" takes DeepSpeed's CPU kernel for offload where a compiler is present, torch otherwise."""
+
+    @model_validator(mode="after")
+    def _fields_belong_to_the_type(self) -> Optimizer:
+        check_optimizer_fields(self.type, {name: getattr(self, name) for name in self.model_fields_set})
+        return self
+
+
+ScheduleType = Literal[
+    "constant",
+    "linear",
+    "cosine",
+    "warmup_stable_decay",
+    "polynomial",
+    "exponential",
+    "step",
+    "multi_step",
+    "inverse_sqrt",
+    "one_cycle",
+    "reduce_on_plateau",
+]
+
+
+class Schedule(Section):
+    """The learning rate of optimizer step 0, 1, 2, ... as a multiple of optimizer.learning_rate."""
+
+    type: ScheduleType = "linear"
+    """Shape after the warm-up."""
+    warmup_steps: NonNegative = 0
+    """Optimizer steps of linear warm-up: step s runs at s / warmup_steps of the peak."""
+    min_ratio: Fraction = 0.0
+    """linear, cosine, warmup_stable_decay, polynomial, one_cycle, reduce_on_plateau: end value as a share of the peak."""
+    decay_steps: Positive | None = None
+    """warmup_stable_decay: optimizer steps of the final decay; None: a fifth of the run."""
+    power: Annotated[float, Field(gt=0.0)] = 1.0
+    """polynomial: exponent."""
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """exponential: factor per step; step, multi_step, reduce_on_plateau: factor per drop."""
+    step_size: Positive | None = None
+    """step: optimizer steps between two drops."""
+    milestones: tuple[Positive, ...] = ()
+    """multi_step: optimizer steps at which the rate drops, rising."""
+    peak_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    """one_cycle: share of the run spent rising to the peak."""
+    start_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.04
+    """one_cycle: first value as a share of the peak."""
+    patience: NonNegative = 2
+    """reduce_on_plateau: evaluations without improvement before a drop."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Schedule:
+        if self.type == "step" and self.step_size is None:
+            raise RecipeError(
+                "schedule.step_size is missing for schedule.type='step'",
+                expected="the number of optimizer steps between two drops",
+                do="set schedule.step_size",
+            )
+        if self.type == "multi_step" and (not self.milestones or list(self.milestones) != sorted(set(self.milestones))):
+            raise RecipeError(
+                f"schedule.milestones={self.milestones} for schedule.type='multi_step'",
+                expected="rising optimizer steps, at least one",
+                do="set schedule.milestones, for instance (100, 200)",
+            )
+        if self.type in ("one_cycle", "reduce_on_plateau") and self.warmup_steps:
+            raise RecipeError(
+                f"schedule.warmup_steps={self.warmup_steps} with schedule.type={self.type!r}",
+                expected="0: one_cycle has its own rise, reduce_on_plateau none",
+                do="remove warmup_steps, or choose another schedule.type",
+            )
+        return self
+
+
+class Precision(Section):
+    """Number formats. Master weights and optimizer states are always fp32."""
+
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Parameters, activations, gradients. "auto": bf16 where the device computes in it, else fp32; the choice is printed."""
+    accumulation_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Gradients summed over micro-batches. fp32 costs memory and keeps small gradients; otherwise equal to dtype."""
+    initial_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
+    """fp16: the loss scale starts at 2 to this power."""
+    loss_scale_window: Positive = 1000
+    """fp16: good steps before the loss scale doubles."""
+    hysteresis: Positive = 2
+    """fp16: overflows before the loss scale halves."""
+    min_loss_scale: Annotated[float, Field(gt=0.0)] = 1.0
+    """fp16: the run ends (exit 3) when steps still overflow at this scale."""
+
+
+Placement = Literal["none", "cpu", "nvme"]
+
+
+class Parallel(Section):
+    """How states are spread over ranks. Data parallelism is what remains."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What each rank holds only its share of: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
+    offload_optimizer: Placement = "none"
+    """Where optimizer states live: "cpu" (stages 1-3) or "nvme" (stage 3)."""
+    offload_param: Placement = "none"
+    """Where parameters live between uses (stage 3): "cpu" or "nvme"."""
+    nvme_path: str | None = None
+    """Directory on a local NVMe disk, for "nvme"."""
+    reduce_bucket_size: Positive = 50_000_000
+    """Gradient elements reduced at a time; smaller saves memory, larger saves latency."""
+    overlap_comm: bool = False
+    """Reduce gradients while the backward pass runs (stages 1-3)."""
+    param_persistence_threshold: NonNegative = 100_000
+    """Stage 3: parameters with fewer elements stay whole on every rank."""
+
+    @model_validator(mode="after")
+    def _offload_fits_the_stage(self) -> Parallel:
+        if self.offload_param != "none" and self.zero_stage != 3:
+            raise RecipeError(
+                f"parallel.offload_param={self.offload_param!r} with parallel.zero_stage={self.zero_stage}",
+                expected="zero_stage 3: DeepSpeed ignores offload_param below it, in silence",
+                do="set parallel.zero_stage=3, or parallel.offload_param='none'",
+            )
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise RecipeError(
+                f"parallel.offload_optimizer={self.offload_optimizer!r} with parallel.zero_stage=0",
+                expected="zero_stage 1, 2 or 3",
+                do="set parallel.zero_stage=1 or higher, or parallel.offload_optimizer='none'",
+            )
+        if self.offload_optimizer == "nvme" and self.zero_stage != 3:
+            raise RecipeError(
+                f"parallel.offload_optimizer='nvme' with parallel.zero_stage={self.zero_stage}",
+                expected="zero_stage 3: below it DeepSpeed treats 'nvme' as 'cpu', in silence",
+                do="set parallel.zero_stage=3, or parallel.offload_optimizer='cpu'",
+            )
+        if "nvme" in (self.offload_optimizer, self.offload_param) and self.nvme_path is None:
+            raise RecipeError(
+                "parallel.nvme_path is missing for offload to 'nvme'",
+                expected="a directory on a local NVMe disk",
+                do="set parallel.nvme_path",
+            )
+        return self
