@@ -22,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for the tests' reference and their server, which forks the ranks
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# Ranks end without unwinding, which Python's resource tracker would remark on at the end.
+os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
 
 from harness.page import parser, publish, table  # noqa: E402
 
@@ -132,6 +134,7 @@ def build_problem(folder: Path) -> tuple[Path, Path]:
     """A Llama in fp32 with random weights and a tokenizer of 640 tokens, and 200 chats about the standard library."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from tests.conftest import documented, write_lines
 
@@ -153,6 +156,7 @@ def build_problem(folder: Path) -> tuple[Path, Path]:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(0)
+    disable_progress_bar()
     LlamaForCausalLM(config).save_pretrained(model)
     tokenizer.save_pretrained(model)
     turns = [

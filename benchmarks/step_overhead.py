@@ -3,7 +3,7 @@
 Both train the same Llama from the same weights, on the same micro-batches, with the same configuration and the same
 loss. The toolkit's side is the whole of its training loop: batches are collated inside it (no prefetch), and every
 step is recorded to metrics.jsonl and TensorBoard. The bare side gets its batches ready-made and records nothing. In
-each rank the two take turns, step by step, so that a slow moment of the machine hits both.
+each rank the two take turns, step by step and with a changing order, so that a slow moment of the machine hits both.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class BareLoop:
 
 @dataclass
 class Turns:
-    """The batches of a run; before each one is handed out, the bare loop takes the same step."""
+    """The batches of a run; before or after the loop takes a step, the bare loop takes the same one."""
 
     batches: Any
     bare_loop: BareLoop
@@ -225,10 +225,9 @@ class Turns:
             making, making_cpu, batch = _timed(lambda: next(source, None))
             if batch is None:
                 return
-            process.barrier()
-            seconds, cpu, _ = _timed(lambda batch=batch: self.bare_loop.step(batch.micro_batches))
-            self.bare.append(seconds)
-            self.bare_cpu.append(cpu)
+            # Who goes second finds warmer caches and the memory that the first one freed: the order alternates.
+            if batch.step % 2 == 0:
+                self._bare_step(batch)
             process.barrier()
             began, began_cpu = time.perf_counter(), time.process_time()
             yield batch
@@ -236,6 +235,16 @@ class Turns:
             self.ours.append(time.perf_counter() - began + making)
             self.our_cpu.append(time.process_time() - began_cpu + making_cpu)
             self.tokens.append(batch.num_tokens)
+            if batch.step % 2 == 1:
+                self._bare_step(batch)
+
+    def _bare_step(self, batch: Any) -> None:
+        from toolkit.engine import process
+
+        process.barrier()
+        seconds, cpu, _ = _timed(lambda: self.bare_loop.step(batch.micro_batches))
+        self.bare.append(seconds)
+        self.bare_cpu.append(cpu)
 
     def state(self, step: int) -> dict[str, Any]:
         """Stands in for `StoredBatches.state`."""

@@ -41,6 +41,7 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
         "model": _model(recipe, inputs),
         "data": _data(recipe, inputs),
         "batch": {"global_size": 4, "micro_size": 1, "sequence_length": 64},
+        "schedule": {"warmup_steps": min(recipe.schedule.warmup_steps, 2)},
         "task": {"sample_tokens": 4},
         "evaluation": {"every_steps": 2 if recipe.evaluation.every_steps else 0, "max_batches": 2},
         "checkpoint": {"every_steps": 2},

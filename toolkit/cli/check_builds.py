@@ -19,6 +19,7 @@ from packaging.version import Version
 
 import toolkit
 from toolkit.cli.finding import Finding
+from toolkit.engine import kernels
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "datasets")
 
@@ -120,12 +121,12 @@ def check_build_locks(processes: Path = Path("/proc")) -> Iterator[Finding]:
 
     torch keeps the file open for as long as it builds, so a lock that no process has open is stale.
     """
-    root = _extensions_root()
-    locks = sorted({*root.glob("*/lock"), *root.glob("*/*/lock")})
+    root = kernels.extensions_root()
+    locks = kernels.locks(root)
     if not locks:
         yield Finding("build locks", "ok", f"none in {root}")
     for lock in locks:
-        holder = _holder(lock, processes)
+        holder = kernels.holder(lock, processes)
         if holder is None:
             yield Finding(
                 "build locks",
@@ -137,25 +138,6 @@ def check_build_locks(processes: Path = Path("/proc")) -> Iterator[Finding]:
             yield Finding(
                 "build locks", "warn", f"process {holder} is building {lock.parent.name}", "wait, or start after it"
             )
-
-
-def _extensions_root() -> Path:
-    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen) if chosen else Path(cache) / "torch_extensions"
-
-
-def _holder(file: Path, processes: Path) -> int | None:
-    """The process that has `file` open; None if none of those we may look at has."""
-    wanted = file.stat()
-    for descriptor in processes.glob("[0-9]*/fd/*"):
-        try:
-            status = descriptor.stat()
-        except OSError:  # ended meanwhile, or another user's
-            continue
-        if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
-            return int(descriptor.parts[-3])
-    return None
 
 
 def check_libaio() -> Finding:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
 import torch
 import torch.distributed as dist
 
-from toolkit.engine import device
+from toolkit.engine import device, kernels
 from toolkit.errors import LaunchError, ToolkitError
 
 Result = TypeVar("Result")
@@ -63,7 +60,10 @@ def start(process: Process, *, timeout_s: float = 1800.0) -> None:
     # DeepSpeed builds a shared-memory op with the compiler on every CPU start; only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _quiet_deepspeed()
-    _own_ninja_first()
+    kernels.own_ninja_first()
+    # On several hosts the folder may be shared, and the build that holds the lock run on another one.
+    if process.local_rank == 0 and process.local_world_size == process.world_size:
+        kernels.remove_stale_locks()
     device.prepare(process.local_rank, process.local_world_size)
     if dist.is_initialized():
         return
@@ -84,13 +84,6 @@ def _quiet_deepspeed() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Every rank would print torch's advice on the names that DeepSpeed calls.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-
-
-def _own_ninja_first() -> None:
-    # A kernel is built anew (a minute each) whenever another version of ninja comes first on PATH than the last time.
-    beside = shutil.which("ninja", path=str(Path(sys.executable).parent))
-    if beside is not None and shutil.which("ninja") != beside:
-        os.environ["PATH"] = os.pathsep.join([str(Path(beside).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _check_rendezvous(process: Process) -> None:
