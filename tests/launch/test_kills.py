@@ -13,7 +13,8 @@ from tests.distributed import RankFailed, run_distributed
 from tests.launch.runs import hashes, records, tiny_recipe, train_in_rank
 from tests.launch.strike import Strike, train_until_killed, train_until_stopped
 from toolkit.checkpoint.manifest import complete_steps
-from toolkit.recipe import Checkpoint, Recipe
+from toolkit.cli.output import exit_code_of
+from toolkit.recipe import Checkpoint, Evaluation, Recipe
 from toolkit.train.interrupts import caught
 
 KILLS = 20
@@ -119,6 +120,37 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_before_the_loop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def action() -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    for rank, spoken in (("0", "interrupted; --resume auto continues a run from its last checkpoint\n"), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert exit_code_of(action) == 130
+        assert capsys.readouterr() == ("", spoken)
+
+
+def test_a_run_that_stopped_early_is_complete(short: Recipe, cache: str, tmp_path: Path) -> None:
+    # A loss that ought to rise does not improve while it falls: the third evaluation is the second bad one.
+    watched = short.model_copy(
+        update={
+            "data": short.data.model_copy(update={"evaluation_examples": 8}),
+            "evaluation": Evaluation(every_steps=1, higher_is_better=True, early_stopping_patience=2),
+        }
+    )
+    folder = tmp_path / "run"
+    (code, printed), _ = run_distributed(train_in_rank, 2, watched, str(folder), cache, None)
+    assert code == 0
+    stopped = re.search(r"stopping early at step (\d+): loss has not improved for 2 evaluations", printed)
+    assert stopped is not None and 2 <= int(stopped[1]) < SHORT
+    before = records(folder)
+    (code, printed), _ = run_distributed(train_in_rank, 2, watched, str(folder), cache)
+    assert code == 0
+    assert f"{folder} is complete: {stopped[1]} of {SHORT} steps are done" in printed
+    assert records(folder) == before
 
 
 def test_killed_while_exporting_then_started_over_and_over(
