@@ -42,4 +42,5 @@ lint: install
 	$(BIN)/toolkit config --verify
 
 bench: install
+	$(BIN)/toolkit fetch smollm2-135m-instruct python-docstrings python-packages
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
