@@ -30,7 +30,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "zero3_offload_param": {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
 }
 
-OPTIMIZER = Optimizer(learning_rate=3e-3, weight_decay=0.1, max_grad_norm=0.5, implementation="torch")
+# At 3e-3 the tiny models spike once in 20 steps, and at that step the reference differs from itself by a percent when
+# its micro-batches are cut otherwise; at 1e-3 a deviation means something.
+OPTIMIZER = Optimizer(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.5, implementation="torch")
 SCHEDULE = Schedule(type="linear", warmup_steps=3)
 
 
