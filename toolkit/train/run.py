@@ -21,7 +21,6 @@ from toolkit.ds_config.render import render
 from toolkit.engine import device, process
 from toolkit.errors import CheckpointError
 from toolkit.recipe import Recipe
-from toolkit.tasks import TASKS
 from toolkit.train import run_folder
 from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
@@ -40,8 +39,6 @@ class RunOptions:
     output_dir: Path
     resume: str | None = None
     """None: a new run; "auto": continue if there is anything to continue; else a checkpoint folder."""
-    deepspeed_config: Mapping[str, Any] | None = None
-    """A configuration handed to the launcher; it must say the same as the recipe."""
 
 
 def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> int:
@@ -173,7 +170,6 @@ def _identity(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
         "peak learning rate": recipe.optimizer.learning_rate,
         "seed": recipe.seed,
     }
-    assert recipe.task.name in TASKS
     return {"name": options.name, "task": recipe.task.name, "card": card}
 
 
