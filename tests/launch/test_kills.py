@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ from toolkit.train.interrupts import caught
 
 KILLS = 20
 LONG, SHORT = 60, 6
+
+
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """SIGINT as a terminal's foreground has it: shells start background jobs with SIGINT ignored, and tests inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +122,7 @@ def test_a_stop_signal_saves_and_leaves(
     assert hashes(folder, SHORT) == hashes(short_run, SHORT)
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
+def test_a_second_ctrl_c_ends_at_once(foreground: None) -> None:
     with caught() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert (interrupt.signal, interrupt.exit_code) == (signal.SIGINT, 130)
@@ -122,7 +131,9 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_before_the_loop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_before_the_loop(
+    foreground: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def action() -> int:
         signal.raise_signal(signal.SIGINT)
         return 0
