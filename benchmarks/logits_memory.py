@@ -3,13 +3,14 @@
 Forward and backward of the output head and the loss alone, from hidden states to their gradient and the head's. The
 full logits go the usual way: a matrix product, a copy in fp32, torch's cross entropy. Memory is the peak above what a
 process holds with the inputs in place, the gradients included, each side in a process of its own; for the time the
-two take turns in one process. Every token has a target here; in instruction tuning linear_cross_entropy also skips
+two take turns in one process, on a CPU with half of the cores, as one of two ranks has. Every token has a target here; in instruction tuning linear_cross_entropy also skips
 those without.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -63,6 +64,8 @@ def build_losses(dtype: str, tokens: int, vocabulary: int, width: int) -> dict[s
 
     from toolkit.models.cross_entropy import linear_cross_entropy
 
+    # The share of one of two ranks on this host, as in training on CPUs.
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
     torch.manual_seed(0)
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
