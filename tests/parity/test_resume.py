@@ -46,7 +46,7 @@ def in_groups_of_one_world_size(runs: dict[str, tuple[Recipe, Path, str | None]]
             if TOPOLOGIES[names[key]][0] == world_size
         ]
         if batch:
-            run_distributed(run_recipe, world_size, batch, timeout_s=280)
+            run_distributed(run_recipe, world_size, batch, timeout_s=560)
 
 
 def rewind(source: Path, target: Path, step: int) -> Path:

@@ -72,7 +72,7 @@ def curves(
         )
         for name, parallel in STRATEGIES.items()
     ]
-    found = run_distributed(run_recipe, world_size, runs, timeout_s=280)[0]
+    found = run_distributed(run_recipe, world_size, runs, timeout_s=560)[0]
     return dict(zip(STRATEGIES, found, strict=True))
 
 
