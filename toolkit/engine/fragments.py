@@ -63,11 +63,11 @@ def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
     }
 
 
-def fragments(engine: Any, rank: int, world_size: int) -> Iterator[Fragment]:
+def fragments(engine: Any) -> Iterator[Fragment]:
     """This rank's fragments. Tensors are views: copy or write them out before the next one is asked for."""
     optimizer = inner_optimizer(engine)
     names = CANONICAL_STATE.get(type(optimizer).__name__, {})
-    for flat in _flats(engine, rank, world_size):
+    for flat in _flats(engine):
         state = optimizer.state.get(flat.tensor, {})
         whole = {
             names.get(key, key): value.view(-1)
@@ -86,12 +86,12 @@ def fragments(engine: Any, rank: int, world_size: int) -> Iterator[Fragment]:
             yield Fragment(name, start, length, parts, scalars)
 
 
-def restore(engine: Any, rank: int, world_size: int, read: Read, read_scalars: ReadScalars) -> None:
+def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
     """Fill this rank's weights and optimizer states from a checkpoint, then rebuild the 16-bit weights everywhere."""
     optimizer = inner_optimizer(engine)
     names = {ours: theirs for theirs, ours in CANONICAL_STATE.get(type(optimizer).__name__, {}).items()}
     with torch.no_grad():
-        for flat in _flats(engine, rank, world_size):
+        for flat in _flats(engine):
             states: dict[str, torch.Tensor] = {}
             for name, start, offset, length in flat.spans:
                 _fill(flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length))
@@ -137,7 +137,7 @@ def _native_scalars(optimizer: torch.optim.Optimizer, scalars: dict[str, float])
     return {key: int(value) if native else torch.tensor(value, dtype=torch.float32) for key, value in scalars.items()}
 
 
-def _flats(engine: Any, rank: int, world_size: int) -> Iterator[_Flat]:
+def _flats(engine: Any) -> Iterator[_Flat]:
     outer = engine.optimizer
     if hasattr(outer, "fp32_partitioned_groups_flat"):
         yield from _stage3(engine, outer)
@@ -148,14 +148,14 @@ def _flats(engine: Any, rank: int, world_size: int) -> Iterator[_Flat]:
     elif hasattr(outer, "fp32_groups_flat_partition"):
         yield from _stage12(engine, outer.bf16_groups, outer.fp32_groups_flat_partition)
     else:
-        yield from _stage0(engine, rank, world_size)
+        yield from _stage0(engine)
 
 
 def _names(engine: Any) -> dict[int, str]:
     return {id(parameter): name for name, parameter in engine.module.named_parameters()}
 
 
-def _stage0(engine: Any, rank: int, world_size: int) -> Iterator[_Flat]:
+def _stage0(engine: Any) -> Iterator[_Flat]:
     # Every rank holds everything: each writes its share, and each reads all of it.
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:

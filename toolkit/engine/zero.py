@@ -178,14 +178,14 @@ class ZeroEngine:
     def fragments(self) -> Iterator[states.Fragment]:
         """The fp32 weights and optimizer states that this rank writes to a checkpoint."""
         rank, world = self.process.rank, self.process.world_size
-        for fragment in states.fragments(self._named, rank, world):
+        for fragment in states.fragments(self._named):
             mine = states.owned(fragment, self.engine, rank, world)
             if mine is not None:
                 yield mine
 
     def restore(self, read: states.Read, read_scalars: states.ReadScalars) -> None:
         """Take weights and optimizer states from a checkpoint of any topology."""
-        states.restore(self._named, self.process.rank, self.process.world_size, read, read_scalars)
+        states.restore(self._named, read, read_scalars)
 
     @property
     def _named(self) -> Any:
