@@ -126,7 +126,7 @@ def _dry_run(recipe: Recipe, world_size: int) -> None:
     from toolkit.ds_config.golden import assumed_target
     from toolkit.ds_config.render import render
 
-    target = assumed_target(recipe.launch, world_size)
+    target = assumed_target(recipe, world_size)
     print_dry_run(recipe, target, render(recipe, target), "tiny")
 
 

@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("names", nargs="*", metavar="NAME")
     fetch.set_defaults(run=_fetch)
     doctor = verbs.add_parser("doctor", help="check this machine for what a run needs, with the fix for each finding")
+    doctor.add_argument(
+        "--build",
+        action="store_true",
+        help="first compile DeepSpeed's CPU kernels, a minute each at first use otherwise",
+    )
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -95,7 +100,7 @@ def _check(options: argparse.Namespace) -> int:
     target = Target(options.world_size, options.device) if options.world_size else None
     if options.recipe:
         recipe = load_recipe(options.recipe)
-        target = assumed_target(recipe.launch, options.world_size)
+        target = assumed_target(recipe, options.world_size)
     findings = check_file(options.file, target=target, training_args_path=options.training_args)
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -128,7 +133,7 @@ def _config(options: argparse.Namespace) -> int:
         )
     else:
         recipe = load_recipe(options.recipe)
-        print(to_json(render(recipe, assumed_target(recipe.launch, options.world_size))), end="")
+        print(to_json(render(recipe, assumed_target(recipe, options.world_size))), end="")
     return 0
 
 
@@ -187,4 +192,8 @@ def _fetch(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from toolkit.cli.doctor import doctor
 
+    if options.build:
+        from toolkit.engine.kernels import build
+
+        build(print)
     return doctor(sys.stdout)

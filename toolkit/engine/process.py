@@ -15,8 +15,10 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from toolkit.engine import device, kernels
+from toolkit.engine import device, grid, kernels
 from toolkit.errors import LaunchError, ToolkitError
+from toolkit.recipe import Parallel
+from toolkit.recipe.mesh import Mesh, mesh_of
 
 Result = TypeVar("Result")
 
@@ -29,19 +31,27 @@ class Process:
     world_size: int
     local_rank: int
     local_world_size: int
+    mesh: Mesh
+    """How the ranks are arranged."""
 
     @property
     def is_main(self) -> bool:
         """Rank 0: the one that prints and writes."""
         return self.rank == 0
 
+    @property
+    def data_rank(self) -> int:
+        """Which share of every global batch this rank computes; ranks of one replica share it."""
+        return self.mesh.coordinate(self.rank, "data")
 
-def from_environment() -> Process:
-    """What the launcher says. Started as plain `python`, this is one rank of one."""
+
+def from_environment(parallel: Parallel | None = None) -> Process:
+    """What the launcher says, arranged as `parallel` asks. Started as plain `python`, this is one rank of one."""
     world = _integer("WORLD_SIZE", 1)
     # The deepspeed launcher says LOCAL_SIZE where torchrun says LOCAL_WORLD_SIZE.
     local_world = _integer("LOCAL_WORLD_SIZE", _integer("LOCAL_SIZE", world))
-    return Process(_integer("RANK", 0), world, _integer("LOCAL_RANK", 0), local_world)
+    mesh = mesh_of(parallel or Parallel(), world)
+    return Process(_integer("RANK", 0), world, _integer("LOCAL_RANK", 0), local_world, mesh)
 
 
 def _integer(name: str, default: int) -> int:
@@ -128,6 +138,7 @@ def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    grid.forget()
 
 
 def barrier() -> None:
@@ -136,11 +147,11 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_over_ranks(values: Sequence[float]) -> list[float]:
-    """Element-wise float64 sum of `values` over all ranks."""
+def sum_over_ranks(values: Sequence[float], group: dist.ProcessGroup | None = None) -> list[float]:
+    """Element-wise float64 sum of `values` over all ranks, or over those of `group`."""
     total = torch.tensor(list(values), dtype=torch.float64, device=device.current())
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
     return [float(value) for value in total.tolist()]
 
 

@@ -103,8 +103,8 @@ class Loop:
         # By the micro-batch's place in the global batch, so that dropout does not depend on the world size, and a
         # resumed run draws what the unbroken one would have drawn.
         base = self.recipe.seed * SEED_STRIDE + batch.step
-        count, world = len(batch.micro_batches), self.me.world_size
-        return [base * SEED_STRIDE + index * world + self.me.rank for index in range(count)]
+        count, replicas = len(batch.micro_batches), self.me.mesh.data
+        return [base * SEED_STRIDE + index * replicas + self.me.data_rank for index in range(count)]
 
     def _record(self, batch: StepBatch, result: StepResult, seconds: float) -> None:
         record: dict[str, Any] = {
@@ -163,8 +163,8 @@ class Loop:
             inputs.held_out,
             inputs.held_out_sequences,
             task.collate,
-            self.me.rank,
-            self.me.world_size,
+            self.me.data_rank,
+            self.me.mesh.data,
             self.recipe.batch.micro_size,
             self.recipe.evaluation.max_batches,
         )

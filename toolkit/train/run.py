@@ -21,6 +21,7 @@ from toolkit.ds_config.render import render
 from toolkit.engine import device, process
 from toolkit.errors import CheckpointError
 from toolkit.recipe import Recipe
+from toolkit.recipe.mesh import model_ranks
 from toolkit.train import run_folder
 from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
@@ -46,15 +47,15 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
 
     `keep_group` leaves the process group to the caller, who may have several runs to do in it.
     """
-    me = process.from_environment()
-    target = device.target(me.world_size, wanted=recipe.launch.device)
+    me = process.from_environment(recipe.parallel)
+    target = device.target(me.world_size, wanted=recipe.launch.device, model_ranks=model_ranks(recipe.parallel))
     config = render(recipe, target)
     raise_findings(check_config(config, target=target), f"the configuration of {options.name}")
     display = Display(is_main=me.is_main)
     folder = RunFolder(options.output_dir)
     for line in explain(recipe, target, config):
         display.say(line)
-    inputs = prepare_inputs(recipe, me.rank, me.world_size, display)
+    inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
     process.start(me)
     try:
         with caught() as interrupt:

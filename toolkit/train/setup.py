@@ -21,11 +21,13 @@ from toolkit.data.order import Order
 from toolkit.data.packing import best_fit, efficiency, one_each
 from toolkit.data.sources import open_source
 from toolkit.data.store import Store, fingerprint, prepare
-from toolkit.engine import process
+from toolkit.engine import device, process
+from toolkit.engine.grid import Grid
+from toolkit.engine.sequence import NAME, SequenceAttention, check_sequence_parallel
 from toolkit.engine.zero import ZeroEngine
-from toolkit.errors import DataError, ModelError
+from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.models.assets import resolve
-from toolkit.models.isolation import check_isolation, leak
+from toolkit.models.isolation import check_isolation, leak, use_document_attention
 from toolkit.models.loading import (
     check_overrides,
     check_sequence_length,
@@ -84,6 +86,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     unchanged = load_config(plain, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
     check_overrides(task.auto_class, recipe.model, config, unchanged)
     check_sequence_length(config, recipe.batch.sequence_length)
+    _check_parallel(recipe, task, config)
     _check_vocabulary(tokenizer, config)
     batches: StoredBatches | StreamedBatches
     if data.streaming:
@@ -98,6 +101,20 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     )
     sequences = _sequences(recipe, held_out) if held_out else []
     return Inputs(tokenizer, task, config, batches, held_out, sequences, total)
+
+
+def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
+    parallel = recipe.parallel
+    for name in ("sequence", "pipeline", "tensor"):
+        degree = getattr(parallel, name)
+        if degree > 1 and task.split is None:
+            raise RecipeError(
+                f"parallel.{name}={degree} with task.name={recipe.task.name!r}",
+                expected="causal language modelling; other tasks train with data parallelism and ZeRO",
+                do=f"set parallel.{name}=1 (parallel.zero_stage=3 saves the most memory)",
+            )
+    if parallel.sequence > 1:
+        check_sequence_parallel(config, recipe.model.attention, parallel.sequence)
 
 
 def _split(rows: Any, held_out: int, seed: int) -> tuple[Any, Any]:
@@ -201,6 +218,10 @@ def build_engine(
     task.prepare(model)
     if me.is_main:
         _keep_model_files(inputs, recipe, folder)
+    attention = None
+    if me.mesh.sequence > 1:
+        attention = SequenceAttention(model.config, recipe.model.attention, Grid(me.mesh, me.rank).sequence)
+        model.set_attn_implementation(NAME)  # type: ignore[operator]
     engine = ZeroEngine(
         model,
         config,
@@ -210,10 +231,14 @@ def build_engine(
         total_steps=inputs.total_steps,
         loss=task.loss,
         count=task.count,
+        split=task.split,
+        attention=attention,
         higher_is_better=recipe.evaluation.higher_is_better,
     )
     if recipe.data.packing:
         check_isolation(engine.call(leak), type(model).__name__)
+        if recipe.model.attention == "sdpa" and device.cuts_documents() and attention is None:
+            engine.call(use_document_attention)
     return engine
 
 
