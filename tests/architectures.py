@@ -62,6 +62,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "apertus": LONG,
     "aria_text": {"moe_num_experts": 4, "moe_topk": 2},
     "bailing_hybrid": {"layer_group_size": 2},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": None,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+        },
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "cwm": LONG,
     "deepseek_v3": {"first_k_dense_replace": 1},
     "deepseek_v32": {"first_k_dense_replace": 1},
@@ -72,7 +79,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "o_groups": 2,
         "o_lora_rank": 8,
     },
-    "dots3_note_text": {"num_key_value_heads": HEADS},
+    "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 1},
+    "dots3_note_text": {
+        "head_dim": 12,
+        "shared_experts_intermediate_size": 16,
+        "swa_num_attention_heads": HEADS,
+        "swa_num_key_value_heads": HEADS,
+        "swa_q_lora_rank": 12,
+        "swa_kv_lora_rank": 8,
+        "swa_head_dim": 12,
+        "swa_qk_nope_head_dim": 8,
+        "swa_qk_rope_head_dim": 4,
+        "swa_v_head_dim": 8,
+    },
     "gemma3": {
         "text_config": {name: SIZES[name] for name in SIZES if not name.endswith("_token_id")},
         "vision_config": {
@@ -86,6 +105,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "mm_tokens_per_image": 4,
     },
     "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCABULARY},
     "gemma4_text": {"hidden_size_per_layer_input": 0, "global_head_dim": 8},
     "gemma4_unified_text": {"global_head_dim": 8},
     "glm_moe_dsa": {"first_k_dense_replace": 1, "indexer_types": ["full", "shared", "full", "shared"]},
@@ -101,7 +121,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "kolibri1": {"layer_types": ["sliding_attention", "full_attention"] * 2},
-    "longcat_flash": {"num_layers": LAYERS, "zero_expert_num": 2},
+    "longcat_flash": {"num_layers": LAYERS, "head_dim": 4, "zero_expert_num": 2},
     "minimax_m3_vl_text": {
         "dense_intermediate_size": 48,
         "shared_intermediate_size": 16,
@@ -134,6 +154,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """By model_type, over SIZES: what would otherwise be large, or of one kind of layer only."""
 
 
+WITHOUT_PLAN = ("bloom", "falcon", "gemma3", "gpt2", "opt")
+"""Model types without a pipeline plan of their own that we can cut all the same."""
+
+
 def planned() -> list[str]:
     """Model types of all causal language models whose configuration carries a pipeline plan."""
     return sorted(
@@ -150,5 +174,7 @@ def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
     known = {*getattr(kind, "__dataclass_fields__", {}), *kind.attribute_map}
     fields = {name: value for name, value in SIZES.items() if name in known}
     fields |= {name: 0.0 for name in known if name.endswith(("dropout", "dropout_prob", "dropout_rate", "pdrop"))}
+    if "kv_lora_rank" in known:
+        fields["num_key_value_heads"] = HEADS  # Every head unfolds keys of its own.
     config: PretrainedConfig = kind(**{**fields, **OVERRIDES.get(model_type, {}), **changes})
     return config

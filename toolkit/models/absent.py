@@ -48,7 +48,10 @@ class Entry(AbsentLayer):
 
     def receive(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Forward pre-hook of the module that owns the layers: takes `inputs_embeds`, leaves their shape for masks and positions."""
-        self.received = hidden = kwargs["inputs_embeds"]
+        hidden = kwargs.get("inputs_embeds")
+        if hidden is None:
+            raise RuntimeError("a later stage is called with inputs_embeds=..., the hidden states of the stage before")
+        self.received = hidden
         # Several residual streams [B, T, copies, D] travel as they are; the model's own code expands [B, T, D].
         alike = hidden if hidden.dim() == 3 else hidden[:, :, 0]
         return args, {**kwargs, "inputs_embeds": alike.detach()}
@@ -56,8 +59,7 @@ class Entry(AbsentLayer):
     def state(self, hidden: Tensor) -> Tensor:
         """The received hidden states; they are held no longer than needed."""
         received, self.received = self.received, None
-        if received is None:
-            raise RuntimeError("a later stage is called with inputs_embeds=..., the hidden states of the stage before")
+        assert received is not None
         return received
 
     def check(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
