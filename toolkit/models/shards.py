@@ -1,4 +1,4 @@
-"""Which part of a parameter a tensor-parallel rank holds."""
+"""Which elements of a whole parameter one rank of a tensor-parallel group holds."""
 
 from __future__ import annotations
 
@@ -19,5 +19,6 @@ class Shard:
     """(start, length) along `dim`, in the order in which they lie in the local parameter."""
 
     def cut(self, whole: Tensor) -> Tensor:
-        """The local part of `whole`."""
-        return torch.cat([whole.narrow(self.dim, start, length) for start, length in self.spans], self.dim)
+        """The local part of `whole`: a view where there is one span, a copy where there are several."""
+        parts = [whole.narrow(self.dim, start, length) for start, length in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
