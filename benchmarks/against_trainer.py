@@ -136,8 +136,8 @@ def toolkit_rank(options: argparse.Namespace) -> dict[str, Any]:
 def trainer_rank(options: argparse.Namespace) -> dict[str, Any]:
     """One rank of a run through transformers.Trainer."""
     from toolkit.engine import device, process
+    from toolkit.train.inputs import prepare_inputs
     from toolkit.train.progress import Display
-    from toolkit.train.setup import prepare_inputs
 
     me = process.from_environment()
     recipe = build_recipe(options, me.world_size)

@@ -53,7 +53,11 @@ def test_names_are_those_of_the_whole_model() -> None:
 
 def test_tied_weights_are_on_both_ends_under_one_name() -> None:
     ends = [stage("llama", number, 3, tie_word_embeddings=True) for number in range(3)]
-    assert [tied_parameters(end) for end in ends] == [("model.embed_tokens.weight",), (), ("model.embed_tokens.weight",)]
+    assert [tied_parameters(end) for end in ends] == [
+        ("model.embed_tokens.weight",),
+        (),
+        ("model.embed_tokens.weight",),
+    ]
     held = ["model.embed_tokens.weight" in dict(end.named_parameters()) for end in ends]
     assert held == [True, False, True]
     last = ends[-1]
@@ -175,11 +179,15 @@ def test_too_many_stages() -> None:
 
 
 def test_architectures_that_cannot_be_cut_say_why() -> None:
-    with pytest.raises(ModelError, match="bert cannot be cut into pipeline stages: its configuration has no pipeline plan"):
+    with pytest.raises(
+        ModelError, match="bert cannot be cut into pipeline stages: its configuration has no pipeline plan"
+    ):
         stage_plan(BertConfig())
     with pytest.raises(ModelError, match="reads an embedding of the input tokens of its own"):
         stage_plan(tiny_config("gemma4_text", hidden_size_per_layer_input=8))
     odd = skeleton("llama")
     odd.base_model.extra = nn.Linear(2, 2)  # type: ignore[union-attr]
-    with pytest.raises(ModelError, match=r"llama cannot be cut into pipeline stages: model.extra.weight belongs to no stage"):
+    with pytest.raises(
+        ModelError, match=r"llama cannot be cut into pipeline stages: model.extra.weight belongs to no stage"
+    ):
         cut(odd, (0, 2))

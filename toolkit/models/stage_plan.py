@@ -172,7 +172,9 @@ def _expert_share(config: Any) -> float:
         getattr(text, name, None)
         for name in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     ]
-    numbers = [next((value for value in values if isinstance(value, int) and value > 0), 0) for values in (chosen, there)]
+    numbers = [
+        next((value for value in values if isinstance(value, int) and value > 0), 0) for values in (chosen, there)
+    ]
     return min(1.0, numbers[0] / numbers[1]) if all(numbers) else 1.0
 
 

@@ -14,11 +14,11 @@ from toolkit.engine import device, process
 from toolkit.engine.protocol import Engine, StepResult
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
+from toolkit.train.inputs import Inputs
 from toolkit.train.interrupts import Interrupt
 from toolkit.train.metrics import MetricsLog
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
-from toolkit.train.setup import Inputs
 from toolkit.train.trackers import Trackers
 
 SEED_STRIDE = 1_000_003

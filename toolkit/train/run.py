@@ -23,12 +23,13 @@ from toolkit.errors import CheckpointError
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.train import run_folder
+from toolkit.train.build import build_engine
+from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
 from toolkit.train.metrics import MetricsLog, cut_after
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
-from toolkit.train.setup import Inputs, build_engine, prepare_inputs
 from toolkit.train.trackers import Trackers
 
 
