@@ -52,7 +52,7 @@ def build_stage(
 
 def cut(model: nn.Module, layers: tuple[int, int]) -> None:
     """Turn a whole model, in place, into the stage that holds `layers` (first, after the last)."""
-    plan = stage_plan(model.config)  # type: ignore[arg-type]
+    plan = stage_plan(model.config)
     start, stop = layers
     if start in plan.joined or stop in plan.joined:
         raise ValueError(f"layers {start} to {stop} of a model whose layers {sorted(plan.joined)} begin no stage")
@@ -109,7 +109,10 @@ def _outside(model: nn.Module, plan: StagePlan) -> _Outside:
             )
     there = set(names.values())
     return _Outside(
-        [name for name in first if name in there], layers, [name for name in last if name in there], layers.rpartition(".")[0]
+        [name for name in first if name in there],
+        layers,
+        [name for name in last if name in there],
+        layers.rpartition(".")[0],
     )
 
 
@@ -119,7 +122,9 @@ def _shared(ties: dict[str, str], outside: _Outside) -> tuple[str, ...]:
     def within(name: str, modules: list[str]) -> bool:
         return name.startswith(tuple(f"{module}." for module in modules))
 
-    found = {source for target, source in ties.items() if within(source, outside.first) and within(target, outside.last)}
+    found = {
+        source for target, source in ties.items() if within(source, outside.first) and within(target, outside.last)
+    }
     return tuple(sorted(found))
 
 
