@@ -135,6 +135,13 @@ def test_balance_weighs_the_head() -> None:
     assert balance(wide, 2) == [(0, 3), (3, 4)]
 
 
+def test_towers_for_images_cost_no_text_model_anything() -> None:
+    config = tiny_config(
+        "gemma3", vision_config={**tiny_config("gemma3").vision_config.to_dict(), "num_hidden_layers": 9}
+    )
+    assert balance(build_skeleton(AutoModelForCausalLM, config), 2) == [(0, 2), (2, 4)]
+
+
 def test_costs_count_six_flops_per_weight_and_only_the_chosen_experts() -> None:
     model = skeleton("mixtral")
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -185,6 +192,8 @@ def test_architectures_that_cannot_be_cut_say_why() -> None:
         stage_plan(BertConfig())
     with pytest.raises(ModelError, match="reads an embedding of the input tokens of its own"):
         stage_plan(tiny_config("gemma4_text", hidden_size_per_layer_input=8))
+    with pytest.raises(ModelError, match=r"opt cannot be cut into pipeline stages: layerdrop=0.1 skips whole layers"):
+        stage_plan(tiny_config("opt", layerdrop=0.1))
     odd = skeleton("llama")
     odd.base_model.extra = nn.Linear(2, 2)  # type: ignore[union-attr]
     with pytest.raises(

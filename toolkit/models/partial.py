@@ -41,7 +41,7 @@ def load_part(model: nn.Module, source: str, shards: Mapping[str, Shard] | None 
         for name, value in _read(found, shards):
             place(model, name, value)
         return []
-    whole, missing = load_weights(_same_parts(model), source, model.config, {"zero_optimization": {"stage": 0}})  # type: ignore[arg-type]
+    whole, missing = load_weights(_same_parts(model), source, model.config, {"zero_optimization": {"stage": 0}})
     values = whole.state_dict()
     for name in wanted:
         value = values.pop(name)
@@ -85,7 +85,7 @@ def _locate(model: nn.Module, source: str, wanted: Mapping[str, tuple[int, ...]]
     names: dict[str, Any] = dict.fromkeys(wanted, True)
     found: dict[str, Placement] = {}
     for stored, file in _files(Path(source)).items():
-        name, converter = rename_source_key(stored, renamings, converters, model.base_model_prefix, names)  # type: ignore[arg-type]
+        name, converter = rename_source_key(stored, renamings, converters, model.base_model_prefix, names)
         if name in wanted and converter is None:
             found[name] = (file, stored)
     if found.keys() != wanted.keys():
@@ -109,31 +109,30 @@ def _files(directory: Path) -> dict[str, Path]:
         return {}
 
 
-def _open(found: Mapping[str, Placement]) -> Iterator[tuple[str, Any]]:
-    """(name, slice) of each tensor, file by file: a file is closed, and its pages may go, before the next one opens."""
+def _shapes(found: Mapping[str, Placement]) -> Iterator[tuple[str, tuple[int, ...]]]:
     for file in sorted({file for file, _ in found.values()}):
         with safe_open(file, "pt") as opened:
             for name, (place, stored) in found.items():
                 if place == file:
-                    yield name, opened.get_slice(stored)
-
-
-def _shapes(found: Mapping[str, Placement]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, part in _open(found):
-        yield name, tuple(part.get_shape())
+                    yield name, tuple(opened.get_slice(stored).get_shape())
 
 
 def _read(found: Mapping[str, Placement], shards: Mapping[str, Shard]) -> Iterator[tuple[str, Tensor]]:
-    for name, part in _open(found):
-        shard = shards.get(name)
-        if shard is None:
-            value = part[...]
-        else:
-            before = (slice(None),) * shard.dim
-            pieces = [part[(*before, slice(start, start + length))] for start, length in shard.spans]
-            value = torch.cat(pieces, shard.dim)
-        # Copied, so that nothing refers to the mapped file.
-        yield name, value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+    """Each tensor, or the local part of it, in fp32 (integers as they are)."""
+    for name, (file, stored) in found.items():
+        # Opened for one tensor at a time: the pages that were read stay this process's until the file is closed.
+        with safe_open(file, "pt") as opened:
+            part = opened.get_slice(stored)
+            shard = shards.get(name)
+            if shard is None:
+                value = part[...]
+            else:
+                before = (slice(None),) * shard.dim
+                pieces = [part[(*before, slice(start, start + length))] for start, length in shard.spans]
+                value = torch.cat(pieces, shard.dim)
+            # Copied, so that nothing refers to the mapped file.
+            value = value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+        yield name, value
 
 
 def _same_parts(model: nn.Module) -> Any:

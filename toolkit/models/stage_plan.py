@@ -71,6 +71,8 @@ def stage_plan(config: PretrainedConfig) -> StagePlan:
     reason = UNCUT.get(kind)
     if reason is None and getattr(text, "hidden_size_per_layer_input", None):
         reason = "each of its layers reads an embedding of the input tokens of its own"
+    if reason is None and getattr(text, "layerdrop", None):
+        reason = f"layerdrop={text.layerdrop} skips whole layers at random"
     outline = OUTLINES.get(kind) or _from_plan(config.base_model_pp_plan)
     if reason is None and outline is None:
         reason = "its configuration has no pipeline plan"
@@ -117,7 +119,7 @@ def balance(model: nn.Module, num_stages: int) -> list[tuple[int, int]]:
 
     `model` may be a skeleton on the meta device. Raises ModelError when it has too few layers to cut between.
     """
-    plan = stage_plan(model.config)  # type: ignore[arg-type]
+    plan = stage_plan(model.config)
     starts = [index for index in range(plan.num_layers) if index == 0 or index not in plan.joined]
     if not 1 <= num_stages <= len(starts):
         joined = f", {plan.num_layers - len(starts)} of which need the layer before them" if plan.joined else ""
@@ -134,24 +136,23 @@ def balance(model: nn.Module, num_stages: int) -> list[tuple[int, int]]:
 
 
 def layer_costs(model: nn.Module, plan: StagePlan) -> list[float]:
-    """Matrix products per token, forward and backward, in FLOPs: 6 per weight that a token meets (Kaplan et al. 2020,
-    arXiv 2001.08361, section 2.1). What precedes and follows the stack is added to its first and last layer."""
-    base = model.base_model
-    layers: Any = base.get_submodule(plan.outline.layers)  # type: ignore[operator]
+    """FLOPs of the matrix products per token, forward and backward: 6 per weight that a token meets (Kaplan et al. 2020,
+    arXiv 2001.08361, section 2.1).
+
+    Head and final norm are added to the last layer. What precedes the layers is free: a token looks its embedding
+    up, and towers for images or sound see no tokens.
+    """
+    base: Any = model.base_model
     share = _expert_share(model.config)
-    costs = [_flops(layer, share) for layer in layers]
+    costs = [_flops(layer, share) for layer in base.get_submodule(plan.outline.layers)]
+    after = [module for name in plan.outline.last if (module := _find(base, name)) is not None]
     head = model.get_output_embeddings()  # type: ignore[operator]
-    outside = [(0, name) for name in plan.outline.first] + [(-1, name) for name in plan.outline.last]
-    for place, name in outside:
-        module = _find(base, name)  # type: ignore[arg-type]
-        if module is not None and not isinstance(module, nn.Embedding):
-            costs[place] += _flops(module, share)
-    costs[-1] += _flops(head, share)
+    costs[-1] += sum(_flops(module, share) for module in [*after, head])
     return costs
 
 
 def _find(base: nn.Module, name: str) -> nn.Module | None:
-    """The submodule, or None where this configuration has none (OPT's project_in)."""
+    """The submodule, or None where this configuration has none (OPT's project_out)."""
     parent, _, leaf = name.rpartition(".")
     module: nn.Module | None = getattr(base.get_submodule(parent), leaf, None)
     return module

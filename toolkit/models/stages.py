@@ -52,7 +52,7 @@ def build_stage(
 
 def cut(model: nn.Module, layers: tuple[int, int]) -> None:
     """Turn a whole model, in place, into the stage that holds `layers` (first, after the last)."""
-    plan = stage_plan(model.config)  # type: ignore[arg-type]
+    plan = stage_plan(model.config)
     start, stop = layers
     if start in plan.joined or stop in plan.joined:
         raise ValueError(f"layers {start} to {stop} of a model whose layers {sorted(plan.joined)} begin no stage")
