@@ -234,6 +234,8 @@ def publish(engine: Any) -> None:
     """Recompute the 16-bit weights of all ranks from the fp32 ones. Collective."""
     outer = engine.optimizer
     if hasattr(outer, "fp32_partitioned_groups_flat"):
+        # A forward pass may have fetched ahead: what it left gathered would outlive the new values.
+        outer.empty_partition_cache()
         for index in range(len(outer.fp16_groups)):
             swapped = outer._swappable_optimizer_subgroup(index)
             if swapped:
