@@ -80,6 +80,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "o_lora_rank": 8,
     },
     "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 1},
+    "dots3_note_text": {
+        "head_dim": 12,
+        "shared_experts_intermediate_size": 16,
+        "swa_num_attention_heads": HEADS,
+        "swa_num_key_value_heads": HEADS,
+        "swa_q_lora_rank": 12,
+        "swa_kv_lora_rank": 8,
+        "swa_head_dim": 12,
+        "swa_qk_nope_head_dim": 8,
+        "swa_qk_rope_head_dim": 4,
+        "swa_v_head_dim": 8,
+    },
     "gemma3": {
         "text_config": {name: SIZES[name] for name in SIZES if not name.endswith("_token_id")},
         "vision_config": {
@@ -140,6 +152,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
 }
 """By model_type, over SIZES: what would otherwise be large, or of one kind of layer only."""
+
+
+WITHOUT_PLAN = ("bloom", "falcon", "gemma3", "gpt2", "opt")
+"""Model types without a pipeline plan of their own that we can cut all the same."""
 
 
 def planned() -> list[str]:

@@ -38,7 +38,7 @@ def apply_tensor_parallel(model: nn.Module, plan: TensorPlan, group: Any) -> Non
     parameters = dict(model.named_parameters())
     for name, shard in plan.of_rank(rank).items():
         # The object stays, and with it whatever is tied to it.
-        parameters[name].data = shard.cut(parameters[name].data)
+        parameters[name].data = shard.cut(parameters[name].data).clone(memory_format=torch.contiguous_format)
     for name, boundary in plan.boundaries.items():
         _wrap(model.get_submodule(name), boundary, group, plan.degree, rank)
     for name, counts in plan.counts.items():
@@ -64,6 +64,22 @@ def mark_parameters(model: nn.Module, plan: TensorPlan, group: Any) -> None:
             # A hook on the leaf runs before the gradient is accumulated, hence before any of ZeRO's hooks.
             parameter.register_hook(_Reduce(group))  # type: ignore[no-untyped-call]
             parameter.sums_gradient = True  # type: ignore[attr-defined]
+
+
+def gradient_norm(model: nn.Module, group: Any) -> float:
+    """L2 norm of the whole model's gradient, the same on every rank of the tensor group. Collective.
+
+    What DeepSpeed computes with an mpu, for the one engine that clips without telling the norm (stage 0 in fp32).
+    """
+    is_first = dist.get_rank(group) == 0
+    gradients = [
+        parameter.grad
+        for parameter in model.parameters()
+        if parameter.grad is not None and (is_first or shard_of(parameter) is not None)
+    ]
+    square = torch.nn.utils.get_total_norm(gradients).double() ** 2
+    dist.all_reduce(square, group=group)
+    return float(square) ** 0.5
 
 
 def shard_of(parameter: nn.Parameter) -> Shard | None:

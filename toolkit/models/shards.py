@@ -1,10 +1,11 @@
-"""A part of a parameter, told in coordinates of the whole one: what loading, computing and checkpoints agree on."""
+"""Which elements of a whole parameter one rank of a tensor-parallel group holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,9 @@ class Shard:
     """Of the whole parameter."""
     dim: int
     spans: tuple[tuple[int, int], ...]
+    """(start, length) along `dim`, in the order in which they lie in the local parameter."""
 
-    def cut(self, whole: torch.Tensor) -> torch.Tensor:
-        """The local part of `whole`, a copy."""
-        return torch.cat([whole.narrow(self.dim, start, length) for start, length in self.spans], self.dim)
+    def cut(self, whole: Tensor) -> Tensor:
+        """The local part of `whole`: a view where there is one span, a copy where there are several."""
+        parts = [whole.narrow(self.dim, start, length) for start, length in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
