@@ -26,10 +26,10 @@ from harness.ranks import default_world_size, is_rank, measure, report, shared_f
 TARGET = 1.5
 SIDES = {"toolkit": "toolkit", "trainer": "Trainer", "grouped": "Trainer, grouped"}
 ACCUMULATION = 1
-SEQUENCES = 2
+SEQUENCES = 4
 """Packed sequences of 512 tokens in a micro-batch of the toolkit."""
 
-EXAMPLES = 14
+EXAMPLES = 28
 """Examples in a micro-batch of the Trainer: about as many as those hold."""
 
 

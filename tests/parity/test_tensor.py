@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 import deepspeed.comm as dist
@@ -15,12 +14,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tests.architectures import LAYERS, SIZES, VOCABULARY, tiny_config
 from tests.distributed import run_distributed
-from tests.parity.reference import train as train_reference
-from toolkit.engine.tensor import apply_tensor_parallel, gradient_norm, mark_parameters, shard_of
-from toolkit.engine.tensor_mesh import TensorMesh
-from toolkit.engine.zero import Callee
+from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.errors import ModelError
 from toolkit.models.heads import token_loss, use_loss_head
+from toolkit.models.shards import shard_of
 from toolkit.models.tensor_plan import tensor_plan
 
 Case = tuple[str, dict[str, Any]]
@@ -233,96 +230,3 @@ def test_skeletons_and_activation_checkpointing() -> None:
     """Bit for bit what a loaded model without checkpointing gives."""
     for results in run_distributed(skeleton_and_checkpointing, 2, ["qwen3", "gpt2", "mixtral", "gemma2"]):
         assert results and all(results.values()), results
-
-
-STEPS, RATE, MAX_NORM = 3, 1e-2, 0.5
-
-
-def train_with_zero(
-    rank: int, world_size: int, kinds: Sequence[str], stages: Sequence[int]
-) -> dict[str, tuple[list[list[float]], dict[int, list[list[float]]]]]:
-    """[loss, gradient norm] per step of plain PyTorch, and of every ZeRO stage on a mesh of tensor degree 2."""
-    mesh = TensorMesh(2)
-    return {kind: train_kind(kind, stages, mesh) for kind in kinds}
-
-
-def train_kind(
-    kind: str, stages: Sequence[int], mesh: TensorMesh
-) -> tuple[list[list[float]], dict[int, list[list[float]]]]:
-    inputs, targets = inputs_and_targets()
-    batches = [{name: value[row : row + 1] for name, value in {**inputs, "targets": targets}.items()} for row in (0, 1)]
-    judge = train_reference(
-        build((kind, {})),
-        [batches] * STEPS,
-        lambda groups: torch.optim.AdamW(groups, lr=1.0),
-        lambda _: RATE,
-        max_grad_norm=MAX_NORM,
-    )
-    wanted = [list(pair) for pair in zip(judge.losses, judge.norms, strict=True)]
-    return wanted, {stage: train_stage(build((kind, {})), batches, mesh, stage) for stage in stages}
-
-
-def train_stage(
-    model: nn.Module, batches: list[dict[str, torch.Tensor]], mesh: TensorMesh, stage: int
-) -> list[list[float]]:
-    data_size = mesh.get_data_parallel_world_size()
-    group = mesh.get_model_parallel_group()
-    apply_tensor_parallel(model, tensor_plan(model, mesh.get_model_parallel_world_size()), group)
-    use_loss_head(model)
-    engine, *_ = deepspeed_initialize(Callee(model), mesh, stage, accumulation=len(batches) // data_size)
-    total = float(sum(int(batch["targets"].ne(-100).sum()) for batch in batches))
-    mine = batches[mesh.get_data_parallel_rank() :: data_size]
-    records = []
-    for _ in range(STEPS):
-        sums = torch.zeros(())
-        for index, batch in enumerate(mine):
-            loss = engine(sum_of_losses, batch, data_size / total)
-            sums += loss.detach()
-            engine.backward(loss * (data_size / total), scale_wrt_gas=False)
-            if index < len(mine) - 1:
-                engine.step()
-        dist.all_reduce(sums, group=mesh.get_data_parallel_group())
-        norm = gradient_norm(model, group) if stage == 0 else None
-        engine.step()
-        records.append([float(sums) / total, float(engine.get_global_grad_norm()) if norm is None else norm])
-    engine.destroy()
-    return records
-
-
-def deepspeed_initialize(module: nn.Module, mesh: TensorMesh, stage: int, accumulation: int) -> Any:
-    import deepspeed
-
-    initialize: Callable[..., Any] = deepspeed.initialize
-    return initialize(
-        model=module,
-        model_parameters=list(module.parameters()),
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": MAX_NORM,
-            "zero_optimization": {"stage": stage},
-            "optimizer": {"type": "AdamW", "params": {"lr": RATE, "weight_decay": 0.0, "torch_adam": True}},
-        },
-        mpu=mesh,
-        dist_init_required=False,
-    )
-
-
-def sum_of_losses(model: nn.Module, batch: dict[str, torch.Tensor], scale: float) -> torch.Tensor:
-    inputs = {name: value for name, value in batch.items() if name != "targets"}
-    return token_loss(model, inputs, batch["targets"], label_smoothing=0.0, gradient_scale=scale)
-
-
-def test_zero_stages_on_two_by_two_ranks() -> None:
-    """Tensor 2 x data 2 under ZeRO 0-3: losses and gradient norms of plain PyTorch, with clipping that bites."""
-    for results in run_distributed(train_with_zero, 4, ["qwen3", "mixtral"], [0, 1, 2, 3]):
-        for kind, (wanted, found) in results.items():
-            assert all(norm > 1.3 * MAX_NORM for _, norm in wanted)
-            assert len(found) == 4
-            for stage, records in found.items():
-                assert largest_difference(records, wanted) < TOLERANCE, (kind, stage)
-
-
-def largest_difference(ours: list[list[float]], theirs: list[list[float]]) -> float:
-    pairs = zip(chain(*ours), chain(*theirs), strict=True)
-    return max(abs(found - wanted) / wanted for found, wanted in pairs)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from toolkit.engine.groups import inner_optimizer
-from toolkit.models.shards import Shard
+from toolkit.models.shards import Shard, shard_of
 
 WEIGHT = "fp32"
 """Name of the fp32 weight among the states."""
@@ -64,12 +64,6 @@ def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-
-
-def shard_of(parameter: nn.Parameter) -> Shard | None:
-    """The part of the whole parameter that tensor parallelism left to this rank; None: all of it."""
-    shard: Shard | None = getattr(parameter, "shard", None)
-    return shard
 
 
 def fragments(engine: Any) -> Iterator[Fragment]:

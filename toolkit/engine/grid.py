@@ -38,6 +38,9 @@ class Grid:
     def get_data_parallel_group(self) -> dist.ProcessGroup:
         return self.data
 
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return dist.get_process_group_ranks(self.data)
+
     def get_sequence_data_parallel_world_size(self) -> int:
         return self.mesh.data * self.mesh.sequence
 

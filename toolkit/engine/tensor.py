@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from toolkit.engine.tensor_edges import Edges, sum_over
-from toolkit.models.shards import Shard
+from toolkit.models.shards import shard_of
 from toolkit.models.tensor_plan import PerHead, TensorPlan
 
 
@@ -58,7 +58,9 @@ def mark_parameters(model: nn.Module, plan: TensorPlan, group: Any) -> None:
             parameter.shard = shard  # type: ignore[attr-defined]
             # runtime/utils.py, is_model_parallel_parameter
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
-        if name in plan.partial and parameter.requires_grad and not hasattr(parameter, "sums_gradient"):
+        # A parameter of a skeleton is replaced when it is loaded, and a hook would go with it.
+        is_new = not parameter.is_meta and not hasattr(parameter, "sums_gradient")
+        if name in plan.partial and parameter.requires_grad and is_new:
             # A hook on the leaf runs before the gradient is accumulated, hence before any of ZeRO's hooks.
             parameter.register_hook(partial(sum_over, group=group))  # type: ignore[no-untyped-call]
             parameter.sums_gradient = True  # type: ignore[attr-defined]
@@ -78,11 +80,6 @@ def gradient_norm(model: nn.Module, group: Any) -> float:
     square = torch.nn.utils.get_total_norm(gradients).double() ** 2
     dist.all_reduce(square, group=group)
     return math.sqrt(float(square))
-
-
-def shard_of(parameter: nn.Parameter) -> Shard | None:
-    """What this rank holds of `parameter`; None where every rank of its tensor group holds it whole."""
-    return getattr(parameter, "shard", None)
 
 
 def _set_counts(module: nn.Module, counts: dict[str, int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from torch import nn
 
 from toolkit.engine import device, process
-from toolkit.engine import fragments as states
 from toolkit.engine.base import DeepSpeedRun, LossFunction, to_device
 from toolkit.engine.groups import parameter_groups
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.sequence import SequenceAttention, whole_sequences
+from toolkit.engine.tensor import gradient_norm
 from toolkit.recipe import Optimizer, Schedule
 
 Split = Callable[[Batch, int, int], Batch]
@@ -107,16 +106,10 @@ class ZeroEngine(DeepSpeedRun):
         # fp32 at stage 0 is the one engine that clips without telling the norm. Gradients are already averaged here.
         if hasattr(self.engine.optimizer, "optimizer"):
             return None
-        whole: list[torch.Tensor] = []
-        cut: list[torch.Tensor] = []
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                (cut if states.shard_of(parameter) else whole).append(parameter.grad)
-        norm = float(torch.nn.utils.get_total_norm(whole))
-        if not cut or self.grid is None:
-            return norm
-        square = process.sum_over_ranks([float(torch.nn.utils.get_total_norm(cut)) ** 2], self.grid.tensor)[0]
-        return math.sqrt(norm**2 + square)
+        if self.mesh.tensor > 1 and self.grid is not None:
+            return gradient_norm(self.model, self.grid.tensor)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def _mine(self, batch: Batch) -> Batch:
         """What this rank computes of a micro-batch of its replica."""

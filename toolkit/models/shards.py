@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -22,3 +22,9 @@ class Shard:
         """The local part of `whole`: a view where there is one span, a copy where there are several."""
         parts = [whole.narrow(self.dim, start, length) for start, length in self.spans]
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
+
+
+def shard_of(parameter: nn.Parameter) -> Shard | None:
+    """What this rank holds of `parameter`; None where every rank of its tensor group holds it whole."""
+    shard: Shard | None = getattr(parameter, "shard", None)
+    return shard

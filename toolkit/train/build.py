@@ -17,6 +17,7 @@ from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
 from toolkit.engine.protocol import Engine
 from toolkit.engine.sequence import NAME, SequenceAttention
+from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
@@ -26,6 +27,7 @@ from toolkit.models.neftune import add_neftune
 from toolkit.models.partial import load_part
 from toolkit.models.stage_plan import balance
 from toolkit.models.stages import build_skeleton, build_stage
+from toolkit.models.tensor_plan import tensor_plan
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
@@ -67,13 +69,20 @@ def _load(
     recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, source: str
 ) -> tuple[nn.Module, list[str]]:
     """The model, or this rank's part of it, and the names of weights that `source` does not have."""
-    auto_class, stages = inputs.task.auto_class, me.mesh.pipeline
-    if stages == 1:
+    auto_class, stages, degree = inputs.task.auto_class, me.mesh.pipeline, me.mesh.tensor
+    if stages == degree == 1:
         return load_weights(auto_class, source, inputs.model_config, config)
-    ranges = balance(build_skeleton(auto_class, inputs.model_config), stages)
-    stage = me.mesh.coordinate(me.rank, "pipeline")
-    model = build_stage(auto_class, inputs.model_config, stage, stages, ranges)
-    return model, load_part(model, source)
+    model = build_skeleton(auto_class, inputs.model_config)
+    if stages > 1:
+        stage = me.mesh.coordinate(me.rank, "pipeline")
+        model = build_stage(auto_class, inputs.model_config, stage, stages, balance(model, stages))
+    if degree == 1:
+        return model, load_part(model, source)
+    plan, group = tensor_plan(model, degree), Grid(me.mesh, me.rank).tensor
+    apply_tensor_parallel(model, plan, group)
+    missing = load_part(model, source, plan.of_rank(me.mesh.coordinate(me.rank, "tensor")))
+    mark_parameters(model, plan, group)
+    return model, missing
 
 
 def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, model: nn.Module) -> Engine:
