@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("--json", action="store_true", help="one JSON list")
     rules.set_defaults(run=_rules)
     _add_export(verbs.add_parser("export", help="write a run or checkpoint as a Hugging Face directory"))
+    _add_parity(
+        verbs.add_parser("parity", help="a recipe's curves, scaled down, under each strategy (exit 3: they differ)")
+    )
     fetch = verbs.add_parser("fetch", help="put a checkpoint or data set into the cache; without a name, list them")
     fetch.add_argument("names", nargs="*", metavar="NAME")
     fetch.set_defaults(run=_fetch)
@@ -181,6 +184,44 @@ def _export(options: argparse.Namespace) -> int:
     used = export(options.source, options.out, options.dtype)
     print(f"{options.out}: {options.dtype} weights of {used}")
     return 0
+
+
+def _add_parity(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", type=Path, help="a recipe file; its architecture is scaled down, no weight is read")
+    verb.add_argument("--strategies", type=_words, default=[], help="comma-separated names (default: all of them)")
+    verb.add_argument("--steps", type=_count_of_steps, default=6, help="optimizer steps, at least 3 (default: 6)")
+    verb.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    verb.add_argument(
+        "--architecture", help="compare this model_type of transformers in the place of the recipe's model"
+    )
+    verb.add_argument("--timeout-s", type=float, default=120.0, help="seconds a strategy may take (default: 120)")
+    verb.add_argument("--json", action="store_true", help="the report as one JSON object")
+    verb.set_defaults(run=_parity)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _count_of_steps(text: str) -> int:
+    """Room for the warm-up and one step after it."""
+    if _count(text) < 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 3")
+    return int(text)
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from toolkit.cli.parity import parity
+
+    return parity(
+        options.recipe,
+        options.strategies,
+        steps=options.steps,
+        dtype=options.dtype,
+        architecture=options.architecture,
+        timeout_s=options.timeout_s,
+        as_json=options.json,
+    )
 
 
 def _fetch(options: argparse.Namespace) -> int:

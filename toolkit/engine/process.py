@@ -65,8 +65,11 @@ def _integer(name: str, default: int) -> int:
     return int(text)
 
 
-def start(process: Process, *, timeout_s: float = 1800.0) -> None:
-    """Bind the device and join the process group. Raises LaunchError when the rendezvous port is taken."""
+def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | None = None) -> None:
+    """Bind the device and join the process group. Raises LaunchError when the rendezvous port is taken.
+
+    `init_method` is where the ranks meet, such as "file:///a/file"; None: at the port the launcher names.
+    """
     # DeepSpeed builds a shared-memory op with the compiler on every CPU start; only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _quiet_deepspeed()
@@ -77,10 +80,12 @@ def start(process: Process, *, timeout_s: float = 1800.0) -> None:
     device.prepare(process.local_rank, process.local_world_size)
     if dist.is_initialized():
         return
-    _check_rendezvous(process)
+    if init_method is None:
+        _check_rendezvous(process)
     backend = "gloo" if device.kind() == "cpu" else "nccl"
     deepspeed.init_distributed(
         dist_backend=backend,
+        init_method=init_method,
         rank=process.rank,
         world_size=process.world_size,
         auto_mpi_discovery=False,
