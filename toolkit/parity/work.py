@@ -33,7 +33,7 @@ from toolkit.recipe import Model, Recipe
 from toolkit.tasks import task_class
 from toolkit.train.progress import Display
 from toolkit.train.run import RunOptions, train
-from toolkit.train.setup import Inputs, prepare_inputs
+from toolkit.train.inputs import Inputs, prepare_inputs
 
 WEIGHTS = "reference.pt"
 
