@@ -230,3 +230,32 @@ def test_skeletons_and_activation_checkpointing() -> None:
     """Bit for bit what a loaded model without checkpointing gives."""
     for results in run_distributed(skeleton_and_checkpointing, 2, ["qwen3", "gpt2", "mixtral", "gemma2"]):
         assert results and all(results.values()), results
+
+
+def losses_with_dropout(rank: int, world_size: int, kinds: Sequence[str]) -> dict[str, tuple[float, float, bool]]:
+    """Loss without and with dropout, and whether this rank's gradients of whole parameters are the first rank's."""
+    group = dist.get_world_group()
+    results = {}
+    for kind in kinds:
+        model = tensor_parallel(build((kind, {})), world_size, group)
+        plain, _ = loss_and_gradients(model)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.2
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.2
+        loss, gradients = loss_and_gradients(model)
+        whole = [gradients[name] for name, parameter in model.named_parameters() if shard_of(parameter) is None]
+        flat = torch.cat([gradient.flatten() for gradient in whole])
+        first = flat.clone()
+        dist.broadcast(first, src=0)
+        results[kind] = (float(plain), float(loss), bool(torch.equal(flat, first)))
+    return results
+
+
+def test_dropout_agrees_within_a_group() -> None:
+    """Whole activations lose the same elements on every rank: one loss, and whole weights stay equal."""
+    first, second = run_distributed(losses_with_dropout, 2, ["gpt2", "phi", "llama"])
+    assert first == second
+    for plain, dropped, agree in first.values():
+        assert dropped != plain and agree

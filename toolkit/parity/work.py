@@ -31,9 +31,9 @@ from toolkit.parity.scale import check_size, scale_down
 from toolkit.parity.words import write_rows, write_tokenizer
 from toolkit.recipe import Model, Recipe
 from toolkit.tasks import task_class
+from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.progress import Display
 from toolkit.train.run import RunOptions, train
-from toolkit.train.inputs import Inputs, prepare_inputs
 
 WEIGHTS = "reference.pt"
 
