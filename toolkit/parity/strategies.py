@@ -48,6 +48,17 @@ STRATEGIES: dict[str, Strategy] = {
     "zero3": Strategy(2, {"zero_stage": 3, "param_persistence_threshold": 100}),
     "zero3_offload": Strategy(2, {"zero_stage": 3, "offload_optimizer": "cpu"}),
     "zero3_offload_param": Strategy(2, {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}),
+    "pp2": Strategy(2, {"zero_stage": 1, "pipeline": 2}),
+    "pp4": Strategy(4, {"zero_stage": 1, "pipeline": 4}),
+    "tp2": Strategy(2, {"zero_stage": 1, "tensor": 2}),
+    "sp2": Strategy(2, {"zero_stage": 1, "sequence": 2}),
+    "pp2_dp2": Strategy(4, {"zero_stage": 1, "pipeline": 2}),
+    "tp2_dp2": Strategy(4, {"zero_stage": 2, "tensor": 2}),
+    "sp2_dp2": Strategy(4, {"zero_stage": 2, "sequence": 2}),
+    "tp2_zero3": Strategy(4, {"zero_stage": 3, "tensor": 2, "param_persistence_threshold": 100}),
+    "sp2_zero3": Strategy(2, {"zero_stage": 3, "sequence": 2, "param_persistence_threshold": 100}),
+    "pp2_tp2": Strategy(4, {"zero_stage": 1, "pipeline": 2, "tensor": 2}),
+    "pp2_tp2_dp2": Strategy(8, {"zero_stage": 1, "pipeline": 2, "tensor": 2}),
 }
 
 
