@@ -18,6 +18,7 @@ from toolkit.parity.problem import Curves, Problem, Wanted
 from toolkit.parity.report import Report, Row
 from toolkit.parity.strategies import Strategy
 from toolkit.recipe import Recipe
+from toolkit.recipe.mesh import model_ranks
 from toolkit.tasks import check_task
 
 # By name: this process would need ten seconds to import what only the ranks use.
@@ -120,7 +121,7 @@ def _measure(
 
 def _refusal(recipe: Recipe, world_size: int) -> str:
     """Ids of the rules that refuse `recipe` on so many CPU ranks. Raises RecipeError where it cannot be rendered."""
-    target = Target(world_size, "cpu")
+    target = Target(world_size, "cpu", model_ranks=model_ranks(recipe.parallel))
     findings = check_config(render(recipe, target), target=target)
     return ", ".join(dict.fromkeys(finding.rule for finding in findings))
 
