@@ -12,6 +12,7 @@ from torch import nn
 
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
+from toolkit.engine.experts import gather_experts_whole
 from toolkit.engine.groups import inner_optimizer, parameter_groups, regroup_adagrad
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.schedule import EngineSchedule
@@ -57,6 +58,8 @@ class ZeroEngine:
         higher_is_better: bool = False,
     ) -> None:
         self.process, self.loss, self.count = process, loss, count
+        if config["zero_optimization"]["stage"] == 3:
+            gather_experts_whole(model)
         self._callee = Callee(model)
         self.engine, *_ = deepspeed.initialize(
             model=self._callee,

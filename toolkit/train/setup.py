@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.checkpoint.durable import storage_errors
+from toolkit.checkpoint.export import UNTRAINED
 from toolkit.data.batches import StoredBatches, StreamedBatches
 from toolkit.data.built import resolve as resolve_data
 from toolkit.data.encoding import Encoder
@@ -22,6 +25,7 @@ from toolkit.data.packing import best_fit, efficiency, one_each
 from toolkit.data.sources import open_source
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine import process
+from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import DataError, ModelError
 from toolkit.models.assets import resolve
@@ -199,8 +203,9 @@ def build_engine(
     if recipe.task.neftune_alpha:
         add_neftune(model, recipe.task.neftune_alpha)
     task.prepare(model)
+    untrained = untrained_tensors(model)
     if me.is_main:
-        _keep_model_files(inputs, recipe, folder)
+        _keep_model_files(inputs, recipe, folder, untrained)
     engine = ZeroEngine(
         model,
         config,
@@ -235,11 +240,13 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
     return str(directory)
 
 
-def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder) -> None:
+def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrained: dict[str, torch.Tensor]) -> None:
     source = resolve(recipe.model.path) if recipe.model.path else None
     with storage_errors("writing the model's files", folder.path):
         folder.model.mkdir(parents=True, exist_ok=True)
         inputs.model_config.save_pretrained(folder.model)
         inputs.tokenizer.save_pretrained(folder.model)
+        if untrained:
+            save_file(untrained, folder.model / UNTRAINED)
         if source and (Path(source) / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(source).save_pretrained(folder.model)
