@@ -114,7 +114,8 @@ def _measure(
         seconds = time.monotonic() - began
         if isinstance(failed.error, InputError):
             return Row(name, strategy.world_size, "refused", message=_first_line(failed.error), seconds=seconds), None
-        return Row(name, strategy.world_size, "failed", message=failed.headline, seconds=seconds), None
+        failure = Row(name, strategy.world_size, "failed", message=failed.headline, seconds=seconds, detail=str(failed))
+        return failure, None
     seconds = time.monotonic() - began
     return report.row(name, strategy.world_size, found, problem.curves, limit, seconds), found
 
