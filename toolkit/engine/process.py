@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from toolkit.engine import device, kernels
 from toolkit.errors import LaunchError, ToolkitError
@@ -34,6 +35,11 @@ class Process:
     def is_main(self) -> bool:
         """Rank 0: the one that prints and writes."""
         return self.rank == 0
+
+    @property
+    def spans_hosts(self) -> bool:
+        """Whether some ranks run on other hosts."""
+        return self.world_size > self.local_world_size
 
 
 def from_environment() -> Process:
@@ -56,18 +62,24 @@ def _integer(name: str, default: int) -> int:
 
 
 def start(process: Process, *, timeout_s: float = 1800.0) -> None:
-    """Bind the device and join the process group. Raises LaunchError when the rendezvous port is taken."""
+    """Bind the device and join the process group, whose collectives give up after `timeout_s` seconds.
+
+    Raises LaunchError when the rendezvous port is taken. On several hosts, `toolkit.engine.hosts` comes first: there the
+    port is checked, and then held by rank 0.
+    """
     # DeepSpeed builds a shared-memory op with the compiler on every CPU start; only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _quiet_deepspeed()
     kernels.own_ninja_first()
     # On several hosts the folder may be shared, and the build that holds the lock run on another one.
-    if process.local_rank == 0 and process.local_world_size == process.world_size:
+    if process.local_rank == 0 and not process.spans_hosts:
         kernels.remove_stale_locks()
     device.prepare(process.local_rank, process.local_world_size)
     if dist.is_initialized():
         return
-    _check_rendezvous(process)
+    if not process.spans_hosts:
+        check_rendezvous(process)
+    _set_default_timeout(timedelta(seconds=timeout_s))
     backend = "gloo" if device.kind() == "cpu" else "nccl"
     deepspeed.init_distributed(
         dist_backend=backend,
@@ -86,7 +98,15 @@ def _quiet_deepspeed() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def _check_rendezvous(process: Process) -> None:
+def _set_default_timeout(timeout: timedelta) -> None:
+    # DeepSpeed makes its own groups and takes torch's default for them, whatever it was told for the first one.
+    distributed_c10d.default_pg_timeout = timeout
+    if distributed_c10d.default_pg_nccl_timeout is not None:
+        distributed_c10d.default_pg_nccl_timeout = timeout
+
+
+def check_rendezvous(process: Process) -> None:
+    """Raise LaunchError when the launcher does not say where to meet, or the port is taken. A lone rank gets a port."""
     missing = [name for name in ("RANK", "MASTER_PORT") if name not in os.environ]
     if process.world_size == 1 and missing:
         # DeepSpeed asks the environment, not its arguments. A MASTER_PORT without a rank belongs to an outer shell.
