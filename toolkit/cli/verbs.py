@@ -72,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("names", nargs="*", metavar="NAME")
     fetch.set_defaults(run=_fetch)
     doctor = verbs.add_parser("doctor", help="check this machine for what a run needs, with the fix for each finding")
+    doctor.add_argument("--hostfile", type=Path, help="also ask every host of this file over ssh, and compare them")
+    doctor.add_argument("--ssh-port", type=_count, help="as for `deepspeed --ssh_port`")
+    doctor.add_argument(
+        "--write-env",
+        action="store_true",
+        help="write ./.deepspeed_env: what the hosts must have of this shell's variables",
+    )
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -187,4 +194,4 @@ def _fetch(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from toolkit.cli.doctor import doctor
 
-    return doctor(sys.stdout)
+    return doctor(sys.stdout, options.hostfile, ssh_port=options.ssh_port, write_env=options.write_env)
