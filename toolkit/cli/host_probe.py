@@ -114,7 +114,7 @@ class Listener:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             self._socket = socket.create_server((address, port), family=family, backlog=512)
         except OSError as error:
-            return error.strerror or str(error)
+            return _why(error)
         return ""
 
 
@@ -124,8 +124,13 @@ def connect(address: str, port: int) -> dict[str, str]:
         with socket.create_connection((address, port), timeout=WAIT_S) as connection:
             own = str(connection.getsockname()[0])
     except OSError as error:
-        return {"error": error.strerror or str(error)}
+        return {"error": _why(error)}
     return {"address": own, "interface": _interface(own)}
+
+
+def _why(error: OSError) -> str:
+    # The socket module puts addresses into some texts.
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _interface(address: str) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from toolkit.cli import host_probe
 CONNECT_S = 5
 ANSWER_S = 30.0
 """A cold Python on a shared file system takes its time."""
+LONGEST_ANSWER = 2**24
 COMMAND_NOT_FOUND = (126, 127)
 
 
@@ -84,7 +86,8 @@ async def session(host: str, ssh_port: int | None) -> AsyncIterator[Session]:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            limit=2**24,
+            limit=LONGEST_ANSWER,
+            start_new_session=True,
         )
     except OSError as error:
         raise Unreachable(f"ssh does not run: {error}", "install an ssh client") from None
@@ -93,9 +96,11 @@ async def session(host: str, ssh_port: int | None) -> AsyncIterator[Session]:
         process.stdin.write(source)
         yield Session(host, process)
     finally:
+        # With whatever ssh itself has started (a proxy): asyncio waits for all who hold the pipes.
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), CONNECT_S)
 
 
 def ssh_options(ssh_port: int | None) -> list[str]:

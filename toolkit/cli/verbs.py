@@ -13,9 +13,11 @@ from typing import NoReturn
 
 from toolkit.cli.output import exit_code_of
 from toolkit.cli.readme import updated
+from toolkit.ds_config.accelerate_yaml import render_accelerate
 from toolkit.ds_config.findings import raise_findings
 from toolkit.ds_config.golden import assumed_target, to_json, verify, write
 from toolkit.ds_config.render import render
+from toolkit.ds_config.slurm import render_slurm
 from toolkit.ds_config.target import Target
 from toolkit.errors import ConfigError, InputError, did_you_mean
 from toolkit.recipe.load import load_recipe
@@ -117,6 +119,12 @@ def _check(options: argparse.Namespace) -> int:
 def _add_config(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=Path, nargs="?", help="a recipe file")
     verb.add_argument("--world-size", type=_count, help="processes; default: the recipe's launch section")
+    other = verb.add_mutually_exclusive_group()
+    other.add_argument("--slurm", action="store_true", help="print a SLURM batch script instead")
+    other.add_argument(
+        "--accelerate", action="store_true", help="print the YAML of `accelerate launch --config_file` instead"
+    )
+    verb.add_argument("--hosts", type=_count, help="hosts; default: the recipe's launch section")
     verb.add_argument("--write", action="store_true", help="render every recipe into ds_configs/")
     verb.add_argument("--verify", action="store_true", help="compare ds_configs/ with the recipes (exit 2: it differs)")
     verb.set_defaults(run=_config)
@@ -134,9 +142,17 @@ def _config(options: argparse.Namespace) -> int:
             "toolkit config: no recipe", expected="a recipe file, --write or --verify", do="name a file under recipes/"
         )
     else:
-        recipe = load_recipe(options.recipe)
-        print(to_json(render(recipe, assumed_target(recipe.launch, options.world_size))), end="")
+        print(_rendering(options), end="")
     return 0
+
+
+def _rendering(options: argparse.Namespace) -> str:
+    recipe, name = load_recipe(options.recipe), options.recipe.stem
+    launch = recipe.launch.model_copy(update={"hosts": options.hosts or recipe.launch.hosts})
+    config = to_json(render(recipe, assumed_target(launch, options.world_size)))
+    if options.slurm:
+        return render_slurm(launch, name, str(options.recipe))
+    return render_accelerate(launch, f"{CONFIGS}/{name}.json") if options.accelerate else config
 
 
 def _write_readme() -> list[str]:

@@ -78,7 +78,7 @@ class Heartbeat:
             # The store may end with this process, and the word with it.
             time.sleep(self._interval_s + 0.5)
 
-        _for_at_most(2 * LONGEST_S, leave_word)
+        _for_at_most(2 * self._interval_s + GRACE_S, leave_word)
 
     def leave(self) -> None:
         """End the watch after a run that went well. Rank 0 waits for the others, whose watch needs its store."""

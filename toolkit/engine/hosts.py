@@ -7,15 +7,16 @@ import ipaddress
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Any
 
 import psutil
 import torch.distributed as dist
 
 from toolkit.engine.heartbeat import Heartbeat
-from toolkit.engine.process import Process, check_rendezvous
+from toolkit.engine.process import Process, check_rendezvous, gather_objects
 from toolkit.errors import LaunchError, ToolkitError
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -219,6 +220,33 @@ def interface_towards(peer: str, interfaces: dict[str, list[str]], *, loopback: 
 
 def _without_scope(addresses: Sequence[str]) -> list[str]:
     return [address.partition("%")[0] for address in addresses]
+
+
+def check_agreement(me: Process, config: Mapping[str, Any]) -> None:
+    """Raise LaunchError, on every rank, when another host has rendered another DeepSpeed configuration. Collective.
+
+    One that computes in bf16 beside one that does not, a compiler on one of them: what is "auto" then differs.
+    """
+    if not me.spans_hosts:
+        return
+    everyone = gather_objects((socket.gethostname(), _flat(config)))
+    first_host, first = everyone[0]
+    for host, other in everyone[1:]:
+        keys = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        if keys:
+            differences = ", ".join(f"{key}={other.get(key)} (there {first.get(key)})" for key in keys)
+            raise LaunchError(
+                f"host {host} renders another configuration than host {first_host}: {differences}",
+                expected="hosts of one kind, or a recipe that leaves nothing to them",
+                do="set precision.dtype and optimizer.implementation; `toolkit doctor --hostfile FILE` compares the hosts",
+            )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _describe(hosts: Sequence[Host], interface: str) -> str:

@@ -19,7 +19,7 @@ from toolkit.ds_config.findings import raise_findings
 from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.render import render
 from toolkit.engine import device, process
-from toolkit.engine.hosts import watched
+from toolkit.engine.hosts import check_agreement, watched
 from toolkit.errors import CheckpointError
 from toolkit.recipe import Recipe
 from toolkit.train import run_folder
@@ -60,6 +60,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
         inputs = prepare_inputs(recipe, me.rank, me.world_size, display)
         process.start(me, timeout_s=launch.timeout_s)
         try:
+            check_agreement(me, config)
             with caught() as interrupt:
                 return _train(recipe, options, me, folder, config, inputs, interrupt)
         finally:
