@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from toolkit.errors import HostLost, show
 
@@ -28,9 +28,7 @@ FAREWELL_S = 30.0
 class Heartbeat:
     """The watch of one rank. `hosts`: name and ranks of each; `timeout_s`: silence that counts as death."""
 
-    def __init__(
-        self, store: dist.Store, rank: int, hosts: Sequence[tuple[str, Sequence[int]]], timeout_s: float
-    ) -> None:
+    def __init__(self, store: Store, rank: int, hosts: Sequence[tuple[str, Sequence[int]]], timeout_s: float) -> None:
         self._store, self._rank, self._hosts, self._timeout_s = store, rank, hosts, timeout_s
         self._interval_s = min(LONGEST_S, max(SHORTEST_S, timeout_s / 12))
         leaders = [ranks[0] for _, ranks in hosts]
@@ -44,7 +42,7 @@ class Heartbeat:
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._guard)]
 
     @staticmethod
-    def prepare(store: dist.Store, rank: int) -> None:
+    def prepare(store: Store, rank: int) -> None:
         """Make the keys that other ranks will read: reading one that is not there would block them."""
         store.set(_beat_of(rank), "0")
         if rank == 0:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from toolkit.engine.heartbeat import Heartbeat
 from toolkit.engine.process import Process, check_rendezvous, gather_objects
@@ -85,12 +86,12 @@ def _may_come_from_a_peer(error: BaseException) -> bool:
     return type(error) is RuntimeError or isinstance(error, dist.DistError)
 
 
-def _store(me: Process, timeout_s: float) -> dist.Store:
+def _store(me: Process, timeout_s: float) -> Store:
     """A connection of our own to the store that torch.distributed will meet at. Rank 0 opens it unless torchrun has."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        store = dist.TCPStore(
+        store = TCPStore(
             address,
             port,
             is_master=me.is_main and not by_torchrun,
@@ -106,10 +107,10 @@ def _store(me: Process, timeout_s: float) -> dist.Store:
             do="look at that host's output and firewall; `toolkit doctor --hostfile FILE` tries the connection from every host",
         ) from None
     # torchrun keeps its store when it restarts the ranks; what they left in it must not be found.
-    return dist.PrefixStore(f"toolkit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"toolkit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _meet(store: dist.Store, me: Process, timeout_s: float, say: Callable[[str], None]) -> list[Place]:
+def _meet(store: Store, me: Process, timeout_s: float, say: Callable[[str], None]) -> list[Place]:
     """Where each rank runs, in rank order."""
     mine = Place(socket.gethostname(), source_address(os.environ["MASTER_ADDR"]), me.local_rank)
     Heartbeat.prepare(store, me.rank)
@@ -123,7 +124,7 @@ def _meet(store: dist.Store, me: Process, timeout_s: float, say: Callable[[str],
     return [Place(**json.loads(text)) for text in store.multi_get(keys)]
 
 
-def _all_come(store: dist.Store, keys: list[str], seconds: float) -> bool:
+def _all_come(store: Store, keys: list[str], seconds: float) -> bool:
     try:
         store.wait(keys, timedelta(seconds=seconds))
     except dist.DistStoreError:
@@ -131,11 +132,11 @@ def _all_come(store: dist.Store, keys: list[str], seconds: float) -> bool:
     return True
 
 
-def _missing(store: dist.Store, keys: Sequence[str]) -> list[int]:
+def _missing(store: Store, keys: Sequence[str]) -> list[int]:
     return [rank for rank, key in enumerate(keys) if not store.check([key])]
 
 
-def _incomplete(store: dist.Store, keys: Sequence[str], timeout_s: float) -> LaunchError:
+def _incomplete(store: Store, keys: Sequence[str], timeout_s: float) -> LaunchError:
     missing = _missing(store, keys)
     here = [json.loads(store.get(key)) for rank, key in enumerate(keys) if rank not in missing]
     hosts = ", ".join(dict.fromkeys(f"{place['host']} ({place['address']})" for place in here))

@@ -100,9 +100,9 @@ def _quiet_deepspeed() -> None:
 
 def _set_default_timeout(timeout: timedelta) -> None:
     # DeepSpeed makes its own groups and takes torch's default for them, whatever it was told for the first one.
-    distributed_c10d.default_pg_timeout = timeout
-    if distributed_c10d.default_pg_nccl_timeout is not None:
-        distributed_c10d.default_pg_nccl_timeout = timeout
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        if getattr(distributed_c10d, name, None) is not None:
+            setattr(distributed_c10d, name, timeout)
 
 
 def check_rendezvous(process: Process) -> None:
