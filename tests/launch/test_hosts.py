@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"two hosts cannot be bu
 
 BIN = Path(sys.executable).parent
 STEPS = 50
-HOST_TIMEOUT_S = 8
-TIMEOUT_S = 120
+HOST_TIMEOUT_S = 12
+TIMEOUT_S = 240
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,16 @@ def finish(started: subprocess.Popen[str]) -> str:
             os.killpg(started.pid, signal.SIGKILL)
 
 
+def finish_with_error(started: subprocess.Popen[str]) -> tuple[str, float]:
+    """The output, and when its first error came."""
+    assert started.stdout is not None
+    lines, said_at = [], 0.0
+    for line in started.stdout:
+        lines.append(line)
+        said_at = said_at or ("error: " in line and time.monotonic())
+    return "".join(lines) + finish(started), said_at
+
+
 def wait_for_step(step: int, folder: Path, run: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not (folder / "metrics.jsonl").exists() or not records(folder) or records(folder)[-1]["step"] < step:
@@ -87,12 +97,19 @@ def wait_for_step(step: int, folder: Path, run: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_doctor_arranges_and_approves(hosts: TwoHosts, home: Path) -> None:
-    doctor = (str(BIN / "toolkit"), "doctor", "--hostfile", "hostfile")
-    before = finish(start(hosts.a, home, *doctor))
+DOCTOR = (str(BIN / "toolkit"), "doctor", "--hostfile", "hostfile")
+
+
+@pytest.fixture(scope="module")
+def doctors_words(hosts: TwoHosts, home: Path) -> tuple[str, str]:
+    """What the doctor says before and after it has written .deepspeed_env."""
+    return finish(start(hosts.a, home, *DOCTOR)), finish(start(hosts.a, home, *DOCTOR, "--write-env"))
+
+
+def test_doctor_arranges_and_approves(hosts: TwoHosts, home: Path, doctors_words: tuple[str, str]) -> None:
+    before, after = doctors_words
     lost = f"warn  variables: TOOLKIT_CACHE (where fetched checkpoints and prepared data are kept) is not as here on {hosts.a.address}, {hosts.b.address}\n"
     assert lost in before, before
-    after = finish(start(hosts.a, home, *doctor, "--write-env"))
     assert "  OMP_NUM_THREADS=1: threads of each rank\n" in after
     assert "ok    variables: every host sees what this shell sets for a run" in after
     for host in (hosts.a, hosts.b):
@@ -104,18 +121,18 @@ def test_doctor_arranges_and_approves(hosts: TwoHosts, home: Path) -> None:
     assert "keep-alive" not in after
     lines = (home / ".deepspeed_env").read_text()
     assert lines.splitlines()[0] == "TOOLKIT_FORWARDED=DS_ACCELERATOR,HF_HUB_OFFLINE,OMP_NUM_THREADS,TOOLKIT_CACHE"
-    finish(start(hosts.a, home, *doctor, "--write-env"))
-    assert (home / ".deepspeed_env").read_text() == lines
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("doctors_words")
 def test_a_lost_host_is_named_and_the_run_goes_on(hosts: TwoHosts, home: Path, recipe: Recipe, tmp_path: Path) -> None:
     folder = home / "runs" / "tiny"
     run = launch(hosts, home)
     wait_for_step(7, folder, run)
     hosts.b.kill()
     killed_at = time.monotonic()
-    output = finish(run)
-    assert time.monotonic() - killed_at < HOST_TIMEOUT_S + 5
+    output, said_at = finish_with_error(run)
+    assert 0 < said_at - killed_at < HOST_TIMEOUT_S, output
     assert f"2 hosts: {hosts.a.name} ({hosts.a.address}) rank 0, {hosts.b.name} ({hosts.b.address}) rank 1; gloo uses eth0" in output  # fmt: skip
     check_message(output, hosts)
     assert run.returncode != 0
@@ -126,8 +143,8 @@ def test_a_lost_host_is_named_and_the_run_goes_on(hosts: TwoHosts, home: Path, r
     wait_for_step(saved + 12, folder, run)
     hosts.b.unplug()
     unplugged_at = time.monotonic()
-    output = finish(run)
-    assert time.monotonic() - unplugged_at < HOST_TIMEOUT_S + 10
+    output, said_at = finish_with_error(run)
+    assert HOST_TIMEOUT_S - 3 < said_at - unplugged_at < HOST_TIMEOUT_S + 6, output
     assert f"step-{saved:08d} (written by 2 ranks)" in output
     check_message(output, hosts)
 
