@@ -10,6 +10,7 @@
     |   +-- CheckpointError a checkpoint that cannot be read or written
     +-- RunFailed           exit 3: the run diverged, or a check did not hold
     +-- StorageError        exit 1: a disk that filled up or went away during the run
+    +-- HostLost            exit 1: another host, or a process on it, went away during the run
 
 Each message answers three questions, in this order: what is wrong (key and value), what was expected, what to do.
 """
@@ -88,6 +89,13 @@ class StorageError(ToolkitError):
     """The disk filled up or went away while the run was writing."""
 
 
+class HostLost(ToolkitError):
+    """Another host, or a process on it, ended or no longer answers.
+
+    Not exit 3: the numbers are good as far as they go, and the same command continues them.
+    """
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the nearest of `known`, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -99,10 +107,11 @@ HEAD_START_S = 5.0
 
 
 def show(error: ToolkitError) -> int:
-    """Print one message on standard error and return the exit code. Of a host's ranks, one speaks for input errors."""
-    # Every rank of a host meets the same bad input; the reader needs it once. Other kinds may differ from rank to rank.
+    """Print one message on standard error and return the exit code. Of a host's ranks, one speaks for what all of them meet."""
+    # Every rank of a host meets the same bad input, or misses the same host; the reader needs it once. Other kinds may
+    # differ from rank to rank.
     rank = os.environ.get("RANK", "0")
-    if isinstance(error, InputError) and os.environ.get("LOCAL_RANK", rank) != "0":
+    if isinstance(error, InputError | HostLost) and os.environ.get("LOCAL_RANK", rank) != "0":
         time.sleep(HEAD_START_S)
         return error.exit_code
     where = "" if rank == "0" else f" [rank {rank}]"

@@ -160,7 +160,7 @@ def test_stray_launcher_files(tmp_path: Path) -> None:
     Path(".deepspeed_env").write_text("NCCL_DEBUG=INFO\nHF_HOME=/data\n")
     first, second = check_host.check_launcher_files(hostfile)
     assert first.found == f"{hostfile} exists: `deepspeed` without --hostfile runs on the hosts it lists"
-    assert "sets NCCL_DEBUG, HF_HOME on the other hosts of every run" in second.found
+    assert "sets HF_HOME, NCCL_DEBUG on the other hosts of every run" in second.found
     assert (first.status, second.status) == ("warn", "warn")
 
 

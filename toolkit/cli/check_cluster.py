@@ -1,30 +1,47 @@
-"""Checks of the hosts in a hostfile: the lines, the names, and whether ssh gets in without a password."""
+"""Checks of the hosts in a hostfile: each is asked over ssh, all at the same time, and compared with this one."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from toolkit.cli import host_probe, launcher_variables
+from toolkit.cli.check_network import check_network
+from toolkit.cli.compare_hosts import Clock, compare
 from toolkit.cli.finding import Finding
+from toolkit.cli.host_session import CONNECT_S, Session, Unreachable, session
 from toolkit.errors import LaunchError
 
+PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "datasets", "safetensors", "numpy")
+CLOCK_QUESTIONS = 3
 _LINE = re.compile(r"^(\S+)\s+slots=(\d+)\s*(#.*)?$")  # deepspeed/launcher/runner.py, _parse_hostfile
 
 
-def check_hostfile(hostfile: Path) -> Iterator[Finding]:
-    """One finding per host of `hostfile`. Raises LaunchError if the file cannot be read or a line is malformed."""
+def check_hostfile(hostfile: Path, ssh_port: int | None = None) -> Iterator[Finding]:
+    """Findings about every host of `hostfile`, where sshd listens at `ssh_port`, by default its own. Raises LaunchError if the file cannot be read or a line is malformed."""
     hosts = _read(hostfile)
     yield Finding("hostfile", "ok", f"{len(hosts)} hosts, {sum(hosts.values())} ranks in {hostfile}")
     if shutil.which("pdsh") is None:
         fix = "apt-get install pdsh, or launch with --launcher openmpi or --no_ssh on each host"
         yield Finding("pdsh", "warn", "not found, and `deepspeed --hostfile` starts the hosts with it", fix)
-    with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(_check_host, hosts)
+    yield from _check_keep_alive(next(iter(hosts)))
+    yield from asyncio.run(_check_hosts(hosts, ssh_port))
+
+
+def _master_port() -> int:
+    text = os.environ.get("MASTER_PORT", "")
+    return int(text) if text.isascii() and text.isdigit() else 29500
 
 
 def _read(hostfile: Path) -> dict[str, int]:
@@ -53,17 +70,119 @@ def _read(hostfile: Path) -> dict[str, int]:
     return hosts
 
 
-def _check_host(host: str) -> Finding:
+def ssh_settings(host: str) -> dict[str, str]:
+    """What ssh would use for `host` when pdsh starts it; empty when ssh does not say."""
+    command = ["ssh", *shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), "-G", host]
     try:
-        address = socket.getaddrinfo(host, 22)[0][4][0]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CONNECT_S)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    pairs = (line.partition(" ") for line in done.stdout.splitlines())
+    return {name: value for name, _, value in pairs} if done.returncode == 0 else {}
+
+
+def _check_keep_alive(host: str) -> Iterator[Finding]:
+    # The ranks of the other hosts end with a message when one vanishes; pdsh would wait for its ssh all the same.
+    if ssh_settings(host).get("serveraliveinterval") == "0":
+        yield Finding(
+            "ssh keep-alive",
+            "warn",
+            "off: when a host vanishes, `deepspeed` does not come back though the ranks of the other hosts have ended",
+            'export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15", or set it in ~/.ssh/config',
+        )
+
+
+async def _check_hosts(hosts: Mapping[str, int], ssh_port: int | None) -> list[Finding]:
+    variables = sorted(name for name in os.environ if launcher_variables.why(name) is not None)
+    here = host_probe.facts(str(Path.cwd()), list(PACKAGES), variables)
+    findings: list[Finding] = []
+    reached: list[Reached] = []
+    async with contextlib.AsyncExitStack() as stack:
+        results = await asyncio.gather(*(_reach(stack, host, ssh_port, variables) for host in hosts))
+        for host, result in zip(hosts, results, strict=True):
+            if isinstance(result, Unreachable):
+                findings.append(Finding(f"host {host}", "fail", result.found, result.fix))
+            else:
+                reached.append(result)
+                findings += compare(host, hosts[host], here, result.facts, result.clock)
+        findings += _check_variables({answer.talk.host: answer.facts for answer in reached})
+        findings += await check_network([answer.talk for answer in reached], _master_port())
+    return findings
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A host that answers."""
+
+    talk: Session
+    facts: dict[str, Any]
+    clock: Clock
+
+
+async def _reach(
+    stack: contextlib.AsyncExitStack, host: str, ssh_port: int | None, variables: list[str]
+) -> Reached | Unreachable:
+    try:
+        await asyncio.to_thread(_check_name, host)
+        talk = await stack.enter_async_context(session(host, ssh_port))
+        facts = await talk.ask("facts", str(Path.cwd()), list(PACKAGES), variables)
+        return Reached(talk, facts, await _clock(talk))
+    except Unreachable as error:
+        return error
+
+
+def _check_name(host: str) -> None:
+    name = ssh_settings(host).get("hostname", host)
+    try:
+        socket.getaddrinfo(name, 22)
     except OSError:
-        return Finding(f"host {host}", "fail", "the name does not resolve", "correct the hostfile or /etc/hosts")
-    command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", host, "true"]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.SubprocessError) as error:
-        return Finding(f"host {host}", "fail", f"ssh does not run: {error}", "install an ssh client")
-    if done.returncode != 0:
-        said = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
-        return Finding(f"host {host}", "fail", f"ssh to {address}: {said}", f"make `ssh {host} true` work unasked")
-    return Finding(f"host {host}", "ok", f"{address}, ssh works")
+        raise Unreachable("the name does not resolve", "correct the hostfile or /etc/hosts") from None
+
+
+async def _clock(talk: Session) -> Clock:
+    clocks = []
+    for _ in range(CLOCK_QUESTIONS):
+        before = time.time()
+        there = await talk.ask("clock")
+        after = time.time()
+        clocks.append(Clock(there - (before + after) / 2, (after - before) / 2))
+    return min(clocks, key=lambda clock: clock.error_s)
+
+
+def _check_variables(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Variables of this shell that the ranks would not see."""
+    wanted = launcher_variables.to_forward(os.environ)
+    name = launcher_variables.file_name()
+    files = (Path.home() / name, Path.cwd() / name)
+    for file in files:
+        if bad := launcher_variables.malformed(file):
+            found = f"{file}, line {bad[0]}: the launcher takes every line for NAME=VALUE and dies of it"
+            yield Finding("variables", "fail", found, "remove the line")
+    forwarded = launcher_variables.read(files[0]) | launcher_variables.read(files[1])
+    lost = {
+        variable: hosts
+        for variable, value in wanted.lines.items()
+        if (
+            hosts := [
+                host for host, there in answers.items() if (there["variables"] | forwarded).get(variable) != value
+            ]
+        )
+    }
+    ours = launcher_variables.ours(files[1])
+    for variable, hosts in lost.items():
+        found = f"{variable} ({launcher_variables.why(variable)}) is not as here on {_some(hosts)}"
+        by_hand = next((file for file in reversed(files) if variable in launcher_variables.read(file)), None)
+        fix = "`toolkit doctor --hostfile FILE --write-env`, or unset it here"
+        if by_hand is not None and (by_hand, variable in ours) != (files[1], True):
+            fix = f"{by_hand} says otherwise: correct it there, or here"
+        yield Finding("variables", "warn", found, fix)
+    for variable, reason in wanted.kept_back.items():
+        hosts = [host for host, there in answers.items() if there["variables"].get(variable) != os.environ[variable]]
+        if hosts:
+            yield Finding("variables", "warn", f"{variable} is not as here on {_some(hosts)}", reason)
+    if answers and not lost:
+        yield Finding("variables", "ok", "every host sees what this shell sets for a run")
+
+
+def _some(hosts: list[str]) -> str:
+    return ", ".join(hosts[:3]) + (f" and {len(hosts) - 3} more" if len(hosts) > 3 else "")

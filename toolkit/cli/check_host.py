@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from toolkit.cli import launcher_variables
 from toolkit.cli.finding import Finding
 
 GIB = 2**30
@@ -150,19 +151,18 @@ def check_launcher_files(hostfile: Path = Path("/job/hostfile")) -> Iterator[Fin
         strays += 1
         found = f"{hostfile} exists: `deepspeed` without --hostfile runs on the hosts it lists"
         yield Finding("launcher files", "warn", found, "give --hostfile, or remove it if it is not yours")
-    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    name = launcher_variables.file_name()
     for file in {Path.home() / name, Path.cwd() / name}:
         if file.is_file():
             strays += 1
-            found = f"{file} sets {_names_set_in(file)} on the other hosts of every run"
-            yield Finding("launcher files", "warn", found, "remove it if it is not meant for these runs")
+            names = set(launcher_variables.read(file)) - {launcher_variables.NOTE}
+            found = f"{file} sets {', '.join(sorted(names)) or 'nothing'} on the other hosts of every run"
+            if names <= launcher_variables.ours(file):
+                yield Finding("launcher files", "ok", f"{found}, as `toolkit doctor --write-env` wrote it")
+            else:
+                yield Finding("launcher files", "warn", found, "remove it if it is not meant for these runs")
     if not strays:
         yield Finding("launcher files", "ok", f"no {hostfile}, no {name}")
-
-
-def _names_set_in(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    return ", ".join(line.partition("=")[0].strip() for line in lines if "=" in line) or "nothing"
 
 
 def check_environment() -> Iterator[Finding]:

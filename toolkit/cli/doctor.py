@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.cache import cache_dir
-from toolkit.cli import check_builds, check_host
+from toolkit.cli import check_builds, check_host, launcher_variables
 from toolkit.cli.check_cluster import check_hostfile
 from toolkit.cli.finding import Finding
 
@@ -37,13 +37,18 @@ _CHECKS: dict[str, Callable[[], Finding | Iterable[Finding]]] = {
 }
 
 
-def doctor(stream: TextIO, hostfile: Path | None = None) -> int:
+def doctor(
+    stream: TextIO, hostfile: Path | None = None, *, ssh_port: int | None = None, write_env: bool = False
+) -> int:
     """Write every finding to `stream`; with `hostfile`, look at its hosts too. Returns 2 if a run would break, else 0.
 
-    Raises LaunchError if `hostfile` cannot be read.
+    `ssh_port` as for the launcher. `write_env` first writes ./.deepspeed_env, by which the launcher gives the hosts this
+    shell's settings. Raises LaunchError if `hostfile` cannot be read.
     """
     console = Console(file=stream)
-    of_hosts = list(check_hostfile(hostfile)) if hostfile is not None else []
+    if write_env:
+        _write_env(stream)
+    of_hosts = list(check_hostfile(hostfile, ssh_port)) if hostfile is not None else []
     findings = [*_findings(), *of_hosts]
     if console.is_terminal:
         console.print(_table(findings))
@@ -53,6 +58,18 @@ def doctor(stream: TextIO, hostfile: Path | None = None) -> int:
     count = {status: sum(finding.status == status for finding in findings) for status in _COLOURS}
     stream.write(f"{count['ok']} ok, {count['warn']} to know, {count['fail']} to repair\n")
     return 2 if count["fail"] else 0
+
+
+def _write_env(stream: TextIO) -> None:
+    file = Path.cwd() / launcher_variables.file_name()
+    forward = launcher_variables.to_forward(os.environ)
+    changed = launcher_variables.write(file, forward.lines)
+    now = launcher_variables.read(file)
+    stream.write(f"{file}: {'written' if changed else 'unchanged'}\n" if changed or now else "nothing to forward\n")
+    for name in sorted(launcher_variables.ours(file)):
+        stream.write(f"  {name}={now[name]}: {launcher_variables.why(name)}\n")
+    for name, reason in forward.kept_back.items():
+        stream.write(f"  not {name}: {reason}\n")
 
 
 def _findings() -> Iterator[Finding]:

@@ -74,6 +74,8 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
 def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # When a host vanishes, torch's stack frames would bury the message that names it. Read while torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from toolkit.train.run import RunOptions, train
 
     return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume))

@@ -13,9 +13,11 @@ from typing import NoReturn
 
 from toolkit.cli.output import exit_code_of
 from toolkit.cli.readme import updated
+from toolkit.ds_config.accelerate_yaml import render_accelerate
 from toolkit.ds_config.findings import raise_findings
 from toolkit.ds_config.golden import assumed_target, to_json, verify, write
 from toolkit.ds_config.render import render
+from toolkit.ds_config.slurm import render_slurm
 from toolkit.ds_config.target import Target
 from toolkit.errors import ConfigError, InputError, did_you_mean
 from toolkit.recipe.load import load_recipe
@@ -80,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="first compile DeepSpeed's CPU kernels, a minute each at first use otherwise",
     )
+    doctor.add_argument("--hostfile", type=Path, help="also ask every host of this file over ssh, and compare them")
+    doctor.add_argument("--ssh-port", type=_count, help="as for `deepspeed --ssh_port`")
+    doctor.add_argument(
+        "--write-env",
+        action="store_true",
+        help="write ./.deepspeed_env: what the hosts must have of this shell's variables",
+    )
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -118,6 +127,12 @@ def _check(options: argparse.Namespace) -> int:
 def _add_config(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=Path, nargs="?", help="a recipe file")
     verb.add_argument("--world-size", type=_count, help="processes; default: the recipe's launch section")
+    other = verb.add_mutually_exclusive_group()
+    other.add_argument("--slurm", action="store_true", help="print a SLURM batch script instead")
+    other.add_argument(
+        "--accelerate", action="store_true", help="print the YAML of `accelerate launch --config_file` instead"
+    )
+    verb.add_argument("--hosts", type=_count, help="hosts; default: the recipe's launch section")
     verb.add_argument("--write", action="store_true", help="render every recipe into ds_configs/")
     verb.add_argument("--verify", action="store_true", help="compare ds_configs/ with the recipes (exit 2: it differs)")
     verb.set_defaults(run=_config)
@@ -135,9 +150,18 @@ def _config(options: argparse.Namespace) -> int:
             "toolkit config: no recipe", expected="a recipe file, --write or --verify", do="name a file under recipes/"
         )
     else:
-        recipe = load_recipe(options.recipe)
-        print(to_json(render(recipe, assumed_target(recipe, options.world_size))), end="")
+        print(_rendering(options), end="")
     return 0
+
+
+def _rendering(options: argparse.Namespace) -> str:
+    recipe, name = load_recipe(options.recipe), options.recipe.stem
+    launch = recipe.launch.model_copy(update={"hosts": options.hosts or recipe.launch.hosts})
+    recipe = recipe.model_copy(update={"launch": launch})
+    config = to_json(render(recipe, assumed_target(recipe, options.world_size)))
+    if options.slurm:
+        return render_slurm(launch, name, str(options.recipe))
+    return render_accelerate(launch, f"{CONFIGS}/{name}.json") if options.accelerate else config
 
 
 def _write_readme() -> list[str]:
@@ -237,4 +261,4 @@ def _doctor(options: argparse.Namespace) -> int:
         from toolkit.engine.kernels import build
 
         build(print)
-    return doctor(sys.stdout)
+    return doctor(sys.stdout, options.hostfile, ssh_port=options.ssh_port, write_env=options.write_env)

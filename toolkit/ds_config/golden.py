@@ -1,4 +1,4 @@
-"""ds_configs/: the rendered JSON and accelerate YAML of every recipe, checked in so that a review sees every change."""
+"""ds_configs/: the rendered JSON, accelerate YAML and (for several hosts) SLURM script of every recipe, checked in so that a review sees every change."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.ds_config.accelerate_yaml import render_accelerate
 from toolkit.ds_config.render import render
+from toolkit.ds_config.slurm import render_slurm
 from toolkit.ds_config.target import Target
 from toolkit.errors import ConfigError
 from toolkit.recipe import Recipe
@@ -35,6 +36,8 @@ def rendered_files(recipes: Path) -> dict[str, str]:
         name = f"{path.stem}.json"
         files[name] = to_json(render(recipe, assumed_target(recipe)))
         files[f"{path.stem}.yaml"] = render_accelerate(recipe.launch, f"ds_configs/{name}")
+        if recipe.launch.hosts > 1:
+            files[f"{path.stem}.slurm"] = render_slurm(recipe.launch, path.stem, f"{recipes.name}/{path.name}")
     return files
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from toolkit.engine import device, grid, kernels
 from toolkit.errors import LaunchError, ToolkitError
@@ -44,6 +45,11 @@ class Process:
         """Which share of every global batch this rank computes; ranks of one replica share it."""
         return self.mesh.coordinate(self.rank, "data")
 
+    @property
+    def spans_hosts(self) -> bool:
+        """Whether some ranks run on other hosts."""
+        return self.world_size > self.local_world_size
+
 
 def from_environment(parallel: Parallel | None = None) -> Process:
     """What the launcher says, arranged as `parallel` asks. Started as plain `python`, this is one rank of one."""
@@ -66,22 +72,25 @@ def _integer(name: str, default: int) -> int:
 
 
 def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | None = None) -> None:
-    """Bind the device and join the process group. Raises LaunchError when the rendezvous port is taken.
+    """Bind the device and join the process group, whose collectives give up after `timeout_s` seconds.
 
-    `init_method` is where the ranks meet, such as "file:///a/file"; None: at the port the launcher names.
+    `init_method` is where the ranks meet, such as "file:///a/file"; None: at the port the launcher names. Raises
+    LaunchError when that is taken. On several hosts, `toolkit.engine.hosts` comes first: there the port is checked,
+    and then held by rank 0.
     """
     # DeepSpeed builds a shared-memory op with the compiler on every CPU start; only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _quiet_deepspeed()
     kernels.own_ninja_first()
     # On several hosts the folder may be shared, and the build that holds the lock run on another one.
-    if process.local_rank == 0 and process.local_world_size == process.world_size:
+    if process.local_rank == 0 and not process.spans_hosts:
         kernels.remove_stale_locks()
     device.prepare(process.local_rank, process.local_world_size)
     if dist.is_initialized():
         return
-    if init_method is None:
-        _check_rendezvous(process)
+    if init_method is None and not process.spans_hosts:
+        check_rendezvous(process)
+    _set_default_timeout(timedelta(seconds=timeout_s))
     backend = "gloo" if device.kind() == "cpu" else "nccl"
     deepspeed.init_distributed(
         dist_backend=backend,
@@ -101,7 +110,15 @@ def _quiet_deepspeed() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def _check_rendezvous(process: Process) -> None:
+def _set_default_timeout(timeout: timedelta) -> None:
+    # DeepSpeed makes its own groups and takes torch's default for them, whatever it was told for the first one.
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        if getattr(distributed_c10d, name, None) is not None:
+            setattr(distributed_c10d, name, timeout)
+
+
+def check_rendezvous(process: Process) -> None:
+    """Raise LaunchError when the launcher does not say where to meet, or the port is taken. A lone rank gets a port."""
     missing = [name for name in ("RANK", "MASTER_PORT") if name not in os.environ]
     if process.world_size == 1 and missing:
         # DeepSpeed asks the environment, not its arguments. A MASTER_PORT without a rank belongs to an outer shell.

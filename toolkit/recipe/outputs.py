@@ -59,6 +59,11 @@ class Launch(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Kind of device; anything but "auto" refuses to start where it is missing."""
 
+    timeout_s: Positive = 1800
+    """Seconds a rank waits for the others, at the start and in every collective, before the run ends."""
+    host_timeout_s: Positive = 120
+    """Several hosts: seconds without a sign of life from one of them after which the others end the run and name it."""
+
     @property
     def world_size(self) -> int:
         """Processes over all hosts."""

@@ -19,6 +19,7 @@ from toolkit.ds_config.findings import raise_findings
 from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.render import render
 from toolkit.engine import device, process
+from toolkit.engine.hosts import check_agreement, watched
 from toolkit.errors import CheckpointError
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
@@ -56,14 +57,17 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     folder = RunFolder(options.output_dir)
     for line in explain(recipe, target, config):
         display.say(line)
-    inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-    process.start(me)
-    try:
-        with caught() as interrupt:
-            return _train(recipe, options, me, folder, config, inputs, interrupt)
-    finally:
-        if not keep_group:
-            process.stop()
+    launch = recipe.launch
+    with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
+        inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
+        process.start(me, timeout_s=launch.timeout_s)
+        try:
+            check_agreement(me, config)
+            with caught() as interrupt:
+                return _train(recipe, options, me, folder, config, inputs, interrupt)
+        finally:
+            if not keep_group:
+                process.stop()
 
 
 def _train(

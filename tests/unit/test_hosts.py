@@ -1,0 +1,103 @@
+"""Meeting the ranks of other hosts: who is where, over which interface, and who is not there."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.distributed import run_distributed
+from toolkit.engine import hosts
+from toolkit.engine.hosts import Place, check_agreement, group, interface_towards, source_address, watched
+from toolkit.engine.process import Process
+from toolkit.errors import LaunchError
+
+
+@pytest.fixture(autouse=True)
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """What a launcher sets for rank 0 of two hosts; yields the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    for name, value in (("RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(port))):
+        monkeypatch.setenv(name, value)
+    for name in ("GLOO_SOCKET_IFNAME", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    yield port
+
+
+def test_hosts_begin_at_local_rank_0() -> None:
+    places = [Place("a", "10.0.0.1", 0), Place("a", "10.0.0.1", 1), Place("b", "10.0.0.2", 0), Place("c", "10.0.0.3", 0), Place("c", "10.0.0.3", 1)]  # fmt: skip
+    assert [(str(host), list(host.ranks)) for host in group(places)] == [("a (10.0.0.1)", [0, 1]), ("b (10.0.0.2)", [2]), ("c (10.0.0.3)", [3, 4])]  # fmt: skip
+
+
+def test_interface_on_the_route() -> None:
+    interfaces = {name: [entry.address for entry in entries] for name, entries in psutil.net_if_addrs().items()}
+    assert source_address("127.0.0.1") == "127.0.0.1"
+    assert interface_towards("127.0.0.1", interfaces, loopback=True) == "lo"
+    # gloo would bind itself to 127.0.0.1 and wait there for ever.
+    assert interface_towards("127.0.0.1", interfaces, loopback=False) is None
+    assert interface_towards("no-such-host.invalid", interfaces, loopback=True) is None
+    with pytest.raises(LaunchError, match=r"has no way to no-such-host\.invalid"):
+        source_address("no-such-host.invalid")
+
+
+def test_a_rank_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(hosts, "PATIENCE_S", 0.2)
+    with pytest.raises(LaunchError) as failure, watched(Process(0, 3, 0, 1), timeout_s=1, host_timeout_s=9, say=said.append):  # fmt: skip
+        pytest.fail("met nobody")
+    assert said == ["waiting for ranks 1-2 of 3 (1 s at most)"]
+    assert failure.value.what == f"ranks 1-2 of 3 did not start within launch.timeout_s=1; those of {socket.gethostname()} (127.0.0.1) did"  # fmt: skip
+
+
+def test_a_first_host_that_is_not_there(launched: int) -> None:
+    with pytest.raises(LaunchError) as failure, watched(Process(1, 2, 0, 1), timeout_s=1, host_timeout_s=9, say=print):
+        pytest.fail("met nobody")
+    assert failure.value.what.startswith(
+        f"rank 1 on {socket.gethostname()} cannot reach MASTER_ADDR=127.0.0.1, MASTER_PORT={launched} ("
+    )
+
+
+def test_a_port_in_use(launched: int) -> None:
+    with (
+        socket.create_server(("127.0.0.1", launched)),
+        pytest.raises(LaunchError, match=f"port {launched} on 127.0.0.1 is in use"),
+        watched(Process(0, 2, 0, 1), timeout_s=1, host_timeout_s=9, say=print),
+    ):
+        pytest.fail("met nobody")
+
+
+def test_one_host_is_not_watched() -> None:
+    said: list[str] = []
+    with watched(Process(0, 2, 0, 2), timeout_s=1, host_timeout_s=1, say=said.append):
+        pass
+    assert said == []
+
+
+def test_an_interface_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth99")
+    pair = group([Place("a", "127.0.0.1", 0), Place("b", "127.0.0.1", 0)])
+    with pytest.raises(LaunchError) as failure:
+        hosts._choose_interface(pair, 0)
+    assert failure.value.what == f"GLOO_SOCKET_IFNAME=eth99 on {socket.gethostname()}"
+    assert ", ".join(psutil.net_if_addrs()) in failure.value.expected
+
+
+def agree(rank: int, world_size: int, configs: list[dict[str, Any]]) -> str:
+    try:
+        check_agreement(Process(rank, world_size, 0, 1), configs[rank])
+    except LaunchError as error:
+        return error.what
+    return ""
+
+
+def test_hosts_that_render_different_configurations() -> None:
+    one: dict[str, Any] = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+    assert run_distributed(agree, 2, [one, one]) == ["", ""]
+    host = socket.gethostname()
+    expected = f"host {host} renders another configuration than host {host}: bf16.enabled=None (there True)"
+    assert run_distributed(agree, 2, [one, {"zero_optimization": {"stage": 2}}]) == [expected, expected]
