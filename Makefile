@@ -33,7 +33,7 @@ test: install
 	$(BIN)/toolkit fetch smollm2-135m-instruct minilm-l6 python-docstrings python-packages
 	$(MAKE) --no-print-directory lint
 	$(BIN)/toolkit doctor --build
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
