@@ -24,9 +24,8 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
     if not mesh.is_plain:
         lines.append(f"ranks: {target.world_size} = {mesh.describe()}")
     if mesh.pipeline > 1:
-        idle = (mesh.pipeline - 1) / (accumulation + mesh.pipeline - 1)
         lines.append(
-            f"pipeline: each stage idles {idle:.0%} of a step, (stages - 1) / (micro-batches + stages - 1); "
+            f"pipeline: each stage idles {mesh.bubble(accumulation):.0%} of a step, (stages - 1) / (micro-batches + stages - 1); "
             "more micro-batches per step make it less"
         )
     dtype = next((name for name in ("bf16", "fp16") if name in config), "fp32")

@@ -59,6 +59,10 @@ class Mesh:
             found.setdefault(tuple(self.coordinate(rank, axis) for axis in fixed), []).append(rank)
         return list(found.values())
 
+    def bubble(self, micro_batches: int) -> float:
+        """Share of a step in which a pipeline stage waits, under one-forward-one-backward (Narayanan et al. 2021)."""
+        return (self.pipeline - 1) / (micro_batches + self.pipeline - 1)
+
     def describe(self) -> str:
         """Such as "2 pipeline stages x 2 data-parallel x 2 tensor-parallel"."""
         names = {"pipeline": "pipeline stages", "data": "data-parallel", "sequence": "sequence-parallel"}

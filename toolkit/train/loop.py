@@ -120,6 +120,8 @@ class Loop:
             "memory_gib": device.peak_memory_gib(),
             "epoch": batch.epoch,
         }
+        if self.me.mesh.pipeline > 1:
+            record["bubble"] = self.me.mesh.bubble(len(batch.micro_batches))
         if result.loss_scale is not None:
             record["loss_scale"] = result.loss_scale
         if result.loss_scale is not None or result.skipped:
