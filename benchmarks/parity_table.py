@@ -4,7 +4,7 @@ A tiny Llama is trained for 20 steps on packed chats of very different lengths, 
 decay, warm-up, decay and gradient clipping that bites, through the toolkit's own `train`, as 1 and 2 ranks with 1 and
 4 micro-batches per rank and step, which together make the same global batch of 8 sequences. Each number is the
 largest relative deviation of any step's loss, or gradient norm, in these four layouts from the reference
-(tests/parity/reference.py, which uses neither DeepSpeed nor the toolkit's engine, loss or schedule) on the same
+(toolkit/parity/reference.py, which uses neither DeepSpeed nor the toolkit's engine, loss or schedule) on the same
 micro-batches, in the same number format with fp32 master weights. "Spread" is the largest relative deviation of any two strategies from each other.
 """
 
@@ -22,8 +22,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for the tests' reference and their server, which forks the ranks
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-# Ranks end without unwinding, which Python's resource tracker would remark on at the end.
-os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
 
 from harness.page import parser, publish, table  # noqa: E402
 
@@ -48,21 +46,29 @@ def main(arguments: list[str]) -> None:
 def deviations(options: argparse.Namespace, dtype: str, folder: Path) -> dict[str, tuple[float, float]]:
     """Strategy -> largest relative deviation of loss and gradient norm; the last entry is the spread."""
     from tests.distributed import run_distributed
-    from tests.parity.strategies import STRATEGIES
+    from tests.parity.strategies import micro_size, worlds
+    from toolkit.parity.strategies import STRATEGIES
 
     strategies = dict(list(STRATEGIES.items())[:2]) if options.tiny else STRATEGIES
-    layouts = {(1, 1): 8} if options.tiny else {(1, 1): 8, (1, 4): 2, (2, 1): 4, (2, 4): 1}
+    every_world = sorted({size for strategy in strategies.values() for size in worlds(strategy)})
+    layouts = [(1, 1)] if options.tiny else list(itertools.product(every_world, (1, 4)))
     steps = 4 if options.tiny else STEPS
     problem = build_problem(folder)
     worst: dict[str, tuple[float, float]] = dict.fromkeys([*strategies, "spread"], (0.0, 0.0))
-    for (world_size, accumulation), micro_size in layouts.items():
-        place = folder / f"{dtype}-{world_size}-{accumulation}"
+    references: dict[int, Curves] = {}
+    for world_size, accumulation in layouts:
+        chosen = {name: strategy for name, strategy in strategies.items() if world_size in worlds(strategy)}
+        sizes = {name: micro_size(strategy, world_size, accumulation) for name, strategy in chosen.items()}
         # The same micro-batches: in 16 bits, how many rows share a matrix product already moves the last digits.
-        (reference,) = run_distributed(reference_curves, 1, build_recipe(problem, dtype, steps, micro_size, {}))
-        recipes = [build_recipe(problem, dtype, steps, micro_size, parallel) for parallel in strategies.values()]
-        curves = dict(zip(strategies, train_all(recipes, place, world_size), strict=True))
+        for size in set(sizes.values()) - references.keys():
+            (references[size],) = run_distributed(reference_curves, 1, build_recipe(problem, dtype, steps, size, {}))
+        recipes = [
+            build_recipe(problem, dtype, steps, sizes[name], strategy.fields) for name, strategy in chosen.items()
+        ]
+        place = folder / f"{dtype}-{world_size}-{accumulation}"
+        curves = dict(zip(chosen, train_all(recipes, place, world_size), strict=True))
         for name, curve in curves.items():
-            worst[name] = _larger(worst[name], _distance(curve, reference))
+            worst[name] = _larger(worst[name], _distance(curve, references[sizes[name]]))
         for one, other in itertools.combinations(curves.values(), 2):
             worst["spread"] = _larger(worst["spread"], _distance(one, other))
     return worst
@@ -73,11 +79,9 @@ def _larger(one: tuple[float, float], other: tuple[float, float]) -> tuple[float
 
 
 def _distance(ours: Curves, wanted: Curves) -> tuple[float, float]:
-    loss, norm = (
-        max(abs(one - other) / abs(other) for one, other in zip(ours[key], wanted[key], strict=True))
-        for key in ("loss", "grad_norm")
-    )
-    return loss, norm
+    from toolkit.parity.report import deviation
+
+    return deviation(ours["loss"], wanted["loss"]), deviation(ours["grad_norm"], wanted["grad_norm"])
 
 
 def train_all(recipes: Sequence[Any], folder: Path, world_size: int) -> list[Curves]:
@@ -97,6 +101,7 @@ def reference_curves(rank: int, world_size: int, recipe: Any) -> Curves:
     from transformers import AutoModelForCausalLM
 
     from tests.parity.worker import global_batches
+    from toolkit.parity.reference import train
     from toolkit.recipe.schedules import factor
 
     _, steps = global_batches(recipe, recipe.steps)
@@ -117,13 +122,13 @@ def build_recipe(
     problem: tuple[Path, Path], dtype: Any, steps: int, micro_size: int, parallel: Mapping[str, Any]
 ) -> Any:
     """The recipe of the parity tests, in one number format, strategy and layout."""
-    from tests.parity.strategies import recipe
+    from tests.parity.strategies import GLOBAL_SIZE, recipe
     from toolkit import Batch, Parallel, Precision
 
     return recipe(
         "causal_lm",
         *problem,
-        batch=Batch(global_size=8, micro_size=micro_size, sequence_length=128),
+        batch=Batch(global_size=GLOBAL_SIZE, micro_size=micro_size, sequence_length=128),
         # No overflow in the first steps: the reference does not skip any.
         precision=Precision(dtype=dtype, initial_scale_power=8),
         parallel=Parallel(**parallel),
@@ -132,67 +137,18 @@ def build_recipe(
 
 
 def build_problem(folder: Path) -> tuple[Path, Path]:
-    """A Llama in fp32 with random weights and a tokenizer of 640 tokens, and 200 chats about the standard library."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """The tests' Llama in fp32 with random weights and a tokenizer of 640 tokens, and their chats."""
     from transformers.utils.logging import disable_progress_bar
 
-    from tests.conftest import documented, write_lines
+    from tests import tiny
 
     model, data = folder / "model", folder / "chats.jsonl"
-    if data.exists():
-        return model, data
-    tokenizer = build_tokenizer([text for _, _, text in documented()])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    disable_progress_bar()
-    LlamaForCausalLM(config).save_pretrained(model)
-    tokenizer.save_pretrained(model)
-    turns = [
-        [
-            {"role": "user", "content": f"What does {name} do?"},
-            {"role": "assistant", "content": text.partition("\n\n")[0]},
-        ]
-        for name, _, text in documented()[:200]
-    ]
-    write_lines(data, [{"messages": messages} for messages in turns])
+    if not data.exists():
+        disable_progress_bar()
+        tokenizer = tiny.byte_tokenizer()
+        tiny.save(tiny.llama(tokenizer), tokenizer, model)
+        tiny.write_lines(data, tiny.chats())
     return model, data
-
-
-def build_tokenizer(texts: Sequence[str]) -> Any:
-    """Byte-level BPE learned from `texts`, with a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    from tests.conftest import CHAT_TEMPLATE
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=640,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 if __name__ == "__main__":

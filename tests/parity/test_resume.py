@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import write_lines
 from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, recipe
 from tests.parity.worker import read_metrics, run_recipe
+from tests.tiny import write_lines
 from toolkit.checkpoint.manifest import complete_steps, folder_name
 from toolkit.recipe import Batch, Checkpoint, Optimizer, Parallel, Precision, Recipe, Schedule
 

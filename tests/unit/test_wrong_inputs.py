@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.conftest import write_lines
+from tests.tiny import write_lines
 from toolkit.cli import run, verbs
 from toolkit.recipe import Batch, Data, Model, Parallel, Precision, Recipe, Tracking
 

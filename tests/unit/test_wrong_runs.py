@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up_while_saving(finished: tuple[Recipe, Path, str], t
 def test_a_disk_that_fills_up_while_preparing_the_data(
     tiny_llama_dir: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch, num_bytes: int, what: str
 ) -> None:
-    from tests.conftest import write_lines
+    from tests.tiny import write_lines
 
     # Characters that are three bytes as text and three tokens of eight bytes each in the store.
     data = write_lines(tmp_path / "data.jsonl", [{"text": "\u4e00" * 40}] * 400)

@@ -20,6 +20,7 @@ from toolkit.ds_config.render import render
 from toolkit.ds_config.slurm import render_slurm
 from toolkit.ds_config.target import Target
 from toolkit.errors import ConfigError, InputError, did_you_mean
+from toolkit.parity.problem import LEAST_STEPS
 from toolkit.recipe.load import load_recipe
 
 RECIPES, CONFIGS, README = Path("recipes"), Path("ds_configs"), Path("README.md")
@@ -218,7 +219,7 @@ def _add_parity(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--architecture", help="compare this model_type of transformers in the place of the recipe's model"
     )
-    verb.add_argument("--timeout-s", type=float, default=120.0, help="seconds a strategy may take (default: 120)")
+    verb.add_argument("--timeout-s", type=float, default=180.0, help="seconds a strategy may take (default: 180)")
     verb.add_argument("--json", action="store_true", help="the report as one JSON object")
     verb.set_defaults(run=_parity)
 
@@ -229,8 +230,8 @@ def _words(text: str) -> list[str]:
 
 def _count_of_steps(text: str) -> int:
     """Room for the warm-up and one step after it."""
-    if _count(text) < 3:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than 3")
+    if _count(text) < LEAST_STEPS:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than {LEAST_STEPS}")
     return int(text)
 
 

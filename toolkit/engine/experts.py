@@ -17,9 +17,9 @@ def gather_experts_whole(model: nn.Module) -> list[str]:
     """Make each module that runs experts one unit of ZeRO-3; returns their names. Call it before DeepSpeed is set up.
 
     ZeRO-3 gathers weights in the order in which modules are called, and all ranks must agree on it. A rank whose
-    tokens skip an expert calls fewer modules: DeepSpeed ends with "disagreement on list length", or waits for ever
-    where the expert has weights of its own. A leaf is gathered whole, and its gradients, zero for experts that were
-    skipped, are reduced when it has run (deepspeed/utils/z3_leaf_module.py). DeepSpeed knows three architectures.
+    tokens skip an expert calls fewer modules, and DeepSpeed ends with "Detected a disagreement on list" in the first
+    step. A leaf is gathered whole, and its gradients, zero for experts that were skipped, are reduced when it has run
+    (deepspeed/utils/z3_leaf_module.py). By itself DeepSpeed knows Mixtral, Qwen2-MoE and Qwen3-MoE.
     """
     found = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] == EXPERTS]
     names = [

@@ -90,9 +90,9 @@ def _prepare(recipe: Recipe, wanted: Wanted, folder: str) -> Problem:
         if failed.error is not None:
             raise failed.error from None
         raise RunFailed(
-            f"plain PyTorch could not train the scaled-down model: {failed.headline}\n{failed}",
+            f"plain PyTorch could not train the scaled-down model: {failed.headline}",
             expected="a reference to compare with",
-            do="try the recipe's architecture with --architecture and another optimizer.type; report what is above",
+            do="compare another model with --architecture; if its configuration is sound, it is scaled down wrongly in toolkit/parity/scale.py",
         ) from None
     found: Problem = problem
     return found

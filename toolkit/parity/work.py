@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
+from toolkit.errors import ModelError
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.models.loading import load_config
 from toolkit.parity import reference
@@ -44,9 +46,11 @@ def prepare(rank: int, world_size: int, recipe: Recipe, wanted: Wanted, folder: 
     Raises ModelError for an architecture that cannot be had here or scaled down.
     """
     place = Path(folder)
-    config = load_config(_model(recipe, wanted), vocabulary_size=VOCABULARY, overrides={})
     config = scale_down(
-        config, num_layers=wanted.num_layers, key_value_heads=wanted.key_value_heads, vocabulary_size=VOCABULARY
+        _load_config(recipe, wanted),
+        num_layers=wanted.num_layers,
+        key_value_heads=wanted.key_value_heads,
+        vocabulary_size=VOCABULARY,
     )
     kind = task_class(recipe.task.name).auto_class
     num_parameters = check_size(kind, config)
@@ -88,6 +92,16 @@ def weight_deviation(model: nn.Module, wanted: dict[str, torch.Tensor]) -> float
     with torch.no_grad():
         difference = torch.nn.utils.get_total_norm([found[name] - wanted[name] for name in wanted])
     return float(difference / torch.nn.utils.get_total_norm(list(wanted.values())))
+
+
+def _load_config(recipe: Recipe, wanted: Wanted) -> PretrainedConfig:
+    try:
+        return load_config(_model(recipe, wanted), vocabulary_size=VOCABULARY, overrides={})
+    except ModelError as error:
+        if wanted.architecture is not None:
+            raise
+        stand_in = "or compare its kind of model by name, for instance --architecture llama"
+        raise ModelError(error.what, expected=error.expected, do=f"{error.do}, {stand_in}") from None
 
 
 def _model(recipe: Recipe, wanted: Wanted) -> Model:

@@ -1,0 +1,152 @@
+"""Small real inputs, made with fixed seeds: tokenizers, models and data files. For the tests' fixtures and benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import inspect
+import json
+import os
+import statistics
+import textwrap
+from pathlib import Path
+from typing import Any
+
+MODULES = [argparse, csv, inspect, json, os, statistics, textwrap]
+MORE_MODULES = ["collections", "datetime", "functools", "heapq", "logging", "pathlib", "random", "shutil", "string"]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def documented() -> list[tuple[str, str, str]]:
+    """(dotted name, "class" or "function", docstring) of the standard library's documented objects, sorted."""
+    found = {}
+    for module in [*MODULES, *map(importlib.import_module, MORE_MODULES)]:
+        for name, member in inspect.getmembers(module, lambda m: inspect.isclass(m) or inspect.isroutine(m)):
+            text = inspect.getdoc(member)
+            if text and not name.startswith("_"):
+                kind = "class" if inspect.isclass(member) else "function"
+                found[f"{module.__name__}.{name}"] = (kind, text)
+    return [(name, *found[name]) for name in sorted(found)]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def byte_tokenizer() -> Any:
+    """Byte-level BPE of 640 tokens with a ChatML template; eos <|im_end|>, pad <|endoftext|>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    )
+    tokenizer.train_from_iterator([text for _, _, text in documented()], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=512,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def llama(tokenizer: Any) -> Any:
+    """Random Llama in fp32 for `tokenizer`: 2 layers, width 64, 4 heads, 2 key-value heads, tied embeddings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)
+
+
+def bert(tokenizer: Any) -> Any:
+    """Random BERT encoder in fp32 for `tokenizer`, without a classifier: 2 layers, width 64."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BertModel(config)
+
+
+def wordpiece_tokenizer() -> Any:
+    """A transformers tokenizer of 800 word pieces that frames a text as [CLS] text [SEP]."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=800, show_progress=False, special_tokens=special)
+    tokenizer.train_from_iterator([text for _, _, text in documented()], trainer)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=512,
+    )
+
+
+def save(model: Any, tokenizer: Any, directory: Path) -> Path:
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def chats() -> list[dict[str, Any]]:
+    """200 chats of very different lengths; every fourth has a system message, every fifth a second turn."""
+    rows = []
+    for number, (name, kind, text) in enumerate(documented()[:200]):
+        first, _, rest = text.partition("\n\n")
+        messages = [{"role": "user", "content": f"What does {name} do?"}, {"role": "assistant", "content": first}]
+        if number % 4 == 0:
+            messages.insert(0, {"role": "system", "content": "You answer questions about Python."})
+        if number % 5 == 0:
+            messages.append({"role": "user", "content": "Tell me more."})
+            messages.append({"role": "assistant", "content": rest.strip() or f"It is a {kind}."})
+        rows.append({"messages": messages})
+    return rows
