@@ -1,11 +1,13 @@
-"""How far the loss curves of every ZeRO stage and offload are from plain single-process PyTorch.
+"""How far the loss curves of every strategy are from plain single-process PyTorch.
 
-A tiny Llama is trained for 20 steps on packed chats of very different lengths, with the loss on the answers, weight
-decay, warm-up, decay and gradient clipping that bites, through the toolkit's own `train`, as 1 and 2 ranks with 1 and
-4 micro-batches per rank and step, which together make the same global batch of 8 sequences. Each number is the
-largest relative deviation of any step's loss, or gradient norm, in these four layouts from the reference
-(toolkit/parity/reference.py, which uses neither DeepSpeed nor the toolkit's engine, loss or schedule) on the same
-micro-batches, in the same number format with fp32 master weights. "Spread" is the largest relative deviation of any two strategies from each other.
+A tiny Llama of 4 layers is trained for 20 steps on packed chats of very different lengths, with the loss on the answers,
+weight decay, warm-up, decay and gradient clipping that bites, through the toolkit's own `train`, on the same global
+batches of 8 sequences: ZeRO stages and offloads as 1 and 2 ranks with 1 and 4 micro-batches per rank and step; pipeline
+(pp), tensor (tp) and sequence (sp) parallelism and their mixtures with data parallelism (dp) with 4 micro-batches per
+replica. Each number is the largest relative deviation of any step's loss, or gradient norm, in any of these layouts from
+the reference (toolkit/parity/reference.py, which uses neither DeepSpeed nor the toolkit's engine, loss or schedule) on
+the same micro-batches, in the same number format with fp32 master weights. "Spread" is the largest relative deviation
+of any two strategies of one layout from each other.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ from harness.page import parser, publish, table  # noqa: E402
 
 DTYPES = ("fp32", "bf16", "fp16")
 STEPS = 20
+ACCUMULATION = 4
+LAYERS = 4
+"""Enough for four pipeline stages."""
+
 Curves = dict[str, list[float]]
 """"loss" and "grad_norm" of each step."""
 
@@ -51,13 +57,17 @@ def deviations(options: argparse.Namespace, dtype: str, folder: Path) -> dict[st
 
     strategies = dict(list(STRATEGIES.items())[:2]) if options.tiny else STRATEGIES
     every_world = sorted({size for strategy in strategies.values() for size in worlds(strategy)})
-    layouts = [(1, 1)] if options.tiny else list(itertools.product(every_world, (1, 4)))
+    layouts = [(1, 1)] if options.tiny else list(itertools.product(every_world, (1, ACCUMULATION)))
     steps = 4 if options.tiny else STEPS
     problem = build_problem(folder)
     worst: dict[str, tuple[float, float]] = dict.fromkeys([*strategies, "spread"], (0.0, 0.0))
     references: dict[int, Curves] = {}
     for world_size, accumulation in layouts:
-        chosen = {name: strategy for name, strategy in strategies.items() if world_size in worlds(strategy)}
+        chosen = {
+            name: strategy
+            for name, strategy in strategies.items()
+            if world_size in worlds(strategy) and (strategy.ranks_per_replica == 1 or accumulation == ACCUMULATION)
+        }
         sizes = {name: micro_size(strategy, world_size, accumulation) for name, strategy in chosen.items()}
         # The same micro-batches: in 16 bits, how many rows share a matrix product already moves the last digits.
         for size in set(sizes.values()) - references.keys():
@@ -97,7 +107,6 @@ def train_all(recipes: Sequence[Any], folder: Path, world_size: int) -> list[Cur
 def reference_curves(rank: int, world_size: int, recipe: Any) -> Curves:
     """The judge's curves; runs in a rank of the tests' server."""
     import torch
-    from tests.parity.reference import train
     from transformers import AutoModelForCausalLM
 
     from tests.parity.worker import global_batches
@@ -146,7 +155,7 @@ def build_problem(folder: Path) -> tuple[Path, Path]:
     if not data.exists():
         disable_progress_bar()
         tokenizer = tiny.byte_tokenizer()
-        tiny.save(tiny.llama(tokenizer), tokenizer, model)
+        tiny.save(tiny.llama(tokenizer, LAYERS), tokenizer, model)
         tiny.write_lines(data, tiny.chats())
     return model, data
 

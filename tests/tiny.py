@@ -65,8 +65,8 @@ def byte_tokenizer() -> Any:
     return fast
 
 
-def llama(tokenizer: Any) -> Any:
-    """Random Llama in fp32 for `tokenizer`: 2 layers, width 64, 4 heads, 2 key-value heads, tied embeddings."""
+def llama(tokenizer: Any, num_layers: int = 2) -> Any:
+    """Random Llama in fp32 for `tokenizer`: `num_layers` layers, width 64, 4 heads, 2 key-value heads, tied embeddings."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,7 +74,7 @@ def llama(tokenizer: Any) -> Any:
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
