@@ -32,6 +32,7 @@ test: export HF_HUB_OFFLINE := 1
 test: install
 	$(BIN)/toolkit fetch smollm2-135m-instruct minilm-l6 python-docstrings python-packages
 	$(MAKE) --no-print-directory lint
+	$(BIN)/toolkit doctor --build
 	$(BIN)/pytest
 
 lint: install

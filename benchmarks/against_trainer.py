@@ -25,20 +25,23 @@ from harness.ranks import default_world_size, is_rank, measure, report, shared_f
 
 TARGET = 1.5
 SIDES = {"toolkit": "toolkit", "trainer": "Trainer", "grouped": "Trainer, grouped"}
-ACCUMULATION = 2
-EXAMPLES = 7
-"""Examples in a micro-batch of the Trainer: about as many as 512 tokens hold."""
+ACCUMULATION = 1
+SEQUENCES = 4
+"""Packed sequences of 512 tokens in a micro-batch of the toolkit."""
+
+EXAMPLES = 28
+"""Examples in a micro-batch of the Trainer: about as many as those hold."""
 
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
     made = parser(__doc__, __file__)
-    made.add_argument("--steps", type=int, help="steps per run that count (default 5; 1 with --tiny)")
+    made.add_argument("--steps", type=int, help="steps per run that count (default 4; 1 with --tiny)")
     made.add_argument("--rounds", type=int, help="runs of each side (default 2; 1 with --tiny)")
     made.add_argument("--ranks", type=int, help="default: one per GPU, two on a CPU; one with --tiny")
     made.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = made.parse_args(arguments)
-    options.steps = options.steps or (1 if options.tiny else 5)
+    options.steps = options.steps or (1 if options.tiny else 4)
     if is_rank():
         report(toolkit_rank(options) if options.side == "toolkit" else trainer_rank(options))
         return
@@ -73,7 +76,7 @@ def _publish(options: argparse.Namespace, found: dict[str, list[dict[str, float]
     header = ["", "tokens/s", "toolkit is faster by", "peak memory, GiB", "not padding", "examples per step"]
     speedup = rows[1][2]
     setting = (
-        f"{world_size} rank(s), {ACCUMULATION} micro-batches per rank and step; medians of {len(found['toolkit'])} run(s) of "
+        f"{world_size} rank(s), {ACCUMULATION} micro-batch(es) per rank and step, {SEQUENCES} packed sequences or {EXAMPLES} examples each; medians of {len(found['toolkit'])} run(s) of "
         f"{options.steps} steps (one where grouped). Against the Trainer as it comes: **{speedup}x** the tokens per second "
         f"(target: at least {TARGET}x), **{rows[0][3]} GiB** against **{rows[1][3]} GiB**."
     )
@@ -90,7 +93,7 @@ def build_recipe(options: argparse.Namespace, world_size: int) -> Any:
             path="smollm2-135m-instruct", weights="random" if options.tiny else "pretrained", config=_shape(options)
         ),
         data=Data(train="python-docstrings"),
-        batch=Batch(global_size=ACCUMULATION * world_size, micro_size=1, sequence_length=512),
+        batch=Batch(global_size=ACCUMULATION * SEQUENCES * world_size, micro_size=SEQUENCES, sequence_length=512),
         optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
         schedule=Schedule(type="linear"),
         precision=Precision(dtype="bf16"),
@@ -136,8 +139,8 @@ def toolkit_rank(options: argparse.Namespace) -> dict[str, Any]:
 def trainer_rank(options: argparse.Namespace) -> dict[str, Any]:
     """One rank of a run through transformers.Trainer."""
     from toolkit.engine import device, process
+    from toolkit.train.inputs import prepare_inputs
     from toolkit.train.progress import Display
-    from toolkit.train.setup import prepare_inputs
 
     me = process.from_environment()
     recipe = build_recipe(options, me.world_size)

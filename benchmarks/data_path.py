@@ -153,8 +153,8 @@ def packed(name: str, length: int) -> float:
 
 def _batches(name: str, length: int) -> Any:
     from toolkit import Batch, Data
+    from toolkit.train.inputs import prepare_inputs
     from toolkit.train.progress import Display
-    from toolkit.train.setup import prepare_inputs
 
     plain = build_recipe(argparse.Namespace(tiny=False, steps=1), 1)
     recipe = plain.model_copy(

@@ -76,9 +76,10 @@ def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
     """One rank: a run of the toolkit's loop whose batches are also fed to a bare loop."""
     from toolkit.ds_config.render import render
     from toolkit.engine import device, process
+    from toolkit.train.build import build_engine
+    from toolkit.train.inputs import prepare_inputs
     from toolkit.train.progress import Display
     from toolkit.train.run_folder import RunFolder
-    from toolkit.train.setup import build_engine, prepare_inputs
 
     me = process.from_environment()
     recipe = build_recipe(options, me.world_size)

@@ -34,7 +34,7 @@ def recipe() -> Recipe:
 
 
 def rendered(recipe: Recipe, world_size: int | None = None) -> dict[str, Any]:
-    return render(recipe, assumed_target(recipe.launch, world_size))
+    return render(recipe, assumed_target(recipe, world_size))
 
 
 def written(config: dict[str, Any], folder: Path) -> Path:

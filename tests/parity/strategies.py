@@ -1,10 +1,11 @@
-"""Recipes of the parity tests: one tiny problem per task, under every strategy."""
+"""Recipes of the parity tests: one tiny problem per task, and the layouts each strategy is trained in."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from toolkit.parity.strategies import Strategy
 from toolkit.recipe import (
     Batch,
     Checkpoint,
@@ -19,21 +20,23 @@ from toolkit.recipe import (
     Tracking,
 )
 
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "zero0": {"zero_stage": 0},
-    "zero1": {"zero_stage": 1},
-    "zero1_offload": {"zero_stage": 1, "offload_optimizer": "cpu"},
-    "zero2": {"zero_stage": 2},
-    "zero2_offload": {"zero_stage": 2, "offload_optimizer": "cpu"},
-    "zero3": {"zero_stage": 3, "param_persistence_threshold": 100},
-    "zero3_offload": {"zero_stage": 3, "offload_optimizer": "cpu"},
-    "zero3_offload_param": {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
-}
+GLOBAL_SIZE = 8
+"""Sequences per step of every parity test."""
 
 # At 3e-3 the tiny models spike once in 20 steps, and at that step the reference differs from itself by a percent when
 # its micro-batches are cut otherwise; at 1e-3 a deviation means something.
 OPTIMIZER = Optimizer(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.3, implementation="torch")
 SCHEDULE = Schedule(type="linear", warmup_steps=3)
+
+
+def worlds(strategy: Strategy) -> tuple[int, ...]:
+    """World sizes to train `strategy` on: one rank and two where that is possible."""
+    return (1, 2) if strategy.ranks_per_replica == 1 else (strategy.world_size,)
+
+
+def micro_size(strategy: Strategy, world_size: int, accumulation: int) -> int:
+    """Sequences per micro-batch that make GLOBAL_SIZE of `accumulation` micro-batches per replica."""
+    return GLOBAL_SIZE * strategy.ranks_per_replica // (world_size * accumulation)
 
 
 def recipe(task_name: str, model_dir: Path, data_file: Path, /, **changes: Any) -> Recipe:
@@ -43,7 +46,7 @@ def recipe(task_name: str, model_dir: Path, data_file: Path, /, **changes: Any) 
         "model": Model(path=str(model_dir), dropout=None if packed else 0.0),
         "data": Data(train=str(data_file), packing=packed, prefetch=0),
         "task": Task(name=task_name),
-        "batch": Batch(global_size=8, micro_size=1, sequence_length=128),
+        "batch": Batch(global_size=GLOBAL_SIZE, micro_size=1, sequence_length=128),
         "optimizer": OPTIMIZER,
         "schedule": SCHEDULE,
         # 2^8: an overflow in the first steps would skip them, which the reference does not.

@@ -10,55 +10,19 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed
-from tests.parity.reference import train as train_reference
 from tests.parity.strategies import recipe
 from tests.parity.worker import export_weights, global_batches, run_recipe
-from toolkit.recipe import Batch, Checkpoint, Optimizer, Parallel, Recipe, Schedule
+from toolkit.parity.optimizers import Lion, MuonWithAdam
+from toolkit.parity.reference import train as train_reference
+from toolkit.parity.strategies import STRATEGIES
+from toolkit.recipe import Batch, Checkpoint, Optimizer, Recipe, Schedule
 
 STEPS = 5
 
 
-class Lion(torch.optim.Optimizer):
-    """Chen et al. 2023, arXiv 2302.06675, algorithm 2; torch has no Lion."""
-
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """One update."""
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for parameter in group["params"]:
-                moment = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
-                direction = (moment * first + parameter.grad * (1 - first)).sign()
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
-                moment.mul_(second).add_(parameter.grad, alpha=1 - second)
-
-
-class MuonWithAdam(torch.optim.Optimizer):
-    """torch.optim.Muon for hidden matrices, AdamW for the rest."""
-
-    def __init__(self, params: Any) -> None:
-        groups = [dict(group) for group in params]
-        super().__init__(groups, {"lr": 1.0})
-        hidden = [
-            p for p in groups[0]["params"] if p.shape[0] <= 256
-        ]  # not the embedding, whose rows are the vocabulary
-        others = [p for p in groups[0]["params"] if p.shape[0] > 256]
-        self.parts = [
-            torch.optim.Muon(hidden, lr=1.0, weight_decay=0.1, momentum=0.95),
-            torch.optim.AdamW(
-                [{"params": others, "weight_decay": 0.1}, {"params": groups[1]["params"], "weight_decay": 0.0}], lr=1.0
-            ),
-        ]
-
-    def step(self, closure: Any = None) -> None:
-        """One update of both."""
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = self.param_groups[0]["lr"]
-            part.step()
+def muon(groups: Any) -> torch.optim.Optimizer:
+    """With the values that DEFAULTS gives it."""
+    return MuonWithAdam(groups, momentum=0.95, betas=(0.9, 0.999), eps=1e-8)
 
 
 Build = Callable[[Any], torch.optim.Optimizer]
@@ -109,16 +73,8 @@ CASES: dict[str, tuple[Optimizer, Build, str]] = {
         lambda g: torch.optim.Adagrad(g, lr=1.0),
         "zero2_offload",
     ),
-    "muon": (Optimizer(type="muon", learning_rate=1e-3, max_grad_norm=0.0), MuonWithAdam, "zero2"),
-    "muon_zero3": (Optimizer(type="muon", learning_rate=1e-3, max_grad_norm=0.0), MuonWithAdam, "zero3"),
-}
-PARALLEL = {
-    "zero0": Parallel(zero_stage=0),
-    "zero1": Parallel(zero_stage=1),
-    "zero2": Parallel(zero_stage=2),
-    "zero3": Parallel(zero_stage=3, param_persistence_threshold=100),
-    "zero2_offload": Parallel(zero_stage=2, offload_optimizer="cpu"),
-    "zero3_offload": Parallel(zero_stage=3, offload_optimizer="cpu"),
+    "muon": (Optimizer(type="muon", learning_rate=1e-3, max_grad_norm=0.0), muon, "zero2"),
+    "muon_zero3": (Optimizer(type="muon", learning_rate=1e-3, max_grad_norm=0.0), muon, "zero3"),
 }
 
 
@@ -149,7 +105,7 @@ def test_five_steps_equal_torch(case: str, tiny_llama_dir: Path, chat_file: Path
         chat_file,
         optimizer=optimizer.model_copy(update={"weight_decay": 0.1}),
         schedule=Schedule(type="constant"),
-        parallel=PARALLEL[strategy],
+        parallel=STRATEGIES[strategy].parallel,
         batch=Batch(global_size=4, micro_size=1, sequence_length=128),
         checkpoint=Checkpoint(export=True, export_dtype="fp32"),
         steps=STEPS,

@@ -35,8 +35,8 @@ def read_metrics(output_dir: str | Path) -> list[dict[str, Any]]:
 
 def global_batches(recipe: Recipe, num_steps: int) -> tuple[Any, list[list[dict[str, torch.Tensor]]]]:
     """The task, and for each step all micro-batches of the global batch."""
+    from toolkit.train.inputs import prepare_inputs
     from toolkit.train.progress import Display
-    from toolkit.train.setup import prepare_inputs
 
     inputs = prepare_inputs(recipe, 0, 1, Display(is_main=False))
     return inputs, [batch.micro_batches for batch in inputs.batches.iterate(0, num_steps)]

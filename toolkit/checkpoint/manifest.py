@@ -26,13 +26,19 @@ READ_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements [start, start + length) of one state of one flattened parameter, at byte `offset` of a file."""
+    """Elements [start, start + length) of one state of one flattened parameter, at byte `offset` of a file.
+
+    Where tensor parallelism cut the parameter, they are elements of the cut: `spans`, (start, length) pairs along
+    dimension `dim` (see models/shards.py). Without spans it is whole.
+    """
 
     name: str
     state: str
     start: int
     length: int
     offset: int
+    dim: int = 0
+    spans: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

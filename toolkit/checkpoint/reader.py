@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from toolkit.checkpoint.manifest import Manifest, read_manifest, verify_hashes
+from toolkit.checkpoint.boxes import boxes
+from toolkit.checkpoint.manifest import Manifest, Piece, read_manifest, verify_hashes
 from toolkit.engine import process
 from toolkit.engine.fragments import WEIGHT
 from toolkit.engine.protocol import Engine
 from toolkit.errors import CheckpointError
+from toolkit.models.shards import Shard
 
 FLOAT_BYTES = 4
 
@@ -24,27 +26,34 @@ class CheckpointReader:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         self._maps: dict[str, np.memmap] = {}
-        self._pieces: dict[tuple[str, str], list[tuple[int, int, str, int]]] = defaultdict(list)
+        self._pieces: dict[tuple[str, str], list[tuple[str, Piece]]] = defaultdict(list)
         self._scalars: dict[str, dict[str, float]] = {}
         for file in self.manifest.files:
             for piece in file.pieces:
-                entry = (piece.start, piece.length, file.name, piece.offset)
-                self._pieces[piece.name, piece.state].append(entry)
+                self._pieces[piece.name, piece.state].append((file.name, piece))
             for name, values in file.scalars.items():
                 self._scalars.setdefault(name, {}).update(values)
 
-    def read(self, name: str, state: str, start: int, length: int) -> torch.Tensor | None:
-        """fp32 values [start, start + length) of `state`, or None where the checkpoint has no such state."""
+    def read(self, name: str, state: str, start: int, length: int, shard: Shard | None = None) -> torch.Tensor | None:
+        """fp32 values [start, start + length) of `state`, or None where the checkpoint has no such state.
+
+        The range is one of the flattened parameter, or of its part `shard`, however it was cut when it was written.
+        """
         pieces = self._pieces.get((name, state))
         if pieces is None:
             return None
+        shape = tuple(self.manifest.shapes[name])
+        dim = shard.dim if shard is not None else next((piece.dim for _, piece in pieces if piece.spans), 0)
+        wanted = list(boxes(shape, shard, dim, start, length))
         values = np.empty(length, np.float32)
         missing = length
-        for begin, size, file, offset in pieces:
-            first, last = max(start, begin), min(start + length, begin + size)
-            if first < last:
-                values[first - start : last - start] = self._numbers(file, offset, first - begin, last - begin)
-                missing -= last - first
+        for file, piece in pieces:
+            written = Shard(shape, piece.dim, tuple((s[0], s[1]) for s in piece.spans)) if piece.spans else None
+            stored = self._numbers(file, piece)
+            for there in boxes(shape, written, dim, piece.start, piece.length):
+                for met in filter(None, (here.meet(there) for here in wanted)):
+                    met[0].view(values)[:] = met[1].view(stored)
+                    missing -= met[0].rows * met[0].columns
         if missing:
             raise CheckpointError(
                 f"{self.folder}: {missing} of the {length} numbers of {name} ({state}) are missing",
@@ -53,11 +62,11 @@ class CheckpointReader:
             )
         return torch.from_numpy(values)
 
-    def _numbers(self, file: str, offset: int, first: int, last: int) -> np.ndarray:
+    def _numbers(self, file: str, piece: Piece) -> np.ndarray:
         if file not in self._maps:
             self._maps[file] = np.memmap(self.folder / file, dtype="<f4", mode="r")
-        base = offset // FLOAT_BYTES
-        return self._maps[file][base + first : base + last]
+        base = piece.offset // FLOAT_BYTES
+        return self._maps[file][base : base + piece.length]
 
     def scalars(self, name: str) -> dict[str, float]:
         """States of parameter `name` that are one number."""

@@ -28,6 +28,7 @@ def save(engine: Engine, checkpoints: Path, step: int, run: dict[str, Any], rank
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     process.barrier()
+    shapes = engine.shapes()
     problem, mine = "", None
     try:
         temporary.mkdir(parents=True, exist_ok=True)
@@ -39,7 +40,7 @@ def save(engine: Engine, checkpoints: Path, step: int, run: dict[str, Any], rank
     problem = next((text for text, _ in reports if text), "")
     if not problem and rank == 0:
         files = [file for _, file in reports]
-        problem = _publish(temporary, final, Manifest(step, world_size, engine.shapes(), files, run))
+        problem = _publish(temporary, final, Manifest(step, world_size, shapes, files, run))
     problem = process.gather_objects(problem)[0]
     if problem:
         if rank == 0:
@@ -67,11 +68,14 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> RankFile:
     with path.open("wb") as file:
         for fragment in fragments:
             scalars.setdefault(fragment.name, {}).update(fragment.scalars)
+            cut: dict[str, Any] = {}
+            if fragment.shard is not None:
+                cut = {"dim": fragment.shard.dim, "spans": [list(span) for span in fragment.shard.spans]}
             for state, values in fragment.tensors.items():
                 data = values.detach().to("cpu", torch.float32).contiguous().numpy().data.cast("B")
                 file.write(data)
                 digest.update(data)
-                pieces.append(Piece(fragment.name, state, fragment.start, fragment.length, offset))
+                pieces.append(Piece(fragment.name, state, fragment.start, fragment.length, offset, **cut))
                 offset += data.nbytes
         file.flush()
         os.fsync(file.fileno())

@@ -43,7 +43,7 @@ def check_launcher_config(config: Mapping[str, Any], given: Path | None, *, file
 def _rendering_of(file: Recipe | None) -> Mapping[str, Any] | None:
     """What ds_configs/ would hold for `file`; None where it cannot be rendered for the machines it is meant for."""
     try:
-        return render(file, assumed_target(file.launch)) if file is not None else None
+        return render(file, assumed_target(file)) if file is not None else None
     except InputError:
         return None
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import itertools
 import sys
 
-from toolkit.cache import cache_dir
-from toolkit.data.built import resolve as resolve_data
 from toolkit.data.packing import best_fit, one_each
 from toolkit.data.preview import preview
-from toolkit.data.sources import open_source
-from toolkit.models.loading import load_tokenizer
 from toolkit.recipe import Recipe
-from toolkit.tasks import task_class
+from toolkit.train.inputs import open_training_rows
 
 ROWS_PER_SEQUENCE = 64
 """Rows looked at for each packed sequence shown."""
@@ -21,16 +17,7 @@ ROWS_PER_SEQUENCE = 64
 def print_preview(recipe: Recipe, count: int) -> int:
     """Print `count` sequences of the training data; returns the exit code."""
     data = recipe.data
-    tokenizer = load_tokenizer(recipe.model)
-    task = task_class(recipe.task.name)(recipe.task, data, tokenizer)
-    rows = open_source(
-        resolve_data(data.train),
-        split=data.split,
-        subset=data.subset,
-        streaming=data.streaming,
-        max_examples=data.max_examples,
-        cache_dir=cache_dir() / "datasets",
-    )
+    tokenizer, task, rows = open_training_rows(recipe)
     task.fit(rows)
     wanted = itertools.islice(rows, count * (ROWS_PER_SEQUENCE if data.packing else 1))
     examples = [example for row in wanted for example in task.encode(row)]

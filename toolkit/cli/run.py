@@ -85,4 +85,4 @@ def _expected_target(recipe: Recipe) -> Target:
     """The target as far as it is known before torch is: the launcher's world size, the recipe's device."""
     world: Any = os.environ.get("WORLD_SIZE", "")
     size = int(world) if world.isdigit() else None
-    return assumed_target(recipe.launch, size)
+    return assumed_target(recipe, size)

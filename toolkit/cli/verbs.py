@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("--json", action="store_true", help="one JSON list")
     rules.set_defaults(run=_rules)
     _add_export(verbs.add_parser("export", help="write a run or checkpoint as a Hugging Face directory"))
+    _add_parity(
+        verbs.add_parser("parity", help="a recipe's curves, scaled down, under each strategy (exit 3: they differ)")
+    )
     fetch = verbs.add_parser("fetch", help="put a checkpoint or data set into the cache; without a name, list them")
     fetch.add_argument("names", nargs="*", metavar="NAME")
     fetch.set_defaults(run=_fetch)
@@ -80,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         "--write-env",
         action="store_true",
         help="write ./.deepspeed_env: what the hosts must have of this shell's variables",
+    )
+    doctor.add_argument(
+        "--build",
+        action="store_true",
+        help="first compile DeepSpeed's CPU kernels, a minute each at first use otherwise",
     )
     doctor.set_defaults(run=_doctor)
     return parser
@@ -104,7 +112,7 @@ def _check(options: argparse.Namespace) -> int:
     target = Target(options.world_size, options.device) if options.world_size else None
     if options.recipe:
         recipe = load_recipe(options.recipe)
-        target = assumed_target(recipe.launch, options.world_size)
+        target = assumed_target(recipe, options.world_size)
     findings = check_file(options.file, target=target, training_args_path=options.training_args)
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -149,7 +157,8 @@ def _config(options: argparse.Namespace) -> int:
 def _rendering(options: argparse.Namespace) -> str:
     recipe, name = load_recipe(options.recipe), options.recipe.stem
     launch = recipe.launch.model_copy(update={"hosts": options.hosts or recipe.launch.hosts})
-    config = to_json(render(recipe, assumed_target(launch, options.world_size)))
+    recipe = recipe.model_copy(update={"launch": launch})
+    config = to_json(render(recipe, assumed_target(recipe, options.world_size)))
     if options.slurm:
         return render_slurm(launch, name, str(options.recipe))
     return render_accelerate(launch, f"{CONFIGS}/{name}.json") if options.accelerate else config
@@ -201,6 +210,44 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_parity(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", type=Path, help="a recipe file; its architecture is scaled down, no weight is read")
+    verb.add_argument("--strategies", type=_words, default=[], help="comma-separated names (default: all of them)")
+    verb.add_argument("--steps", type=_count_of_steps, default=6, help="optimizer steps, at least 3 (default: 6)")
+    verb.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    verb.add_argument(
+        "--architecture", help="compare this model_type of transformers in the place of the recipe's model"
+    )
+    verb.add_argument("--timeout-s", type=float, default=120.0, help="seconds a strategy may take (default: 120)")
+    verb.add_argument("--json", action="store_true", help="the report as one JSON object")
+    verb.set_defaults(run=_parity)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _count_of_steps(text: str) -> int:
+    """Room for the warm-up and one step after it."""
+    if _count(text) < 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 3")
+    return int(text)
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from toolkit.cli.parity import parity
+
+    return parity(
+        options.recipe,
+        options.strategies,
+        steps=options.steps,
+        dtype=options.dtype,
+        architecture=options.architecture,
+        timeout_s=options.timeout_s,
+        as_json=options.json,
+    )
+
+
 def _fetch(options: argparse.Namespace) -> int:
     from toolkit.cli.fetch import fetch
 
@@ -210,4 +257,8 @@ def _fetch(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from toolkit.cli.doctor import doctor
 
+    if options.build:
+        from toolkit.engine.kernels import build
+
+        build(print)
     return doctor(sys.stdout, options.hostfile, ssh_port=options.ssh_port, write_env=options.write_env)

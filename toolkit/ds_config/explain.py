@@ -8,22 +8,39 @@ from typing import Any
 from toolkit.ds_config.optimizer_block import wants_host_optimizer
 from toolkit.ds_config.target import Target
 from toolkit.recipe import Recipe
+from toolkit.recipe.mesh import mesh_of
 
 
 def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[str]:
     """Sentences about `config`, rendered from `recipe` for `target`: the batch arithmetic and every deviation."""
     accumulation = config["gradient_accumulation_steps"]
+    mesh = mesh_of(recipe.parallel, target.world_size)
+    micro_batches = f"{accumulation} micro-batch{'es' if accumulation > 1 else ''}"
+    replicas = f"{mesh.data} {'rank' if mesh.is_plain else 'replica'}{'s' if mesh.data > 1 else ''}"
     lines = [
-        f"batch: {recipe.batch.global_size} sequences per step = {recipe.batch.micro_size} per rank x {target.world_size} "
-        f"rank{'s' if target.world_size > 1 else ''} x {accumulation} micro-batch{'es' if accumulation > 1 else ''}",
+        f"batch: {recipe.batch.global_size} sequences per step = {recipe.batch.micro_size} per "
+        f"{'rank' if mesh.is_plain else 'replica'} x {replicas} x {micro_batches}",
     ]
+    if not mesh.is_plain:
+        lines.append(f"ranks: {target.world_size} = {mesh.describe()}")
+    if mesh.pipeline > 1:
+        idle = (mesh.pipeline - 1) / (accumulation + mesh.pipeline - 1)
+        lines.append(
+            f"pipeline: each stage idles {idle:.0%} of a step, (stages - 1) / (micro-batches + stages - 1); "
+            "more micro-batches per step make it less"
+        )
     dtype = next((name for name in ("bf16", "fp16") if name in config), "fp32")
     if recipe.precision.dtype == "auto":
         lines.append(f"precision: auto -> {dtype} on this {target.device} device")
     if config["zero_optimization"]["stage"] != recipe.parallel.zero_stage:
+        why = (
+            "in a pipeline clips by each stage's own gradient norm"
+            if mesh.pipeline > 1
+            else f"in {dtype} steps once on zero gradients when it starts"
+        )
         lines.append(
-            f"ZeRO: stage 0 runs as stage 1, because DeepSpeed's {dtype} stage 0 steps once on zero gradients when it starts "
-            "and leaves the common loss curve; the update is the same"
+            f"ZeRO: stage 0 runs as stage 1, because DeepSpeed's stage 0 {why} and leaves the common loss curve; "
+            "the update is the same"
         )
     if wants_host_optimizer(recipe, target) and recipe.parallel.offload_optimizer == "none":
         lines.append("optimizer: lion runs through offload_optimizer, DeepSpeed's only kernel for it on a CPU device")

@@ -12,14 +12,15 @@ from toolkit.ds_config.render import render
 from toolkit.ds_config.slurm import render_slurm
 from toolkit.ds_config.target import Target
 from toolkit.errors import ConfigError
-from toolkit.recipe import Launch, Recipe
+from toolkit.recipe import Recipe
 from toolkit.recipe.load import load_recipe
+from toolkit.recipe.mesh import model_ranks
 
 
-def assumed_target(launch: Launch, world_size: int | None = None) -> Target:
+def assumed_target(recipe: Recipe, world_size: int | None = None) -> Target:
     """The target a recipe is rendered for away from its machines: its own launch section, bf16 and a compiler at hand."""
-    device = "cpu" if launch.device == "auto" else launch.device
-    return Target(world_size=world_size or launch.world_size, device=device)
+    device = "cpu" if recipe.launch.device == "auto" else recipe.launch.device
+    return Target(world_size or recipe.launch.world_size, device, model_ranks=model_ranks(recipe.parallel))
 
 
 def to_json(config: Mapping[str, Any]) -> str:
@@ -33,7 +34,7 @@ def rendered_files(recipes: Path) -> dict[str, str]:
     for path in sorted(recipes.glob("*.py")):
         recipe: Recipe = load_recipe(path)
         name = f"{path.stem}.json"
-        files[name] = to_json(render(recipe, assumed_target(recipe.launch)))
+        files[name] = to_json(render(recipe, assumed_target(recipe)))
         files[f"{path.stem}.yaml"] = render_accelerate(recipe.launch, f"ds_configs/{name}")
         if recipe.launch.hosts > 1:
             files[f"{path.stem}.slurm"] = render_slurm(recipe.launch, path.stem, f"{recipes.name}/{path.name}")

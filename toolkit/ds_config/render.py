@@ -8,6 +8,7 @@ from toolkit.ds_config.optimizer_block import needs_untested_flag, optimizer_blo
 from toolkit.ds_config.target import Target
 from toolkit.errors import RecipeError
 from toolkit.recipe import Parallel, Recipe
+from toolkit.recipe.mesh import Mesh, mesh_of
 
 
 def render(recipe: Recipe, target: Target) -> dict[str, Any]:
@@ -15,12 +16,13 @@ def render(recipe: Recipe, target: Target) -> dict[str, Any]:
 
     Raises RecipeError when the batch does not divide or the device cannot do what the recipe asks.
     """
+    mesh = mesh_of(recipe.parallel, target.world_size)
     dtype = resolved_dtype(recipe, target)
     stage = effective_stage(recipe, dtype)
     config: dict[str, Any] = {
         "train_batch_size": recipe.batch.global_size,
         "train_micro_batch_size_per_gpu": recipe.batch.micro_size,
-        "gradient_accumulation_steps": accumulation_steps(recipe, target.world_size),
+        "gradient_accumulation_steps": accumulation_steps(recipe, mesh),
         # Absent, DeepSpeed clips at 1.0; 0.0 means never.
         "gradient_clipping": recipe.optimizer.max_grad_norm,
         "optimizer": optimizer_block(recipe, target, stage),
@@ -40,6 +42,11 @@ def render(recipe: Recipe, target: Target) -> dict[str, Any]:
             "single_submit": False,
             "overlap_events": True,
         }
+    if mesh.sequence > 1:
+        config["sequence_parallel_size"] = mesh.sequence
+    if mesh.pipeline > 1:
+        # Partitioned activations would be gathered again at once, since every tensor-parallel rank needs all of them.
+        config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     config["wall_clock_breakdown"] = False
     return config
 
@@ -59,24 +66,26 @@ def resolved_dtype(recipe: Recipe, target: Target) -> str:
 
 
 def effective_stage(recipe: Recipe, dtype: str) -> int:
-    """The ZeRO stage that is rendered: the recipe's, except that stage 0 in 16 bits runs as stage 1."""
+    """The ZeRO stage that is rendered: the recipe's, except that stage 0 in 16 bits or in a pipeline runs as stage 1."""
     # DeepSpeed's 16-bit stage 0 takes an optimizer step on zero gradients when it is built, which shifts Adam's
     # bias correction and decays the weights (runtime/fp16/fused_optimizer.py, initialize_optimizer_states): its
-    # loss curve leaves that of stages 1-3. Stage 1 computes the same update without that step.
+    # loss curve leaves that of stages 1-3. In a pipeline, stage 0 clips by the norm of each stage's own gradients.
+    # Stage 1 computes the same update without either.
     stage = recipe.parallel.zero_stage
-    return 1 if stage == 0 and dtype != "fp32" else stage
+    return 1 if stage == 0 and (dtype != "fp32" or recipe.parallel.pipeline > 1) else stage
 
 
-def accumulation_steps(recipe: Recipe, world_size: int) -> int:
-    """Micro-batches per rank and optimizer step: batch.global_size / (batch.micro_size x world size)."""
-    per_pass = recipe.batch.micro_size * world_size
+def accumulation_steps(recipe: Recipe, mesh: Mesh) -> int:
+    """Micro-batches per rank and optimizer step: batch.global_size / (batch.micro_size x data-parallel ranks)."""
+    per_pass = recipe.batch.micro_size * mesh.data
     steps, rest = divmod(recipe.batch.global_size, per_pass)
     if rest:
         lower = steps * per_pass
         nearest = [str(size) for size in (lower, lower + per_pass) if size]
+        ranks = "world size" if mesh.is_plain else f"data-parallel ranks ({mesh.describe()})"
         raise RecipeError(
-            f"batch.global_size={recipe.batch.global_size} is not a multiple of batch.micro_size x world size = "
-            f"{recipe.batch.micro_size} x {world_size} = {per_pass}",
+            f"batch.global_size={recipe.batch.global_size} is not a multiple of batch.micro_size x {ranks} = "
+            f"{recipe.batch.micro_size} x {mesh.data} = {per_pass}",
             expected=f"a multiple of {per_pass}",
             do=f"set batch.global_size to {' or '.join(nearest)}, change batch.micro_size, or start another number of processes",
         )

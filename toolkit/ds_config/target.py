@@ -18,3 +18,5 @@ class Target:
     fp16: bool = True
     bf16_is_native: bool = True
     """bf16 runs in hardware, so precision "auto" takes it."""
+    model_ranks: int = 1
+    """Pipeline stages x tensor-parallel ranks: they share each micro-batch, and no key of the JSON names them."""

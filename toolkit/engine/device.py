@@ -26,7 +26,7 @@ def current() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
-def target(world_size: int, *, wanted: str) -> Target:
+def target(world_size: int, *, wanted: str, model_ranks: int = 1) -> Target:
     """What this machine can do, for `render`. Raises LaunchError when the recipe wants another kind of device."""
     device = kind()
     if wanted not in ("auto", device):
@@ -44,6 +44,7 @@ def target(world_size: int, *, wanted: str) -> Target:
         bf16=bf16,
         fp16=bool(accelerator.is_fp16_supported()),
         bf16_is_native=bf16 and (device == "cuda" or _cpu_multiplies_bf16()),
+        model_ranks=model_ranks,
     )
 
 
@@ -71,6 +72,11 @@ def prepare(local_rank: int, local_world_size: int) -> None:
         get_accelerator().set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+
+
+def cuts_documents() -> bool:
+    """Whether many small attention calls beat one with a mask: on a GPU each call costs a launch."""
+    return kind() == "cpu"
 
 
 def synchronize() -> None:

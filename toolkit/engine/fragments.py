@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from toolkit.engine.groups import inner_optimizer
+from toolkit.models.shards import Shard, shard_of
 
 WEIGHT = "fp32"
 """Name of the fp32 weight among the states."""
@@ -35,10 +36,12 @@ class Fragment:
     """1-D, `length` elements each: WEIGHT and the optimizer's states."""
     scalars: dict[str, float]
     """States that are one number, such as Adam's step."""
+    shard: Shard | None = None
+    """Where tensor parallelism cut the parameter: the range is one of this part."""
 
 
-Read = Callable[[str, str, int, int], torch.Tensor | None]
-"""(parameter name, state, start, length) -> the stored values, or None where the checkpoint has no such state."""
+Read = Callable[[str, str, int, int, Shard | None], torch.Tensor | None]
+"""(parameter name, state, start, length, shard) -> the stored values, or None where the checkpoint has no such state."""
 
 ReadScalars = Callable[[str], dict[str, float]]
 
@@ -55,9 +58,9 @@ class _Flat:
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """Whole shape of every trainable parameter, also where ZeRO-3 has partitioned it."""
+    """Whole shape of every trainable parameter, also where ZeRO-3 or tensor parallelism has cut it."""
     return {
-        name: list(getattr(parameter, "ds_shape", parameter.shape))
+        name: list(shard.shape if (shard := shard_of(parameter)) else getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -67,6 +70,7 @@ def fragments(engine: Any) -> Iterator[Fragment]:
     """This rank's fragments. Tensors are views: copy or write them out before the next one is asked for."""
     optimizer = inner_optimizer(engine)
     names = CANONICAL_STATE.get(type(optimizer).__name__, {})
+    shards = _shards(engine)
     for flat in _flats(engine):
         state = optimizer.state.get(flat.tensor, {})
         whole = {
@@ -83,21 +87,26 @@ def fragments(engine: Any) -> Iterator[Fragment]:
             parts = {key: value.narrow(0, offset, length) for key, value in whole.items()}
             if momentum is not None and flat.whole_momentum is not None:
                 parts["momentum_buffer"] = momentum.narrow(0, flat.whole_momentum[name][0] + start, length)
-            yield Fragment(name, start, length, parts, scalars)
+            yield Fragment(name, start, length, parts, scalars, shards.get(name))
 
 
 def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
     """Fill this rank's weights and optimizer states from a checkpoint, then rebuild the 16-bit weights everywhere."""
     optimizer = inner_optimizer(engine)
     names = {ours: theirs for theirs, ours in CANONICAL_STATE.get(type(optimizer).__name__, {}).items()}
+    shards = _shards(engine)
     with torch.no_grad():
         for flat in _flats(engine):
             states: dict[str, torch.Tensor] = {}
             for name, start, offset, length in flat.spans:
-                _fill(flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length))
-                for key in _stored_states(read, name, start, length):
-                    buffer = states.setdefault(key, torch.zeros_like(flat.tensor.detach()))
-                    _fill(buffer.view(-1), offset, length, read(name, key, start, length))
+                _fill(
+                    flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length, shards.get(name))
+                )
+                for key in STATE_NAMES:
+                    values = read(name, key, start, length, shards.get(name))
+                    if values is not None:
+                        buffer = states.setdefault(key, torch.zeros_like(flat.tensor.detach()))
+                        _fill(buffer.view(-1), offset, length, values)
             if flat.whole_momentum and "momentum_buffer" in states:
                 states["momentum_buffer"] = _read_whole(flat.whole_momentum, read, flat.tensor)
             scalars = read_scalars(flat.spans[0][0]) if flat.spans else {}
@@ -111,14 +120,10 @@ STATE_NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sq
 """Every tensor state of the optimizers that a recipe can name."""
 
 
-def _stored_states(read: Read, name: str, start: int, length: int) -> list[str]:
-    return [key for key in STATE_NAMES if read(name, key, start, length) is not None]
-
-
 def _read_whole(places: dict[str, tuple[int, int]], read: Read, like: torch.Tensor) -> torch.Tensor:
     buffer = torch.zeros(sum(length for _, length in places.values()), dtype=torch.float32, device=like.device)
     for name, (offset, length) in places.items():
-        _fill(buffer, offset, length, read(name, "momentum_buffer", 0, length))
+        _fill(buffer, offset, length, read(name, "momentum_buffer", 0, length, None))
     return buffer
 
 
@@ -155,6 +160,11 @@ def _names(engine: Any) -> dict[int, str]:
     return {id(parameter): name for name, parameter in engine.module.named_parameters()}
 
 
+def _shards(engine: Any) -> dict[str, Shard]:
+    found = ((name, shard_of(parameter)) for name, parameter in engine.module.named_parameters())
+    return {name: shard for name, shard in found if shard is not None}
+
+
 def _stage0(engine: Any) -> Iterator[_Flat]:
     # Every rank holds everything: each writes its share, and each reads all of it.
     for name, parameter in engine.module.named_parameters():
@@ -172,7 +182,7 @@ def owned(fragment: Fragment, engine: Any, rank: int, world_size: int) -> Fragme
     if length == 0:
         return None
     parts = {key: value.narrow(0, start, length) for key, value in fragment.tensors.items()}
-    return Fragment(fragment.name, start, length, parts, fragment.scalars)
+    return Fragment(fragment.name, fragment.start + start, length, parts, fragment.scalars, fragment.shard)
 
 
 def _stage12(
@@ -218,6 +228,8 @@ def publish(engine: Any) -> None:
     """Recompute the 16-bit weights of all ranks from the fp32 ones. Collective."""
     outer = engine.optimizer
     if hasattr(outer, "fp32_partitioned_groups_flat"):
+        # A forward pass may have fetched ahead: what it left gathered would outlive the new values.
+        outer.empty_partition_cache()
         for index in range(len(outer.fp16_groups)):
             swapped = outer._swappable_optimizer_subgroup(index)
             if swapped:

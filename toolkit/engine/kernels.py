@@ -4,10 +4,44 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from toolkit.errors import StorageError
+from toolkit.errors import LaunchError, StorageError
+
+KERNELS = {"cpu_adam": "CPUAdamBuilder", "cpu_adagrad": "CPUAdagradBuilder", "cpu_lion": "CPULionBuilder"}
+"""What optimizer offload may need: name -> builder of DeepSpeed's."""
+
+_BUILD = (
+    "from deepspeed.accelerator import get_accelerator as a; a().create_op_builder({builder!r}).load(verbose=False)"
+)
+
+
+def build(say: Callable[[str], None]) -> None:
+    """Compile every kernel now, as many at a time as there are cores, instead of one by one at first use.
+
+    What is built already is left alone. Raises LaunchError with the compiler's last words.
+    """
+    own_ninja_first()
+    remove_stale_locks()
+
+    def build_one(name: str) -> None:
+        command = [sys.executable, "-c", _BUILD.format(builder=KERNELS[name])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-3:]
+            raise LaunchError(
+                f"DeepSpeed's kernel {name} does not build: {' | '.join(last)}",
+                expected="a C++ compiler and ninja that torch's extensions build with",
+                do="see `toolkit doctor`; runs with optimizer.implementation='torch' need no kernel",
+            )
+        say(f"{name} is built")
+
+    with ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)))) as pool:
+        list(pool.map(build_one, KERNELS))
 
 
 def extensions_root() -> Path:

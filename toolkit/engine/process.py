@@ -16,8 +16,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from toolkit.engine import device, kernels
+from toolkit.engine import device, grid, kernels
 from toolkit.errors import LaunchError, ToolkitError
+from toolkit.recipe import Parallel
+from toolkit.recipe.mesh import Mesh, mesh_of
 
 Result = TypeVar("Result")
 
@@ -30,6 +32,8 @@ class Process:
     world_size: int
     local_rank: int
     local_world_size: int
+    mesh: Mesh
+    """How the ranks are arranged."""
 
     @property
     def is_main(self) -> bool:
@@ -41,13 +45,19 @@ class Process:
         """Whether some ranks run on other hosts."""
         return self.world_size > self.local_world_size
 
+    @property
+    def data_rank(self) -> int:
+        """Which share of every global batch this rank computes; ranks of one replica share it."""
+        return self.mesh.coordinate(self.rank, "data")
 
-def from_environment() -> Process:
-    """What the launcher says. Started as plain `python`, this is one rank of one."""
+
+def from_environment(parallel: Parallel | None = None) -> Process:
+    """What the launcher says, arranged as `parallel` asks. Started as plain `python`, this is one rank of one."""
     world = _integer("WORLD_SIZE", 1)
     # The deepspeed launcher says LOCAL_SIZE where torchrun says LOCAL_WORLD_SIZE.
     local_world = _integer("LOCAL_WORLD_SIZE", _integer("LOCAL_SIZE", world))
-    return Process(_integer("RANK", 0), world, _integer("LOCAL_RANK", 0), local_world)
+    mesh = mesh_of(parallel or Parallel(), world)
+    return Process(_integer("RANK", 0), world, _integer("LOCAL_RANK", 0), local_world, mesh)
 
 
 def _integer(name: str, default: int) -> int:
@@ -61,11 +71,11 @@ def _integer(name: str, default: int) -> int:
     return int(text)
 
 
-def start(process: Process, *, timeout_s: float = 1800.0) -> None:
+def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | None = None) -> None:
     """Bind the device and join the process group, whose collectives give up after `timeout_s` seconds.
 
-    Raises LaunchError when the rendezvous port is taken. On several hosts, `toolkit.engine.hosts` comes first: there the
-    port is checked, and then held by rank 0.
+    `init_method` is where the ranks meet, such as "file:///a/file"; None: at the port the launcher names. Raises
+    LaunchError when that port is taken; on several hosts, `toolkit.engine.hosts` has looked before, and rank 0 holds it.
     """
     # DeepSpeed builds a shared-memory op with the compiler on every CPU start; only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -77,12 +87,13 @@ def start(process: Process, *, timeout_s: float = 1800.0) -> None:
     device.prepare(process.local_rank, process.local_world_size)
     if dist.is_initialized():
         return
-    if not process.spans_hosts:
+    if init_method is None and not process.spans_hosts:
         check_rendezvous(process)
     _set_default_timeout(timedelta(seconds=timeout_s))
     backend = "gloo" if device.kind() == "cpu" else "nccl"
     deepspeed.init_distributed(
         dist_backend=backend,
+        init_method=init_method,
         rank=process.rank,
         world_size=process.world_size,
         auto_mpi_discovery=False,
@@ -148,6 +159,7 @@ def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    grid.forget()
 
 
 def barrier() -> None:
@@ -156,11 +168,11 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_over_ranks(values: Sequence[float]) -> list[float]:
-    """Element-wise float64 sum of `values` over all ranks."""
+def sum_over_ranks(values: Sequence[float], group: dist.ProcessGroup | None = None) -> list[float]:
+    """Element-wise float64 sum of `values` over all ranks, or over those of `group`."""
     total = torch.tensor(list(values), dtype=torch.float64, device=device.current())
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
     return [float(value) for value in total.tolist()]
 
 

@@ -10,8 +10,15 @@ from torch import nn
 
 from toolkit.models.cross_entropy import linear_cross_entropy
 
-SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-"""Config fields by which an architecture changes its logits after the head."""
+SCALED_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "logits_mup_width_multiplier",
+    "unpadded_vocab_size",
+)
+"""Config fields by which an architecture changes what goes into its head, or the logits that come out."""
 
 
 def is_plain_head(model: nn.Module) -> bool:

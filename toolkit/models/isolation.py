@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from toolkit.errors import ModelError
+from toolkit.models.attention import DOCUMENTS
 
 DOCUMENT = 6
 """Tokens per document of the probe."""
@@ -21,20 +22,42 @@ def leak(model: nn.Module) -> float:
 
     1.0 for a model that takes no positions. Two documents of the same length in one sequence, told apart by positions that restart, as in training.
     """
-    base: nn.Module = model.base_model  # type: ignore[assignment]
-    if "position_ids" not in inspect.signature(base.forward).parameters:
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:  # type: ignore[union-attr]
         return 1.0
+    return _difference(*(_second_document(model, shift) for shift in (7, 23)))
+
+
+def use_document_attention(model: nn.Module) -> bool:
+    """Switch a model that packs from "sdpa" to attention document by document; whether it was done.
+
+    Left alone is a model with layers that are neither causal nor sliding, or whose numbers would change.
+    """
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return False
+    before = _second_document(model, 7)
+    model.set_attn_implementation(DOCUMENTS)  # type: ignore[operator]
+    if _difference(before, _second_document(model, 7)) < TOLERANCE:
+        return True
+    model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    return False
+
+
+def _second_document(model: nn.Module, shift: int) -> torch.Tensor:
+    """Hidden states [t, D] of the second of two documents; `shift` chooses the first one's tokens."""
     device = next(model.parameters()).device
     vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
     positions = torch.arange(DOCUMENT, device=device).repeat(1, 2)
     second = torch.arange(1, DOCUMENT + 1, device=device) % vocabulary
-    states = []
-    for shift in (7, 23):
-        first = (torch.arange(DOCUMENT, device=device) * 3 + shift) % vocabulary
-        tokens = torch.cat([first, second]).unsqueeze(0)
-        hidden = base(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-        states.append(hidden[0, DOCUMENT:].float())
-    return float((states[0] - states[1]).abs().max() / states[0].abs().max().clamp(min=1e-30))
+    first = (torch.arange(DOCUMENT, device=device) * 3 + shift) % vocabulary
+    tokens = torch.cat([first, second]).unsqueeze(0)
+    base: nn.Module = model.base_model  # type: ignore[assignment]
+    hidden = base(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+    return hidden[0, DOCUMENT:].float()  # type: ignore[no-any-return]
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
 
 
 def check_isolation(moved: float, architecture: str) -> None:

@@ -153,6 +153,29 @@ class Parallel(Section):
     """Reduce gradients while the backward pass runs (stages 1-3)."""
     param_persistence_threshold: NonNegative = 100_000
     """Stage 3: parameters with fewer elements stay whole on every rank."""
+    pipeline: Positive = 1
+    """Pipeline stages: each rank holds a share of the layers. ZeRO stages 0 and 1."""
+    tensor: Positive = 1
+    """Ranks that share each layer's matrices; they must divide the attention heads."""
+    sequence: Positive = 1
+    """Ranks that share each sequence (Ulysses), for long contexts; they must divide the attention heads."""
+
+    @model_validator(mode="after")
+    def _degrees_fit(self) -> Parallel:
+        if self.pipeline > 1 and self.zero_stage > 1:
+            raise RecipeError(
+                f"parallel.pipeline={self.pipeline} with parallel.zero_stage={self.zero_stage}",
+                expected="zero_stage 0 or 1: DeepSpeed's pipeline sums gradients over micro-batches itself, which stages 2 and 3 partition away",
+                do="set parallel.zero_stage=1",
+            )
+        if self.sequence > 1 and (self.pipeline > 1 or self.tensor > 1):
+            other = "pipeline" if self.pipeline > 1 else "tensor"
+            raise RecipeError(
+                f"parallel.sequence={self.sequence} with parallel.{other}={getattr(self, other)}",
+                expected="sequence parallelism with data parallelism only, as in DeepSpeed's Ulysses",
+                do=f"set parallel.{other}=1, or parallel.sequence=1",
+            )
+        return self
 
     @model_validator(mode="after")
     def _offload_fits_the_stage(self) -> Parallel:

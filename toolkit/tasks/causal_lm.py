@@ -92,6 +92,22 @@ class CausalLM:
             "targets": torch.from_numpy(targets),
         }
 
+    def split(self, batch: Batch, index: int, count: int) -> Batch:
+        """Equal parts; sequences are filled up to a multiple of `count` with a document of padding."""
+        length = batch["input_ids"].shape[1]
+        size = -(-length // count)
+        extra = size * count - length
+        fill = {
+            "input_ids": torch.zeros(extra, dtype=torch.int64),
+            "position_ids": torch.arange(extra),
+            "targets": torch.full((extra,), IGNORED),
+        }
+        parts = {}
+        for name, values in batch.items():
+            padding = fill[name].to(values.device).expand(values.shape[0], extra)
+            parts[name] = torch.cat([values, padding], dim=1)[:, index * size : (index + 1) * size].contiguous()
+        return parts
+
     def count(self, batch: Batch) -> int:
         """Tokens that carry loss."""
         return int((batch["targets"] != IGNORED).sum())
@@ -105,7 +121,8 @@ class CausalLM:
         return self._loss(model, batch, gradient_scale, self.options.label_smoothing)
 
     def _loss(self, model: nn.Module, batch: Batch, gradient_scale: float, label_smoothing: float) -> torch.Tensor:
-        inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+        # A later pipeline stage has hidden states in the place of tokens.
+        inputs = {name: values for name, values in batch.items() if name != "targets"}
         return token_loss(
             model, inputs, batch["targets"], label_smoothing=label_smoothing, gradient_scale=gradient_scale
         )

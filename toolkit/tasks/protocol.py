@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +44,12 @@ class Task(Protocol):
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """One micro-batch; each inner list is one sequence, of one example or a pack."""
+        ...
+
+    @property
+    def split(self) -> Callable[[Batch, int, int], Batch] | None:
+        """(batch, index, count) -> part `index` of `count` of every sequence in `batch`; targets stay with the
+        positions that predict them. None: a sequence cannot be cut, nor can its model be cut into pipeline stages."""
         ...
 
     def count(self, batch: Batch) -> int:

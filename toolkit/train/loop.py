@@ -14,11 +14,11 @@ from toolkit.engine import device, process
 from toolkit.engine.protocol import Engine, StepResult
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
+from toolkit.train.inputs import Inputs
 from toolkit.train.interrupts import Interrupt
 from toolkit.train.metrics import MetricsLog
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
-from toolkit.train.setup import Inputs
 from toolkit.train.trackers import Trackers
 
 SEED_STRIDE = 1_000_003
@@ -103,8 +103,8 @@ class Loop:
         # By the micro-batch's place in the global batch, so that dropout does not depend on the world size, and a
         # resumed run draws what the unbroken one would have drawn.
         base = self.recipe.seed * SEED_STRIDE + batch.step
-        count, world = len(batch.micro_batches), self.me.world_size
-        return [base * SEED_STRIDE + index * world + self.me.rank for index in range(count)]
+        count, replicas = len(batch.micro_batches), self.me.mesh.data
+        return [base * SEED_STRIDE + index * replicas + self.me.data_rank for index in range(count)]
 
     def _record(self, batch: StepBatch, result: StepResult, seconds: float) -> None:
         record: dict[str, Any] = {
@@ -163,8 +163,8 @@ class Loop:
             inputs.held_out,
             inputs.held_out_sequences,
             task.collate,
-            self.me.rank,
-            self.me.world_size,
+            self.me.data_rank,
+            self.me.mesh.data,
             self.recipe.batch.micro_size,
             self.recipe.evaluation.max_batches,
         )

@@ -22,13 +22,15 @@ from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
 from toolkit.errors import CheckpointError
 from toolkit.recipe import Recipe
+from toolkit.recipe.mesh import model_ranks
 from toolkit.train import run_folder
+from toolkit.train.build import build_engine
+from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
 from toolkit.train.metrics import MetricsLog, cut_after
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
-from toolkit.train.setup import Inputs, build_engine, prepare_inputs
 from toolkit.train.trackers import Trackers
 
 
@@ -47,8 +49,8 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
 
     `keep_group` leaves the process group to the caller, who may have several runs to do in it.
     """
-    me = process.from_environment()
-    target = device.target(me.world_size, wanted=recipe.launch.device)
+    me = process.from_environment(recipe.parallel)
+    target = device.target(me.world_size, wanted=recipe.launch.device, model_ranks=model_ranks(recipe.parallel))
     config = render(recipe, target)
     raise_findings(check_config(config, target=target), f"the configuration of {options.name}")
     display = Display(is_main=me.is_main)
@@ -57,7 +59,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
         display.say(line)
     launch = recipe.launch
     with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
-        inputs = prepare_inputs(recipe, me.rank, me.world_size, display)
+        inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
         process.start(me, timeout_s=launch.timeout_s)
         try:
             check_agreement(me, config)

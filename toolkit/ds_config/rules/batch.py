@@ -58,7 +58,7 @@ def _data_ranks(context: Context) -> tuple[int, bool]:
     if context.target is None:
         return 1, False
     # Tensor parallel ranks count in full: DeepSpeedConfig sees no mpu (DeepSpeed 0.19.8, runtime/config.py).
-    return max(1, context.target.world_size // _sequence_ranks(context)), True
+    return max(1, context.target.world_size // (context.target.model_ranks * _sequence_ranks(context))), True
 
 
 def _sequence_ranks(context: Context) -> int:

@@ -1,4 +1,4 @@
-"""Imported last by the test server: work that every forked rank would otherwise do again."""
+"""Imported last by the server of `ranks`: work that every forked rank would otherwise do again."""
 
 import gc
 

@@ -1,18 +1,13 @@
-"""Everything a run needs before its first step: data, model, engine."""
+"""The data of a run, from the recipe's sources to batches in order."""
 
 from __future__ import annotations
 
-import shutil
-import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
-from toolkit.checkpoint.durable import storage_errors
 from toolkit.data.batches import StoredBatches, StreamedBatches
 from toolkit.data.built import resolve as resolve_data
 from toolkit.data.encoding import Encoder
@@ -21,25 +16,13 @@ from toolkit.data.order import Order
 from toolkit.data.packing import best_fit, efficiency, one_each
 from toolkit.data.sources import open_source
 from toolkit.data.store import Store, fingerprint, prepare
-from toolkit.engine import process
-from toolkit.engine.zero import ZeroEngine
-from toolkit.errors import DataError, ModelError
-from toolkit.models.assets import resolve
-from toolkit.models.isolation import check_isolation, leak
-from toolkit.models.loading import (
-    check_overrides,
-    check_sequence_length,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    materialise,
-)
-from toolkit.models.neftune import add_neftune
+from toolkit.engine.sequence import check_sequence_parallel
+from toolkit.errors import DataError, ModelError, RecipeError
+from toolkit.models.loading import check_overrides, check_sequence_length, load_config, load_tokenizer
 from toolkit.recipe import Recipe
 from toolkit.tasks import task_class
 from toolkit.tasks.protocol import Task
 from toolkit.train.progress import Display
-from toolkit.train.run_folder import RunFolder
 
 
 @dataclass
@@ -55,8 +38,8 @@ class Inputs:
     total_steps: int
 
 
-def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display) -> Inputs:
-    """Tokenise, pack and order the recipe's data. Needs no process group: ranks meet at a lock on the cache."""
+def open_training_rows(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Task, Any]:
+    """The tokenizer, the task and the raw rows of data.train."""
     tokenizer = load_tokenizer(recipe.model)
     task = task_class(recipe.task.name)(recipe.task, recipe.data, tokenizer)
     data = recipe.data
@@ -68,6 +51,13 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         max_examples=data.max_examples,
         cache_dir=cache_dir() / "datasets",
     )
+    return tokenizer, task, rows
+
+
+def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display) -> Inputs:
+    """Tokenise, pack and order the recipe's data. Needs no process group: ranks meet at a lock on the cache."""
+    tokenizer, task, rows = open_training_rows(recipe)
+    data = recipe.data
     held_out_rows = None
     if data.evaluation is not None:
         held_out_rows = open_source(
@@ -84,6 +74,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     unchanged = load_config(plain, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
     check_overrides(task.auto_class, recipe.model, config, unchanged)
     check_sequence_length(config, recipe.batch.sequence_length)
+    _check_parallel(recipe, task, config)
     _check_vocabulary(tokenizer, config)
     batches: StoredBatches | StreamedBatches
     if data.streaming:
@@ -98,6 +89,20 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     )
     sequences = _sequences(recipe, held_out) if held_out else []
     return Inputs(tokenizer, task, config, batches, held_out, sequences, total)
+
+
+def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
+    parallel = recipe.parallel
+    for name in ("sequence", "pipeline", "tensor"):
+        degree = getattr(parallel, name)
+        if degree > 1 and task.split is None:
+            raise RecipeError(
+                f"parallel.{name}={degree} with task.name={recipe.task.name!r}",
+                expected="causal language modelling; other tasks train with data parallelism and ZeRO",
+                do=f"set parallel.{name}=1 (parallel.zero_stage=3 saves the most memory)",
+            )
+    if parallel.sequence > 1:
+        check_sequence_parallel(config, recipe.model.attention, parallel.sequence)
 
 
 def _split(rows: Any, held_out: int, seed: int) -> tuple[Any, Any]:
@@ -177,69 +182,3 @@ def _streamed(recipe: Recipe, rows: Any, task: Task, rank: int, world_size: int)
         world_size=world_size,
         micro_size=recipe.batch.micro_size,
     )
-
-
-def build_engine(
-    recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, folder: RunFolder, display: Display
-) -> ZeroEngine:
-    """Load the weights and hand them to DeepSpeed. Collective."""
-    task = inputs.task
-    source = _starting_weights(recipe, inputs, me, folder, display)
-    model, missing = load_weights(task.auto_class, source, inputs.model_config, config)
-    if missing:
-        raise ModelError(
-            f"{source} has no weights for {', '.join(missing[:3])}"
-            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
-            expected=f"a checkpoint of the whole {type(model).__name__}",
-            do="give a checkpoint with these weights, or train from scratch with model.weights='random'",
-        )
-    if recipe.model.activation_checkpointing:
-        # Non-reentrant: reentrant checkpointing needs inputs that require gradients, which embeddings' do not.
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    if recipe.task.neftune_alpha:
-        add_neftune(model, recipe.task.neftune_alpha)
-    task.prepare(model)
-    if me.is_main:
-        _keep_model_files(inputs, recipe, folder)
-    engine = ZeroEngine(
-        model,
-        config,
-        process=me,
-        optimizer=recipe.optimizer,
-        schedule=recipe.schedule,
-        total_steps=inputs.total_steps,
-        loss=task.loss,
-        count=task.count,
-        higher_is_better=recipe.evaluation.higher_is_better,
-    )
-    if recipe.data.packing:
-        check_isolation(engine.call(leak), type(model).__name__)
-    return engine
-
-
-def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folder: RunFolder, display: Display) -> str:
-    """The checkpoint directory every rank reads its weights from."""
-    if recipe.model.weights == "pretrained" and not inputs.task.config_overrides():
-        return resolve(str(recipe.model.path))
-    # One per host: hosts may not share a file system, and the same seed gives the same weights on each.
-    directory = folder.path / f".initial-{socket.gethostname()}"
-    if me.local_rank == 0 and not (directory / "config.json").is_file():
-        temporary = directory.with_name(f"{directory.name}.writing")
-        shutil.rmtree(temporary, ignore_errors=True)
-        with storage_errors("writing the starting weights", folder.path):
-            fresh = materialise(inputs.task.auto_class, recipe.model, inputs.model_config, temporary, recipe.seed)
-            temporary.rename(directory)
-        if fresh:
-            display.say(f"new weights: {', '.join(fresh)}")
-    process.barrier()
-    return str(directory)
-
-
-def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder) -> None:
-    source = resolve(recipe.model.path) if recipe.model.path else None
-    with storage_errors("writing the model's files", folder.path):
-        folder.model.mkdir(parents=True, exist_ok=True)
-        inputs.model_config.save_pretrained(folder.model)
-        inputs.tokenizer.save_pretrained(folder.model)
-        if source and (Path(source) / "generation_config.json").is_file():
-            GenerationConfig.from_pretrained(source).save_pretrained(folder.model)

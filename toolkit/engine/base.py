@@ -1,0 +1,177 @@
+"""What the ZeRO engine and the pipeline engine share: the step's books, the schedule, the state that is saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.engine import device, process
+from toolkit.engine import fragments as states
+from toolkit.engine.grid import Grid, release
+from toolkit.engine.groups import inner_optimizer, regroup_adagrad
+from toolkit.engine.protocol import Batch, StepResult
+from toolkit.engine.schedule import EngineSchedule
+from toolkit.errors import RunFailed
+from toolkit.recipe import Optimizer, Schedule
+
+LossFunction = Callable[[nn.Module, Batch, float], torch.Tensor]
+"""(model, batch, gradient scale) -> SUM of the losses of the batch's targets, a 0-dim fp32 tensor."""
+
+MOST_SKIPPED = 5
+"""Steps in a row that DeepSpeed may leave out, in fp32 and bf16, because a gradient was not finite."""
+
+SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+class DeepSpeedRun:
+    """A DeepSpeed engine in training. One instance per process; every method is collective."""
+
+    engine: Any
+    """DeepSpeedEngine or its subclass PipelineEngine."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        process: process.Process,
+        loss: LossFunction,
+        count: Callable[[Batch], int],
+        schedule: Schedule,
+        total_steps: int,
+        optimizer: Optimizer,
+        higher_is_better: bool,
+    ) -> None:
+        self._model, self.process, self.loss, self.count = model, process, loss, count
+        self.mesh = process.mesh
+        self.grid = None if self.mesh.is_plain else Grid(self.mesh, process.rank)
+        self._schedule = (schedule, total_steps, higher_is_better)
+        self._norm_is_true = optimizer.type != "muon"
+        self._skipped_in_a_row = 0
+
+    def _adopt(self, engine: Any, config: Mapping[str, Any]) -> None:
+        """Take over the engine that DeepSpeed has made."""
+        self.engine = engine
+        regroup_adagrad(engine)
+        block = engine.lr_scheduler if "scheduler" in config else None
+        schedule, total_steps, higher_is_better = self._schedule
+        self.schedule = EngineSchedule(schedule, total_steps, inner_optimizer(engine), block, higher_is_better)
+        engine.lr_scheduler = self.schedule
+        self._is_fp16 = "fp16" in config
+
+    @property
+    def model(self) -> nn.Module:
+        """The Hugging Face model, or this rank's stage of it."""
+        return self._model
+
+    @property
+    def loss_scale(self) -> float | None:
+        """fp16's loss scale; None in other formats."""
+        return float(self.engine.optimizer.loss_scale) if self._is_fp16 else None
+
+    def _sum(self, values: Sequence[float]) -> list[float]:
+        """Sum over the ranks that compute different tokens."""
+        return process.sum_over_ranks(values, self.grid.replicas if self.grid is not None else None)
+
+    def _finish_step(
+        self, loss: float, norm: float | None, rate: float, targets: float, scale: float | None
+    ) -> StepResult:
+        """Book the step that the engine has just taken; `norm` where it was known before."""
+        if norm is None and self._norm_is_true:
+            norm = float(self.engine.get_global_grad_norm())
+        skipped = not self.engine.was_step_applied()
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if self._skipped_in_a_row == MOST_SKIPPED:
+            self._check_finite("grad_norm", math.inf)
+        return StepResult(
+            loss=loss, grad_norm=norm, learning_rate=rate, targets=int(targets), loss_scale=scale, skipped=skipped
+        )
+
+    def _check_finite(self, name: str, value: float) -> None:
+        # fp16 answers an overflow with a smaller loss scale; _overflow tells when that has an end.
+        if not math.isfinite(value) and not self._is_fp16:
+            raise RunFailed(
+                f"{name}={value} at this step",
+                expected=f"a finite {name.replace('_', ' ')}",
+                do="lower optimizer.learning_rate, lengthen schedule.warmup_steps, set optimizer.max_grad_norm=1.0, "
+                "or look at the data with --preview; continue from the last checkpoint with --resume auto",
+            )
+
+    def _guarded(self, step: Callable[[], Any]) -> Any:
+        """`step()`, with DeepSpeed's exception for a loss scale at its end made a RunFailed."""
+        try:
+            return step()
+        except Exception as error:
+            # DeepSpeed raises a bare Exception (runtime/fp16/loss_scaler.py).
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise RunFailed(
+                f"the fp16 loss scale fell to precision.min_loss_scale and gradients still overflow (last scale {self.loss_scale:g})",
+                expected="gradients that fit into fp16",
+                do="set precision.dtype='bf16' (weights trained in bf16 often overflow in fp16), lower optimizer.learning_rate, "
+                "or set precision.dtype='fp32'",
+            ) from None
+
+    def observe(self, metric: float) -> None:
+        """Tell the schedule an evaluation's metric (reduce_on_plateau listens)."""
+        self.schedule.observe(metric)
+
+    def fragments(self) -> Iterator[states.Fragment]:
+        """The fp32 weights and optimizer states that this rank writes to a checkpoint."""
+        ranks = self.mesh.data * self.mesh.sequence
+        rank = self.grid.get_sequence_data_parallel_rank() if self.grid is not None else self.process.rank
+        for fragment in states.fragments(self._named):
+            mine = states.owned(fragment, self.engine, rank, ranks)
+            if mine is not None and not self._is_copy(mine):
+                yield mine
+
+    def _is_copy(self, fragment: states.Fragment) -> bool:
+        """Whether another rank writes the same."""
+        return self.mesh.coordinate(self.process.rank, "tensor") > 0 and fragment.shard is None
+
+    def restore(self, read: states.Read, read_scalars: states.ReadScalars) -> None:
+        """Take weights and optimizer states from a checkpoint of any topology."""
+        states.restore(self._named, read, read_scalars)
+
+    @property
+    def _named(self) -> Any:
+        return _Named(self.engine, self.model)
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Whole shape of every trainable parameter, by Hugging Face name."""
+        return states.parameter_shapes(self.model)
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able state beside the tensors: schedule and loss scaler, equal on every rank."""
+        state: dict[str, Any] = {"schedule": self.schedule.state_dict()}
+        if self._is_fp16:
+            scaler = self.engine.optimizer.loss_scaler
+            state["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER_STATE}
+        return state
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()`; a loss scale is taken over only where this run has one."""
+        self.schedule.load_state_dict(state["schedule"])
+        if self._is_fp16:
+            scaler = self.engine.optimizer.loss_scaler
+            for name, value in state.get("loss_scaler", {}).items():
+                setattr(scaler, name, value)
+
+    def close(self) -> None:
+        """Free what DeepSpeed holds (hooks, swap files)."""
+        self.engine.destroy()
+        release()
+
+
+class _Named:
+    """An engine whose `module` is the Hugging Face model, so that parameter names carry no prefix."""
+
+    def __init__(self, engine: Any, model: nn.Module) -> None:
+        self.optimizer, self.module = engine.optimizer, model
+
+
+def to_device(batch: Batch) -> Batch:
+    """`batch` on this rank's device."""
+    return {key: value.to(device.current(), non_blocking=True) for key, value in batch.items()}

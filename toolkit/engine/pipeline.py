@@ -1,0 +1,217 @@
+"""PipelineEngine (stages of a stock model, ZeRO 0-1) behind the protocol of `engine.protocol`.
+
+Every rank knows the micro-batches of its replica, so only hidden states travel between stages: positions, targets and
+seeds are taken from the rank's own copy, in the order in which the schedule runs its forward passes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from torch import nn
+
+from toolkit.engine import device, process
+from toolkit.engine import fragments as states
+from toolkit.engine.base import DeepSpeedRun, LossFunction, to_device
+from toolkit.engine.groups import parameter_groups
+from toolkit.engine.protocol import Batch, Losses, StepResult
+from toolkit.engine.staged_model import StagedModel
+from toolkit.models.stages import tied_parameters
+from toolkit.recipe import Optimizer, Schedule
+
+EVALUATED_AT_ONCE = 32
+"""Micro-batches of one evaluation schedule: they bound how many are held in memory."""
+
+STAGE_STRIDE = 5_915_587
+"""Between the seeds of two stages: their layers must not draw the same dropout."""
+
+LastStage = Callable[[nn.Module, Batch], torch.Tensor]
+"""What the last stage makes of a micro-batch: a 0-dim tensor."""
+
+
+class Stage(nn.Module):
+    """One stage as a layer of DeepSpeed's pipeline: hidden states in, hidden states out; the last one gives the loss."""
+
+    def __init__(self, model: nn.Module, is_first: bool, is_last: bool) -> None:
+        super().__init__()
+        self.model, self.is_first, self.is_last = model, is_first, is_last
+        self._queue: Iterator[tuple[Batch, int | None]] = iter(())
+        self._finish: LastStage | None = None
+
+    def load(self, micro_batches: Sequence[Batch], seeds: Sequence[int | None], finish: LastStage) -> None:
+        """Set what the next forward passes run on."""
+        self._queue, self._finish = iter(list(zip(micro_batches, seeds, strict=True))), finish
+
+    def forward(self, received: torch.Tensor) -> torch.Tensor:
+        """received [B, T] tokens on the first stage, [B, T, D] hidden states on the others."""
+        batch, seed = next(self._queue)
+        if seed is not None:
+            torch.manual_seed(seed)
+        inputs: Batch = dict(batch)
+        if not self.is_first:
+            inputs["inputs_embeds"] = received
+            del inputs["input_ids"]
+        if self.is_last and self._finish is not None:
+            return self._finish(self.model, inputs)
+        inputs.pop("targets")
+        hidden: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[operator]
+        return hidden
+
+
+class _Pipeline(PipelineModule):  # type: ignore[misc]
+    """DeepSpeed's pipeline of one layer per stage, of which this rank has one."""
+
+    def __init__(self, stage: Stage, topology: Any, tied: list[tuple[nn.Parameter, dist.ProcessGroup]]) -> None:
+        self.tied = tied
+        # Only this rank's entry of the list is ever built.
+        layers = [LayerSpec(_the, stage)] * topology.get_dim("pipe")
+        super().__init__(layers, topology=topology, partition_method="uniform", dynamic_shape=True)
+
+    def get_tied_weights_and_groups(self) -> list[tuple[Any, dist.ProcessGroup]]:
+        """What DeepSpeed sums between the stages that share a weight, before it reduces over replicas."""
+        return [(_Tied(parameter), group) for parameter, group in self.tied]
+
+
+class _the(nn.Module):
+    """LayerSpec calls a class; this one gives back the module that exists already."""
+
+    def __new__(cls, module: nn.Module) -> nn.Module:  # type: ignore[misc]
+        return module
+
+
+class _Tied:
+    """A parameter whose gradient DeepSpeed finds also where fp16 with fp32 accumulation keeps it."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
+
+    @property
+    def grad(self) -> torch.Tensor | None:
+        accumulated: torch.Tensor | None = getattr(self._parameter, "grad_accum", None)
+        return self._parameter.grad if accumulated is None else accumulated
+
+    @property
+    def _hp_grad(self) -> torch.Tensor | None:
+        gradient: torch.Tensor | None = self._parameter._hp_grad  # type: ignore[attr-defined]
+        return gradient
+
+
+class PipelineEngine(DeepSpeedRun):
+    """Trains a stage of a model by DeepSpeed's `config`. One instance per process; every method is collective."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Mapping[str, Any],
+        *,
+        process: process.Process,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        total_steps: int,
+        loss: LossFunction,
+        count: Callable[[Batch], int],
+        higher_is_better: bool = False,
+    ) -> None:
+        super().__init__(model, process, loss, count, schedule, total_steps, optimizer, higher_is_better)
+        assert self.grid is not None, "a pipeline has more than one rank"
+        self.index = self.mesh.coordinate(process.rank, "pipeline")
+        is_last = self.index == self.mesh.pipeline - 1
+        self.stage = Stage(model, self.index == 0, is_last)
+        self.copies = set(tied_parameters(model)) if is_last else set()
+        pipeline = _Pipeline(self.stage, self._topology(), self._tied(model))
+        for name, parameter in model.named_parameters():
+            # Counted once in the gradient norm: DeepSpeed passes over those it takes for copies.
+            parameter.ds_pipe_replicated = name in self.copies  # type: ignore[attr-defined]
+        engine, *_ = deepspeed.initialize(
+            model=pipeline,
+            model_parameters=parameter_groups(model, optimizer),
+            config=dict(config),
+            dist_init_required=False,
+        )
+        self._adopt(engine, config)
+        self._shapes = self._gather_shapes()
+        self.staged = StagedModel(self.stage, self.mesh, process.rank, self.grid.pipeline)
+
+    def _topology(self) -> Any:
+        mesh = self.mesh
+        return PipeModelDataParallelTopology(num_pp=mesh.pipeline, num_mp=mesh.tensor, num_dp=mesh.data)
+
+    def _tied(self, model: nn.Module) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
+        """Parameters that first and last stage both hold, with the group of the two."""
+        assert self.grid is not None
+        group = self.grid.ends
+        names = tied_parameters(model)
+        return [(model.get_parameter(name), group) for name in names] if group is not None else []
+
+    def _gather_shapes(self) -> dict[str, list[int]]:
+        shapes: dict[str, list[int]] = {}
+        for found in process.gather_objects(states.parameter_shapes(self.model)):
+            shapes |= found
+        return shapes
+
+    def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int]) -> StepResult:
+        """One optimizer step over this replica's micro-batches. Loss is the mean over the targets of the global batch.
+
+        `seeds[i]` seeds dropout and noise of micro-batch i. Raises RunFailed when fp16 overflows at the smallest loss
+        scale, and when losses or gradients stay infinite.
+        """
+        batches = [to_device(batch) for batch in micro_batches]
+        targets = self._sum([sum(self.count(batch) for batch in batches)])[0]
+        # DeepSpeed averages over replicas and divides by the number of micro-batches.
+        weight = self.mesh.data / max(1.0, targets)
+        rate, scale = self.schedule.learning_rate, self.loss_scale
+        total = torch.zeros((), dtype=torch.float64, device=device.current())
+
+        def finish(model: nn.Module, batch: Batch) -> torch.Tensor:
+            loss = self.loss(model, batch, weight * (scale or 1.0))
+            total.add_(loss.detach().double())
+            return loss * (weight * len(batches))
+
+        self.stage.load(batches, [seed + self.index * STAGE_STRIDE for seed in seeds], finish)
+        self._guarded(lambda: self.engine.train_batch(self._feed(batches)))
+        mean = process.sum_over_ranks([float(total) / self.mesh.tensor])[0] / max(1.0, targets)
+        self._check_finite("loss", mean)
+        return self._finish_step(mean, None, rate, targets, scale)
+
+    def _feed(self, batches: Sequence[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What the first and the last stage pull; labels are unused, since the last stage has the batch."""
+        return ((batch["input_ids"], batch["targets"]) for batch in batches)
+
+    def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
+        """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""
+        sums: dict[str, float] = {}
+
+        def finish(model: nn.Module, batch: Batch) -> torch.Tensor:
+            for key, value in function(model, batch).items():
+                sums[key] = sums.get(key, 0.0) + float(value) / self.mesh.tensor
+            return torch.zeros((), device=device.current())
+
+        while some := [to_device(batch) for batch in itertools.islice(batches, EVALUATED_AT_ONCE)]:
+            self.stage.load(some, [None] * len(some), finish)
+            feed = self._feed(some)
+            self.engine.eval_batch(feed, reduce_output=None, bcast_loss=False, num_micro_batches=len(some))
+        keys = sorted(set().union(*process.gather_objects(sorted(sums))))
+        totals = process.sum_over_ranks([sums.get(key, 0.0) for key in keys])
+        return dict(zip(keys, totals, strict=True))
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(model, *arguments)` in evaluation mode on every rank alike; the model runs through all stages."""
+        self.engine.module.eval()
+        with torch.no_grad():
+            result = function(self.staged, *arguments)
+        self.engine.module.train()
+        return result
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Whole shape of every trainable parameter of all stages, by Hugging Face name."""
+        return self._shapes
+
+    def _is_copy(self, fragment: states.Fragment) -> bool:
+        return fragment.name in self.copies or super()._is_copy(fragment)

@@ -1,0 +1,152 @@
+"""Weights for a model of which this rank holds only a part: a pipeline stage, its shares of a tensor-parallel layer, or both.
+
+Only what is wanted is read, straight from the safetensors files. Checkpoints whose tensors have to be converted on the
+way (experts stored one by one, a fused matrix to be split) and other formats go through transformers, which then
+holds the stage's whole parameters for a moment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from toolkit.models.absent import Absent
+from toolkit.models.loading import load_weights
+from toolkit.models.shards import Shard
+
+Placement = tuple[Path, str]
+"""A file and the name of a tensor in it."""
+
+
+def load_part(model: nn.Module, source: str, shards: Mapping[str, Shard] | None = None) -> list[str]:
+    """Fill the parameters (fp32) and persistent buffers of a skeleton from the checkpoint `source`, in place.
+
+    `shards` says for which parameters the skeleton holds, or is to hold, only a part. Returns the names of
+    parameters that the checkpoint does not have; they start at the model's own random values, so every rank needs the same
+    seed. Raises ModelError for a checkpoint that cannot be read or whose shapes differ.
+    """
+    shards = shards or {}
+    wanted = _wanted(model, shards)
+    found = _locate(model, source, wanted)
+    if found is not None:
+        for name, value in _read(found, shards):
+            place(model, name, value)
+        return []
+    whole, missing = load_weights(_same_parts(model), source, model.config, {"zero_optimization": {"stage": 0}})
+    values = whole.state_dict()
+    for name in wanted:
+        value = values.pop(name)
+        place(model, name, shards[name].cut(value).clone() if name in shards else value)
+    return [name for name in missing if name in wanted]
+
+
+def place(model: nn.Module, name: str, value: Tensor) -> None:
+    """Make `value` the data of the parameter or buffer `name`, wherever the model uses it; marks on the parameter stay."""
+    owner, leaf = _owner(model, name)
+    old = owner._parameters.get(leaf)
+    if old is None:
+        owner._buffers[leaf] = value
+        return
+    new = nn.Parameter(value, requires_grad=old.requires_grad)
+    vars(new).update(vars(old))
+    for module in model.modules():
+        for alias, parameter in module._parameters.items():
+            if parameter is old:
+                module._parameters[alias] = new
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def _wanted(model: nn.Module, shards: Mapping[str, Shard]) -> dict[str, tuple[int, ...]]:
+    """Whole shapes of the parameters, each under one name, and of the buffers that checkpoints hold."""
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    wanted |= {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in aliases}
+    return {name: shards[name].shape if name in shards else shape for name, shape in wanted.items()}
+
+
+def _locate(model: nn.Module, source: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Placement] | None:
+    """Where each wanted tensor lies as it is, or None when one of them is not there or has to be converted."""
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    names: dict[str, Any] = dict.fromkeys(wanted, True)
+    found: dict[str, Placement] = {}
+    for stored, file in _files(Path(source)).items():
+        name, converter = rename_source_key(stored, renamings, converters, model.base_model_prefix, names)
+        if name in wanted and converter is None:
+            found[name] = (file, stored)
+    if found.keys() != wanted.keys():
+        return None
+    shapes_agree = all(shape == wanted[name] for name, shape in _shapes(found))
+    return found if shapes_agree else None
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """The file of every tensor of a safetensors checkpoint; empty for any other."""
+    try:
+        index = directory / SAFE_WEIGHTS_INDEX_NAME
+        if index.is_file():
+            weights = json.loads(index.read_text())["weight_map"]
+            return {name: directory / file for name, file in weights.items()}
+        file = directory / SAFE_WEIGHTS_NAME
+        with safe_open(file, "pt") as opened:
+            return dict.fromkeys(opened.keys(), file)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        # What is wrong with it is said where transformers reads it.
+        return {}
+
+
+def _shapes(found: Mapping[str, Placement]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for file in sorted({file for file, _ in found.values()}):
+        with safe_open(file, "pt") as opened:
+            for name, (place, stored) in found.items():
+                if place == file:
+                    yield name, tuple(opened.get_slice(stored).get_shape())
+
+
+def _read(found: Mapping[str, Placement], shards: Mapping[str, Shard]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor, or the local part of it, in fp32 (integers as they are)."""
+    for name, (file, stored) in found.items():
+        # Opened for one tensor at a time: the pages that were read stay this process's until the file is closed.
+        with safe_open(file, "pt") as opened:
+            part = opened.get_slice(stored)
+            shard = shards.get(name)
+            if shard is None:
+                value = part[...]
+            else:
+                before = (slice(None),) * shard.dim
+                pieces = [part[(*before, slice(start, start + length))] for start, length in shard.spans]
+                value = torch.cat(pieces, shard.dim)
+            # Copied, so that nothing refers to the mapped file.
+            value = value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+        yield name, value
+
+
+def _same_parts(model: nn.Module) -> Any:
+    """The model's class, building only the parts that `model` has, for transformers to load into."""
+
+    class Part(type(model)):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            for name, module in model.named_modules():
+                if isinstance(module, Absent):
+                    self.set_submodule(name, module)
+            self.all_tied_weights_keys = dict(model.all_tied_weights_keys)  # type: ignore[arg-type]
+
+    # transformers looks for conversions and patches under the class's name.
+    Part.__name__ = Part.__qualname__ = type(model).__name__
+    Part.__module__ = type(model).__module__
+    return Part

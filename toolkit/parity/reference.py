@@ -1,0 +1,140 @@
+"""The judge: plain PyTorch, one process, no DeepSpeed and none of the toolkit's engine, loss or schedule.
+
+It takes the same weights and the same global batches and does what the textbook says: mean cross-entropy over the
+valid tokens of the global batch, gradient clipping by global norm, the optimizer's own class, fp32 master weights
+for 16-bit models. Only data preparation is shared, because which tokens make up step N is not under test here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Curve:
+    """What one run did, per step, and what it ended with."""
+
+    losses: list[float] = field(default_factory=list)
+    """Mean over the targets of the global batch."""
+    norms: list[float] = field(default_factory=list)
+    """L2 norm of the gradient before clipping."""
+    rates: list[float] = field(default_factory=list)
+    """Learning rate used."""
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """fp32, by parameter name."""
+
+
+def token_losses(model: nn.Module, batch: dict[str, torch.Tensor], label_smoothing: float = 0.0) -> torch.Tensor:
+    """Sum of the losses of one micro-batch from the model's own full logits, 0-dim fp32.
+
+    `batch` is a micro-batch of causal language modelling (input_ids, position_ids, targets [B, T], shifted) or of
+    sequence classification (input_ids, attention_mask [B, T], labels [B]).
+    """
+    if "targets" in batch:
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        return nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), batch["targets"].flatten(), reduction="sum", label_smoothing=label_smoothing
+        )
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return nn.functional.cross_entropy(
+        logits.float(), batch["labels"], reduction="sum", label_smoothing=label_smoothing
+    )
+
+
+def num_targets(batch: dict[str, torch.Tensor]) -> int:
+    """Targets of one micro-batch."""
+    return int((batch["targets"] if "targets" in batch else batch["labels"]).ne(-100).sum())
+
+
+def parameter_groups(
+    model: nn.Module, parameters: dict[str, torch.Tensor], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Hidden matrices; embeddings and what is outside of the base model; vectors, which are not decayed.
+
+    `parameters` are the tensors to be optimized, by their name in `model`.
+    """
+    base = getattr(model, "base_model", model)
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    modules = [*embeddings, *[child for child in model.children() if child is not base]]
+    ends = {id(weight) for module in modules for weight in module.parameters()}
+    named = dict(model.named_parameters())
+    matrices = [name for name in parameters if named[name].dim() >= 2]
+    hidden = [name for name in matrices if id(named[name]) not in ends]
+    groups = {
+        "hidden": (hidden, weight_decay),
+        "ends": ([name for name in matrices if name not in hidden], weight_decay),
+        "vectors": ([name for name in parameters if name not in matrices], 0.0),
+    }
+    return [
+        {"params": [parameters[name] for name in names], "weight_decay": decay, "role": role}
+        for role, (names, decay) in groups.items()
+        if names
+    ]
+
+
+def train(
+    model: nn.Module,
+    steps: Sequence[Sequence[dict[str, torch.Tensor]]],
+    build_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+    rate: Callable[[int], float],
+    *,
+    dtype: str = "fp32",
+    max_grad_norm: float = 1.0,
+    weight_decay: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Curve:
+    """Train on `steps`, each a list of micro-batches that together are one global batch.
+
+    `build_optimizer` gets `parameter_groups` of fp32 weights, `rate` the 0-based step. `max_grad_norm` 0: never clip.
+    """
+    model.train()
+    named = dict(model.named_parameters())
+    masters = {name: parameter.detach().float().clone().requires_grad_() for name, parameter in named.items()}
+    for parameter in named.values():
+        # Parameters only: rotary frequencies and the like are buffers, which stay in fp32.
+        parameter.data = parameter.data.to(DTYPES[dtype])
+    optimizer = build_optimizer(parameter_groups(model, dict(masters), weight_decay))
+    curve = Curve()
+    for index, micro_batches in enumerate(steps):
+        loss, sums = _gradients(model, micro_batches, label_smoothing)
+        norm = torch.nn.utils.get_total_norm(list(sums.values()))
+        clip = min(1.0, max_grad_norm / (float(norm) + 1e-6)) if max_grad_norm else 1.0
+        for name, master in masters.items():
+            master.grad = sums[name].mul_(clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(index)
+        optimizer.step()
+        with torch.no_grad():
+            for name, parameter in named.items():
+                parameter.copy_(masters[name])
+        curve.losses.append(loss)
+        curve.norms.append(float(norm))
+        curve.rates.append(rate(index))
+    curve.weights = {name: master.detach() for name, master in masters.items()}
+    return curve
+
+
+def _gradients(
+    model: nn.Module, micro_batches: Sequence[dict[str, torch.Tensor]], label_smoothing: float
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Mean loss over the targets of the global batch, and its gradient by parameter name, summed in fp32."""
+    named = dict(model.named_parameters())
+    total = sum(num_targets(batch) for batch in micro_batches)
+    sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in named.items()}
+    loss_sum = 0.0
+    for batch in micro_batches:
+        loss = token_losses(model, batch, label_smoothing)
+        loss_sum += float(loss.detach())
+        torch.autograd.backward(loss / total)
+        for name, parameter in named.items():
+            if parameter.grad is not None:
+                sums[name] += parameter.grad.float()
+                parameter.grad = None
+    return loss_sum / total, sums

@@ -1,0 +1,59 @@
+"""Random words: a tokenizer without a language, and rows of very different lengths. Nothing is read from anywhere."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+"""The first tokens; scaled-down configurations name them by these ids."""
+
+CLASSES = ("left", "middle", "right")
+
+
+def write_tokenizer(folder: Path, size: int) -> None:
+    """A tokenizer of `size` tokens, one for each word of `rows`, as a Hugging Face directory."""
+    vocabulary = {
+        word: index for index, word in enumerate([*SPECIAL, *(f"w{index}" for index in range(len(SPECIAL), size))])
+    }
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def write_rows(path: Path, task: str, *, split: bool, count: int, longest: int, size: int, seed: int) -> None:
+    """`count` rows for `task` as jsonl, each of at most `longest` tokens, over a vocabulary of `size`.
+
+    Prompts with completions, so that part of the tokens carries loss; plain text where the recipe may `split` it;
+    texts with a class for classification.
+    """
+    source = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            file.write(json.dumps(_row(source, task, split, longest, size)) + "\n")
+
+
+def _row(source: random.Random, task: str, split: bool, longest: int, size: int) -> dict[str, Any]:
+    # One place is left for the end token.
+    length = 4 + int((longest - 5) * source.random() ** 2)
+    words = list(_words(source, length, size))
+    if task == "sequence_classification":
+        return {"text": " ".join(words), "label": source.choice(CLASSES)}
+    if split:
+        return {"text": " ".join(words)}
+    cut = source.randint(1, length - 2)
+    return {"prompt": " ".join(words[:cut]) + " ", "completion": " ".join(words[cut:])}
+
+
+def _words(source: random.Random, length: int, size: int) -> Iterator[str]:
+    # Some words are far more frequent than others: there is something to learn, and gradients are not all noise.
+    for _ in range(length):
+        yield f"w{len(SPECIAL) + int((size - len(SPECIAL)) * source.random() ** 3)}"

@@ -1,0 +1,149 @@
+"""What the ranks of a comparison do: build the problem and train the reference; train one strategy."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.models.isolation import check_isolation, leak
+from toolkit.models.loading import load_config
+from toolkit.parity import reference
+from toolkit.parity.optimizers import build_optimizer
+from toolkit.parity.problem import (
+    GLOBAL_SIZE,
+    SEQUENCE_LENGTH,
+    VOCABULARY,
+    Curves,
+    Problem,
+    Wanted,
+    attention,
+    learning_rate,
+    scaled_recipe,
+)
+from toolkit.parity.scale import check_size, scale_down
+from toolkit.parity.words import write_rows, write_tokenizer
+from toolkit.recipe import Model, Recipe
+from toolkit.tasks import task_class
+from toolkit.train.inputs import Inputs, prepare_inputs
+from toolkit.train.progress import Display
+from toolkit.train.run import RunOptions, train
+
+WEIGHTS = "reference.pt"
+
+
+def prepare(rank: int, world_size: int, recipe: Recipe, wanted: Wanted, folder: str) -> Problem:
+    """Write model, tokenizer and data to `folder`; train the reference; runs in one rank alone.
+
+    Raises ModelError for an architecture that cannot be had here or scaled down.
+    """
+    place = Path(folder)
+    config = load_config(_model(recipe, wanted), vocabulary_size=VOCABULARY, overrides={})
+    config = scale_down(
+        config, num_layers=wanted.num_layers, key_value_heads=wanted.key_value_heads, vocabulary_size=VOCABULARY
+    )
+    kind = task_class(recipe.task.name).auto_class
+    num_parameters = check_size(kind, config)
+    config.save_pretrained(place / "model")
+    write_tokenizer(place / "tokenizer", VOCABULARY)
+    scaled = scaled_recipe(recipe, wanted, place)
+    _write_data(scaled, place)
+    _use_cache(place)
+    inputs = prepare_inputs(scaled, 0, 1, Display(is_main=False))
+    model = _build_model(scaled, inputs, place)
+    steps = [batch.micro_batches for batch in inputs.batches.iterate(0, wanted.steps)]
+    scaled = _with_clipping(scaled, _train(copy.deepcopy(model), steps[:1], scaled, clip=False).norms[0])
+    curve = _train(model, steps, scaled)
+    torch.save(curve.weights, place / WEIGHTS)
+    return Problem(scaled, type(model).__name__, num_parameters, Curves(curve.losses, list(curve.norms)))
+
+
+def train_strategy(rank: int, world_size: int, recipe: Recipe, folder: str, name: str) -> Curves | None:
+    """Train `recipe` through the toolkit's own `train`; rank 0 returns what came out of it."""
+    place = Path(folder)
+    _use_cache(place)
+    run = place / name
+    train(recipe, RunOptions(name, run), keep_group=True)
+    if rank != 0:
+        return None
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    norms = [None if record.get("skipped") else record["grad_norm"] for record in records]
+    kind = task_class(recipe.task.name).auto_class
+    exported = kind.from_pretrained(run / "export", dtype=torch.float32)
+    wanted = torch.load(place / WEIGHTS, weights_only=True)
+    return Curves([record["loss"] for record in records], norms, weight_deviation(exported, wanted))
+
+
+def weight_deviation(model: nn.Module, wanted: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference between the parameters of `model` and `wanted`, relative to the norm of `wanted`."""
+    found = dict(model.named_parameters())
+    if found.keys() != wanted.keys():
+        return math.inf
+    with torch.no_grad():
+        difference = torch.nn.utils.get_total_norm([found[name] - wanted[name] for name in wanted])
+    return float(difference / torch.nn.utils.get_total_norm(list(wanted.values())))
+
+
+def _model(recipe: Recipe, wanted: Wanted) -> Model:
+    """Where the architecture comes from; never its weights, nor its dropout."""
+    if wanted.architecture is None:
+        return recipe.model.model_copy(update={"dropout": None, "attention": attention(recipe.model)})
+    return Model(
+        architecture=wanted.architecture, weights="random", tokenizer="none", attention=attention(recipe.model)
+    )
+
+
+def _write_data(recipe: Recipe, place: Path) -> None:
+    write_rows(
+        Path(recipe.data.train),
+        recipe.task.name,
+        split=recipe.data.overlong == "split",
+        count=GLOBAL_SIZE * 20,
+        longest=SEQUENCE_LENGTH,
+        size=VOCABULARY,
+        seed=recipe.seed,
+    )
+
+
+def _use_cache(place: Path) -> None:
+    # What is prepared here is of no use to any other run.
+    os.environ["TOOLKIT_CACHE"] = str(place / "cache")
+
+
+def _build_model(recipe: Recipe, inputs: Inputs, place: Path) -> nn.Module:
+    torch.manual_seed(recipe.seed)
+    model: Any = inputs.task.auto_class.from_config(inputs.model_config, dtype=torch.float32)
+    model.save_pretrained(place / "model")
+    if recipe.data.packing:
+        with torch.no_grad():
+            check_isolation(leak(model.eval()), type(model).__name__)
+    network: nn.Module = model
+    return network
+
+
+def _with_clipping(recipe: Recipe, first_norm: float) -> Recipe:
+    """Clipping that bites, where the recipe clips at all: at half of the first step's norm."""
+    if not recipe.optimizer.max_grad_norm:
+        return recipe
+    optimizer = recipe.optimizer.model_copy(update={"max_grad_norm": float(f"{first_norm / 2:.2g}")})
+    return recipe.model_copy(update={"optimizer": optimizer})
+
+
+def _train(model: nn.Module, steps: list[Any], recipe: Recipe, *, clip: bool = True) -> reference.Curve:
+    optimizer, total = recipe.optimizer, recipe.steps or len(steps)
+    return reference.train(
+        model,
+        steps,
+        lambda groups: build_optimizer(optimizer, groups),
+        lambda step: learning_rate(optimizer.learning_rate, step, total),
+        dtype=recipe.precision.dtype,
+        max_grad_norm=optimizer.max_grad_norm if clip else 0.0,
+        weight_decay=optimizer.weight_decay,
+        label_smoothing=recipe.task.label_smoothing,
+    )
