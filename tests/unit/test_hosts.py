@@ -14,6 +14,7 @@ from toolkit.engine import hosts
 from toolkit.engine.hosts import Place, check_agreement, group, interface_towards, source_address, watched
 from toolkit.engine.process import Process
 from toolkit.errors import LaunchError
+from toolkit.recipe.mesh import Mesh
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     for name in ("GLOO_SOCKET_IFNAME", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.delenv(name, raising=False)
     yield port
+
+
+def place(rank: int, world_size: int, local_world_size: int) -> Process:
+    return Process(rank, world_size, 0, local_world_size, Mesh(data=world_size))
 
 
 def test_hosts_begin_at_local_rank_0() -> None:
@@ -48,14 +53,14 @@ def test_interface_on_the_route() -> None:
 def test_a_rank_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(hosts, "PATIENCE_S", 0.2)
-    with pytest.raises(LaunchError) as failure, watched(Process(0, 3, 0, 1), timeout_s=1, host_timeout_s=9, say=said.append):  # fmt: skip
+    with pytest.raises(LaunchError) as failure, watched(place(0, 3, 1), timeout_s=1, host_timeout_s=9, say=said.append):  # fmt: skip
         pytest.fail("met nobody")
     assert said == ["waiting for ranks 1-2 of 3 (1 s at most)"]
     assert failure.value.what == f"ranks 1-2 of 3 did not start within launch.timeout_s=1; those of {socket.gethostname()} (127.0.0.1) did"  # fmt: skip
 
 
 def test_a_first_host_that_is_not_there(launched: int) -> None:
-    with pytest.raises(LaunchError) as failure, watched(Process(1, 2, 0, 1), timeout_s=1, host_timeout_s=9, say=print):
+    with pytest.raises(LaunchError) as failure, watched(place(1, 2, 1), timeout_s=1, host_timeout_s=9, say=print):
         pytest.fail("met nobody")
     assert failure.value.what.startswith(
         f"rank 1 on {socket.gethostname()} cannot reach MASTER_ADDR=127.0.0.1, MASTER_PORT={launched} ("
@@ -66,14 +71,14 @@ def test_a_port_in_use(launched: int) -> None:
     with (
         socket.create_server(("127.0.0.1", launched)),
         pytest.raises(LaunchError, match=f"port {launched} on 127.0.0.1 is in use"),
-        watched(Process(0, 2, 0, 1), timeout_s=1, host_timeout_s=9, say=print),
+        watched(place(0, 2, 1), timeout_s=1, host_timeout_s=9, say=print),
     ):
         pytest.fail("met nobody")
 
 
 def test_one_host_is_not_watched() -> None:
     said: list[str] = []
-    with watched(Process(0, 2, 0, 2), timeout_s=1, host_timeout_s=1, say=said.append):
+    with watched(place(0, 2, 2), timeout_s=1, host_timeout_s=1, say=said.append):
         pass
     assert said == []
 
@@ -89,7 +94,7 @@ def test_an_interface_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def agree(rank: int, world_size: int, configs: list[dict[str, Any]]) -> str:
     try:
-        check_agreement(Process(rank, world_size, 0, 1), configs[rank])
+        check_agreement(place(rank, world_size, 1), configs[rank])
     except LaunchError as error:
         return error.what
     return ""
