@@ -19,11 +19,19 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from toolkit.engine import process
 from toolkit.errors import ModelError
+from toolkit.models.agreement import excess, hidden_states
 from toolkit.models.attention import document_attention
 
 NAME = "toolkit_sequence"
 """Of this implementation among transformers' attention functions."""
+
+PROBE_TOKENS = 8
+"""Tokens on each rank when a model is probed."""
+
+PROBE_DOCUMENT = 11
+"""Tokens per document of the probe."""
 
 CAUSAL_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that look at other tokens through attention alone."""
@@ -34,6 +42,7 @@ class SequenceAttention:
 
     def __init__(self, config: PretrainedConfig, implementation: str, group: dist.ProcessGroup) -> None:
         self.active = True
+        self.group = group
         text = config.get_text_config()
         heads = text.num_attention_heads
         head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -61,10 +70,20 @@ class SequenceAttention:
         attention_mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """query [B, H, t, D], key and value [B, K, t, D] of this rank's t tokens; returns [B, t, H x D]."""
-        run = self._exchange if self.active else self._core
-        found: tuple[Tensor, Tensor | None] = run(module, query, key, value, attention_mask, **options)
-        return found
+        """query [B, H, t, D], key and value [B, K, t, D] of this rank's t tokens; returns [B, t, H, D]."""
+        if not self.active:
+            plain: tuple[Tensor, Tensor | None] = self._core(module, query, key, value, attention_mask, **options)
+            return plain
+        if attention_mask is not None:
+            # Made from the tokens of this rank alone; transformers makes none for an implementation it does not know.
+            raise _not_exchangeable(type(module).__name__, "attends through a mask of its own")
+        groups = getattr(module, "num_key_value_groups", None)
+        found, weights = self._exchange(module, query, key, value, None, **options)
+        if groups is not None:
+            # DeepSpeed leaves its own number there where ranks share a key-value head.
+            module.num_key_value_groups = groups
+        # DeepSpeed joins the heads, which not every model expects (GPT-2).
+        return found.unflatten(-1, (query.shape[1], -1)), weights
 
 
 class _Exchange(UlyssesSPAttentionHF):  # type: ignore[misc]
@@ -79,16 +98,94 @@ class _Exchange(UlyssesSPAttentionHF):  # type: ignore[misc]
 
 
 @contextmanager
-def whole_sequences(attention: SequenceAttention | None) -> Iterator[None]:
-    """Let every rank compute whole sequences by itself for a while (generation, probes)."""
+def whole_sequences(attention: SequenceAttention | None, whole: bool = True) -> Iterator[None]:
+    """Let every rank compute whole sequences by itself for a while (generation, probes), or not."""
     if attention is None:
         yield
         return
-    attention.active = False
+    before, attention.active = attention.active, not whole
     try:
         yield
     finally:
-        attention.active = True
+        attention.active = before
+
+
+def use_sequence_attention(model: nn.Module, attention: SequenceAttention, longest: int) -> float:
+    """Switch `model` to `attention`, and compare: hidden states of this rank's part with the model's own of the whole.
+
+    Packed documents of a few tokens, of which the last stands at the end of a context of `longest` tokens. Collective;
+    see `toolkit.models.agreement.excess` for the result.
+    """
+    rank, count = dist.get_rank(attention.group), dist.get_world_size(attention.group)
+    device = next(model.parameters()).device
+    tokens, positions = (tensor.to(device) for tensor in _probe(count, longest, int(model.config.vocab_size)))  # type: ignore[union-attr, arg-type]
+    mine = slice(rank * PROBE_TOKENS, (rank + 1) * PROBE_TOKENS)
+    with whole_sequences(attention):
+        wanted = hidden_states(model, tokens, positions)[:, mine]
+    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    share_longest_position(model, attention)
+    try:
+        with whole_sequences(attention, False):
+            found = hidden_states(model, tokens[:, mine], positions[:, mine])
+    except ModelError:
+        raise
+    except Exception as error:
+        # Every architecture that does not fit fails in its own way, and all ranks alike.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise _not_exchangeable(type(model).__name__, f"fails: {lines[0][:200]}") from None
+    return excess(model, found, wanted)
+
+
+def _probe(count: int, longest: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Token ids and positions [1, count x PROBE_TOKENS]."""
+    length = count * PROBE_TOKENS
+    # Some documents reach over the ends of the ranks' parts, since eight is no multiple of eleven.
+    positions = torch.arange(length) % PROBE_DOCUMENT
+    last = min(PROBE_TOKENS // 2, longest)
+    positions[-last:] = torch.arange(longest - last, longest)
+    return (torch.arange(length) * 7 + 1).unsqueeze(0) % vocabulary, positions.unsqueeze(0)
+
+
+def share_longest_position(model: nn.Module, attention: SequenceAttention) -> None:
+    """Make rotary embeddings that stretch with the longest document see that of the whole sequence.
+
+    transformers chooses the frequencies of the types "dynamic" and "longrope" by the largest position it is given
+    (modeling_rope_utils.py, dynamic_rope_update), which would be another one on each rank.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
+        if any(kind == "longrope" or "dynamic" in str(kind) for kind in kinds):
+            _show_longest_position(module, attention)
+
+
+def _show_longest_position(rotary: nn.Module, attention: SequenceAttention) -> None:
+    plain = rotary.forward
+
+    def forward(hidden: Tensor, position_ids: Tensor, *arguments: Any, **options: Any) -> Any:
+        if not attention.active:
+            return plain(hidden, position_ids, *arguments, **options)
+        longest = position_ids.max()
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=attention.group)
+        # As one more token, whose row is then taken away.
+        seen = torch.cat([position_ids, longest.expand(*position_ids.shape[:-1], 1)], dim=-1)
+        return tuple(table[..., :-1, :] for table in plain(hidden, seen, *arguments, **options))
+
+    rotary.forward = forward
+
+
+def check_sequence_attention(excess: float, architecture: str) -> None:
+    """Raise ModelError, on every rank, when the exchange changes what the model computes on one of them. Collective."""
+    if not max(process.gather_objects(excess)) < 1.0:
+        raise _not_exchangeable(architecture, "computes other hidden states from parts of a sequence than from the whole")
+
+
+def _not_exchangeable(architecture: str, reason: str) -> ModelError:
+    return ModelError(
+        f"parallel.sequence: {architecture} {reason}",
+        expected="a model whose tokens meet in causal attention only, through transformers' attention functions",
+        do="set parallel.sequence=1; parallel.tensor or parallel.pipeline also save activation memory",
+    )
 
 
 def check_sequence_parallel(config: PretrainedConfig, implementation: str, degree: int) -> None:

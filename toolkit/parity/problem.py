@@ -77,6 +77,8 @@ def scaled_recipe(recipe: Recipe, wanted: Wanted, folder: Path) -> Recipe:
             tokenizer=str(folder / "tokenizer"),
             attention=attention(recipe.model),
             activation_checkpointing=recipe.model.activation_checkpointing,
+            activation_offload=recipe.model.activation_offload,
+            mlp_tiles=recipe.model.mlp_tiles,
         ),
         data=Data(
             train=str(folder / "rows.jsonl"),

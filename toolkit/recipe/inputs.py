@@ -30,6 +30,10 @@ class Model(Section):
     """Attention implementation of transformers."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    activation_offload: bool = False
+    """Keep what activation_checkpointing keeps, each layer's input, in host memory: layers x tokens x width less on the device, for two copies per step. On a CPU it changes nothing."""
+    mlp_tiles: Positive = 1
+    """Compute each layer's MLP in this many parts of the sequence, one after the other, and again in the backward pass: its wide activations exist for one part at a time. 1: all at once."""
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:
@@ -44,6 +48,16 @@ class Model(Section):
                 f"model.architecture={self.architecture!r} with weights={self.weights!r}, tokenizer={self.tokenizer!r}",
                 expected='weights="random" and a tokenizer, since no checkpoint provides them',
                 do='set model.weights="random" and model.tokenizer',
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_something_to_offload(self) -> Model:
+        if self.activation_offload and not self.activation_checkpointing:
+            raise RecipeError(
+                "model.activation_offload=True with model.activation_checkpointing=False",
+                expected="activation_checkpointing=True: what is moved to the host is what it keeps of each layer",
+                do="set model.activation_checkpointing=True, or model.activation_offload=False",
             )
         return self
 

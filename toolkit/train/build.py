@@ -19,7 +19,7 @@ from toolkit.engine import device, process
 from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
 from toolkit.engine.protocol import Engine
-from toolkit.engine.sequence import NAME, SequenceAttention
+from toolkit.engine.sequence import SequenceAttention, check_sequence_attention, use_sequence_attention
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
@@ -32,6 +32,7 @@ from toolkit.models.partial import load_part
 from toolkit.models.stage_plan import balance
 from toolkit.models.stages import build_skeleton, build_stage
 from toolkit.models.tensor_plan import tensor_plan
+from toolkit.models.tiling import check_tiles, tile_mlps
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
@@ -54,7 +55,10 @@ def build_engine(
         )
     if recipe.model.activation_checkpointing:
         # Non-reentrant: reentrant checkpointing needs inputs that require gradients, which embeddings' do not.
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        # On a CPU they are in host memory already, and transformers would ask for pinned memory, which there is not.
+        offload = recipe.model.activation_offload and device.kind() != "cpu"
+        model.gradient_checkpointing_enable({"use_reentrant": False}, offload=offload)  # type: ignore[operator]
+    tiles = tile_mlps(model, recipe.model.mlp_tiles) if recipe.model.mlp_tiles > 1 else None
     is_first_stage = me.mesh.coordinate(me.rank, "pipeline") == 0
     if recipe.task.neftune_alpha and is_first_stage:
         add_neftune(model, recipe.task.neftune_alpha)
@@ -65,6 +69,8 @@ def build_engine(
     if me.is_main:
         _keep_model_files(inputs, recipe, folder, untrained)
     engine = _engine(recipe, inputs, config, me, model)
+    if tiles is not None:
+        check_tiles(engine.call(tiles.excess), type(model).__name__)
     if recipe.data.packing:
         check_isolation(engine.call(leak), type(model).__name__)
         if recipe.model.attention == "sdpa" and device.cuts_documents() and me.mesh.sequence == 1:
@@ -105,11 +111,13 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
     }
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, **common)
-    attention = None
-    if me.mesh.sequence > 1:
-        attention = SequenceAttention(model.config, recipe.model.attention, Grid(me.mesh, me.rank).sequence)
-        model.set_attn_implementation(NAME)  # type: ignore[operator]
-    return ZeroEngine(model, config, split=task.split, attention=attention, **common)
+    if me.mesh.sequence == 1:
+        return ZeroEngine(model, config, split=task.split, **common)
+    attention = SequenceAttention(model.config, recipe.model.attention, Grid(me.mesh, me.rank).sequence)
+    engine = ZeroEngine(model, config, split=task.split, attention=attention, **common)
+    excess = engine.call(use_sequence_attention, attention, recipe.batch.sequence_length)
+    check_sequence_attention(excess, type(model).__name__)
+    return engine
 
 
 def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folder: RunFolder, display: Display) -> str:

@@ -1,0 +1,38 @@
+"""Whether two ways of computing a model's hidden states agree: the measure of every start-up probe."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+LARGEST = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest relative difference that is rounding, by the format of the weights."""
+
+LARGEST_16_BIT = 0.2
+"""The same in 16 bits. Rounding reaches a few percent in a deep model, and more where it sends a token to another expert."""
+
+
+def hidden_states(model: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Last hidden states [B, T, D] of token ids [B, T] at positions [B, T], in fp32."""
+    base: nn.Module = model.base_model  # type: ignore[assignment]
+    inputs = {"input_ids": tokens}
+    if takes_positions(model):
+        inputs["position_ids"] = positions
+    return base(**inputs, use_cache=False).last_hidden_state.float()  # type: ignore[no-any-return]
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether positions can be given to the model (BLOOM counts tokens itself)."""
+    return "position_ids" in inspect.signature(model.base_model.forward).parameters  # type: ignore[union-attr]
+
+
+def excess(model: nn.Module, found: Tensor, wanted: Tensor) -> float:
+    """Norm of the difference, relative to that of `wanted`, in multiples of what rounding explains; inf for NaN.
+
+    Above 1 the two are not the same computation.
+    """
+    difference = float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    rounding = LARGEST.get(next(model.parameters()).dtype, LARGEST_16_BIT)
+    return difference / rounding if difference == difference else float("inf")
