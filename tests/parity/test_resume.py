@@ -2,98 +2,54 @@
 
 from __future__ import annotations
 
-import shutil
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed import run_distributed
-from tests.parity.strategies import OPTIMIZER, recipe
+from tests.parity.strategies import OPTIMIZER
+from tests.parity.topologies import numbers, resumable, rewind, train_pairs, worst
 from tests.parity.worker import read_metrics, run_recipe
 from tests.tiny import write_lines
-from toolkit.checkpoint.manifest import complete_steps, folder_name
-from toolkit.recipe import Batch, Checkpoint, Optimizer, Parallel, Precision, Recipe, Schedule
+from toolkit.parity.strategies import STRATEGIES, Strategy
+from toolkit.recipe import Optimizer, Precision, Recipe, Schedule
 
-TOPOLOGIES: dict[str, tuple[int, dict[str, Any]]] = {
-    "zero0-1": (1, {"zero_stage": 0}),
-    "zero1-2": (2, {"zero_stage": 1}),
-    "zero2_offload-2": (2, {"zero_stage": 2, "offload_optimizer": "cpu"}),
-    "zero3-2": (2, {"zero_stage": 3, "param_persistence_threshold": 100}),
-    "zero3_offload-1": (1, {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}),
+TOPOLOGIES: dict[str, Strategy] = {
+    "zero0-1": Strategy(1, STRATEGIES["zero0"].fields),
+    "zero1-2": STRATEGIES["zero1"],
+    "zero2_offload-2": STRATEGIES["zero2_offload"],
+    "zero3-2": STRATEGIES["zero3"],
+    "zero3_offload-1": Strategy(1, STRATEGIES["zero3_offload_param"].fields),
 }
-"""Name -> world size and parallel section."""
+"""Name -> ranks and parallel section."""
 
 HALF, FULL = 10, 20
 Runs = list[tuple[Recipe, str, str | None]]
 
 
-def resumable(model: Path, data: Path, name: str, **changes: Any) -> Recipe:
-    """Twenty steps with a checkpoint in the middle; micro-batches of one sequence, so accumulation differs by world size."""
-    values = {
-        "parallel": Parallel(**TOPOLOGIES[name][1]),
-        "checkpoint": Checkpoint(every_steps=HALF, export=False),
-        "batch": Batch(global_size=4, micro_size=1, sequence_length=128),
-    }
-    return recipe("causal_lm", model, data, **{**values, **changes})
-
-
-def in_groups_of_one_world_size(runs: dict[str, tuple[Recipe, Path, str | None]], names: dict[str, str]) -> None:
-    """Train all `runs` (key -> recipe, folder, resume); `names` maps each key to its topology."""
-    for world_size in (1, 2):
-        batch: Runs = [
-            (run, str(folder), resume)
-            for key, (run, folder, resume) in runs.items()
-            if TOPOLOGIES[names[key]][0] == world_size
-        ]
-        if batch:
-            run_distributed(run_recipe, world_size, batch, timeout_s=560)
-
-
-def rewind(source: Path, target: Path, step: int) -> Path:
-    """A copy of a run as it was when checkpoint `step` had just been written (metrics of later steps included)."""
-    shutil.copytree(source, target)
-    for later in complete_steps(target / "checkpoints"):
-        if later > step:
-            shutil.rmtree(target / "checkpoints" / folder_name(later))
-    return target
-
-
-def worst(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> float:
-    """Largest relative difference of the losses."""
-    assert [record["step"] for record in found] == [record["step"] for record in wanted]
-    return max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(found, wanted, strict=True))
-
-
-def numbers(records: list[dict[str, Any]]) -> list[tuple[float, ...]]:
-    """What must not differ by a bit."""
-    return [(record["loss"], record["grad_norm"], record["learning_rate"]) for record in records]
+def make_recipe(model: Path, data: Path, name: str, **changes: Any) -> Recipe:
+    """Twenty steps with a checkpoint in the middle."""
+    return resumable(model, data, TOPOLOGIES[name], steps=FULL, half=HALF, **changes)
 
 
 def test_any_topology_continues_any_other(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
     """10 + 10 steps equal 20 straight, for every pair of topologies, fp32."""
-    make = {name: resumable(tiny_llama_dir, chat_file, name) for name in TOPOLOGIES}
-    in_groups_of_one_world_size(
-        {name: (make[name], tmp_path / name, None) for name in TOPOLOGIES}, {name: name for name in TOPOLOGIES}
-    )
-    straight = {name: read_metrics(tmp_path / name) for name in TOPOLOGIES}
-    pairs = {f"{old}--{new}": (old, new) for old in TOPOLOGIES for new in TOPOLOGIES}
-    runs = {
-        pair: (make[new], rewind(tmp_path / old, tmp_path / pair, HALF), "auto") for pair, (old, new) in pairs.items()
-    }
-    in_groups_of_one_world_size(runs, {pair: new for pair, (_, new) in pairs.items()})
-    for pair, (old, new) in pairs.items():
-        found = read_metrics(tmp_path / pair)
-        assert worst(found, straight[old]) < 1e-5, pair
+    make = {name: make_recipe(tiny_llama_dir, chat_file, name) for name in TOPOLOGIES}
+    train_pairs(TOPOLOGIES, make, itertools.product(TOPOLOGIES, TOPOLOGIES), HALF, tmp_path)
+    for old, new in itertools.product(TOPOLOGIES, TOPOLOGIES):
+        found, straight = read_metrics(tmp_path / f"{old}--{new}"), read_metrics(tmp_path / old)
+        assert worst(found, straight) < 1e-5, (old, new)
         if old == new:
-            assert numbers(found) == numbers(straight[old]), pair
+            assert numbers(found) == numbers(straight), old
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_16_bit_resumes_bit_for_bit(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path, dtype: Any) -> None:
     """Loss scale, masters and moments come back exactly."""
     name = "zero3-2"
-    run = resumable(
+    run = make_recipe(
         tiny_llama_dir, chat_file, name, precision=Precision(dtype=dtype, initial_scale_power=8, loss_scale_window=4)
     )
     run_distributed(run_recipe, 2, [(run, str(tmp_path / "straight"), None)])
@@ -124,7 +80,7 @@ def test_every_optimizer_state_survives_a_change_of_topology(
     optimizer = Optimizer(type=kind, learning_rate=3e-3, weight_decay=0.1, **KINDS[kind])
     offloads = kind != "adagrad"  # with offload DeepSpeed's own kernel runs, which rounds differently
     targets = ["zero1-2", "zero3-2"] + (["zero2_offload-2"] if offloads else [])
-    make = {name: resumable(tiny_llama_dir, chat_file, name, optimizer=optimizer) for name in targets}
+    make = {name: make_recipe(tiny_llama_dir, chat_file, name, optimizer=optimizer) for name in targets}
     run_distributed(run_recipe, 2, [(make["zero1-2"], str(tmp_path / "straight"), None)])
     straight = read_metrics(tmp_path / "straight")
     runs: Runs = [(make[name], str(rewind(tmp_path / "straight", tmp_path / name, HALF)), "auto") for name in targets]
@@ -143,7 +99,7 @@ def answers(path: Path, answer: str) -> Path:
 
 def test_plateau_and_noise_resume_exactly(tiny_llama_dir: Path, tmp_path: Path) -> None:
     """The plateau's memory, the noise of NEFTune and the learning rate come back."""
-    base = resumable(tiny_llama_dir, answers(tmp_path / "left.jsonl", "left " * 9), "zero1-2")
+    base = make_recipe(tiny_llama_dir, answers(tmp_path / "left.jsonl", "left " * 9), "zero1-2")
     # What it learns is wrong for the held-out questions, so the evaluation loss must rise and the rate must drop.
     held_out = answers(tmp_path / "right.jsonl", "right " * 9)
     run = Recipe(

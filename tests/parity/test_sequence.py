@@ -48,7 +48,9 @@ def build(case: Case) -> nn.Module:
     return model
 
 
-def loss_and_gradients(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    model: nn.Module, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     use_loss_head(model)
     inputs = {name: value for name, value in batch.items() if name != "targets"}
     loss = token_loss(model, inputs, batch["targets"], label_smoothing=0.0, gradient_scale=1.0)
@@ -97,6 +99,7 @@ def walk(rank: int, world_size: int, cases: dict[str, Case]) -> dict[str, float 
 
 if __name__ == "__main__":
     import sys
+
     kinds = sys.argv[2:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     for out in run_distributed(walk, int(sys.argv[1]), {k: (k, {}) for k in kinds}, timeout_s=400)[:1]:
         for k, v in out.items():

@@ -104,6 +104,39 @@ def test_parity_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
         assert all(float(value) < 1e-5 for value in cells(printed, row))
 
 
+def test_topology_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nine pairs: not a bit apart on the same topology, within 1e-5 on another; the exports likewise."""
+    run_tiny("topology_table", monkeypatch, tmp_path)
+    losses, weights = capsys.readouterr().out.split("## Exported models")
+    names = ("zero0 (1)", "pp2 (2)", "tp2 (2)")
+    for printed, limit in ((losses, 1e-5), (weights, 1e-4)):
+        for index, name in enumerate(names):
+            values = [float(value) for value in cells(printed, name)]
+            assert len(values) == 3 and values[index] == 0.0
+            assert max(values) < limit
+
+
+def test_real_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small model with the heads of the real one: losses, gradient norms and weights are the reference's."""
+    run_tiny("real_weights", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    for row in ("ZeRO-2", "pipeline of 2 stages", "tensor parallelism of 3", "sequence parallelism of 3"):
+        _, loss, norm, largest, relative = map(float, cells(printed, row))
+        assert loss < 1e-5 and norm < 1e-5 and relative < 1e-3
+        assert 0 < largest < 1e-6
+
+
+def test_parallel_overhead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both sides of each kind train the same model on the same tokens: their losses are equal."""
+    run_tiny("parallel_overhead", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    for row in ("pipeline", "tensor", "sequence"):
+        ours, bare, ratio, _, processor, our_gib, bare_gib, _, apart = cells(printed, row)
+        assert float(ours) / float(bare) == pytest.approx(float(ratio.strip("*")), rel=0.1)
+        assert min(map(float, (processor, our_gib, bare_gib))) > 0
+        assert float(apart) < 1e-5
+
+
 def test_logits_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Started as `make bench` does, ranks and all: both sides compute the same loss; nothing is written."""
     module = importlib.import_module("logits_memory")

@@ -1,0 +1,269 @@
+"""Time and memory of pipeline, tensor and sequence parallelism against DeepSpeed's own engines.
+
+Each kind trains the same Llama in fp32 from the same weights on the same random tokens (unpacked sequences), on two
+ranks, with ZeRO-1 and the same DeepSpeed configuration. The bare side is what a user of DeepSpeed writes: pipeline, a
+PipelineModule over the same two stages with a loss function; tensor, `deepspeed.initialize` with
+`tensor_parallel.autotp_size`; sequence, the loop of DeepSpeed's Ulysses tutorial with its attention, its loader and its
+gathered loss. All bare sides compute full logits (of a small vocabulary). The toolkit's side is the engine's `train_step`, without
+data loading and metrics, which step_overhead.py measures.
+
+The two sides are processes of their own. They take steps in turns and with a changing order, so that a slow moment of
+the machine hits both, and neither computes while the other does. Memory is the peak of the rank that needs most, above what the process
+held before it loaded the model; "one process" is the toolkit training the same model, with the same global batch, on one rank without ZeRO.
+"""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from harness.page import parser, publish, table
+from harness.ranks import is_rank, measure, report, shared_folder
+
+DEGREE = 2
+KINDS = ("pipeline", "tensor", "sequence")
+"""Fields of the recipe's parallel section."""
+SIDES = ("toolkit", "bare")
+ACCUMULATION = 4
+WARM_UP = 2
+"""Steps not counted: allocators and kernels settle."""
+Batches = list[dict[str, Any]]
+"""The micro-batches of one step: input_ids, position_ids, targets [1, T]."""
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    made = parser(__doc__, __file__)
+    made.add_argument("--steps", type=int, help="steps of each side that count (default 20; 2 with --tiny)")
+    made.add_argument("--kind", choices=(*KINDS, "none"), help=argparse.SUPPRESS)
+    made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = made.parse_args(arguments)
+    options.steps = options.steps or (2 if options.tiny else 20)
+    if is_rank():
+        report(measure_rank(options))
+        return
+    with tempfile.TemporaryDirectory(prefix="parallel_overhead_") as folder:
+        about = build_problem(options, Path(folder))
+        found = {
+            kind: measure(
+                __file__, [*arguments, "--kind", kind, "--folder", folder], 1 if kind == "none" else 2 * DEGREE
+            )
+            for kind in ("none", *KINDS)
+        }
+    _publish(options, about, found)
+
+
+def _publish(options: argparse.Namespace, about: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    (alone,) = found.pop("none")
+    rows = []
+    for kind, ranks in found.items():
+        ours, bare = ([rank for rank in ranks if rank["side"] == side] for side in SIDES)
+        # A step is over when the slowest rank is done; of processor time the step takes what all ranks take.
+        (our_time, bare_time), (our_cpu, bare_cpu) = (
+            [_over_ranks(side, key, join) for side in (ours, bare)] for key, join in (("seconds", max), ("cpu", sum))
+        )
+        low, _, high = statistics.quantiles(map(operator.truediv, our_time, bare_time), n=4)
+        our_gib, bare_gib = (max(rank["gib"] for rank in side) for side in (ours, bare))
+        apart = max(abs(one - other) / other for one, other in zip(ours[0]["losses"], bare[0]["losses"], strict=True))
+        rows.append(
+            [
+                kind,
+                f"{statistics.median(our_time):.3f}",
+                f"{statistics.median(bare_time):.3f}",
+                f"**{statistics.median(our_time) / statistics.median(bare_time):.3f}**",
+                f"{low:.3f} to {high:.3f}",
+                f"{statistics.median(our_cpu) / statistics.median(bare_cpu):.3f}",
+                f"{our_gib:.2f}",
+                f"{bare_gib:.2f}",
+                f"**{our_gib / alone['gib']:.0%}**",
+                f"{apart:.1e}",
+            ]
+        )
+    header = ["", "toolkit, s", "bare, s", "ratio", "quartiles of pairs", "processor time", "toolkit, GiB", "bare, GiB"]
+    header += ["of one process", "losses apart"]
+    setting = (
+        f"{DEGREE} ranks, {about}; {options.steps} pairs of steps. s: median seconds per step. ratio: of the medians; processor time: the same of what the processors worked, which other programs on the machine disturb less. "
+        f"One process: {alone['gib']:.2f} GiB, {statistics.median(alone['seconds']):.3f} s per step with all cores. "
+        "losses apart: largest relative difference of any step's loss between the sides."
+    )
+    parts = [str(__doc__).strip(), table(header, rows), setting]
+    publish(options, "Parallelism against DeepSpeed's own engines", parts)
+
+
+def _over_ranks(ranks: list[dict[str, Any]], key: str, join: Callable[[Iterable[float]], float]) -> list[float]:
+    return [join(step) for step in zip(*(rank[key] for rank in ranks), strict=True)]
+
+
+def build_problem(options: argparse.Namespace, folder: Path) -> str:
+    """Model, tokenizer and the rows that a recipe must name, in `folder`; says what they are."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    from toolkit.parity.words import write_rows, write_tokenizer
+
+    width, layers, vocabulary = (64, 2, 128) if options.tiny else (512, 8, 8192)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    disable_progress_bar()
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder / "model")
+    write_tokenizer(folder / "tokenizer", vocabulary)
+    write_rows(folder / "rows.jsonl", "causal_lm", split=True, count=20, longest=64, size=vocabulary, seed=0)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    length = sequence_length(options)
+    return f"a Llama with {layers} layers and {parameters / 1e6:.0f} M parameters, {ACCUMULATION} micro-batches of {length} tokens per step"
+
+
+def sequence_length(options: argparse.Namespace) -> int:
+    """Tokens in a sequence; a micro-batch is one."""
+    return 32 if options.tiny else 256
+
+
+def build_recipe(options: argparse.Namespace) -> Any:
+    """What both sides train; the bare one takes its DeepSpeed configuration from it."""
+    from toolkit import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule
+
+    folder = options.folder
+    parallel = Parallel(zero_stage=0) if options.kind == "none" else Parallel(zero_stage=1, **{options.kind: DEGREE})
+    return Recipe(
+        model=Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")),
+        data=Data(train=str(folder / "rows.jsonl"), packing=False, prefetch=0),
+        batch=Batch(global_size=ACCUMULATION, micro_size=1, sequence_length=sequence_length(options)),
+        optimizer=Optimizer(learning_rate=1e-4, implementation="torch"),
+        schedule=Schedule(type="constant"),
+        precision=Precision(dtype="fp32"),
+        parallel=parallel,
+        checkpoint=Checkpoint(export=False),
+        steps=WARM_UP + options.steps,
+    )
+
+
+def batches_of(options: argparse.Namespace) -> list[Batches]:
+    """Random tokens for every step, the same in every process."""
+    import torch
+
+    length, source = sequence_length(options), torch.Generator().manual_seed(0)
+    vocabulary = 128 if options.tiny else 8192
+    steps = []
+    for _ in range(WARM_UP + options.steps):
+        tokens = torch.randint(4, vocabulary, (ACCUMULATION, 1, length), generator=source)
+        steps.append([_batch(row) for row in tokens])
+    return steps
+
+
+def _batch(tokens: Any) -> dict[str, Any]:
+    import torch
+
+    targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
+    return {"input_ids": tokens, "position_ids": torch.arange(tokens.shape[1])[None], "targets": targets}
+
+
+def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
+    """One rank of one side: seconds and loss of every counted step, and the peak of memory."""
+    # What is imported is not the model's memory.
+    import harness.bare  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from harness.memory import peak_gib_of
+
+    number = int(os.environ["RANK"])
+    side = SIDES[number // DEGREE]
+    if options.kind != "none":
+        join_side(side, number % DEGREE)
+    os.environ["TOOLKIT_CACHE"] = str(options.folder / "cache")
+    found: dict[str, Any] = {"side": side, "seconds": [], "cpu": [], "losses": []}
+    found["gib"] = peak_gib_of(lambda: _take_steps(options, side, found))
+    return found
+
+
+def join_side(side: str, rank: int) -> None:
+    """Make this process rank `rank` of `side`, which the other side knows nothing of."""
+    from toolkit.engine import process
+
+    # Where the ranks were forked from a server, they are in one group already; none may leave it before all have come.
+    process.barrier()
+    process.stop()
+    size = str(DEGREE)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
+    process.start(process.from_environment(), init_method=f"file://{shared_folder()}/{side}")
+
+
+def _take_steps(options: argparse.Namespace, side: str, found: dict[str, Any]) -> None:
+    from harness.turns import Turns
+
+    from toolkit.engine import device, process
+
+    sides = (side,) if options.kind == "none" else SIDES
+    turns = Turns(shared_folder() / "turns", sides, 1 if options.kind == "none" else DEGREE, side)
+    step = toolkit_step(options) if side == "toolkit" else bare_step(options)
+    for index, batches in enumerate(batches_of(options)):
+        with turns.turn(index):
+            process.barrier()
+            began, began_cpu = time.perf_counter(), time.process_time()
+            loss = step(batches)
+            device.synchronize()
+            seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
+        if index >= WARM_UP:
+            for key, value in (("seconds", seconds), ("cpu", cpu), ("losses", loss)):
+                found[key].append(value)
+    process.stop()
+
+
+def toolkit_step(options: argparse.Namespace) -> Callable[[Batches], float]:
+    """The engine that the toolkit builds for the recipe."""
+    from toolkit.engine import process
+    from toolkit.train.build import build_engine
+    from toolkit.train.inputs import prepare_inputs
+    from toolkit.train.progress import Display
+    from toolkit.train.run_folder import RunFolder
+
+    recipe, config = configured(options)
+    me = process.from_environment(recipe.parallel)
+    process.start(me)
+    display = Display(is_main=False)
+    inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
+    engine = build_engine(recipe, inputs, config, me, RunFolder(shared_folder() / "run"), display)
+    return lambda batches: engine.train_step(batches, range(len(batches))).loss
+
+
+def bare_step(options: argparse.Namespace) -> Callable[[Batches], float]:
+    """DeepSpeed's own engine for the same configuration."""
+    from harness.bare import BARE
+
+    recipe, config = configured(options)
+    return BARE[options.kind](recipe.model.path, config, DEGREE)
+
+
+def configured(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The recipe and its DeepSpeed configuration."""
+    from toolkit.ds_config.render import render
+    from toolkit.engine import device
+    from toolkit.recipe.mesh import model_ranks
+
+    recipe = build_recipe(options)
+    ranks = 1 if options.kind == "none" else DEGREE
+    return recipe, render(recipe, device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

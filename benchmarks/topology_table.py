@@ -1,0 +1,145 @@
+"""Checkpoints of every topology continued under every other: how far the losses and the exported models are apart.
+
+A tiny Llama (tied embeddings, fp32) is trained on packed prompts and completions of very different lengths, with
+weight decay, warm-up, decay and gradient clipping that bites, through the toolkit's own `train`: on one rank; with ZeRO-3;
+with ZeRO-2 and its optimizer states offloaded; as a pipeline, with tensor and with sequence parallelism; and as two
+mixtures on four ranks. Each saves a checkpoint half-way, and each of the pairs continues it with `--resume auto`.
+
+Rows wrote the checkpoint, columns continued it. What is compared is always the writer's own run without
+interruption: the diagonal shows a resumed run on the same topology, where 0 means bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for the tests' topologies and their server, which forks the ranks
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# Ranks end without unwinding, which Python's resource tracker would remark on at the end.
+os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
+
+from harness.page import parser, publish, table  # noqa: E402
+
+TOLERANCE = 1e-5
+TINY = ("zero0", "pp2", "tp2")
+VOCABULARY = 512
+Pairs = dict[tuple[str, str], float]
+"""(writer, reader) -> a deviation."""
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    from tests.parity.topologies import TOPOLOGIES, resumable, train_pairs
+
+    options = parser(__doc__, __file__).parse_args(arguments)
+    steps, half = (4, 2) if options.tiny else (20, 10)
+    topologies = {name: TOPOLOGIES[name] for name in (TINY if options.tiny else TOPOLOGIES)}
+    pairs = list(itertools.product(topologies, topologies))
+    with tempfile.TemporaryDirectory(prefix="topology_table_") as place:
+        folder = Path(place)
+        os.environ["TOOLKIT_CACHE"] = str(folder / "cache")
+        model, data = build_problem(folder)
+        recipes = {
+            name: resumable(folder / "model", data, strategy, model=model, steps=steps, half=half)
+            for name, strategy in topologies.items()
+        }
+        train_pairs(topologies, recipes, pairs, half, folder)
+        export_all([*topologies, *(f"{writer}--{reader}" for writer, reader in pairs)], folder)
+        losses = {pair: loss_deviation(folder, *pair, half) for pair in pairs}
+        weights = {pair: export_difference(folder, *pair) for pair in pairs}
+    ranks = {name: f"{name} ({strategy.world_size})" for name, strategy in topologies.items()}
+    parts = [
+        str(__doc__).strip(),
+        f"## Losses\n\nLargest relative deviation of the losses of steps {half + 1} to {steps}. In brackets: ranks.",
+        _matrix(losses, ranks),
+        f"{_summary(losses)} Tolerance: {TOLERANCE:.0e}.",
+        f"## Exported models\n\nLargest absolute difference of any weight in what `toolkit export --dtype fp32` writes of step {steps}.",
+        _matrix(weights, ranks),
+        _summary(weights),
+    ]
+    publish(options, "Any topology continues any other", parts)
+
+
+def build_problem(folder: Path) -> tuple[Any, Path]:
+    """The model section of the recipes, and a file of 200 rows."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    from toolkit import Model
+    from toolkit.parity.words import write_rows, write_tokenizer
+
+    write_tokenizer(folder / "tokenizer", VOCABULARY)
+    write_rows(folder / "rows.jsonl", "causal_lm", split=False, count=200, longest=128, size=VOCABULARY, seed=0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    disable_progress_bar()
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    return Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")), folder / "rows.jsonl"
+
+
+def export_all(names: Sequence[str], folder: Path) -> None:
+    """What `toolkit export` makes of the last checkpoint of each run, in folder/NAME/export."""
+    from toolkit.checkpoint.export import export
+
+    for name in names:
+        export(folder / name, folder / name / "export", "fp32")
+
+
+def loss_deviation(folder: Path, writer: str, reader: str, half: int) -> float:
+    """Largest relative difference of the losses after step `half` from the writer's run without interruption."""
+    from tests.parity.worker import read_metrics
+    from toolkit.parity.report import deviation
+
+    found, wanted = (
+        [record["loss"] for record in read_metrics(folder / name)[half:]] for name in (f"{writer}--{reader}", writer)
+    )
+    return deviation(found, wanted)
+
+
+def export_difference(folder: Path, writer: str, reader: str) -> float:
+    """Largest absolute difference of any exported weight from that of the writer's run without interruption."""
+    from tests.parity.worker import export_weights
+
+    found, wanted = (export_weights(folder / name / "export") for name in (f"{writer}--{reader}", writer))
+    if found.keys() != wanted.keys():
+        return math.inf
+    return max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
+
+
+def _matrix(values: Pairs, names: dict[str, str]) -> str:
+    rows = [[names[writer], *(f"{values[writer, reader]:.1e}" for reader in names)] for writer in names]
+    return table(["written by", *names.values()], rows)
+
+
+def _summary(values: Pairs) -> str:
+    same = [value for (writer, reader), value in values.items() if writer == reader]
+    others = [value for (writer, reader), value in values.items() if writer != reader]
+    return (
+        f"{len(values)} pairs; largest: **{max(others):.1e}** between two topologies, "
+        f"**{max(same):.1e}** on the same one."
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
