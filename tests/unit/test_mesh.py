@@ -10,7 +10,7 @@ import pytest
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
 from toolkit.errors import RecipeError
-from toolkit.recipe import Batch, Data, Launch, Model, Parallel, Precision, Recipe
+from toolkit.recipe import Batch, Data, Launch, Model, Optimizer, Parallel, Precision, Recipe
 from toolkit.recipe.mesh import AXES, Mesh, mesh_of
 
 
@@ -97,3 +97,22 @@ def test_an_indivisible_batch_speaks_of_replicas() -> None:
     assert (
         "batch.micro_size x data-parallel ranks (2 pipeline stages x 3 data-parallel) = 1 x 3 = 3" in failure.value.what
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "optimizer", "what"),
+    [
+        ({"tensor": 2}, {"type": "muon"}, "optimizer.type='muon' with parallel.tensor=2"),
+        (
+            {"pipeline": 2, "zero_stage": 1, "overlap_comm": True},
+            {},
+            "parallel.overlap_comm=True with parallel.pipeline=2",
+        ),
+    ],
+)
+def test_what_would_compute_something_else_is_refused(
+    fields: dict[str, Any], optimizer: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(RecipeError) as failure:
+        Recipe(**{**dict(recipe(2)), "parallel": Parallel(**fields), "optimizer": Optimizer(**optimizer)})
+    assert failure.value.what == what

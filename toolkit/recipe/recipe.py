@@ -57,6 +57,7 @@ class Recipe(Section):
                 do="set steps (and --epochs None)",
             )
         _check_evaluation(self)
+        _check_parallel(self)
         return self
 
 
@@ -89,4 +90,20 @@ def _check_evaluation(recipe: Recipe) -> None:
             f"precision.dtype={recipe.precision.dtype!r}",
             expected="'fp32', or the same as precision.dtype",
             do="set precision.accumulation_dtype='fp32'",
+        )
+
+
+def _check_parallel(recipe: Recipe) -> None:
+    parallel = recipe.parallel
+    if parallel.tensor > 1 and recipe.optimizer.type == "muon":
+        raise RecipeError(
+            f"optimizer.type='muon' with parallel.tensor={parallel.tensor}",
+            expected="whole matrices: Muon orthogonalises each, and a tensor-parallel rank holds a part",
+            do="set parallel.tensor=1, or optimizer.type='adamw'",
+        )
+    if parallel.pipeline > 1 and parallel.overlap_comm:
+        raise RecipeError(
+            f"parallel.overlap_comm=True with parallel.pipeline={parallel.pipeline}",
+            expected="False: DeepSpeed's pipeline reduces gradients itself, after its last micro-batch",
+            do="set parallel.overlap_comm=False",
         )
