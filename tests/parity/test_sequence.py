@@ -101,6 +101,6 @@ if __name__ == "__main__":
     import sys
 
     kinds = sys.argv[2:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    for out in run_distributed(walk, int(sys.argv[1]), {k: (k, {}) for k in kinds}, timeout_s=400)[:1]:
+    for out in run_distributed(walk, int(sys.argv[1]), {k: (k, {}) for k in kinds}, timeout_s=1500)[:1]:
         for k, v in out.items():
             print(k, v if isinstance(v, str) else f"{v:.1e}")

@@ -159,6 +159,11 @@ COMMAND_LINE = [
     Wrong("step-without-size", "--schedule.type step", "schedule.step_size is missing for schedule.type='step'", "the number of optimizer steps between two drops", "set schedule.step_size"),
     Wrong("offload-below-stage-3", "--parallel.offload_param cpu", "parallel.offload_param='cpu' with parallel.zero_stage=2", "zero_stage 3", "set parallel.zero_stage=3"),
     Wrong("nvme-without-path", "--parallel.zero_stage 3 --parallel.offload_param nvme", "parallel.nvme_path is missing for offload to 'nvme'", "a directory on a local NVMe disk", "set parallel.nvme_path"),
+    Wrong("sequence-with-tensor", "--parallel.sequence 2 --parallel.tensor 2", "parallel.sequence=2 with parallel.tensor=2", "sequence parallelism with data parallelism only", "set parallel.tensor=1, or parallel.sequence=1"),
+    Wrong("sequence-with-pipeline", "--parallel.sequence 2 --parallel.pipeline 2 --parallel.zero_stage 1", "parallel.sequence=2 with parallel.pipeline=2", "sequence parallelism with data parallelism only", "set parallel.pipeline=1, or parallel.sequence=1"),
+    Wrong("sequence-of-too-few-processes", "--parallel.sequence 2", "parallel.sequence=2 does not divide the 1 process of this run", "a multiple of 2 processes", "start 2 processes"),
+    Wrong("nothing-to-offload", "--model.activation_offload True", "model.activation_offload=True with model.activation_checkpointing=False", "activation_checkpointing=True", "set model.activation_checkpointing=True"),
+    Wrong("no-tiles", "--model.mlp_tiles 0", "model.mlp_tiles=0", "input should be greater than 0", "correct the recipe or the flag"),
     Wrong("unknown-metric", "--evaluation.metric perplexty", "evaluation.metric='perplexty' with task.name='causal_lm' (did you mean 'perplexity'?)", "one of loss, perplexity", "correct evaluation.metric"),
     Wrong("indivisible-batch", "", "batch.global_size=4 is not a multiple of batch.micro_size x world size = 1 x 3 = 3", "a multiple of 3", "set batch.global_size to 3 or 6", "WORLD_SIZE=3 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
     Wrong("no-master", "", "WORLD_SIZE=2 without MASTER_ADDR and MASTER_PORT", "the environment of a launcher", "start with `deepspeed`, `accelerate launch` or `torchrun`, or unset WORLD_SIZE", "WORLD_SIZE=2 RANK=0"),
@@ -198,6 +203,7 @@ def start(wrong: Wrong, ground: Ground, refused: Callable[..., re.Match[str]], m
     holds(refused(lambda: run.main(ground.recipe, flags)), wrong, ground.names)
 
 
+TWO_RANKS = "WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"
 CLASSIFY = "--task.name sequence_classification --data.packing False --model.path {bert} --data.train {classes} "
 DATA_AND_MODEL = [
     Wrong("missing-data", "--data.train {tmp}/god.jsonl", "data.train='{tmp}/god.jsonl' does not exist (did you mean 'good.jsonl'?)", "an existing file or directory", "correct the path"),
@@ -222,6 +228,10 @@ DATA_AND_MODEL = [
     Wrong("config-changes-a-shape", "--model.config hidden_size 32", "model.config={{'hidden_size': 32}}: model.embed_tokens.weight has shape (640, 64) in the checkpoint and (640, 32) with it", "only fields that change no weight's shape", "model.weights='random'"),
     Wrong("config-of-another-type", "--model.config hidden_size wide", "model.config={{'hidden_size': 'wide'}}: no model can be built", "values of the architecture's own config that fit together", "correct model.config"),
     Wrong("no-dropout", "--model.path None --model.architecture mamba --model.weights random --model.tokenizer {llama} --model.dropout 0.1", "model.dropout=0.1: MambaConfig has no dropout", "an architecture with dropout, or None", "remove model.dropout"),
+    Wrong("sequence-of-classes", CLASSIFY + "--parallel.sequence 2", "parallel.sequence=2 with task.name='sequence_classification'", "causal language modelling", "set parallel.sequence=1", TWO_RANKS),
+    Wrong("degree-beside-heads", "--parallel.sequence 3", "parallel.sequence=3 with 4 attention heads and 2 key-value heads", "a degree that divides the heads", "set parallel.sequence to one of 2, 4", TWO_RANKS.replace("=2", "=3")),
+    Wrong("sequence-and-eager", "--parallel.sequence 2 --model.attention eager", "model.attention='eager' with parallel.sequence=2", "'sdpa' or a flash_attention", "set model.attention='sdpa'", TWO_RANKS),
+    Wrong("sequence-of-a-recurrent-model", "--model.path None --model.architecture mamba --model.weights random --model.tokenizer {llama} --parallel.sequence 2", "parallel.sequence=2: MambaConfig has linear_attention", "tokens meet in causal attention only", "set parallel.sequence=1", TWO_RANKS),
     Wrong("packed-classes", CLASSIFY + "--data.packing True", "data.packing=True with task.name='sequence_classification'", "False: every text has its own sequence and label", "set data.packing=False"),
     Wrong("no-label-column", CLASSIFY + "--data.label_field kind", "data.label_field='kind' gives None; the columns are text, label", "an integer or a class name", "set data.label_field to the column that holds the class"),
     Wrong("class-only-in-evaluation", CLASSIFY + "--data.evaluation {tmp}/other_class.jsonl", "row 1 of data.evaluation: label='module' does not occur in the training rows", "one of class, function", "add the class to the training data"),

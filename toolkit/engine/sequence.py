@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from toolkit.engine import process
 from toolkit.errors import ModelError
-from toolkit.models.agreement import excess, hidden_states
+from toolkit.models.agreement import excess, hidden_states, vocabulary_size
 from toolkit.models.attention import document_attention
 
 NAME = "toolkit_sequence"
@@ -118,7 +118,7 @@ def use_sequence_attention(model: nn.Module, attention: SequenceAttention, longe
     """
     rank, count = dist.get_rank(attention.group), dist.get_world_size(attention.group)
     device = next(model.parameters()).device
-    tokens, positions = (tensor.to(device) for tensor in _probe(count, longest, int(model.config.vocab_size)))  # type: ignore[union-attr, arg-type]
+    tokens, positions = (tensor.to(device) for tensor in _probe(count, longest, vocabulary_size(model)))
     mine = slice(rank * PROBE_TOKENS, (rank + 1) * PROBE_TOKENS)
     with whole_sequences(attention):
         wanted = hidden_states(model, tokens, positions)[:, mine]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,22 @@ LARGEST_16_BIT = 0.2
 
 
 def hidden_states(model: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
-    """Last hidden states [B, T, D] of token ids [B, T] at positions [B, T], in fp32."""
+    """Last hidden states [B, T, D] of token ids [B, T] at positions [B, T], in fp32.
+
+    Logits [B, T, V] where the architecture does not show its base model (Llama 4).
+    """
     base: nn.Module = model.base_model  # type: ignore[assignment]
     inputs = {"input_ids": tokens}
     if takes_positions(model):
         inputs["position_ids"] = positions
-    return base(**inputs, use_cache=False).last_hidden_state.float()  # type: ignore[no-any-return]
+    output = base(**inputs, use_cache=False)
+    found: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output.logits
+    return found.float()
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Token ids that the model knows."""
+    return int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator, arg-type]
 
 
 def takes_positions(model: nn.Module) -> bool:
@@ -35,4 +46,4 @@ def excess(model: nn.Module, found: Tensor, wanted: Tensor) -> float:
     """
     difference = float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
     rounding = LARGEST.get(next(model.parameters()).dtype, LARGEST_16_BIT)
-    return difference / rounding if difference == difference else float("inf")
+    return difference / rounding if math.isfinite(difference) else math.inf

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import nn
 
 from toolkit.errors import ModelError
+from toolkit.models.agreement import hidden_states, takes_positions, vocabulary_size
 from toolkit.models.attention import DOCUMENTS
 
 DOCUMENT = 6
@@ -22,7 +21,7 @@ def leak(model: nn.Module) -> float:
 
     1.0 for a model that takes no positions. Two documents of the same length in one sequence, told apart by positions that restart, as in training.
     """
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:  # type: ignore[union-attr]
+    if not takes_positions(model):
         return 1.0
     return _difference(*(_second_document(model, shift) for shift in (7, 23)))
 
@@ -46,14 +45,12 @@ def use_document_attention(model: nn.Module) -> bool:
 def _second_document(model: nn.Module, shift: int) -> torch.Tensor:
     """Hidden states [t, D] of the second of two documents; `shift` chooses the first one's tokens."""
     device = next(model.parameters()).device
-    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    vocabulary = vocabulary_size(model)
     positions = torch.arange(DOCUMENT, device=device).repeat(1, 2)
     second = torch.arange(1, DOCUMENT + 1, device=device) % vocabulary
     first = (torch.arange(DOCUMENT, device=device) * 3 + shift) % vocabulary
     tokens = torch.cat([first, second]).unsqueeze(0)
-    base: nn.Module = model.base_model  # type: ignore[assignment]
-    hidden = base(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-    return hidden[0, DOCUMENT:].float()  # type: ignore[no-any-return]
+    return hidden_states(model, tokens, positions)[0, DOCUMENT:]
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:

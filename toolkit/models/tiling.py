@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from toolkit.errors import ModelError
-from toolkit.models.agreement import excess, hidden_states
+from toolkit.models.agreement import excess, hidden_states, vocabulary_size
 
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 """What transformers' layers call the part that works token by token."""
@@ -49,8 +49,8 @@ class Tiles:
             named = {key: self._cut(value, axis, length) for key, value in kwargs.items()}
             outputs = []
             for index in range(self.number):
-                tile = [column[index] for column in columns]
-                options = {key: column[index] for key, column in named.items()}
+                tile = [_contiguous(column[index]) for column in columns]
+                options = {key: _contiguous(column[index]) for key, column in named.items()}
                 outputs.append(checkpoint(plain, *tile, use_reentrant=False, **options))
             if not all(torch.is_tensor(output) for output in outputs):
                 raise _not_tileable(type(mlp).__name__, f"returns {type(outputs[0]).__name__}, not one tensor")
@@ -79,7 +79,7 @@ class Tiles:
         device = next(model.parameters()).device
         length = 3 * self.number + 1
         positions = torch.arange(length, device=device).unsqueeze(0)
-        tokens = (positions * 7 + 1) % int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        tokens = (positions * 7 + 1) % vocabulary_size(model)
         with self._off():
             wanted = hidden_states(model, tokens, positions)
         return excess(model, hidden_states(model, tokens, positions), wanted)
@@ -100,6 +100,11 @@ def tile_mlps(model: nn.Module, number: int) -> Tiles:
     for mlp in found:
         tiles.wrap(mlp)
     return tiles
+
+
+def _contiguous(value: Any) -> Any:
+    """`value` as an MLP would get it: some look at it with `view`."""
+    return value.contiguous() if torch.is_tensor(value) else value
 
 
 def check_tiles(excess: float, architecture: str) -> None:
