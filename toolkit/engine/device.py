@@ -74,6 +74,11 @@ def prepare(local_rank: int, local_world_size: int) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
 
+def has_own_memory() -> bool:
+    """Whether there is a host memory to offload to. On a CPU everything is in it, and nothing can be pinned."""
+    return kind() != "cpu"
+
+
 def cuts_documents() -> bool:
     """Whether many small attention calls beat one with a mask: on a GPU each call costs a launch."""
     return kind() == "cpu"
