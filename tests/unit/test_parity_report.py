@@ -15,7 +15,7 @@ from toolkit.errors import InputError
 from toolkit.parity import report
 from toolkit.parity.problem import LEAST_STEPS, Curves, Wanted, learning_rate, scaled_recipe
 from toolkit.parity.report import Report, Row
-from toolkit.parity.strategies import STRATEGIES, choose
+from toolkit.parity.strategies import DEFAULT, STRATEGIES, choose
 from toolkit.parity.walk import key_value_heads, num_layers
 from toolkit.recipe import Recipe, Schedule
 from toolkit.recipe.load import load_recipe
@@ -74,9 +74,10 @@ def test_the_table_shows_numbers_and_reasons(capsys: pytest.CaptureFixture[str])
 
 
 def test_strategies_are_chosen_by_name() -> None:
-    """Dashes as underscores, each once, all of them by default; a misspelt one is named."""
+    """Dashes as underscores, each once, one of each kind by default; a misspelt one is named."""
     assert list(choose(["zero1-offload", "zero0", "zero0"])) == ["zero1_offload", "zero0"]
-    assert choose([]) == STRATEGIES
+    assert tuple(choose([])) == DEFAULT
+    assert choose(["all"]) == STRATEGIES
     with pytest.raises(InputError, match=r"unknown strategy 'zero9' \(did you mean"):
         choose(["zero9"])
 

@@ -111,15 +111,15 @@ def _check(options: argparse.Namespace) -> int:
     from toolkit.ds_config.check import check_file
 
     target = Target(options.world_size, options.device) if options.world_size else None
-    if options.recipe:
-        recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe) if options.recipe else None
+    if recipe is not None:
         target = assumed_target(recipe, options.world_size)
     findings = check_file(options.file, target=target, training_args_path=options.training_args)
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
         return 2 if findings else 0
     raise_findings(findings, str(options.file))
-    if options.recipe and target:
+    if recipe is not None and target is not None:
         check_launcher_config(render(recipe, target), options.file)
     print(f"{options.file}: nothing to complain about")
     return 0
@@ -213,7 +213,9 @@ def _export(options: argparse.Namespace) -> int:
 
 def _add_parity(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=Path, help="a recipe file; its architecture is scaled down, no weight is read")
-    verb.add_argument("--strategies", type=_words, default=[], help="comma-separated names (default: all of them)")
+    verb.add_argument(
+        "--strategies", type=_words, default=[], help="comma-separated names, or all (default: one of each kind)"
+    )
     verb.add_argument("--steps", type=_count_of_steps, default=6, help="optimizer steps, at least 3 (default: 6)")
     verb.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
     verb.add_argument(

@@ -62,17 +62,25 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
+DEFAULT = ("zero0", "zero2", "zero2_offload", "zero3", "pp2", "tp2", "sp2_zero3")
+"""What is compared when nothing is asked for: one of each kind, in under two minutes."""
+
+ALL = "all"
+
+
 def choose(names: Sequence[str]) -> dict[str, Strategy]:
-    """The strategies called `names`, all of them when there are none. Raises InputError for an unknown one."""
+    """The strategies called `names`: DEFAULT without any, every one for "all". Raises InputError for an unknown one."""
+    if [_plain(name) for name in names] == [ALL]:
+        return dict(STRATEGIES)
     known = {_plain(name): name for name in STRATEGIES}
     for name in names:
         if _plain(name) not in known:
             raise InputError(
                 f"unknown strategy {name!r}{did_you_mean(name, STRATEGIES)}",
-                expected=f"names out of {', '.join(STRATEGIES)}",
-                do="correct --strategies, or leave it out to compare all of them",
+                expected=f"names out of {', '.join(STRATEGIES)}, or {ALL}",
+                do="correct --strategies, or leave it out to compare one of each kind",
             )
-    wanted = [known[_plain(name)] for name in names] or list(STRATEGIES)
+    wanted = [known[_plain(name)] for name in names] or DEFAULT
     return {name: STRATEGIES[name] for name in dict.fromkeys(wanted)}
 
 
