@@ -10,13 +10,12 @@ from rich.console import Console
 
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.render import render
-from toolkit.ds_config.target import Target
 from toolkit.errors import InputError
 from toolkit.parity import report
 from toolkit.parity.problem import LEAST_STEPS, Curves, Wanted, learning_rate, scaled_recipe
 from toolkit.parity.report import Report, Row
 from toolkit.parity.strategies import DEFAULT, STRATEGIES, choose
-from toolkit.parity.walk import key_value_heads, num_layers
+from toolkit.parity.walk import cpu_target, key_value_heads, num_layers
 from toolkit.recipe import Recipe, Schedule
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.schedules import factor
@@ -102,8 +101,9 @@ def test_every_recipe_of_ours_can_be_compared(path: Path, tmp_path: Path) -> Non
     wanted = Wanted(6, "fp32", None, 2, 2)
     recipe = scaled_recipe(load_recipe(path), wanted, tmp_path)
     for strategy in STRATEGIES.values():
-        target = Target(strategy.world_size, "cpu")
-        config = render(Recipe(**{**dict(recipe), "parallel": strategy.parallel}), target)
+        run = Recipe(**{**dict(recipe), "parallel": strategy.parallel})
+        target = cpu_target(run, strategy.world_size)
+        config = render(run, target)
         assert check_config(config, target=target) == []
 
 

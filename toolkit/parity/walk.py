@@ -120,9 +120,14 @@ def _measure(
     return report.row(name, strategy.world_size, found, problem.curves, limit, seconds), found
 
 
+def cpu_target(recipe: Recipe, world_size: int) -> Target:
+    """So many CPU ranks, arranged as `recipe` asks."""
+    return Target(world_size, "cpu", model_ranks=model_ranks(recipe.parallel))
+
+
 def _refusal(recipe: Recipe, world_size: int) -> str:
     """Ids of the rules that refuse `recipe` on so many CPU ranks. Raises RecipeError where it cannot be rendered."""
-    target = Target(world_size, "cpu", model_ranks=model_ranks(recipe.parallel))
+    target = cpu_target(recipe, world_size)
     findings = check_config(render(recipe, target), target=target)
     return ", ".join(dict.fromkeys(finding.rule for finding in findings))
 
