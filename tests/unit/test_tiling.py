@@ -16,7 +16,19 @@ from tests.architectures import VOCABULARY, tiny_config
 from toolkit.errors import ModelError
 from toolkit.models.tiling import check_tiles, tile_mlps
 
-KINDS = ("llama", "gpt2", "gemma3", "bloom", "mpt", "mixtral", "granitemoe", "falcon", "lfm2", "deepseek_v4", "llama4_text")
+KINDS = (
+    "llama",
+    "gpt2",
+    "gemma3",
+    "bloom",
+    "mpt",
+    "mixtral",
+    "granitemoe",
+    "falcon",
+    "lfm2",
+    "deepseek_v4",
+    "llama4_text",
+)
 """Plain and gated MLPs, experts, a residual as second argument, token ids as second argument, hidden layers of other kinds."""
 
 

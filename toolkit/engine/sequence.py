@@ -177,7 +177,9 @@ def _show_longest_position(rotary: nn.Module, attention: SequenceAttention) -> N
 def check_sequence_attention(excess: float, architecture: str) -> None:
     """Raise ModelError, on every rank, when the exchange changes what the model computes on one of them. Collective."""
     if not max(process.gather_objects(excess)) < 1.0:
-        raise _not_exchangeable(architecture, "computes other hidden states from parts of a sequence than from the whole")
+        raise _not_exchangeable(
+            architecture, "computes other hidden states from parts of a sequence than from the whole"
+        )
 
 
 def _not_exchangeable(architecture: str, reason: str) -> ModelError:
