@@ -24,14 +24,20 @@ LAYOUTS = {
 """Task -> (world size, micro-batches per replica and step), for a global batch of GLOBAL_SIZE."""
 
 
-def tested(task: str, world_size: int) -> dict[str, Strategy]:
-    """Strategies of `task` that run on so many ranks; four stages and eight ranks are left to benchmarks/parity_table.py."""
+IN_16_BITS = ("zero1", "zero2_offload", "zero3", "zero3_offload_param", "pp2", "tp2", "sp2")
+"""One of each kind; all of them, four stages and eight ranks are left to benchmarks/parity_table.py."""
+
+
+def tested(task: str, dtype: str, layout: tuple[int, int]) -> dict[str, Strategy]:
+    """Strategies of `task` that have this layout."""
+    world_size, accumulation = layout
     return {
         name: strategy
         for name, strategy in STRATEGIES.items()
         if world_size in worlds(strategy)
         and strategy.degree("pipeline") <= 2
-        and (task == "causal_lm" or strategy.ranks_per_replica == 1)
+        and (strategy.ranks_per_replica == 1 or (task == "causal_lm" and accumulation > 1))
+        and (dtype == "fp32" or name in IN_16_BITS)
     }
 
 
@@ -73,7 +79,7 @@ def curves(
 ) -> dict[str, list[dict[str, Any]]]:
     """Metrics of every strategy that has this layout, trained one after the other by the same ranks."""
     world_size, accumulation = layout
-    chosen = tested(task, world_size)
+    chosen = tested(task, dtype, layout)
     runs = [
         (
             recipe(
