@@ -107,7 +107,6 @@ def train_all(recipes: Sequence[Any], folder: Path, world_size: int) -> list[Cur
 def reference_curves(rank: int, world_size: int, recipe: Any) -> Curves:
     """The judge's curves; runs in a rank of the tests' server."""
     import torch
-    from tests.parity.reference import train
     from transformers import AutoModelForCausalLM
 
     from tests.parity.worker import global_batches

@@ -147,15 +147,6 @@ def walk(rank: int, world_size: int, cases: dict[str, Case]) -> dict[str, float 
     return results
 
 
-<<<<<<< HEAD
-if __name__ == "__main__":
-    import sys
-
-    kinds = sys.argv[2:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    for out in run_distributed(walk, int(sys.argv[1]), {k: (k, {}) for k in kinds}, timeout_s=1500)[:1]:
-        for k, v in out.items():
-            print(k, v if isinstance(v, str) else f"{v:.1e}")
-=======
 def test_every_architecture_on_two_ranks() -> None:
     """Loss and gradients of the halves are those of the whole, or the architecture is refused with its reason."""
     cases = EXACT | {name: case for name, (case, _) in REFUSED.items()}
@@ -266,4 +257,3 @@ def test_a_rank_without_targets(tiny_llama_dir: Path, tmp_path: Path) -> None:
     assert all(inputs.task.count(inputs.task.split(batch, 0, 2)) == 0 for batch in batches)
     assert all(inputs.task.count(inputs.task.split(batch, 1, 2)) > 0 for batch in batches)
     check_curves({"sp2": run}, tmp_path)
->>>>>>> seq
