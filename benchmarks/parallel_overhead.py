@@ -145,7 +145,7 @@ def build_recipe(options: argparse.Namespace) -> Any:
     from toolkit import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule
 
     folder = options.folder
-    parallel = Parallel(zero_stage=0) if options.kind == "none" else Parallel(zero_stage=1, **{options.kind: DEGREE})
+    strategy: dict[str, Any] = {"zero_stage": 0} if options.kind == "none" else {"zero_stage": 1, options.kind: DEGREE}
     return Recipe(
         model=Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")),
         data=Data(train=str(folder / "rows.jsonl"), packing=False, prefetch=0),
@@ -153,7 +153,7 @@ def build_recipe(options: argparse.Namespace) -> Any:
         optimizer=Optimizer(learning_rate=1e-4, implementation="torch"),
         schedule=Schedule(type="constant"),
         precision=Precision(dtype="fp32"),
-        parallel=parallel,
+        parallel=Parallel(**strategy),
         checkpoint=Checkpoint(export=False),
         steps=WARM_UP + options.steps,
     )

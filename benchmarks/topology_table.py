@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> None:
         export_all([*topologies, *(f"{writer}--{reader}" for writer, reader in pairs)], folder)
         losses = {pair: loss_deviation(folder, *pair, half) for pair in pairs}
         weights = {pair: export_difference(folder, *pair) for pair in pairs}
+        scale = describe_scale(folder, next(iter(topologies)))
     ranks = {name: f"{name} ({strategy.world_size})" for name, strategy in topologies.items()}
     parts = [
         str(__doc__).strip(),
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
         f"{_summary(losses)} Tolerance: {TOLERANCE:.0e}.",
         f"## Exported models\n\nLargest absolute difference of any weight in what `toolkit export --dtype fp32` writes of step {steps}.",
         _matrix(weights, ranks),
-        _summary(weights),
+        f"{_summary(weights)} {scale}",
     ]
     publish(options, "Any topology continues any other", parts)
 
@@ -119,12 +120,28 @@ def loss_deviation(folder: Path, writer: str, reader: str, half: int) -> float:
 
 def export_difference(folder: Path, writer: str, reader: str) -> float:
     """Largest absolute difference of any exported weight from that of the writer's run without interruption."""
+    return _largest_difference(folder / f"{writer}--{reader}" / "export", folder / writer / "export")
+
+
+def _largest_difference(one: Path, other: Path) -> float:
     from tests.parity.worker import export_weights
 
-    found, wanted = (export_weights(folder / name / "export") for name in (f"{writer}--{reader}", writer))
+    found, wanted = export_weights(one), export_weights(other)
     if found.keys() != wanted.keys():
         return math.inf
     return max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
+
+
+def describe_scale(folder: Path, name: str) -> str:
+    """What the numbers are to be measured against."""
+    from tests.parity.worker import read_metrics
+
+    losses = [record["loss"] for record in read_metrics(folder / name)]
+    moved = _largest_difference(folder / name / "export", folder / "model")
+    return (
+        f"For scale: training brings the loss from {losses[0]:.3f} to {losses[-1]:.3f} and moves single weights by up to "
+        f"{moved:.1e}; the last bit of a weight of 0.1 in fp32 is 7.5e-09."
+    )
 
 
 def _matrix(values: Pairs, names: dict[str, str]) -> str:

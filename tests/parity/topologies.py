@@ -13,6 +13,7 @@ from tests.distributed import run_distributed
 from tests.parity.strategies import recipe
 from tests.parity.worker import run_recipe
 from toolkit.checkpoint.manifest import complete_steps, folder_name
+from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch, Checkpoint, Recipe
 
@@ -85,7 +86,7 @@ def rewind(source: Path, target: Path, step: int) -> Path:
 def worst(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> float:
     """Largest relative difference of the losses."""
     assert [record["step"] for record in found] == [record["step"] for record in wanted]
-    return max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(found, wanted, strict=True))
+    return deviation([record["loss"] for record in found], [record["loss"] for record in wanted])
 
 
 def numbers(records: list[dict[str, Any]]) -> list[tuple[float, ...]]:
