@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.parity.strategies import DEGREES
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import load_recipe
 
@@ -45,13 +47,19 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
         "task": {"sample_tokens": 4},
         "evaluation": {"every_steps": 2 if recipe.evaluation.every_steps else 0, "max_batches": 2},
         "checkpoint": {"every_steps": 2},
-        "launch": {"device": "auto", "devices": 2, "hosts": 1},
-        "parallel": {"nvme_path": str(scratch)} if recipe.parallel.nvme_path else {},
+        "parallel": _parallel(recipe, scratch),
     }
+    ranks = math.prod(changes["parallel"][degree] for degree in DEGREES)
+    changes["launch"] = {"device": "auto", "devices": max(2, ranks), "hosts": 1}
     values = recipe.model_dump()
     for section, change in changes.items():
         values[section] |= change
     return Recipe(**values | {"steps": STEPS, "epochs": None})
+
+
+def _parallel(recipe: Recipe, scratch: Path) -> dict[str, Any]:
+    degrees = {name: min(2, getattr(recipe.parallel, name)) for name in DEGREES}
+    return {**degrees, **({"nvme_path": str(scratch)} if recipe.parallel.nvme_path else {})}
 
 
 def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:

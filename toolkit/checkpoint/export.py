@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from toolkit.checkpoint.durable import storage_errors, write_json
@@ -22,6 +23,8 @@ BEST = "best.json"
 """Beside the checkpoints: the step and metric of the best evaluation."""
 MODEL_FOLDER = "model"
 """In the run folder: config and tokenizer of the model that is trained."""
+UNTRAINED = "untrained.safetensors"
+"""In that folder, where the model has any: tensors that belong to it and that training leaves as they are."""
 
 
 def export(source: Path, out: Path, dtype: str) -> Path:
@@ -88,9 +91,12 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
     with torch.device("meta"):
         model = task_class(reader.manifest.run["task"]).auto_class.from_config(config, dtype=dtype)
     weights = {name: reader.weight(name).to(dtype) for name in reader.manifest.shapes}
+    if (model_folder / UNTRAINED).is_file():
+        # In the format they were loaded in: architectures keep such corrections in fp32.
+        weights |= load_file(model_folder / UNTRAINED)
     missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
     model.tie_weights()
-    left = sorted(name for name in missing if model.get_parameter(name).is_meta)
+    left = sorted(name for name in missing if _tensor(model, name).is_meta)
     if left:
         raise CheckpointError(
             f"{reader.folder} has no {left[0]}",
@@ -99,6 +105,13 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
         )
     _generation_config(model, model_folder)
     return model
+
+
+def _tensor(model: Any, name: str) -> torch.Tensor:
+    """The parameter or buffer called `name`."""
+    owner, _, last = name.rpartition(".")
+    found: torch.Tensor = getattr(model.get_submodule(owner), last)
+    return found
 
 
 def _generation_config(model: Any, model_folder: Path) -> None:

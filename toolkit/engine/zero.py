@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.engine import device, process
 from toolkit.engine.base import DeepSpeedRun, LossFunction, to_device
+from toolkit.engine.experts import gather_experts_whole
 from toolkit.engine.groups import parameter_groups
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.sequence import SequenceAttention, whole_sequences
@@ -62,6 +63,8 @@ class ZeroEngine(DeepSpeedRun):
     ) -> None:
         super().__init__(model, process, loss, count, schedule, total_steps, optimizer, higher_is_better)
         self.split, self.attention = split, attention
+        if config["zero_optimization"]["stage"] == 3:
+            gather_experts_whole(model)
         engine, *_ = deepspeed.initialize(
             model=Callee(model),
             model_parameters=parameter_groups(model, optimizer),

@@ -61,8 +61,8 @@ def parameter_groups(
     `parameters` are the tensors to be optimized, by their name in `model`.
     """
     base = getattr(model, "base_model", model)
-    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    modules += [child for child in model.children() if child is not base]
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    modules = [*embeddings, *[child for child in model.children() if child is not base]]
     ends = {id(weight) for module in modules for weight in module.parameters()}
     named = dict(model.named_parameters())
     matrices = [name for name in parameters if named[name].dim() >= 2]

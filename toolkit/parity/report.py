@@ -39,6 +39,8 @@ class Row:
     message: str = ""
     """Why the strategy was refused (the rule's id, or the message's first line), or how it failed."""
     seconds: float = 0.0
+    detail: str = ""
+    """What the ranks printed that failed; in the JSON only."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from toolkit.errors import ModelError
 from toolkit.models.loading import DROPOUT_NAMES
 
-WIDTH_NAMES = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+WIDTH_NAMES = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "n_inner")
 """Endings of fields that hold the width of a feed-forward layer."""
 
 EXPERT_WIDTH_NAMES = ("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size")
@@ -26,7 +26,7 @@ KEY_VALUE_HEAD_NAMES = ("num_key_value_heads", "num_kv_heads", "multi_query_grou
 WINDOW_NAMES = ("sliding_window", "attention_chunk_size", "window_size")
 
 AT_MOST = {
-    **dict.fromkeys(EXPERT_COUNT_NAMES, 4),
+    **dict.fromkeys(EXPERT_COUNT_NAMES, 16),
     **dict.fromkeys(WINDOW_NAMES, 16),
     "num_experts_per_tok": 2,
     "moe_topk": 2,
@@ -59,19 +59,24 @@ def scale_down(
 ) -> PretrainedConfig:
     """A copy of `config` with `num_layers` layers (more where it has more kinds of them) and small sizes; no dropout.
 
-    Grouped key-value heads become `key_value_heads`; one stays one; a head for each query stays that.
+    Grouped key-value heads become `key_value_heads`; one stays one; a head for each query stays that. Raises
+    ModelError for a configuration without the usual names.
     """
     scaled = copy.deepcopy(config)
-    text = scaled.get_text_config()
-    _cut_layers(text, num_layers)
-    _cut_heads(text, key_value_heads)
-    for part in {id(part): part for part in (scaled, text)}.values():
-        _cut_vocabulary(part, vocabulary_size)
-        _stop_dropout(part)
-    for name, largest in AT_MOST.items():
-        value = getattr(text, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > largest:
-            setattr(text, name, largest)
+    try:
+        text = scaled.get_text_config()
+        _cut_layers(text, num_layers)
+        _cut_heads(text, key_value_heads)
+        for part in {id(part): part for part in (scaled, text)}.values():
+            _cut_vocabulary(part, vocabulary_size)
+            _stop_dropout(part)
+        for name, largest in AT_MOST.items():
+            value = getattr(text, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > largest:
+                setattr(text, name, largest)
+    except Exception as error:
+        # A configuration may refuse a value in any way of its own.
+        raise _not_scaled(config, " ".join(str(error).split())[:200]) from None
     return scaled
 
 
@@ -104,14 +109,17 @@ def _cut_layers(config: Any, wanted: int) -> None:
     """Keep the first layers, and the first of each kind."""
     count = config.num_hidden_layers
     lists = {name: value for name, value in config.to_dict().items() if _is_list_of(value, count)}
-    kinds = [tuple(str(value[index]) for value in lists.values()) for index in range(count)]
-    kept = sorted({kinds.index(kind) for kind in kinds})
-    kept = sorted([*kept, *[index for index in range(count) if index not in kept][: max(0, wanted - len(kept))]])
+    # A list without a repetition numbers the layers; it does not tell their kind.
+    telling = [value for value in lists.values() if len(set(map(str, value))) < count]
+    kinds = [tuple(str(value[index]) for value in telling) for index in range(count)]
+    kept = {kinds.index(kind) for kind in kinds}
+    others = [index for index in range(count) if index not in kept]
+    chosen = sorted([*kept, *others[: max(0, wanted - len(kept))]])
     # A checkpoint may have fewer layers than the strategies need.
-    kept += [kept[-1]] * (wanted - len(kept))
+    chosen += [chosen[-1]] * (wanted - len(chosen))
     for name, value in lists.items():
-        setattr(config, name, type(value)(value[index] for index in kept))
-    config.num_hidden_layers = len(kept)
+        setattr(config, name, type(value)(value[index] for index in chosen))
+    config.num_hidden_layers = len(chosen)
 
 
 def _is_list_of(value: Any, count: int) -> bool:
@@ -120,20 +128,20 @@ def _is_list_of(value: Any, count: int) -> bool:
 
 def _cut_heads(config: Any, key_value_heads: int) -> None:
     """Few small heads; widths follow."""
+    fields = config.to_dict()
     old_heads, old_width = config.num_attention_heads, config.hidden_size
-    old_size = getattr(config, "head_dim", None)
-    name = next((name for name in KEY_VALUE_HEAD_NAMES if isinstance(getattr(config, name, None), int)), None)
-    grouped = getattr(config, name) if name else old_heads
+    name = next((name for name in KEY_VALUE_HEAD_NAMES if name in fields), None)
+    grouped = (fields[name] if name else None) or old_heads
     ratio = min(old_heads // grouped, LONGEST_RATIO)
     kept = 1 if grouped == 1 < old_heads else max(key_value_heads, math.ceil(4 / ratio))
     heads = kept * ratio
     size = 16 if heads <= 8 else 8
     # Architectures with a head size of their own keep it apart from the width.
-    width = heads * size if old_size in (None, old_width // old_heads) else heads * size // 2
+    width = heads * size if fields.get("head_dim") in (None, old_width // old_heads) else heads * size // 2
     if name:
         setattr(config, name, kept)
     config.num_attention_heads = heads
-    if old_size is not None:
+    if "head_dim" in fields:
         config.head_dim = size
     _cut_widths(config, old_width, width)
     _cut_rotary_lists(config, size)

@@ -18,6 +18,7 @@ from toolkit.parity.problem import Curves, Problem, Wanted
 from toolkit.parity.report import Report, Row
 from toolkit.parity.strategies import Strategy
 from toolkit.recipe import Recipe
+from toolkit.recipe.mesh import model_ranks
 from toolkit.tasks import check_task
 
 # By name: this process would need ten seconds to import what only the ranks use.
@@ -113,14 +114,15 @@ def _measure(
         seconds = time.monotonic() - began
         if isinstance(failed.error, InputError):
             return Row(name, strategy.world_size, "refused", message=_first_line(failed.error), seconds=seconds), None
-        return Row(name, strategy.world_size, "failed", message=failed.headline, seconds=seconds), None
+        failure = Row(name, strategy.world_size, "failed", message=failed.headline, seconds=seconds, detail=str(failed))
+        return failure, None
     seconds = time.monotonic() - began
     return report.row(name, strategy.world_size, found, problem.curves, limit, seconds), found
 
 
 def _refusal(recipe: Recipe, world_size: int) -> str:
     """Ids of the rules that refuse `recipe` on so many CPU ranks. Raises RecipeError where it cannot be rendered."""
-    target = Target(world_size, "cpu")
+    target = Target(world_size, "cpu", model_ranks=model_ranks(recipe.parallel))
     findings = check_config(render(recipe, target), target=target)
     return ", ".join(dict.fromkeys(finding.rule for finding in findings))
 

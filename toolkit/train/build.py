@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig
 
 from toolkit.checkpoint.durable import storage_errors
+from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
 from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
 from toolkit.engine.protocol import Engine
 from toolkit.engine.sequence import NAME, SequenceAttention
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
+from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
@@ -55,8 +59,11 @@ def build_engine(
     if recipe.task.neftune_alpha and is_first_stage:
         add_neftune(model, recipe.task.neftune_alpha)
     task.prepare(model)
+    untrained = untrained_tensors(model)
+    if me.mesh.pipeline > 1:
+        untrained = {name: tensor for stage in process.gather_objects(untrained) for name, tensor in stage.items()}
     if me.is_main:
-        _keep_model_files(inputs, recipe, folder)
+        _keep_model_files(inputs, recipe, folder, untrained)
     engine = _engine(recipe, inputs, config, me, model)
     if recipe.data.packing:
         check_isolation(engine.call(leak), type(model).__name__)
@@ -123,11 +130,13 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
     return str(directory)
 
 
-def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder) -> None:
+def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrained: dict[str, torch.Tensor]) -> None:
     source = resolve(recipe.model.path) if recipe.model.path else None
     with storage_errors("writing the model's files", folder.path):
         folder.model.mkdir(parents=True, exist_ok=True)
         inputs.model_config.save_pretrained(folder.model)
         inputs.tokenizer.save_pretrained(folder.model)
+        if untrained:
+            save_file(untrained, folder.model / UNTRAINED)
         if source and (Path(source) / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(source).save_pretrained(folder.model)

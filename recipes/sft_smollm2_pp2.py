@@ -1,0 +1,40 @@
+"""The quick start as a pipeline: each process holds half of the layers.
+
+deepspeed --num_gpus 2 recipes/sft_smollm2_pp2.py
+accelerate launch --config_file ds_configs/sft_smollm2_pp2.yaml recipes/sft_smollm2_pp2.py
+"""
+
+from toolkit import (
+    Batch,
+    Checkpoint,
+    Data,
+    Evaluation,
+    Launch,
+    Model,
+    Optimizer,
+    Parallel,
+    Precision,
+    Recipe,
+    Schedule,
+    Task,
+    main,
+)
+
+recipe = Recipe(
+    note="Supervised fine-tuning, two pipeline stages of a stock model, bf16.",
+    model=Model(path="smollm2-135m-instruct"),
+    data=Data(train="python-docstrings", evaluation="python-docstrings"),
+    task=Task(sample_prompt="What does the Python function `os.path.join` do?"),
+    batch=Batch(global_size=4, micro_size=1, sequence_length=512),
+    optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
+    schedule=Schedule(type="cosine", warmup_steps=3),
+    precision=Precision(dtype="bf16"),
+    parallel=Parallel(zero_stage=1, pipeline=2),
+    checkpoint=Checkpoint(every_steps=10),
+    evaluation=Evaluation(max_batches=8),
+    launch=Launch(devices=2),
+    steps=20,
+)
+
+if __name__ == "__main__":
+    main(recipe)

@@ -1,0 +1,40 @@
+"""The quick start with each layer's matrices spread over three processes: SmolLM2-135M has 9 heads and 3 key-value heads.
+
+deepspeed --num_gpus 3 recipes/sft_smollm2_tp3.py
+accelerate launch --config_file ds_configs/sft_smollm2_tp3.yaml recipes/sft_smollm2_tp3.py
+"""
+
+from toolkit import (
+    Batch,
+    Checkpoint,
+    Data,
+    Evaluation,
+    Launch,
+    Model,
+    Optimizer,
+    Parallel,
+    Precision,
+    Recipe,
+    Schedule,
+    Task,
+    main,
+)
+
+recipe = Recipe(
+    note="Supervised fine-tuning, tensor parallelism over three ranks with ZeRO-2, bf16.",
+    model=Model(path="smollm2-135m-instruct"),
+    data=Data(train="python-docstrings", evaluation="python-docstrings"),
+    task=Task(sample_prompt="What does the Python function `os.path.join` do?"),
+    batch=Batch(global_size=4, micro_size=2, sequence_length=512),
+    optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
+    schedule=Schedule(type="cosine", warmup_steps=3),
+    precision=Precision(dtype="bf16"),
+    parallel=Parallel(zero_stage=2, tensor=3),
+    checkpoint=Checkpoint(every_steps=10),
+    evaluation=Evaluation(max_batches=8),
+    launch=Launch(devices=3),
+    steps=20,
+)
+
+if __name__ == "__main__":
+    main(recipe)

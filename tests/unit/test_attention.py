@@ -1,0 +1,51 @@
+"""Attention document by document against torch's attention under an explicit mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from toolkit.models.attention import document_attention, document_lengths
+
+POSITIONS = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 0, 0], list(range(12))])
+
+
+def visible(window: int | None) -> torch.Tensor:
+    """[B, 1, T, T]: which token may look at which."""
+    document = (POSITIONS == 0).cumsum(1)
+    same = document[:, :, None] == document[:, None, :]
+    behind = torch.arange(12)[:, None] - torch.arange(12)[None, :]
+    allowed = (behind >= 0) & (behind < (window or 12))
+    return (same & allowed)[:, None]
+
+
+def test_lengths_of_documents() -> None:
+    assert document_lengths(POSITIONS) == [[3, 5, 2, 1, 1], [12]]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_equals_masked_attention(window: int | None, groups: int) -> None:
+    """Outputs and gradients in float64, with and without a sliding window and grouped heads."""
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.num_key_value_groups = groups  # type: ignore[assignment]
+    query = torch.randn(2, 4, 12, 8, dtype=torch.float64, requires_grad=True)
+    key, value = (torch.randn(2, 4 // groups, 12, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    ours, _ = document_attention(module, query, key, value, None, position_ids=POSITIONS, sliding_window=window)
+    repeated = [tensor.repeat_interleave(groups, 1) for tensor in (key, value)]
+    wanted = nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=visible(window)).transpose(1, 2)
+    torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(wanted)
+    found = torch.autograd.grad((ours * weights).sum(), (query, key, value))
+    expected = torch.autograd.grad((wanted * weights).sum(), (query, key, value))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_positions_of_one_row_serve_all() -> None:
+    module = nn.Module()
+    query = torch.randn(2, 1, 12, 8)
+    once, _ = document_attention(module, query, query, query, None, position_ids=POSITIONS[:1])
+    both, _ = document_attention(module, query, query, query, None, position_ids=POSITIONS[:1].expand(2, -1))
+    assert torch.equal(once, both)
