@@ -27,7 +27,7 @@ def muon(groups: Any) -> torch.optim.Optimizer:
 
 Build = Callable[[Any], torch.optim.Optimizer]
 CASES: dict[str, tuple[Optimizer, Build, tuple[str, ...]]] = {
-    "sgd": (Optimizer(type="sgd", learning_rate=0.1), lambda g: torch.optim.SGD(g, lr=1.0), "zero2"),
+    "sgd": (Optimizer(type="sgd", learning_rate=0.1), lambda g: torch.optim.SGD(g, lr=1.0), ("zero2",)),
     "sgd_momentum": (
         Optimizer(type="sgd_momentum", learning_rate=0.1, momentum=0.8, nesterov=True),
         lambda g: torch.optim.SGD(g, lr=1.0, momentum=0.8, nesterov=True),

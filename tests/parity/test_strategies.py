@@ -28,7 +28,7 @@ IN_16_BITS = ("zero1", "zero2_offload", "zero3", "zero3_offload_param", "pp2", "
 """One of each kind; all of them, four stages and eight ranks are left to benchmarks/parity_table.py."""
 
 
-def tested(task: str, dtype: str, layout: tuple[int, int]) -> dict[str, Strategy]:
+def having(task: str, dtype: str, layout: tuple[int, int]) -> dict[str, Strategy]:
     """Strategies of `task` that have this layout."""
     world_size, accumulation = layout
     return {
@@ -79,7 +79,7 @@ def curves(
 ) -> dict[str, list[dict[str, Any]]]:
     """Metrics of every strategy that has this layout, trained one after the other by the same ranks."""
     world_size, accumulation = layout
-    chosen = tested(task, dtype, layout)
+    chosen = having(task, dtype, layout)
     runs = [
         (
             recipe(

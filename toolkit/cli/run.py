@@ -17,6 +17,7 @@ from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
 from toolkit.recipe import Recipe
+from toolkit.recipe.mesh import mesh_of
 from toolkit.tasks import check_metric, check_task
 
 
@@ -64,6 +65,7 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
         from toolkit.cli.preview import print_preview
 
         return print_preview(recipe, invocation.preview)
+    mesh_of(recipe.parallel, _world_size() or 1)  # without a launcher this is one rank
     from toolkit.train import run_folder, trackers
 
     run_folder.check(invocation.output_dir, invocation.resume, recipe)
@@ -83,6 +85,10 @@ def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
 
 def _expected_target(recipe: Recipe) -> Target:
     """The target as far as it is known before torch is: the launcher's world size, the recipe's device."""
-    world: Any = os.environ.get("WORLD_SIZE", "")
-    size = int(world) if world.isdigit() else None
-    return assumed_target(recipe, size)
+    return assumed_target(recipe, _world_size())
+
+
+def _world_size() -> int | None:
+    """What the launcher says; None without one."""
+    text = os.environ.get("WORLD_SIZE", "")
+    return int(text) if text.isdigit() else None
