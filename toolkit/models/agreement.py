@@ -31,7 +31,7 @@ def hidden_states(model: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor
 
 def vocabulary_size(model: nn.Module) -> int:
     """Token ids that the model knows."""
-    return int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator, arg-type]
+    return int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
 
 
 def takes_positions(model: nn.Module) -> bool:
