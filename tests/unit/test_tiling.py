@@ -27,14 +27,14 @@ KINDS = (
     "falcon",
     "lfm2",
     "deepseek_v4",
-    "llama4_text",
 )
 """Plain and gated MLPs, experts, a residual as second argument, token ids as second argument, hidden layers of other kinds."""
 
 
 def build(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32).train()
+    # In float64 rounding is far below the tolerance, also where gradients nearly cancel (DeepSeek V4's residual streams).
+    model: nn.Module = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float64).train()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -44,7 +44,7 @@ def build(kind: str) -> nn.Module:
 def gradients(model: nn.Module) -> tuple[float, dict[str, torch.Tensor]]:
     """Of a sum over the logits of two rows of 13 tokens."""
     tokens = torch.randint(3, VOCABULARY, (2, 13), generator=torch.Generator().manual_seed(1))
-    loss = model(input_ids=tokens, use_cache=False).logits.float().logsumexp(-1).sum()
+    loss = model(input_ids=tokens, use_cache=False).logits.double().logsumexp(-1).sum()
     loss.backward()
     return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -75,6 +75,7 @@ def test_tiles_change_nothing(kind: str) -> None:
         ("opt", "OPTForCausalLM has no layer with a part called mlp"),
         ("bert", "BertLMHeadModel has no layer with a part called mlp"),
         ("rwkv", "RwkvFeedForward returns tuple, not one tensor"),
+        ("llama4_text", "Llama4TextMoe returns tuple, not one tensor"),
     ],
 )
 def test_architectures_without_an_mlp_to_tile(kind: str, reason: str) -> None:

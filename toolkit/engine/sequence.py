@@ -133,6 +133,9 @@ def use_sequence_attention(model: nn.Module, attention: SequenceAttention, longe
         # Every architecture that does not fit fails in its own way, and all ranks alike.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise _not_exchangeable(type(model).__name__, f"fails: {lines[0][:200]}") from None
+    with whole_sequences(attention):
+        # "dynamic" rotary embeddings stay as stretched as they were last, until they see something short.
+        hidden_states(model, tokens[:, :1], torch.zeros_like(positions[:, :1]))
     return excess(model, found, wanted)
 
 
