@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from toolkit.cli.dry_run import print_dry_run
 from toolkit.cli.flags import Invocation, parse, split_launcher_flags
