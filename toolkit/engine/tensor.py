@@ -19,6 +19,7 @@ import deepspeed.comm as dist
 import torch
 from torch import nn
 
+from toolkit.engine import device
 from toolkit.engine.tensor_edges import Edges, sum_over
 from toolkit.models.shards import shard_of
 from toolkit.models.tensor_plan import PerHead, TensorPlan
@@ -66,19 +67,21 @@ def mark_parameters(model: nn.Module, plan: TensorPlan, group: Any) -> None:
             parameter.sums_gradient = True  # type: ignore[attr-defined]
 
 
-def gradient_norm(model: nn.Module, group: Any) -> float:
-    """L2 norm of the whole model's gradient, the same on every rank of the tensor group. Collective.
+def gradient_norm(model: nn.Module, group: Any | None) -> float:
+    """L2 norm of the whole model's gradient, the same on every rank of the tensor group; None: there is no such group.
 
-    What DeepSpeed computes with an mpu, for the one engine that clips without telling the norm (stage 0 in fp32).
+    What DeepSpeed computes with an mpu, for the one engine that clips without telling the norm (stage 0 in fp32). In
+    fp64: on a CPU torch sums squares in fp32, where small ones are lost beside large ones; of an embedding of 28
+    million numbers the norm then came out 0.2 % too small.
     """
-    is_first = dist.get_rank(group) == 0
-    gradients = [
-        parameter.grad
-        for parameter in model.parameters()
-        if parameter.grad is not None and (is_first or shard_of(parameter) is not None)
-    ]
-    square = torch.nn.utils.get_total_norm(gradients).double() ** 2
-    dist.all_reduce(square, group=group)
+    is_first = group is None or dist.get_rank(group) == 0
+    square = torch.zeros((), dtype=torch.float64)
+    for parameter in model.parameters():
+        if parameter.grad is not None and (is_first or shard_of(parameter) is not None):
+            square += torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).cpu() ** 2
+    if group is not None:
+        square = square.to(device.current())
+        dist.all_reduce(square, group=group)
     return math.sqrt(float(square))
 
 

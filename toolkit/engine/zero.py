@@ -73,6 +73,9 @@ class ZeroEngine(DeepSpeedRun):
             dist_init_required=False,
         )
         self._adopt(engine, config)
+        self._norm = 0.0
+        # Only stage 0 in fp32 calls it. DeepSpeed's own takes the norm in fp32 (see engine/tensor.py, gradient_norm).
+        engine.clip_fp32_gradients = self._clip
 
     def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int]) -> StepResult:
         """One optimizer step over this rank's micro-batches. Loss is the mean over the targets of the global batch.
@@ -109,10 +112,17 @@ class ZeroEngine(DeepSpeedRun):
         # fp32 at stage 0 is the one engine that clips without telling the norm. Gradients are already averaged here.
         if hasattr(self.engine.optimizer, "optimizer"):
             return None
-        if self.mesh.tensor > 1 and self.grid is not None:
-            return gradient_norm(self.model, self.grid.tensor)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        group = self.grid.tensor if self.mesh.tensor > 1 and self.grid is not None else None
+        self._norm = gradient_norm(self.model, group)
+        return self._norm
+
+    def _clip(self) -> None:
+        # As torch.nn.utils.clip_grad_norm_ does.
+        factor = self.engine.gradient_clipping() / (self._norm + 1e-6)
+        if factor < 1.0:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
     def _mine(self, batch: Batch) -> Batch:
         """What this rank computes of a micro-batch of its replica."""
