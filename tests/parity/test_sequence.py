@@ -13,11 +13,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.architectures import VOCABULARY, tiny_config
-from tests.conftest import write_lines
 from tests.distributed import RankFailed, run_distributed
 from tests.parity.strategies import recipe
 from tests.parity.test_strategies import reference_curve
 from tests.parity.worker import global_batches, run_recipe
+from tests.tiny import write_lines
 from toolkit.engine.sequence import (
     SequenceAttention,
     check_sequence_attention,
