@@ -104,14 +104,14 @@ def _over_ranks(ranks: list[dict[str, Any]], key: str, join: Callable[[Iterable[
 
 def build_problem(options: argparse.Namespace, folder: Path) -> str:
     """Model, tokenizer and the rows that a recipe must name, in `folder`; says what they are."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    from toolkit.parity.words import write_rows, write_tokenizer
+    from harness.problem import write_problem
 
     width, layers, vocabulary = (64, 2, 128) if options.tiny else (512, 8, 8192)
-    config = LlamaConfig(
+    model = write_problem(
+        folder,
+        rows=20,
+        longest=64,
+        split=True,
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=3 * width,
@@ -120,16 +120,7 @@ def build_problem(options: argparse.Namespace, folder: Path) -> str:
         num_key_value_heads=8,
         max_position_embeddings=512,
         tie_word_embeddings=False,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
-    torch.manual_seed(0)
-    disable_progress_bar()
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder / "model")
-    write_tokenizer(folder / "tokenizer", vocabulary)
-    write_rows(folder / "rows.jsonl", "causal_lm", split=True, count=20, longest=64, size=vocabulary, seed=0)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     length = sequence_length(options)
     return f"a Llama with {layers} layers and {parameters / 1e6:.0f} M parameters, {ACCUMULATION} micro-batches of {length} tokens per step"

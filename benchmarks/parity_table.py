@@ -53,6 +53,7 @@ def deviations(options: argparse.Namespace, dtype: str, folder: Path) -> dict[st
     """Strategy -> largest relative deviation of loss and gradient norm; the last entry is the spread."""
     from tests.distributed import run_distributed
     from tests.parity.strategies import micro_size, worlds
+    from tests.parity.worker import reference_curve
     from toolkit.parity.strategies import STRATEGIES
 
     strategies = dict(list(STRATEGIES.items())[:2]) if options.tiny else STRATEGIES
@@ -71,7 +72,8 @@ def deviations(options: argparse.Namespace, dtype: str, folder: Path) -> dict[st
         sizes = {name: micro_size(strategy, world_size, accumulation) for name, strategy in chosen.items()}
         # The same micro-batches: in 16 bits, how many rows share a matrix product already moves the last digits.
         for size in set(sizes.values()) - references.keys():
-            (references[size],) = run_distributed(reference_curves, 1, build_recipe(problem, dtype, steps, size, {}))
+            (curve,) = run_distributed(reference_curve, 1, build_recipe(problem, dtype, steps, size, {}))
+            references[size] = {"loss": curve.losses, "grad_norm": curve.norms}
         recipes = [
             build_recipe(problem, dtype, steps, sizes[name], strategy.fields) for name, strategy in chosen.items()
         ]
@@ -102,29 +104,6 @@ def train_all(recipes: Sequence[Any], folder: Path, world_size: int) -> list[Cur
     runs = [(recipe, str(folder / str(number)), None) for number, recipe in enumerate(recipes)]
     records = run_distributed(run_recipe, world_size, runs, timeout_s=600)[0]
     return [{key: [record[key] for record in run] for key in ("loss", "grad_norm")} for run in records]
-
-
-def reference_curves(rank: int, world_size: int, recipe: Any) -> Curves:
-    """The judge's curves; runs in a rank of the tests' server."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from tests.parity.worker import global_batches
-    from toolkit.parity.reference import train
-    from toolkit.recipe.schedules import factor
-
-    _, steps = global_batches(recipe, recipe.steps)
-    optimizer = recipe.optimizer
-    curve = train(
-        AutoModelForCausalLM.from_pretrained(recipe.model.path, dtype=torch.float32),
-        steps,
-        lambda groups: torch.optim.AdamW(groups, lr=1.0),
-        lambda step: optimizer.learning_rate * factor(recipe.schedule, step, recipe.steps),
-        dtype=recipe.precision.dtype,
-        max_grad_norm=optimizer.max_grad_norm,
-        weight_decay=optimizer.weight_decay,
-    )
-    return {"loss": curve.losses, "grad_norm": curve.norms}
 
 
 def build_recipe(

@@ -131,36 +131,14 @@ def train_reference(recipe: Any, folder: Path) -> Reference:
     """Train in one process."""
     import torch
 
+    from tests.parity.worker import reference_curve
     from toolkit.models.assets import resolve
     from toolkit.parity import ranks
 
     weights, start = folder / "reference.pt", Path(resolve(str(recipe.model.path)))
-    ((losses, norms),) = ranks.run(reference_rank, 1, recipe, str(weights), timeout_s=TIMEOUT_S)
+    (curve,) = ranks.run(reference_curve, 1, recipe, str(weights), timeout_s=TIMEOUT_S)
     largest, change = difference(start, torch.load(weights, mmap=True, weights_only=True))
-    return Reference(losses, norms, weights, start, largest, change)
-
-
-def reference_rank(rank: int, world_size: int, recipe: Any, weights: str) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms; the final weights go to the file `weights`."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from tests.parity.worker import global_batches
-    from toolkit.models.assets import resolve
-    from toolkit.parity.reference import train
-    from toolkit.recipe.schedules import factor
-
-    _, steps = global_batches(recipe, recipe.steps)
-    curve = train(
-        AutoModelForCausalLM.from_pretrained(resolve(recipe.model.path), dtype=torch.float32),
-        steps,
-        lambda groups: torch.optim.AdamW(groups, lr=1.0),
-        lambda step: LEARNING_RATE * factor(recipe.schedule, step, recipe.steps),
-        max_grad_norm=recipe.optimizer.max_grad_norm,
-        weight_decay=recipe.optimizer.weight_decay,
-    )
-    torch.save(curve.weights, weights)
-    return curve.losses, curve.norms
+    return Reference(curve.losses, curve.norms, weights, start, largest, change)
 
 
 def compare(name: str, world_size: int, recipe: Any, reference: Reference, folder: Path) -> list[str]:

@@ -30,7 +30,6 @@ from harness.page import parser, publish, table  # noqa: E402
 
 TOLERANCE = 1e-5
 TINY = ("zero0", "pp2", "tp2")
-VOCABULARY = 512
 Pairs = dict[tuple[str, str], float]
 """(writer, reader) -> a deviation."""
 
@@ -71,17 +70,16 @@ def main(arguments: list[str]) -> None:
 
 def build_problem(folder: Path) -> tuple[Any, Path]:
     """The model section of the recipes, and a file of 200 rows."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    from harness.problem import write_problem
 
     from toolkit import Model
-    from toolkit.parity.words import write_rows, write_tokenizer
 
-    write_tokenizer(folder / "tokenizer", VOCABULARY)
-    write_rows(folder / "rows.jsonl", "causal_lm", split=False, count=200, longest=128, size=VOCABULARY, seed=0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
+    write_problem(
+        folder,
+        rows=200,
+        longest=128,
+        split=False,
+        vocab_size=512,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=4,
@@ -89,13 +87,7 @@ def build_problem(folder: Path) -> tuple[Any, Path]:
         num_key_value_heads=2,
         max_position_embeddings=128,
         tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
-    torch.manual_seed(0)
-    disable_progress_bar()
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
     return Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")), folder / "rows.jsonl"
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from toolkit.models.partial import load_part
 from toolkit.models.stage_plan import balance
-from toolkit.models.stages import build_skeleton, build_stage
+from toolkit.models.stages import build_skeleton, cut
 
 Batches = list[dict[str, Tensor]]
 """The micro-batches of one step: input_ids, position_ids, targets (shifted) [B, T]."""
@@ -35,9 +35,8 @@ class Stage(nn.Module):
 
     def __init__(self, source: str, index: int, count: int) -> None:
         super().__init__()
-        config = AutoConfig.from_pretrained(source)
-        ranges = balance(build_skeleton(AutoModelForCausalLM, config), count)
-        self.model = build_stage(AutoModelForCausalLM, config, index, count, ranges)
+        self.model = build_skeleton(AutoModelForCausalLM, AutoConfig.from_pretrained(source))
+        cut(self.model, balance(self.model, count)[index])
         load_part(self.model, source)
         self.is_first, self.is_last = index == 0, index == count - 1
 

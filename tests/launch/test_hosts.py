@@ -22,7 +22,7 @@ from toolkit.recipe import Batch, Checkpoint, Launch, Recipe
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"two hosts cannot be built: {why_not()}")
 
 BIN = Path(sys.executable).parent
-STEPS = 50
+STEPS = 30
 HOST_TIMEOUT_S = 12
 TIMEOUT_S = 240
 
@@ -129,28 +129,18 @@ def test_a_lost_host_is_named_and_the_run_goes_on(hosts: TwoHosts, home: Path, r
     folder = home / "runs" / "tiny"
     run = launch(hosts, home)
     wait_for_step(7, folder, run)
-    hosts.b.kill()
-    killed_at = time.monotonic()
+    hosts.b.lose_power()
+    lost_at = time.monotonic()
     output, said_at = finish_with_error(run)
-    assert 0 < said_at - killed_at < HOST_TIMEOUT_S, output
+    assert HOST_TIMEOUT_S - 3 < said_at - lost_at < HOST_TIMEOUT_S + 6, output
     assert f"2 hosts: {hosts.a.name} ({hosts.a.address}) rank 0, {hosts.b.name} ({hosts.b.address}) rank 1; gloo uses eth0" in output  # fmt: skip
     check_message(output, hosts)
     assert run.returncode != 0
     saved = complete_steps(folder / "checkpoints")[-1]
 
     hosts.mend()
-    run = launch(hosts, home)
-    wait_for_step(saved + 12, folder, run)
-    hosts.b.unplug()
-    unplugged_at = time.monotonic()
-    output, said_at = finish_with_error(run)
-    assert HOST_TIMEOUT_S - 3 < said_at - unplugged_at < HOST_TIMEOUT_S + 6, output
-    assert f"step-{saved:08d} (written by 2 ranks)" in output
-    check_message(output, hosts)
-
-    hosts.b.kill()
-    hosts.mend()
     output = finish(launch(hosts, home))
+    assert f"step-{saved:08d} (written by 2 ranks)" in output
     assert f"done: {STEPS} steps" in output, output
     whole = tmp_path / "one-host"
     (code, _), _ = run_distributed(train_in_rank, 2, recipe, str(whole), str(home / "cache"), None)

@@ -67,15 +67,16 @@ class Host:
     def _inside(self) -> list[str]:
         return ["nsenter", "--target", str(self.keeper), "--net", "--uts", "--"]
 
+    def lose_power(self) -> None:
+        """Every process of it ends, and nobody is told: no connection is closed or refused."""
+        run("ip", "-n", self.namespace, "link", "set", "eth0", "down")
+        self.kill()
+
     def kill(self) -> None:
-        """Every process of it at once, as when the power fails; the address stays."""
+        """Every process of it at once."""
         for pid in processes(self.namespace):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-    def unplug(self) -> None:
-        """Nothing comes in or out any more, and nobody is told."""
-        run("ip", "-n", self.namespace, "link", "set", "eth0", "down")
 
 
 def processes(namespace: str) -> list[int]:

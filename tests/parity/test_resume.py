@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,12 @@ def make_recipe(model: Path, data: Path, name: str, **changes: Any) -> Recipe:
 
 
 def test_any_topology_continues_any_other(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
-    """10 + 10 steps equal 20 straight, for every pair of topologies, fp32."""
+    """10 + 10 steps equal 20 straight, fp32: every two topologies one way round, and each read by itself."""
     make = {name: make_recipe(tiny_llama_dir, chat_file, name) for name in TOPOLOGIES}
-    train_pairs(TOPOLOGIES, make, itertools.product(TOPOLOGIES, TOPOLOGIES), HALF, tmp_path)
-    for old, new in itertools.product(TOPOLOGIES, TOPOLOGIES):
+    names = list(TOPOLOGIES)
+    pairs = [(old, names[(index + shift) % len(names)]) for index, old in enumerate(names) for shift in range(3)]
+    train_pairs(TOPOLOGIES, make, pairs, HALF, tmp_path)
+    for old, new in pairs:
         found, straight = read_metrics(tmp_path / f"{old}--{new}"), read_metrics(tmp_path / old)
         assert worst(found, straight) < 1e-5, (old, new)
         if old == new:

@@ -14,7 +14,7 @@ from toolkit.errors import ModelError
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.models.partial import place
 from toolkit.models.stage_plan import balance
-from toolkit.models.stages import build_skeleton, build_stage, tied_parameters
+from toolkit.models.stages import build_skeleton, cut, tied_parameters
 
 TOLERANCE = 1e-5
 """Relative, fp32."""
@@ -77,9 +77,9 @@ def stages_of(model: nn.Module, num_stages: int) -> list[nn.Module]:
     """Each built as a rank of a pipeline builds it, with the weights of `model`."""
     config: Any = model.config
     weights = model.state_dict()
-    ranges = balance(build_skeleton(AutoModelForCausalLM, config), num_stages)
-    stages = [build_stage(AutoModelForCausalLM, config, k, num_stages, ranges).train() for k in range(num_stages)]
-    for stage in stages:
+    stages = [build_skeleton(AutoModelForCausalLM, config).train() for _ in range(num_stages)]
+    for stage, layers in zip(stages, balance(stages[0], num_stages), strict=True):
+        cut(stage, layers)
         for name in stage.state_dict():
             place(stage, name, weights[name].clone())
     return stages

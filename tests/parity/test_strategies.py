@@ -9,12 +9,10 @@ import pytest
 
 from tests.distributed import run_distributed
 from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, recipe, worlds
-from tests.parity.worker import global_batches, run_recipe
-from toolkit.parity.reference import train as train_reference
+from tests.parity.worker import reference_curve, run_recipe
 from toolkit.parity.report import SPREAD, TOLERANCES, deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
-from toolkit.recipe import Batch, Precision, Recipe
-from toolkit.recipe.schedules import factor
+from toolkit.recipe import Batch, Precision
 
 TASKS = ("causal_lm", "sequence_classification")
 LAYOUTS = {
@@ -24,46 +22,21 @@ LAYOUTS = {
 """Task -> (world size, micro-batches per replica and step), for a global batch of GLOBAL_SIZE."""
 
 
-IN_16_BITS = ("zero1", "zero2_offload", "zero3", "zero3_offload_param", "pp2", "tp2", "sp2")
-"""One of each kind; all of them, four stages and eight ranks are left to benchmarks/parity_table.py."""
+WHOLE_MODELS = ("zero0", "zero2_offload", "zero3_offload_param")
+DIVIDED_MODELS = ("pp2", "tp2", "sp2")
+LAYERS = 2
+"""Of the tests' models."""
 
 
 def having(task: str, dtype: str, layout: tuple[int, int]) -> dict[str, Strategy]:
-    """Strategies of `task` that have this layout."""
+    """Strategies that are trained in this layout: all of them for one task in fp32 with two ranks and accumulation,
+    and what is possible on four ranks; elsewhere one of each kind. The rest is left to benchmarks/parity_table.py."""
     world_size, accumulation = layout
-    return {
-        name: strategy
-        for name, strategy in STRATEGIES.items()
-        if world_size in worlds(strategy)
-        and strategy.degree("pipeline") <= 2
-        and (strategy.ranks_per_replica == 1 or (task == "causal_lm" and accumulation > 1))
-        and (dtype == "fp32" or name in IN_16_BITS)
-    }
-
-
-def reference_curve(rank: int, world_size: int, run: Recipe) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of the judge."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    inputs, steps = global_batches(run, run.steps or 0)
-    if run.task.name == "causal_lm":
-        model = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.float32)
-    else:
-        torch.manual_seed(run.seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            run.model.path, config=inputs.model_config, dtype=torch.float32
-        )
-    curve = train_reference(
-        model,
-        steps,
-        lambda groups: torch.optim.AdamW(groups, lr=1.0),
-        lambda step: OPTIMIZER.learning_rate * factor(run.schedule, step, run.steps or 0),
-        dtype=run.precision.dtype,
-        max_grad_norm=OPTIMIZER.max_grad_norm,
-        weight_decay=OPTIMIZER.weight_decay,
-    )
-    return curve.losses, curve.norms
+    chosen = WHOLE_MODELS
+    if task == "causal_lm" and world_size > 1 and accumulation > 1:
+        chosen = (*WHOLE_MODELS, *DIVIDED_MODELS) if dtype != "fp32" else tuple(STRATEGIES)
+    fitting = [name for name in chosen if world_size in worlds(STRATEGIES[name])]
+    return {name: STRATEGIES[name] for name in fitting if STRATEGIES[name].degree("pipeline") <= LAYERS}
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +89,11 @@ def test_fp32_equals_plain_pytorch(
     task: str, layout: tuple[int, int], problems: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     """Losses and gradient norms of 20 steps within 1e-5, relative."""
-    losses, norms = run_distributed(reference_curve, 1, recipe(task, *problems[task]))[0]
-    assert max(norms) > 2 * OPTIMIZER.max_grad_norm, "clipping must bite"
+    (reference,) = run_distributed(reference_curve, 1, recipe(task, *problems[task]))
+    assert max(reference.norms) > 2 * OPTIMIZER.max_grad_norm, "clipping must bite"
     for name, records in curves(problems[task], task, "fp32", layout, tmp_path).items():
-        assert deviation([record["loss"] for record in records], losses) < TOLERANCES["fp32"], name
-        assert deviation([record["grad_norm"] for record in records], norms) < TOLERANCES["fp32"], name
+        assert deviation([record["loss"] for record in records], reference.losses) < TOLERANCES["fp32"], name
+        assert deviation([record["grad_norm"] for record in records], reference.norms) < TOLERANCES["fp32"], name
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -128,10 +101,10 @@ def test_fp32_equals_plain_pytorch(
 def test_16_bit_strategies_agree(task: str, dtype: str, problems: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """Within 2e-2 of plain PyTorch on the same micro-batches, and within 1e-3 of each other (all layouts: benchmarks/)."""
     wanted = recipe(task, *problems[task], precision=precision(dtype))
-    losses, norms = run_distributed(reference_curve, 1, wanted)[0]
+    (reference,) = run_distributed(reference_curve, 1, wanted)
     found = curves(problems[task], task, dtype, (2, 4), tmp_path)
     for name, records in found.items():
-        assert deviation([record["loss"] for record in records], losses) < TOLERANCES[dtype], name
-        assert deviation([record["grad_norm"] for record in records], norms) < TOLERANCES[dtype], name
+        assert deviation([record["loss"] for record in records], reference.losses) < TOLERANCES[dtype], name
+        assert deviation([record["grad_norm"] for record in records], reference.norms) < TOLERANCES[dtype], name
     ours = [[record["loss"] for record in records] for records in found.values()]
     assert max(deviation(other, ours[0]) for other in ours) < SPREAD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 
 import torch
 
+from toolkit.models.assets import resolve
+from toolkit.parity import reference
+from toolkit.parity.reference import Curve
 from toolkit.recipe import Recipe
+from toolkit.recipe.schedules import factor
 
 
 def run_recipe(rank: int, world_size: int, recipes: list[tuple[Recipe, str, str | None]]) -> list[list[dict[str, Any]]]:
@@ -40,6 +45,33 @@ def global_batches(recipe: Recipe, num_steps: int) -> tuple[Any, list[list[dict[
 
     inputs = prepare_inputs(recipe, 0, 1, Display(is_main=False))
     return inputs, [batch.micro_batches for batch in inputs.batches.iterate(0, num_steps)]
+
+
+def reference_curve(rank: int, world_size: int, recipe: Recipe, weights: str | None = None) -> Curve:
+    """What the judge makes of `recipe` (AdamW), without the final weights: they go to the file `weights`."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    inputs, steps = global_batches(recipe, recipe.steps or 0)
+    source, optimizer = resolve(str(recipe.model.path)), recipe.optimizer
+    if recipe.task.name == "causal_lm":
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    else:
+        torch.manual_seed(recipe.seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source, config=inputs.model_config, dtype=torch.float32
+        )
+    curve = reference.train(
+        model,
+        steps,
+        lambda groups: torch.optim.AdamW(groups, lr=1.0),
+        lambda step: optimizer.learning_rate * factor(recipe.schedule, step, recipe.steps or 0),
+        dtype=recipe.precision.dtype,
+        max_grad_norm=optimizer.max_grad_norm,
+        weight_decay=optimizer.weight_decay,
+    )
+    if weights is not None:
+        torch.save(curve.weights, weights)
+    return dataclasses.replace(curve, weights={})
 
 
 def export_weights(directory: Path) -> dict[str, torch.Tensor]:

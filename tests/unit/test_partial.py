@@ -19,7 +19,7 @@ from toolkit.models import partial
 from toolkit.models.partial import load_part, place
 from toolkit.models.shards import Shard
 from toolkit.models.stage_plan import balance
-from toolkit.models.stages import build_skeleton, build_stage
+from toolkit.models.stages import build_skeleton, cut
 
 RANGES = [(0, 1), (1, 3), (3, 4)]
 
@@ -30,7 +30,13 @@ def whole(kind: str, **changes: Any) -> Any:
 
 
 def stage(config: PretrainedConfig, number: int) -> nn.Module:
-    return build_stage(AutoModelForCausalLM, config, number, len(RANGES), RANGES)
+    return part_of(config, RANGES[number])
+
+
+def part_of(config: PretrainedConfig, layers: tuple[int, int]) -> nn.Module:
+    built = build_skeleton(AutoModelForCausalLM, config)
+    cut(built, layers)
+    return built
 
 
 def check(part: nn.Module, model: nn.Module) -> None:
@@ -182,7 +188,7 @@ def test_memory_is_about_the_share(kind: str, rows: int, tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     config, ranges = model.config, balance(model, 4)
     del model
-    part = build_stage(AutoModelForCausalLM, config, 1, 4, ranges)
+    part = part_of(config, ranges[1])
     shapes = {name: tuple(p.shape) for name, p in part.named_parameters() if rows > 1 and p.shape[0] == width}
     shards = {name: Shard(shape, 0, ((0, shape[0] // rows),)) for name, shape in shapes.items()}
     Path("/proc/self/clear_refs").write_text("5")

@@ -16,7 +16,7 @@ from toolkit.errors import ModelError
 from toolkit.models.absent import AbsentLayer
 from toolkit.models.partial import place
 from toolkit.models.stage_plan import balance, layer_costs, stage_plan
-from toolkit.models.stages import build_skeleton, build_stage, cut, tied_parameters
+from toolkit.models.stages import build_skeleton, cut, tied_parameters
 
 
 def skeleton(kind: str, **changes: Any) -> nn.Module:
@@ -25,9 +25,8 @@ def skeleton(kind: str, **changes: Any) -> nn.Module:
 
 def stage(kind: str, number: int, num_stages: int = 2, **changes: Any) -> nn.Module:
     """With random weights."""
-    config = tiny_config(kind, **changes)
-    ranges = balance(build_skeleton(AutoModelForCausalLM, config), num_stages)
-    built = build_stage(AutoModelForCausalLM, config, number, num_stages, ranges)
+    built = skeleton(kind, **changes)
+    cut(built, balance(built, num_stages)[number])
     torch.manual_seed(0)
     for name, value in built.state_dict().items():
         if value.is_meta:

@@ -26,11 +26,11 @@ class CheckpointReader:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         self._maps: dict[str, np.memmap] = {}
-        self._pieces: dict[tuple[str, str], list[tuple[str, Piece]]] = defaultdict(list)
+        self._pieces: dict[tuple[str, str], list[tuple[str, Piece, Shard | None]]] = defaultdict(list)
         self._scalars: dict[str, dict[str, float]] = {}
         for file in self.manifest.files:
             for piece in file.pieces:
-                self._pieces[piece.name, piece.state].append((file.name, piece))
+                self._pieces[piece.name, piece.state].append((file.name, piece, self._shard(piece)))
             for name, values in file.scalars.items():
                 self._scalars.setdefault(name, {}).update(values)
 
@@ -43,12 +43,11 @@ class CheckpointReader:
         if pieces is None:
             return None
         shape = tuple(self.manifest.shapes[name])
-        dim = shard.dim if shard is not None else next((piece.dim for _, piece in pieces if piece.spans), 0)
+        dim = shard.dim if shard is not None else next((written.dim for *_, written in pieces if written), 0)
         wanted = list(boxes(shape, shard, dim, start, length))
         values = np.empty(length, np.float32)
         missing = length
-        for file, piece in pieces:
-            written = Shard(shape, piece.dim, tuple((s[0], s[1]) for s in piece.spans)) if piece.spans else None
+        for file, piece, written in pieces:
             stored = self._numbers(file, piece)
             for there in boxes(shape, written, dim, piece.start, piece.length):
                 for met in filter(None, (here.meet(there) for here in wanted)):
@@ -61,6 +60,11 @@ class CheckpointReader:
                 do="continue from an older checkpoint",
             )
         return torch.from_numpy(values)
+
+    def _shard(self, piece: Piece) -> Shard | None:
+        if not piece.spans:
+            return None
+        return Shard(tuple(self.manifest.shapes[piece.name]), piece.dim, tuple((s[0], s[1]) for s in piece.spans))
 
     def _numbers(self, file: str, piece: Piece) -> np.ndarray:
         if file not in self._maps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -77,8 +78,12 @@ def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # When a host vanishes, torch's stack frames would bury the message that names it. Read while torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Half a million objects come with these modules and stay: no garbage collection, now or in training, need visit them.
+    gc.disable()
     from toolkit.train.run import RunOptions, train
 
+    gc.freeze()
+    gc.enable()
     return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume))
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
 from toolkit.engine.grid import Grid, release
 from toolkit.engine.groups import inner_optimizer, regroup_adagrad
-from toolkit.engine.protocol import Batch, StepResult
+from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.schedule import EngineSchedule
 from toolkit.errors import RunFailed
 from toolkit.recipe import Optimizer, Schedule
@@ -27,28 +29,31 @@ MOST_SKIPPED = 5
 SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
+@dataclass(frozen=True)
+class Training:
+    """What an engine is to do with a model, whichever engine it is."""
+
+    optimizer: Optimizer
+    schedule: Schedule
+    total_steps: int
+    loss: LossFunction
+    count: Callable[[Batch], int]
+    """Targets of a batch."""
+    higher_is_better: bool = False
+    """Of the metric that a schedule may listen to."""
+
+
 class DeepSpeedRun:
     """A DeepSpeed engine in training. One instance per process; every method is collective."""
 
     engine: Any
     """DeepSpeedEngine or its subclass PipelineEngine."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        process: process.Process,
-        loss: LossFunction,
-        count: Callable[[Batch], int],
-        schedule: Schedule,
-        total_steps: int,
-        optimizer: Optimizer,
-        higher_is_better: bool,
-    ) -> None:
-        self._model, self.process, self.loss, self.count = model, process, loss, count
-        self.mesh = process.mesh
+    def __init__(self, model: nn.Module, process: process.Process, training: Training) -> None:
+        self._model, self.process, self.training = model, process, training
+        self.loss, self.count, self.mesh = training.loss, training.count, process.mesh
         self.grid = None if self.mesh.is_plain else Grid(self.mesh, process.rank)
-        self._schedule = (schedule, total_steps, higher_is_better)
-        self._norm_is_true = optimizer.type != "muon"
+        self._norm_is_true = training.optimizer.type != "muon"
         self._skipped_in_a_row = 0
 
     def _adopt(self, engine: Any, config: Mapping[str, Any]) -> None:
@@ -56,8 +61,10 @@ class DeepSpeedRun:
         self.engine = engine
         regroup_adagrad(engine)
         block = engine.lr_scheduler if "scheduler" in config else None
-        schedule, total_steps, higher_is_better = self._schedule
-        self.schedule = EngineSchedule(schedule, total_steps, inner_optimizer(engine), block, higher_is_better)
+        training, optimizer = self.training, inner_optimizer(engine)
+        self.schedule = EngineSchedule(
+            training.schedule, training.total_steps, optimizer, block, training.higher_is_better
+        )
         engine.lr_scheduler = self.schedule
         self._is_fp16 = "fp16" in config
 
@@ -73,7 +80,12 @@ class DeepSpeedRun:
 
     def _sum(self, values: Sequence[float]) -> list[float]:
         """Sum over the ranks that compute different tokens."""
-        return process.sum_over_ranks(values, self.grid.replicas if self.grid is not None else None)
+        return process.sum_over_ranks(values, self._replicas)
+
+    @property
+    def _replicas(self) -> dist.ProcessGroup | None:
+        """Those ranks; None for all."""
+        return self.grid.replicas if self.grid is not None else None
 
     def _finish_step(
         self, loss: float, norm: float | None, rate: float, targets: float, scale: float | None
@@ -90,7 +102,7 @@ class DeepSpeedRun:
         )
 
     def _check_finite(self, name: str, value: float) -> None:
-        # fp16 answers an overflow with a smaller loss scale; _overflow tells when that has an end.
+        # fp16 answers an overflow with a smaller loss scale; _guarded tells when that has an end.
         if not math.isfinite(value) and not self._is_fp16:
             raise RunFailed(
                 f"{name}={value} at this step",
@@ -120,8 +132,7 @@ class DeepSpeedRun:
 
     def fragments(self) -> Iterator[states.Fragment]:
         """The fp32 weights and optimizer states that this rank writes to a checkpoint."""
-        ranks = self.mesh.data * self.mesh.sequence
-        rank = self.grid.get_sequence_data_parallel_rank() if self.grid is not None else self.process.rank
+        rank, ranks = self.mesh.gradient_rank(self.process.rank), self.mesh.gradient_ranks
         for fragment in states.fragments(self._named):
             mine = states.owned(fragment, self.engine, rank, ranks)
             if mine is not None and not self._is_copy(mine):
@@ -170,6 +181,12 @@ class _Named:
 
     def __init__(self, engine: Any, model: nn.Module) -> None:
         self.optimizer, self.module = engine.optimizer, model
+
+
+def total_losses(sums: Losses, group: dist.ProcessGroup | None = None) -> Losses:
+    """`sums` added over the ranks of `group` (None: all). Ranks without a batch, or without targets, lack some names."""
+    names = sorted(set().union(*process.gather_objects(sorted(sums))))
+    return dict(zip(names, process.sum_over_ranks([sums.get(name, 0.0) for name in names], group), strict=True))
 
 
 def to_device(batch: Batch) -> Batch:

@@ -42,10 +42,10 @@ class Grid:
         return dist.get_process_group_ranks(self.data)
 
     def get_sequence_data_parallel_world_size(self) -> int:
-        return self.mesh.data * self.mesh.sequence
+        return self.mesh.gradient_ranks
 
     def get_sequence_data_parallel_rank(self) -> int:
-        return dist.get_rank(self.replicas)
+        return self.mesh.gradient_rank(self.rank)
 
     def get_sequence_data_parallel_group(self) -> dist.ProcessGroup:
         return self.replicas

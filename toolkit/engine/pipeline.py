@@ -19,12 +19,11 @@ from torch import nn
 
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
-from toolkit.engine.base import DeepSpeedRun, LossFunction, to_device
+from toolkit.engine.base import DeepSpeedRun, Training, to_device, total_losses
 from toolkit.engine.groups import parameter_groups
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.staged_model import StagedModel
 from toolkit.models.stages import tied_parameters
-from toolkit.recipe import Optimizer, Schedule
 
 EVALUATED_AT_ONCE = 32
 """Micro-batches of one evaluation schedule: they bound how many are held in memory."""
@@ -107,19 +106,9 @@ class PipelineEngine(DeepSpeedRun):
     """Trains a stage of a model by DeepSpeed's `config`. One instance per process; every method is collective."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        config: Mapping[str, Any],
-        *,
-        process: process.Process,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        total_steps: int,
-        loss: LossFunction,
-        count: Callable[[Batch], int],
-        higher_is_better: bool = False,
+        self, model: nn.Module, config: Mapping[str, Any], process: process.Process, training: Training
     ) -> None:
-        super().__init__(model, process, loss, count, schedule, total_steps, optimizer, higher_is_better)
+        super().__init__(model, process, training)
         assert self.grid is not None, "a pipeline has more than one rank"
         self.index = self.mesh.coordinate(process.rank, "pipeline")
         is_last = self.index == self.mesh.pipeline - 1
@@ -131,7 +120,7 @@ class PipelineEngine(DeepSpeedRun):
             parameter.ds_pipe_replicated = name in self.copies  # type: ignore[attr-defined]
         engine, *_ = deepspeed.initialize(
             model=pipeline,
-            model_parameters=parameter_groups(model, optimizer),
+            model_parameters=parameter_groups(model, training.optimizer),
             config=dict(config),
             dist_init_required=False,
         )
@@ -197,9 +186,7 @@ class PipelineEngine(DeepSpeedRun):
             self.stage.load(some, [None] * len(some), finish)
             feed = self._feed(some)
             self.engine.eval_batch(feed, reduce_output=None, bcast_loss=False, num_micro_batches=len(some))
-        keys = sorted(set().union(*process.gather_objects(sorted(sums))))
-        totals = process.sum_over_ranks([sums.get(key, 0.0) for key in keys])
-        return dict(zip(keys, totals, strict=True))
+        return total_losses(sums)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` in evaluation mode on every rank alike; the model runs through all stages."""

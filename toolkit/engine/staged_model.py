@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from toolkit.engine import device
+from toolkit.engine.protocol import Batch
 from toolkit.recipe.mesh import Mesh
 
 
@@ -35,14 +37,27 @@ class StagedModel(nn.Module):
 
     def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Final hidden states [B, T, D] for input_ids [B, T], on every rank."""
-        current = input_ids
+        return self._walk(input_ids, position_ids, self._hand_over)
+
+    def _walk(
+        self, tokens: torch.Tensor, positions: torch.Tensor, finish: Callable[[Batch], torch.Tensor]
+    ) -> torch.Tensor:
+        """What `finish` makes of the last stage's inputs, on every rank."""
+        current = tokens
         for index, source in enumerate(self._ranks):
             if index == self._index:
-                name = "input_ids" if index == 0 else "inputs_embeds"
-                inputs = {name: current, "position_ids": position_ids}
-                current = self._stage[0].model.base_model(**inputs, use_cache=False).last_hidden_state.contiguous()
+                inputs = {"input_ids" if index == 0 else "inputs_embeds": current, "position_ids": positions}
+                current = finish(inputs) if source == self._ranks[-1] else self._hand_over(inputs)
             current = self._from(source, current)
         return current
+
+    def _hand_over(self, inputs: Batch) -> torch.Tensor:
+        hidden: torch.Tensor = self._stage[0].model.base_model(**inputs, use_cache=False).last_hidden_state
+        return hidden.contiguous()
+
+    def _likeliest(self, inputs: Batch) -> torch.Tensor:
+        logits: torch.Tensor = self._stage[0].model(**inputs, use_cache=False).logits
+        return logits[:, -1:].argmax(-1)
 
     def _from(self, source: int, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` of rank `source`, on every rank of the pipeline."""
@@ -59,25 +74,11 @@ class StagedModel(nn.Module):
         stops = set(ends if isinstance(ends, list) else [ends])
         for _step in range(max_new_tokens):
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-            chosen = self._next_token(tokens, positions)
+            chosen = self._walk(tokens, positions, self._likeliest)
             tokens = torch.cat([tokens, chosen], dim=1)
             if int(chosen) in stops:
                 break
         return tokens
-
-    def _next_token(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        current = tokens
-        model = self._stage[0].model
-        for index, source in enumerate(self._ranks):
-            if index == self._index:
-                name = "input_ids" if index == 0 else "inputs_embeds"
-                inputs = {name: current, "position_ids": positions, "use_cache": False}
-                if index == len(self._ranks) - 1:
-                    current = model(**inputs).logits[:, -1:].argmax(-1)
-                else:
-                    current = model.base_model(**inputs).last_hidden_state.contiguous()
-            current = self._from(source, current)
-        return current
 
 
 class _Base(nn.Module):

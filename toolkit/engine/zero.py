@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 from toolkit.engine import device, process
-from toolkit.engine.base import DeepSpeedRun, LossFunction, to_device
+from toolkit.engine.base import DeepSpeedRun, Training, to_device, total_losses
 from toolkit.engine.experts import gather_experts_whole
 from toolkit.engine.groups import parameter_groups
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.sequence import SequenceAttention, whole_sequences
 from toolkit.engine.tensor import gradient_norm
-from toolkit.recipe import Optimizer, Schedule
 
 Split = Callable[[Batch, int, int], Batch]
 """(batch, index, count) -> the part of each sequence that rank `index` of `count` computes."""
@@ -50,24 +49,19 @@ class ZeroEngine(DeepSpeedRun):
         self,
         model: nn.Module,
         config: Mapping[str, Any],
-        *,
         process: process.Process,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        total_steps: int,
-        loss: LossFunction,
-        count: Callable[[Batch], int],
+        training: Training,
+        *,
         split: Split | None,
         attention: SequenceAttention | None = None,
-        higher_is_better: bool = False,
     ) -> None:
-        super().__init__(model, process, loss, count, schedule, total_steps, optimizer, higher_is_better)
+        super().__init__(model, process, training)
         self.split, self.attention = split, attention
         if config["zero_optimization"]["stage"] == 3:
             gather_experts_whole(model)
         engine, *_ = deepspeed.initialize(
             model=Callee(model),
-            model_parameters=parameter_groups(model, optimizer),
+            model_parameters=parameter_groups(model, training.optimizer),
             config=dict(config),
             mpu=self.grid,
             dist_init_required=False,
@@ -87,7 +81,7 @@ class ZeroEngine(DeepSpeedRun):
         micro_batches = [self._mine(batch) for batch in micro_batches]
         targets = self._sum([sum(self.count(batch) for batch in micro_batches)])[0]
         # ZeRO averages gradients over ranks: times their number, the sum over ranks of sums over targets is their mean.
-        weight = self.mesh.data * self.mesh.sequence / max(1.0, targets)
+        weight = self.mesh.gradient_ranks / max(1.0, targets)
         rate = self.schedule.learning_rate
         scale = self.loss_scale
         total = torch.zeros((), dtype=torch.float64, device=device.current())
@@ -138,10 +132,8 @@ class ZeroEngine(DeepSpeedRun):
             for batch in batches:
                 for key, value in self.engine(function, self._mine(batch))["result"].items():
                     sums[key] = sums.get(key, 0.0) + float(value)
-        keys = sorted(set().union(*process.gather_objects(sorted(sums))))
-        totals = self._sum([sums.get(key, 0.0) for key in keys])
         self.engine.train()
-        return dict(zip(keys, totals, strict=True))
+        return total_losses(sums, self._replicas)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` in evaluation mode, on every rank alike (generation, for instance)."""

@@ -9,7 +9,6 @@ before the stage's own layers throws the result away and puts the received hidde
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,26 +31,15 @@ def build_skeleton(auto_class: Any, config: PretrainedConfig) -> nn.Module:
     return model
 
 
-def build_stage(
-    auto_class: Any, config: PretrainedConfig, stage: int, num_stages: int, ranges: Sequence[tuple[int, int]]
-) -> nn.Module:
-    """Stage `stage` of `num_stages`: its parameters on the meta device under their Hugging Face names, all others absent.
-
-    `ranges` are the stages' layers (see stage_plan.balance). Inputs of the forward pass are keywords: `input_ids` on the
-    first stage, `inputs_embeds` = what the stage before returned on the others, `position_ids` on all. The base model of
-    every stage but the last returns, as last_hidden_state, the hidden states before the final norm ([B, T, D], or
-    [B, T, copies, D] where the architecture keeps several residual streams); the last stage is called like any
-    model. Raises ModelError for an architecture that cannot be cut.
-    """
-    if len(ranges) != num_stages or not 0 <= stage < num_stages:
-        raise ValueError(f"stage {stage} of {num_stages} with {len(ranges)} ranges")
-    model = build_skeleton(auto_class, config)
-    cut(model, ranges[stage])
-    return model
-
-
 def cut(model: nn.Module, layers: tuple[int, int]) -> None:
-    """Turn a whole model, in place, into the stage that holds `layers` (first, after the last)."""
+    """Turn a whole model, in place, into the stage that holds `layers` (first, after the last); all others are absent.
+
+    The names of its parameters stay. Inputs of the forward pass are keywords: `input_ids` on the first stage,
+    `inputs_embeds` = what the stage before returned on the others, `position_ids` on all. The base model of every stage
+    but the last returns, as last_hidden_state, the hidden states before the final norm ([B, T, D], or [B, T, copies, D]
+    where the architecture keeps several residual streams); the last stage is called like any model. Raises ModelError
+    for an architecture that cannot be cut.
+    """
     plan = stage_plan(model.config)
     start, stop = layers
     if start in plan.joined or stop in plan.joined:

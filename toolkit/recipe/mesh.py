@@ -34,6 +34,15 @@ class Mesh:
         return self.world_size // self.data
 
     @property
+    def gradient_ranks(self) -> int:
+        """Ranks that compute different tokens with the same weights: gradients are averaged over them."""
+        return self.data * self.sequence
+
+    def gradient_rank(self, rank: int) -> int:
+        """Place of `rank` among those, from 0."""
+        return self.coordinate(rank, "data") * self.sequence + self.coordinate(rank, "sequence")
+
+    @property
     def is_plain(self) -> bool:
         """Data parallelism only."""
         return self.replica_ranks == 1

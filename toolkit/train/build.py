@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from toolkit.checkpoint.durable import storage_errors
 from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
+from toolkit.engine.base import Training
 from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
 from toolkit.engine.protocol import Engine
@@ -30,7 +31,7 @@ from toolkit.models.loading import load_weights, materialise
 from toolkit.models.neftune import add_neftune
 from toolkit.models.partial import load_part
 from toolkit.models.stage_plan import balance
-from toolkit.models.stages import build_skeleton, build_stage
+from toolkit.models.stages import build_skeleton, cut
 from toolkit.models.tensor_plan import tensor_plan
 from toolkit.models.tiling import check_tiles, tile_mlps
 from toolkit.recipe import Recipe
@@ -86,8 +87,7 @@ def _load(
         return load_weights(auto_class, source, inputs.model_config, config)
     model = build_skeleton(auto_class, inputs.model_config)
     if stages > 1:
-        stage = me.mesh.coordinate(me.rank, "pipeline")
-        model = build_stage(auto_class, inputs.model_config, stage, stages, balance(model, stages))
+        cut(model, balance(model, stages)[me.mesh.coordinate(me.rank, "pipeline")])
     if degree == 1:
         return model, load_part(model, source)
     plan, group = tensor_plan(model, degree), Grid(me.mesh, me.rank).tensor
@@ -99,21 +99,20 @@ def _load(
 
 def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, model: nn.Module) -> Engine:
     task = inputs.task
-    common: dict[str, Any] = {
-        "process": me,
-        "optimizer": recipe.optimizer,
-        "schedule": recipe.schedule,
-        "total_steps": inputs.total_steps,
-        "loss": task.loss,
-        "count": task.count,
-        "higher_is_better": recipe.evaluation.higher_is_better,
-    }
+    training = Training(
+        recipe.optimizer,
+        recipe.schedule,
+        inputs.total_steps,
+        task.loss,
+        task.count,
+        recipe.evaluation.higher_is_better,
+    )
     if me.mesh.pipeline > 1:
-        return PipelineEngine(model, config, **common)
+        return PipelineEngine(model, config, me, training)
     if me.mesh.sequence == 1:
-        return ZeroEngine(model, config, split=task.split, **common)
+        return ZeroEngine(model, config, me, training, split=task.split)
     attention = SequenceAttention(model.config, recipe.model.attention, Grid(me.mesh, me.rank).sequence)
-    engine = ZeroEngine(model, config, split=task.split, attention=attention, **common)
+    engine = ZeroEngine(model, config, me, training, split=task.split, attention=attention)
     excess = engine.call(use_sequence_attention, attention, recipe.batch.sequence_length)
     check_sequence_attention(excess, type(model).__name__)
     return engine
