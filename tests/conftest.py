@@ -48,13 +48,4 @@ def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def classification_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """160 docstring openings as jsonl, labelled "class" or "function", half and half."""
-    kinds: dict[str, list[str]] = {"class": [], "function": []}
-    for _, kind, text in tiny.documented():
-        kinds[kind].append(text.partition("\n\n")[0])
-    pairs = zip(kinds["class"][:80], kinds["function"][:80], strict=True)
-    rows = [
-        {"text": text, "label": label}
-        for pair in pairs
-        for text, label in zip(pair, ("class", "function"), strict=True)
-    ]
-    return tiny.write_lines(tmp_path_factory.mktemp("data") / "classes.jsonl", rows)
+    return tiny.write_lines(tmp_path_factory.mktemp("data") / "classes.jsonl", tiny.openings())

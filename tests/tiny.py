@@ -150,3 +150,16 @@ def chats() -> list[dict[str, Any]]:
             messages.append({"role": "assistant", "content": rest.strip() or f"It is a {kind}."})
         rows.append({"messages": messages})
     return rows
+
+
+def openings() -> list[dict[str, str]]:
+    """160 docstring openings, labelled "class" or "function", half and half."""
+    kinds: dict[str, list[str]] = {"class": [], "function": []}
+    for _, kind, text in documented():
+        kinds[kind].append(text.partition("\n\n")[0])
+    pairs = zip(kinds["class"][:80], kinds["function"][:80], strict=True)
+    return [
+        {"text": text, "label": label}
+        for pair in pairs
+        for text, label in zip(pair, ("class", "function"), strict=True)
+    ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import tiny
 from toolkit.data.built import resolve
 from toolkit.data.docstrings import standard_library
 from toolkit.data.example import num_targets
@@ -16,7 +17,8 @@ from toolkit.data.order import Order, shard
 from toolkit.data.packing import Counts, best_fit, efficiency, fit, one_each
 from toolkit.errors import DataError
 from toolkit.models.loading import load_tokenizer
-from toolkit.recipe import Model
+from toolkit.recipe import Data, Model, Task
+from toolkit.tasks.sequence_classification import SequenceClassification
 
 
 def example(length: int, trained_from: int = 1):
@@ -145,6 +147,28 @@ def test_a_class_label_is_not_cut():
     long = {"input_ids": np.arange(10, dtype=np.int32), "labels": np.array([4], dtype=np.int32)}
     [cut] = fit(long, 8, "truncate", Counts())
     assert len(cut["input_ids"]) == 8 and cut["labels"].tolist() == [4] and num_targets(cut) == 1
+
+
+def test_what_closes_a_text_is_not_cut():
+    ones = {"labels": np.array([4], dtype=np.int32), "closing": np.array([2], dtype=np.int32)}
+    [cut] = fit({"input_ids": np.arange(10, dtype=np.int32), **ones}, 8, "truncate", Counts())
+    assert cut["input_ids"].tolist() == [0, 1, 2, 3, 4, 5, 8, 9] and cut["labels"].tolist() == [4]
+    [whole] = fit({"input_ids": np.arange(8, dtype=np.int32), **ones}, 8, "truncate", Counts())
+    assert whole["input_ids"].tolist() == list(range(8))
+
+
+def test_a_cut_text_still_ends_as_the_tokenizer_ends_texts():
+    tokenizer = tiny.wordpiece_tokenizer()
+    options = Task(name="sequence_classification")
+    task = SequenceClassification(options, Data(train="rows.jsonl", packing=False), tokenizer)
+    rows = [{"text": "Return the path of a file.", "label": label} for label in ("class", "function")]
+    task.fit(rows)
+    [example] = task.encode(rows[1])
+    [cut] = fit(example, 5, "truncate", Counts())
+    ids = example["input_ids"].tolist()
+    assert ids[-1] == tokenizer.sep_token_id and len(ids) > 6
+    assert cut["input_ids"].tolist() == [*ids[:4], tokenizer.sep_token_id]
+    assert task.collate([[cut]])["labels"].tolist() == [1]
 
 
 def test_split_keeps_every_token_and_trains_none_across_a_cut():

@@ -70,6 +70,19 @@ def test_every_verb_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("name", verbs.VERBS)
+def test_the_examples_of_help_are_accepted(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every one, word for word as it is printed."""
+    with pytest.raises(SystemExit):
+        verbs.main([name, "--help"])
+    lines = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+    assert len(lines) == len(verbs.VERBS[name][2]) > 0
+    for line in lines:
+        command, _, _ = line.strip().partition("   ")
+        words = command.partition(" >")[0].split()
+        assert verbs.parser().parse_args(words[1:]).run is not None, line
+
+
 def test_generated_parts_are_current() -> None:
     """`toolkit config --write` would change nothing; a lost marker is named."""
     assert updated(TEXT, ROOT) == TEXT

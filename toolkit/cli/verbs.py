@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    options = _parser().parse_args([_dashes(word) for word in argv])
+    options = parser().parse_args([_dashes(word) for word in argv])
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
@@ -62,36 +62,24 @@ def _dashes(word: str) -> str:
     return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="toolkit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
-    _add_check(verbs.add_parser("check", help="check a DeepSpeed JSON, ours or hand-written (exit 2: findings)"))
-    _add_config(verbs.add_parser("config", help="print a recipe's DeepSpeed JSON, or render and verify ds_configs/"))
-    rules = verbs.add_parser("rules", help="list every rule that `check` and each start apply")
-    rules.add_argument("--json", action="store_true", help="one JSON list")
-    rules.set_defaults(run=_rules)
-    _add_export(verbs.add_parser("export", help="write a run or checkpoint as a Hugging Face directory"))
-    _add_parity(
-        verbs.add_parser("parity", help="a recipe's curves, scaled down, under each strategy (exit 3: they differ)")
+def parser() -> argparse.ArgumentParser:
+    """Of the whole command."""
+    made = _Parser(
+        prog="toolkit",
+        description="What surrounds a run. A run itself is started from its recipe: deepspeed --num_gpus 2 recipes/NAME.py",
+        epilog="Each verb has a --help with examples. Exit codes: 0 good, 1 our fault or the disk's, 2 bad input, 3 curves differ.",
     )
-    fetch = verbs.add_parser("fetch", help="put a checkpoint or data set into the cache; without a name, list them")
-    fetch.add_argument("names", nargs="*", metavar="NAME")
-    fetch.set_defaults(run=_fetch)
-    doctor = verbs.add_parser("doctor", help="check this machine for what a run needs, with the fix for each finding")
-    doctor.add_argument(
-        "--build",
-        action="store_true",
-        help="first compile DeepSpeed's CPU kernels, a minute each at first use otherwise",
-    )
-    doctor.add_argument("--hostfile", type=Path, help="also ask every host of this file over ssh, and compare them")
-    doctor.add_argument("--ssh-port", type=_count, help="as for `deepspeed --ssh_port`")
-    doctor.add_argument(
-        "--write-env",
-        action="store_true",
-        help="write ./.deepspeed_env: what the hosts must have of this shell's variables",
-    )
-    doctor.set_defaults(run=_doctor)
-    return parser
+    verbs = made.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+    for name, (summary, add, examples) in VERBS.items():
+        verb = verbs.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog="examples:\n" + "\n".join(f"  toolkit {name} {example}".rstrip() for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add(verb)
+    return made
 
 
 def _add_check(verb: argparse.ArgumentParser) -> None:
@@ -185,6 +173,11 @@ def _verify_readme() -> None:
         )
 
 
+def _add_rules(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="one JSON list")
+    verb.set_defaults(run=_rules)
+
+
 def _rules(options: argparse.Namespace) -> int:
     from toolkit.ds_config.rules import RULES
 
@@ -251,10 +244,31 @@ def _parity(options: argparse.Namespace) -> int:
     )
 
 
+def _add_fetch(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("names", nargs="*", metavar="NAME")
+    verb.set_defaults(run=_fetch)
+
+
 def _fetch(options: argparse.Namespace) -> int:
     from toolkit.cli.fetch import fetch
 
     return fetch(options.names)
+
+
+def _add_doctor(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--build",
+        action="store_true",
+        help="first compile DeepSpeed's CPU kernels, a minute each at first use otherwise",
+    )
+    verb.add_argument("--hostfile", type=Path, help="also ask every host of this file over ssh, and compare them")
+    verb.add_argument("--ssh-port", type=_count, help="as for `deepspeed --ssh_port`")
+    verb.add_argument(
+        "--write-env",
+        action="store_true",
+        help="write ./.deepspeed_env: what the hosts must have of this shell's variables",
+    )
+    verb.set_defaults(run=_doctor)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -265,3 +279,61 @@ def _doctor(options: argparse.Namespace) -> int:
 
         build(print)
     return doctor(sys.stdout, options.hostfile, ssh_port=options.ssh_port, write_env=options.write_env)
+
+
+VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]]] = {
+    "check": (
+        "check a DeepSpeed JSON, ours or hand-written (exit 2: findings)",
+        _add_check,
+        [
+            "ds_config.json                                what DeepSpeed would ignore, misread or refuse",
+            "ds_config.json --world-size 8                 also the batch arithmetic",
+            "ds_config.json --training-args args.json      also what the Trainer would make of it",
+            "ds_config.json --recipe recipes/NAME.py       also where it differs from that recipe",
+        ],
+    ),
+    "config": (
+        "print a recipe's DeepSpeed JSON, or render and verify ds_configs/",
+        _add_config,
+        [
+            "recipes/NAME.py                               the DeepSpeed JSON",
+            "recipes/NAME.py --accelerate --hosts 2        the YAML of `accelerate launch --config_file`",
+            "recipes/NAME.py --slurm > job.sh              a batch script for sbatch",
+            "--write                                       after changing a recipe: ds_configs/ and README.md",
+        ],
+    ),
+    "rules": ("list every rule that `check` and each start apply", _add_rules, ["", "--json"]),
+    "export": (
+        "write a run or checkpoint as a Hugging Face directory",
+        _add_export,
+        [
+            "runs/NAME out                                 the last checkpoint of a run, in bf16",
+            "runs/NAME/checkpoints/step-00000010 out --dtype fp32",
+        ],
+    ),
+    "parity": (
+        "compare a recipe's curves, scaled down, under several strategies (exit 3: they differ)",
+        _add_parity,
+        [
+            "recipes/NAME.py                               one strategy of each kind against plain PyTorch",
+            "recipes/NAME.py --strategies zero3,pp2_tp2    these two",
+            "recipes/NAME.py --strategies all --dtype bf16",
+            "recipes/NAME.py --architecture olmoe          another kind of model under the same recipe",
+        ],
+    ),
+    "fetch": (
+        "put a checkpoint or data set into the cache; without a name, list them",
+        _add_fetch,
+        ["", "smollm2-135m-instruct python-docstrings"],
+    ),
+    "doctor": (
+        "check this machine for what a run needs, with the fix for each finding",
+        _add_doctor,
+        [
+            "",
+            "--build                                       and compile what the first offloaded run would",
+            "--hostfile hostfile                           and every host of a cluster",
+        ],
+    ),
+}
+"""Name -> one line, what adds its flags, and examples."""

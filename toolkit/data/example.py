@@ -1,7 +1,8 @@
 """What one training example is, and the two functions a task gives to this package.
 
 Causal LM: "input_ids" [T] and "labels" [T], where -100 marks a token without loss and labels are not shifted.
-Classification: "input_ids" [T] and "labels" [1]. Further 1-D columns are carried along.
+Classification: "input_ids" [T] and "labels" [1]. Further 1-D columns are carried along. "closing" [1] says how many
+tokens at the end stay when the example is cut to a length: those that a tokenizer puts after every text.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def fit(example: Example, capacity: int, overlong: str, counts: Counts) -> list[
         return [example]
     if overlong == "truncate":
         counts.truncated += 1
-        return [_piece(example, 0, capacity)]
+        return [_truncated(example, capacity)]
     if overlong == "drop":
         counts.dropped += 1
         return []
@@ -195,6 +195,14 @@ def fit(example: Example, capacity: int, overlong: str, counts: Counts) -> list[
         expected="examples that fit, since data.overlong='error'",
         do="raise batch.sequence_length, or set data.overlong to 'truncate', 'drop' or 'split'",
     )
+
+
+def _truncated(example: Example, capacity: int) -> Example:
+    """The first `capacity` tokens, or fewer and the ones that close the example."""
+    length = len(example["input_ids"])
+    closing = min(int(example["closing"][0]), capacity) if "closing" in example else 0
+    kept = np.r_[: capacity - closing, length - closing : length]
+    return {name: column[kept] if len(column) == length else column for name, column in example.items()}
 
 
 def split_overlong(example: Example, capacity: int) -> list[Example]:

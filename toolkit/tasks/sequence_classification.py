@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -101,8 +102,11 @@ class SequenceClassification:
                 expected=f"one of {', '.join(self.classes[:12])}",
                 do="remove the row, or add the class to the training data",
             )
-        tokens = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
-        return [{"input_ids": np.array(tokens, np.int32), "labels": np.array([self.classes.index(label)], np.int32)}]
+        encoded = self.tokenizer(text, truncation=False, verbose=False, return_special_tokens_mask=True)
+        special = encoded["special_tokens_mask"]
+        closing = len(list(itertools.takewhile(bool, reversed(special))))
+        columns = {"input_ids": encoded["input_ids"], "labels": [self.classes.index(label)], "closing": [closing]}
+        return [{name: np.array(column, np.int32) for name, column in columns.items()}]
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids and attention_mask [B, T], labels [B]; T is the longest text."""
