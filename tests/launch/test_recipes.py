@@ -157,6 +157,7 @@ def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> 
     assert "done: 4 steps" in printed
     _keeps_its_strategy(original, json.loads((folder / "ds_config.json").read_text()), found)
     assert (folder / "export" / "model.safetensors").is_file()
+    assert not list(scratch.rglob("*.swp")), "what was swapped to disk is of no use after the run"
 
 
 def _skip_without_async_io() -> None:
@@ -166,9 +167,7 @@ def _skip_without_async_io() -> None:
     # Compiled by another environment it would be compiled again: its sources lie in another folder.
     builds = [path for path in extensions_root().glob("*/async_io/build.ninja") if any(path.parent.glob("*.so"))]
     if not any(sys.prefix in build.read_text(encoding="utf-8") for build in builds):
-        pytest.skip(
-            "DeepSpeed's async_io is not compiled here yet: start recipes/sft_smollm2_zero3_nvme.py once (minutes)"
-        )
+        pytest.skip("DeepSpeed's async_io is not compiled here yet: toolkit doctor --build (minutes)")
 
 
 def _keeps_its_strategy(original: Recipe, config: dict[str, Any], found: list[dict[str, Any]]) -> None:

@@ -275,9 +275,10 @@ def _doctor(options: argparse.Namespace) -> int:
     from toolkit.cli.doctor import doctor
 
     if options.build:
-        from toolkit.engine.kernels import build
+        from toolkit.cli.check_builds import check_libaio
+        from toolkit.engine.kernels import KERNELS, NVME_KERNELS, build
 
-        build(print)
+        build({**KERNELS, **(NVME_KERNELS if check_libaio().status == "ok" else {})}, print)
     return doctor(sys.stdout, options.hostfile, ssh_port=options.ssh_port, write_env=options.write_env)
 
 

@@ -171,7 +171,7 @@ class DeepSpeedRun:
                 setattr(scaler, name, value)
 
     def close(self) -> None:
-        """Free what DeepSpeed holds (hooks, swap files)."""
+        """Free what DeepSpeed holds (hooks)."""
         self.engine.destroy()
         release()
 

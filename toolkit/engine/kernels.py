@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,14 +14,16 @@ from toolkit.errors import LaunchError, StorageError
 
 KERNELS = {"cpu_adam": "CPUAdamBuilder", "cpu_adagrad": "CPUAdagradBuilder", "cpu_lion": "CPULionBuilder"}
 """What optimizer offload may need: name -> builder of DeepSpeed's."""
+NVME_KERNELS = {"async_io": "AsyncIOBuilder", "pin_memory": "PinMemoryBuilder"}
+"""What offload to NVMe needs besides, and what needs libaio to be built."""
 
 _BUILD = (
     "from deepspeed.accelerator import get_accelerator as a; a().create_op_builder({builder!r}).load(verbose=False)"
 )
 
 
-def build(say: Callable[[str], None]) -> None:
-    """Compile every kernel now, as many at a time as there are cores, instead of one by one at first use.
+def build(kernels: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Compile `kernels` now, as many at a time as there are cores, instead of one by one at first use.
 
     What is built already is left alone. Raises LaunchError with the compiler's last words.
     """
@@ -29,7 +31,7 @@ def build(say: Callable[[str], None]) -> None:
     remove_stale_locks()
 
     def build_one(name: str) -> None:
-        command = [sys.executable, "-c", _BUILD.format(builder=KERNELS[name])]
+        command = [sys.executable, "-c", _BUILD.format(builder=kernels[name])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-3:]
@@ -41,7 +43,7 @@ def build(say: Callable[[str], None]) -> None:
         say(f"{name} is built")
 
     with ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)))) as pool:
-        list(pool.map(build_one, KERNELS))
+        list(pool.map(build_one, kernels))
 
 
 def extensions_root() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -142,3 +143,12 @@ class ZeroEngine(DeepSpeedRun):
             result = self.engine(function, *arguments)["result"]
         self.engine.train()
         return result
+
+    def close(self) -> None:
+        """Free what DeepSpeed holds (hooks), and the disk: this rank's swap files, which no other run can use."""
+        swappers = [getattr(self.engine.optimizer, "optimizer_swapper", None)]
+        swappers += [getattr(parameter, "nvme_swapper", None) for parameter in self.model.parameters()]
+        folders = {swapper.swap_folder for swapper in swappers if swapper is not None}
+        super().close()
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
