@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for the tests' reference and their server, which forks the ranks
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-from harness.page import parser, publish, table  # noqa: E402
+from harness.page import parser, publish, table, tracked  # noqa: E402
 
 DTYPES = ("fp32", "bf16", "fp16")
 TASKS = {"causal_lm": "Causal language modelling, packed", "sequence_classification": "Sequence classification, padded"}
@@ -70,7 +70,7 @@ def deviations(options: argparse.Namespace, task: str, dtype: str, folder: Path)
     problem = build_problem(task, folder / task)
     worst: dict[str, tuple[float, float]] = dict.fromkeys([*strategies, "spread"], (0.0, 0.0))
     references: dict[int, Curves] = {}
-    for world_size, accumulation in layouts:
+    for world_size, accumulation in tracked(layouts, f"{task}, {dtype}"):
         chosen = {
             name: strategy
             for name, strategy in strategies.items()

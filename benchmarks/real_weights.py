@@ -26,7 +26,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 # Ranks end without unwinding, which Python's resource tracker would remark on at the end.
 os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
 
-from harness.page import parser, publish, table  # noqa: E402
+from harness.page import parser, publish, table, tracked  # noqa: E402
 
 NAME = "smollm2-135m-instruct"
 GLOBAL_SIZE, SEQUENCE_LENGTH = 4, 256
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
         reference = train_reference(build_recipe(options, model, {}), folder)
         rows = [
             compare(name, world_size, build_recipe(options, model, parallel), reference, folder)
-            for name, (world_size, parallel) in STRATEGIES.items()
+            for name, (world_size, parallel) in tracked(list(STRATEGIES.items()), "strategies")
         ]
     header = ["", "ranks", "loss", "gradient norm", "weights, absolute", "weights, of what training changed"]
     setting = (

@@ -6,9 +6,15 @@ import argparse
 import datetime
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+Item = TypeVar("Item")
 
 RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate")
@@ -22,6 +28,11 @@ def parser(about: str | None, script: str) -> argparse.ArgumentParser:
     page = RESULTS / f"{Path(script).stem}.md"
     made.add_argument("--page", type=Path, default=page, help="where to write the results (not written with --tiny)")
     return made
+
+
+def tracked(items: Sequence[Item], about: str) -> Iterable[Item]:
+    """`items`, with a bar on standard error for those who wait."""
+    return track(items, about, console=Console(stderr=True))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
