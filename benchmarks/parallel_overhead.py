@@ -1,4 +1,4 @@
-"""Time and memory of pipeline, tensor and sequence parallelism against DeepSpeed's own engines.
+"""Time of pipeline, tensor and sequence parallelism against DeepSpeed's own engines.
 
 Each kind trains the same Llama in fp32 from the same weights on the same random tokens (unpacked sequences), on two
 ranks, with ZeRO-1 and the same DeepSpeed configuration. The bare side is what a user of DeepSpeed writes: pipeline, a
@@ -8,8 +8,8 @@ gathered loss. All bare sides compute full logits (of a small vocabulary). The t
 data loading and metrics, which step_overhead.py measures.
 
 The two sides are processes of their own. They take steps in turns and with a changing order, so that a slow moment of
-the machine hits both, and neither computes while the other does. Memory is the peak of the rank that needs most, above what the process
-held before it loaded the model; "one process" is the toolkit training the same model, with the same global batch, on one rank without ZeRO.
+the machine hits both, and neither computes while the other does. GiB is the peak of the rank that needs most, above what
+the process held before it loaded the model; what a rank saves shows at a larger model (parallel_memory.py).
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.page import parser, publish, table
+from harness.engine import built, configured
+from harness.page import parser, publish, table, tracked
 from harness.ranks import is_rank, measure, report, shared_folder
+from harness.tokens import Batches, random_steps
 
 DEGREE = 2
 KINDS = ("pipeline", "tensor", "sequence")
@@ -35,15 +37,13 @@ SIDES = ("toolkit", "bare")
 ACCUMULATION = 4
 WARM_UP = 2
 """Steps not counted: allocators and kernels settle."""
-Batches = list[dict[str, Any]]
-"""The micro-batches of one step: input_ids, position_ids, targets [1, T]."""
 
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
     made = parser(__doc__, __file__)
     made.add_argument("--steps", type=int, help="steps of each side that count (default 20; 2 with --tiny)")
-    made.add_argument("--kind", choices=(*KINDS, "none"), help=argparse.SUPPRESS)
+    made.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = made.parse_args(arguments)
     options.steps = options.steps or (2 if options.tiny else 20)
@@ -53,16 +53,13 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="parallel_overhead_") as folder:
         about = build_problem(options, Path(folder))
         found = {
-            kind: measure(
-                __file__, [*arguments, "--kind", kind, "--folder", folder], 1 if kind == "none" else 2 * DEGREE
-            )
-            for kind in ("none", *KINDS)
+            kind: measure(__file__, [*arguments, "--kind", kind, "--folder", folder], 2 * DEGREE)
+            for kind in tracked(KINDS, "kinds of parallelism")
         }
     _publish(options, about, found)
 
 
 def _publish(options: argparse.Namespace, about: str, found: dict[str, list[dict[str, Any]]]) -> None:
-    (alone,) = found.pop("none")
     rows = []
     for kind, ranks in found.items():
         ours, bare = ([rank for rank in ranks if rank["side"] == side] for side in SIDES)
@@ -83,15 +80,13 @@ def _publish(options: argparse.Namespace, about: str, found: dict[str, list[dict
                 f"{statistics.median(our_cpu) / statistics.median(bare_cpu):.3f}",
                 f"{our_gib:.2f}",
                 f"{bare_gib:.2f}",
-                f"**{our_gib / alone['gib']:.0%}**",
                 f"{apart:.1e}",
             ]
         )
     header = ["", "toolkit, s", "bare, s", "ratio", "quartiles of pairs", "processor time", "toolkit, GiB", "bare, GiB"]
-    header += ["of one process", "losses apart"]
+    header += ["losses apart"]
     setting = (
         f"{DEGREE} ranks, {about}; {options.steps} pairs of steps. s: median seconds per step. ratio: of the medians; processor time: the same of what the processors worked, which other programs on the machine disturb less. "
-        f"One process: {alone['gib']:.2f} GiB, {statistics.median(alone['seconds']):.3f} s per step with all cores. "
         "losses apart: largest relative difference of any step's loss between the sides."
     )
     parts = [str(__doc__).strip(), table(header, rows), setting]
@@ -136,7 +131,7 @@ def build_recipe(options: argparse.Namespace) -> Any:
     from toolkit import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule
 
     folder = options.folder
-    strategy: dict[str, Any] = {"zero_stage": 0} if options.kind == "none" else {"zero_stage": 1, options.kind: DEGREE}
+    strategy: dict[str, Any] = {"zero_stage": 1, options.kind: DEGREE}
     return Recipe(
         model=Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")),
         data=Data(train=str(folder / "rows.jsonl"), packing=False, prefetch=0),
@@ -150,26 +145,6 @@ def build_recipe(options: argparse.Namespace) -> Any:
     )
 
 
-def batches_of(options: argparse.Namespace) -> list[Batches]:
-    """Random tokens for every step, the same in every process."""
-    import torch
-
-    length, source = sequence_length(options), torch.Generator().manual_seed(0)
-    vocabulary = 128 if options.tiny else 8192
-    steps = []
-    for _ in range(WARM_UP + options.steps):
-        tokens = torch.randint(4, vocabulary, (ACCUMULATION, 1, length), generator=source)
-        steps.append([_batch(row) for row in tokens])
-    return steps
-
-
-def _batch(tokens: Any) -> dict[str, Any]:
-    import torch
-
-    targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
-    return {"input_ids": tokens, "position_ids": torch.arange(tokens.shape[1])[None], "targets": targets}
-
-
 def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
     """One rank of one side: seconds and loss of every counted step, and the peak of memory."""
     # What is imported is not the model's memory.
@@ -179,8 +154,7 @@ def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
 
     number = int(os.environ["RANK"])
     side = SIDES[number // DEGREE]
-    if options.kind != "none":
-        join_side(side, number % DEGREE)
+    join_side(side, number % DEGREE)
     os.environ["TOOLKIT_CACHE"] = str(options.folder / "cache")
     found: dict[str, Any] = {"side": side, "seconds": [], "cpu": [], "losses": []}
     found["gib"] = peak_gib_of(lambda: _take_steps(options, side, found))
@@ -204,10 +178,11 @@ def _take_steps(options: argparse.Namespace, side: str, found: dict[str, Any]) -
 
     from toolkit.engine import device, process
 
-    sides = (side,) if options.kind == "none" else SIDES
-    turns = Turns(shared_folder() / "turns", sides, 1 if options.kind == "none" else DEGREE, side)
+    turns = Turns(shared_folder() / "turns", SIDES, DEGREE, side)
     step = toolkit_step(options) if side == "toolkit" else bare_step(options)
-    for index, batches in enumerate(batches_of(options)):
+    vocabulary = 128 if options.tiny else 8192
+    drawn = random_steps(WARM_UP + options.steps, ACCUMULATION, sequence_length(options), vocabulary)
+    for index, batches in enumerate(drawn):
         with turns.turn(index):
             process.barrier()
             began, began_cpu = time.perf_counter(), time.process_time()
@@ -222,18 +197,7 @@ def _take_steps(options: argparse.Namespace, side: str, found: dict[str, Any]) -
 
 def toolkit_step(options: argparse.Namespace) -> Callable[[Batches], float]:
     """The engine that the toolkit builds for the recipe."""
-    from toolkit.engine import process
-    from toolkit.train.build import build_engine
-    from toolkit.train.inputs import prepare_inputs
-    from toolkit.train.progress import Display
-    from toolkit.train.run_folder import RunFolder
-
-    recipe, config = configured(options)
-    me = process.from_environment(recipe.parallel)
-    process.start(me)
-    display = Display(is_main=False)
-    inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-    engine = build_engine(recipe, inputs, config, me, RunFolder(shared_folder() / "run"), display)
+    engine = built(build_recipe(options))
     return lambda batches: engine.train_step(batches, range(len(batches))).loss
 
 
@@ -241,19 +205,8 @@ def bare_step(options: argparse.Namespace) -> Callable[[Batches], float]:
     """DeepSpeed's own engine for the same configuration."""
     from harness.bare import BARE
 
-    recipe, config = configured(options)
-    return BARE[options.kind](recipe.model.path, config, DEGREE)
-
-
-def configured(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The recipe and its DeepSpeed configuration."""
-    from toolkit.ds_config.render import render
-    from toolkit.engine import device
-    from toolkit.recipe.mesh import model_ranks
-
     recipe = build_recipe(options)
-    ranks = 1 if options.kind == "none" else DEGREE
-    return recipe, render(recipe, device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel)))
+    return BARE[options.kind](recipe.model.path, configured(recipe, DEGREE), DEGREE)
 
 
 if __name__ == "__main__":

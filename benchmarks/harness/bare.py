@@ -14,12 +14,10 @@ from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF,
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from harness.tokens import Batches
 from toolkit.models.partial import load_part
 from toolkit.models.stage_plan import balance
 from toolkit.models.stages import build_skeleton, cut
-
-Batches = list[dict[str, Tensor]]
-"""The micro-batches of one step: input_ids, position_ids, targets (shifted) [B, T]."""
 
 Step = Callable[[Batches], float]
 """Takes one optimizer step; the mean loss."""

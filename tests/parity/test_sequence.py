@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.architectures import VOCABULARY, tiny_config
 from tests.distributed import RankFailed, run_distributed
 from tests.parity.strategies import recipe
-from tests.parity.test_strategies import reference_curve
-from tests.parity.worker import global_batches, run_recipe
+from tests.parity.worker import global_batches, reference_curve, run_recipe
 from tests.tiny import write_lines
 from toolkit.engine.sequence import (
     SequenceAttention,
@@ -228,11 +227,11 @@ def test_tiles_and_offload_keep_the_curve(tiny_llama_dir: Path, chat_file: Path,
 
 def check_curves(runs: dict[str, Recipe], folder: Path) -> None:
     """Losses and gradient norms of each, on two ranks, are those of the judge."""
-    losses, norms = run_distributed(reference_curve, 1, next(iter(runs.values())))[0]
+    (wanted,) = run_distributed(reference_curve, 1, next(iter(runs.values())))
     trained = [(run, str(folder / name.replace(", ", "-")), None) for name, run in runs.items()]
     for name, records in zip(runs, run_distributed(run_recipe, 2, trained, timeout_s=300)[0], strict=True):
-        assert curve_deviation([record["loss"] for record in records], losses) < TOLERANCE, name
-        assert curve_deviation([record["grad_norm"] for record in records], norms) < TOLERANCE, name
+        assert curve_deviation([record["loss"] for record in records], wanted.losses) < TOLERANCE, name
+        assert curve_deviation([record["grad_norm"] for record in records], wanted.norms) < TOLERANCE, name
 
 
 def test_a_rank_without_targets(tiny_llama_dir: Path, tmp_path: Path) -> None:

@@ -132,10 +132,20 @@ def test_parallel_overhead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     run_tiny("parallel_overhead", monkeypatch, tmp_path)
     printed = capsys.readouterr().out
     for row in ("pipeline", "tensor", "sequence"):
-        ours, bare, ratio, _, processor, our_gib, bare_gib, _, apart = cells(printed, row)
+        ours, bare, ratio, _, processor, our_gib, bare_gib, apart = cells(printed, row)
         assert float(ours) / float(bare) == pytest.approx(float(ratio.strip("*")), rel=0.1)
         assert min(map(float, (processor, our_gib, bare_gib))) > 0
         assert float(apart) < 1e-5
+
+
+def test_parallel_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every strategy takes its steps and is compared with one process."""
+    run_tiny("parallel_memory", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    alone = float(cells(printed, "one process")[1])
+    for row in ("ZeRO-1", "ZeRO-2", "ZeRO-3", "2 pipeline stages", "2 tensor ranks", "2 sequence ranks, ZeRO-3"):
+        ranks, gib, share, _ = cells(printed, row)
+        assert ranks == "2" and float(share.strip("*%")) == pytest.approx(100 * float(gib) / alone, rel=0.2)
 
 
 def test_logits_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

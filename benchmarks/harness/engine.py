@@ -1,0 +1,32 @@
+"""The engine that the toolkit builds for a recipe, without the loop around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def configured(recipe: Any, ranks: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of `recipe` on `ranks` ranks of this machine."""
+    from toolkit.ds_config.render import render
+    from toolkit.engine import device
+    from toolkit.recipe.mesh import model_ranks
+
+    return render(recipe, device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel)))
+
+
+def built(recipe: Any) -> Any:
+    """Called in a rank: joins the others, loads the weights, hands them to DeepSpeed."""
+    from harness.ranks import shared_folder
+    from toolkit.engine import process
+    from toolkit.train.build import build_engine
+    from toolkit.train.inputs import prepare_inputs
+    from toolkit.train.progress import Display
+    from toolkit.train.run_folder import RunFolder
+
+    me = process.from_environment(recipe.parallel)
+    process.start(me)
+    display = Display(is_main=False)
+    inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
+    return build_engine(
+        recipe, inputs, configured(recipe, me.world_size), me, RunFolder(shared_folder() / "run"), display
+    )
