@@ -19,6 +19,7 @@ from typing import Any
 
 from harness.engine import built
 from harness.page import parser, publish, table, tracked
+from harness.problem import recipe_of, write_problem
 from harness.ranks import is_rank, measure, report
 from harness.tokens import random_steps
 
@@ -71,8 +72,6 @@ def sizes(options: argparse.Namespace) -> dict[str, int]:
 
 def build_problem(options: argparse.Namespace, folder: Path) -> int:
     """Model, tokenizer and the rows that a recipe must name, in `folder`; the model's number of parameters."""
-    from harness.problem import write_problem
-
     size = sizes(options)
     model = write_problem(
         folder,
@@ -107,30 +106,14 @@ def measure_rank(options: argparse.Namespace) -> float:
 def _train(options: argparse.Namespace) -> None:
     from toolkit.engine import process
 
-    size, engine = sizes(options), built(build_recipe(options))
+    size, parallel = sizes(options), STRATEGIES[options.strategy][1]
+    recipe = recipe_of(options.folder, parallel, global_size=GLOBAL_SIZE, length=size["length"], steps=STEPS)
+    engine = built(recipe)
     me = engine.process
     for batches in random_steps(STEPS, GLOBAL_SIZE, size["length"], size["vocabulary"]):
         share = batches[me.data_rank :: me.mesh.data]
         engine.train_step(share, range(len(share)))
     process.stop()
-
-
-def build_recipe(options: argparse.Namespace) -> Any:
-    """What every strategy trains."""
-    from toolkit import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule
-
-    folder = options.folder
-    return Recipe(
-        model=Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")),
-        data=Data(train=str(folder / "rows.jsonl"), packing=False, prefetch=0),
-        batch=Batch(global_size=GLOBAL_SIZE, micro_size=1, sequence_length=sizes(options)["length"]),
-        optimizer=Optimizer(learning_rate=1e-4, implementation="torch"),
-        schedule=Schedule(type="constant"),
-        precision=Precision(dtype="fp32"),
-        parallel=Parallel(**STRATEGIES[options.strategy][1]),
-        checkpoint=Checkpoint(export=False),
-        steps=STEPS,
-    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 
 from harness.engine import built, configured
 from harness.page import parser, publish, table, tracked
+from harness.problem import recipe_of, write_problem
 from harness.ranks import is_rank, measure, report, shared_folder
 from harness.tokens import Batches, random_steps
 
@@ -99,50 +100,40 @@ def _over_ranks(ranks: list[dict[str, Any]], key: str, join: Callable[[Iterable[
 
 def build_problem(options: argparse.Namespace, folder: Path) -> str:
     """Model, tokenizer and the rows that a recipe must name, in `folder`; says what they are."""
-    from harness.problem import write_problem
-
-    width, layers, vocabulary = (64, 2, 128) if options.tiny else (512, 8, 8192)
+    size = sizes(options)
     model = write_problem(
         folder,
         rows=20,
         longest=64,
         split=True,
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
+        vocab_size=size["vocabulary"],
+        hidden_size=size["width"],
+        intermediate_size=3 * size["width"],
+        num_hidden_layers=size["layers"],
         num_attention_heads=8,
         num_key_value_heads=8,
         max_position_embeddings=512,
         tie_word_embeddings=False,
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    length = sequence_length(options)
-    return f"a Llama with {layers} layers and {parameters / 1e6:.0f} M parameters, {ACCUMULATION} micro-batches of {length} tokens per step"
+    return (
+        f"a Llama with {size['layers']} layers and {parameters / 1e6:.0f} M parameters, "
+        f"{ACCUMULATION} micro-batches of {size['length']} tokens per step"
+    )
 
 
-def sequence_length(options: argparse.Namespace) -> int:
-    """Tokens in a sequence; a micro-batch is one."""
-    return 32 if options.tiny else 256
+def sizes(options: argparse.Namespace) -> dict[str, int]:
+    """Of the model and its sequences; a micro-batch is one sequence."""
+    if options.tiny:
+        return {"width": 64, "layers": 2, "vocabulary": 128, "length": 32}
+    return {"width": 512, "layers": 8, "vocabulary": 8192, "length": 256}
 
 
 def build_recipe(options: argparse.Namespace) -> Any:
     """What both sides train; the bare one takes its DeepSpeed configuration from it."""
-    from toolkit import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule
-
-    folder = options.folder
-    strategy: dict[str, Any] = {"zero_stage": 1, options.kind: DEGREE}
-    return Recipe(
-        model=Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")),
-        data=Data(train=str(folder / "rows.jsonl"), packing=False, prefetch=0),
-        batch=Batch(global_size=ACCUMULATION, micro_size=1, sequence_length=sequence_length(options)),
-        optimizer=Optimizer(learning_rate=1e-4, implementation="torch"),
-        schedule=Schedule(type="constant"),
-        precision=Precision(dtype="fp32"),
-        parallel=Parallel(**strategy),
-        checkpoint=Checkpoint(export=False),
-        steps=WARM_UP + options.steps,
-    )
+    parallel = {"zero_stage": 1, options.kind: DEGREE}
+    steps, length = WARM_UP + options.steps, sizes(options)["length"]
+    return recipe_of(options.folder, parallel, global_size=ACCUMULATION, length=length, steps=steps)
 
 
 def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
@@ -180,8 +171,8 @@ def _take_steps(options: argparse.Namespace, side: str, found: dict[str, Any]) -
 
     turns = Turns(shared_folder() / "turns", SIDES, DEGREE, side)
     step = toolkit_step(options) if side == "toolkit" else bare_step(options)
-    vocabulary = 128 if options.tiny else 8192
-    drawn = random_steps(WARM_UP + options.steps, ACCUMULATION, sequence_length(options), vocabulary)
+    size = sizes(options)
+    drawn = random_steps(WARM_UP + options.steps, ACCUMULATION, size["length"], size["vocabulary"])
     for index, batches in enumerate(drawn):
         with turns.turn(index):
             process.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,21 @@ def write_problem(folder: Path, *, rows: int, longest: int, split: bool, vocab_s
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder / "model")
     return model
+
+
+def recipe_of(folder: Path, parallel: Mapping[str, Any], *, global_size: int, length: int, steps: int) -> Any:
+    """The recipe that trains what `write_problem` has written: fp32, AdamW, micro-batches of one unpacked sequence of
+    `length` tokens; `parallel` is its parallel section."""
+    from toolkit import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule
+
+    return Recipe(
+        model=Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")),
+        data=Data(train=str(folder / "rows.jsonl"), packing=False, prefetch=0),
+        batch=Batch(global_size=global_size, micro_size=1, sequence_length=length),
+        optimizer=Optimizer(learning_rate=1e-4, implementation="torch"),
+        schedule=Schedule(type="constant"),
+        precision=Precision(dtype="fp32"),
+        parallel=Parallel(**parallel),
+        checkpoint=Checkpoint(export=False),
+        steps=steps,
+    )

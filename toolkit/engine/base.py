@@ -51,7 +51,7 @@ class DeepSpeedRun:
 
     def __init__(self, model: nn.Module, process: process.Process, training: Training) -> None:
         self._model, self.process, self.training = model, process, training
-        self.loss, self.count, self.mesh = training.loss, training.count, process.mesh
+        self.mesh = process.mesh
         self.grid = None if self.mesh.is_plain else Grid(self.mesh, process.rank)
         self._norm_is_true = training.optimizer.type != "muon"
         self._skipped_in_a_row = 0
@@ -79,12 +79,12 @@ class DeepSpeedRun:
         return float(self.engine.optimizer.loss_scale) if self._is_fp16 else None
 
     def _sum(self, values: Sequence[float]) -> list[float]:
-        """Sum over the ranks that compute different tokens."""
+        """Sum over the ranks of `_replicas`."""
         return process.sum_over_ranks(values, self._replicas)
 
     @property
     def _replicas(self) -> dist.ProcessGroup | None:
-        """Those ranks; None for all."""
+        """The group of the ranks that compute different tokens; None for all."""
         return self.grid.replicas if self.grid is not None else None
 
     def _finish_step(

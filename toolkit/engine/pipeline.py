@@ -152,14 +152,14 @@ class PipelineEngine(DeepSpeedRun):
         scale, and when losses or gradients stay infinite.
         """
         batches = [to_device(batch) for batch in micro_batches]
-        targets = self._sum([sum(self.count(batch) for batch in batches)])[0]
+        targets = self._sum([sum(self.training.count(batch) for batch in batches)])[0]
         # DeepSpeed averages over replicas and divides by the number of micro-batches.
         weight = self.mesh.data / max(1.0, targets)
         rate, scale = self.schedule.learning_rate, self.loss_scale
         total = torch.zeros((), dtype=torch.float64, device=device.current())
 
         def finish(model: nn.Module, batch: Batch) -> torch.Tensor:
-            loss = self.loss(model, batch, weight * (scale or 1.0))
+            loss = self.training.loss(model, batch, weight * (scale or 1.0))
             total.add_(loss.detach().double())
             return loss * (weight * len(batches))
 

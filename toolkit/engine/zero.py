@@ -80,7 +80,7 @@ class ZeroEngine(DeepSpeedRun):
         """
         self.engine.train()
         micro_batches = [self._mine(batch) for batch in micro_batches]
-        targets = self._sum([sum(self.count(batch) for batch in micro_batches)])[0]
+        targets = self._sum([sum(self.training.count(batch) for batch in micro_batches)])[0]
         # ZeRO averages gradients over ranks: times their number, the sum over ranks of sums over targets is their mean.
         weight = self.mesh.gradient_ranks / max(1.0, targets)
         rate = self.schedule.learning_rate
@@ -89,7 +89,7 @@ class ZeroEngine(DeepSpeedRun):
         for index, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
             # Parts of a sequence draw their own dropout; ranks that share a layer's matrices draw the same.
             torch.manual_seed(seed + self.mesh.coordinate(self.process.rank, "sequence") * SEED_STRIDE)
-            loss = self.engine(self.loss, batch, weight * (scale or 1.0))
+            loss = self.engine(self.training.loss, batch, weight * (scale or 1.0))
             total += loss.detach().double()
             # Our weight already holds the accumulation; DeepSpeed must not divide again.
             self.engine.backward(loss * weight, scale_wrt_gas=False)
