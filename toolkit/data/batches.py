@@ -12,8 +12,8 @@ import datasets
 import numpy as np
 import torch
 
-from toolkit.data.encoding import Encoder
-from toolkit.data.example import Collate, Example, Row, Sequences, masked
+from toolkit.data.encoding import Encoder, Exchange, TeamEncoder
+from toolkit.data.example import Collate, Example, Sequences, masked
 from toolkit.data.order import Order, shard
 from toolkit.data.packing import best_fit, one_each
 from toolkit.data.prefetch import ahead
@@ -96,8 +96,9 @@ class Position:
 class StreamedBatches:
     """Batches from a stream, read in windows: the rows of a window are encoded, packed and shuffled together.
 
-    Every rank reads the whole stream and collates its share, so the order does not depend on the world size. The
-    stream starts again when it ends; its last window may be short.
+    Every rank reads the rows of the whole stream and collates its share, so the order does not depend on the world
+    size. With `exchange`, each rank encodes its part of every window and gets the others' parts, which changes nothing
+    but the time: tokenising is most of the work. The stream starts again when it ends; its last window may be short.
     """
 
     rows: datasets.IterableDataset
@@ -111,6 +112,8 @@ class StreamedBatches:
     world_size: int
     micro_size: int
     window_rows: int = 1024
+    exchange: Exchange | None = None
+    """Set once the ranks can talk to each other; None: this process encodes every row."""
     _positions: dict[int, Position] = field(default_factory=dict, init=False)
 
     def iterate(
@@ -145,35 +148,33 @@ class StreamedBatches:
         return Position(state["passes"], state["rows"], state["offset"])
 
     def _steps(self, start: int, stop: int, position: Position, skipped: int) -> Iterator[tuple[StepBatch, Position]]:
-        dealt = itertools.islice(self._sequences(position), skipped, None)
-        for step in range(start, stop):
-            chosen, positions = zip(*itertools.islice(dealt, self.global_size), strict=True)
-            micro_batches = [
-                self.collate([chosen[index] for index in indices])
-                for indices in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
-            ]
-            tokens = sum(len(example["input_ids"]) for sequence in chosen for example in sequence)
-            after = positions[-1]
-            yield StepBatch(step, float(after.passes), micro_batches, sum(map(len, chosen)), tokens), after
+        with TeamEncoder(self.encoder, self.exchange) as team:
+            dealt = itertools.islice(self._sequences(position, team), skipped, None)
+            for step in range(start, stop):
+                chosen, positions = zip(*itertools.islice(dealt, self.global_size), strict=True)
+                micro_batches = [
+                    self.collate([chosen[index] for index in indices])
+                    for indices in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
+                ]
+                tokens = sum(len(example["input_ids"]) for sequence in chosen for example in sequence)
+                after = positions[-1]
+                yield StepBatch(step, float(after.passes), micro_batches, sum(map(len, chosen)), tokens), after
 
-    def _sequences(self, position: Position) -> Iterator[tuple[list[Example], Position]]:
+    def _sequences(self, position: Position, team: TeamEncoder) -> Iterator[tuple[list[Example], Position]]:
         """Every sequence from `position` on, with the position after it; never ends."""
         passes, rows_read, offset = position.passes, position.rows, position.offset
         while True:
             stream = iter(self.rows.skip(rows_read) if rows_read else self.rows)
             while window := list(itertools.islice(stream, self.window_rows)):
-                for sequence in self._window(window, passes, rows_read)[offset:]:
+                for sequence in self._window(team.examples(window, rows_read), passes, rows_read)[offset:]:
                     offset += 1
                     yield sequence, Position(passes, rows_read, offset)
                 rows_read, offset = rows_read + len(window), 0
             self.encoder.check(rows_read)
             passes, rows_read = passes + 1, 0
 
-    def _window(self, rows: list[Row], passes: int, rows_read: int) -> list[list[Example]]:
+    def _window(self, examples: list[Example], passes: int, rows_read: int) -> list[list[Example]]:
         """The sequences of one window, in the order in which they are dealt."""
-        examples = [
-            example for number, row in enumerate(rows, rows_read + 1) for example in self.encoder.examples(row, number)
-        ]
         lengths = [len(example["input_ids"]) for example in examples]
         groups = best_fit(lengths, self.encoder.capacity) if self.packing else one_each(len(examples))
         order = np.arange(len(groups))

@@ -33,6 +33,12 @@ class Counts:
     masked: int = 0
     """Left out because no token of theirs carries loss."""
 
+    def add(self, *others: Counts) -> None:
+        """Add what others have counted."""
+        for other in others:
+            for name, count in vars(other).items():
+                setattr(self, name, getattr(self, name) + count)
+
     def describe(self) -> str:
         """One line for a reader, without the zero counts, `120 kept, 3 truncated`; empty when all were kept as they are."""
         said = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name)}

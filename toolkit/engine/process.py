@@ -191,6 +191,22 @@ def gather_objects(value: Any) -> list[Any]:
     return everything
 
 
+class GlooExchange:
+    """`gather_objects` over a group of its own, for a thread beside the one that trains. Making it is collective."""
+
+    def __init__(self) -> None:
+        self.rank, self.size, self._group = 0, 1, None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            self._group = dist.new_group(backend="gloo")
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in rank order."""
+        everything: list[Any] = [None] * self.size
+        dist.all_gather_object(everything, value, group=self._group)
+        return everything
+
+
 def agree(action: Callable[[], Result]) -> Result:
     """Run `action` on every rank; if it raises a ToolkitError on one, raise that error on all of them."""
     problem: ToolkitError | None = None

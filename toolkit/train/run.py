@@ -13,6 +13,7 @@ from toolkit.checkpoint.durable import storage_errors, write_json
 from toolkit.checkpoint.export import export
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest, remove_leftovers
 from toolkit.checkpoint.reader import load
+from toolkit.data.batches import StreamedBatches
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.explain import explain
 from toolkit.ds_config.findings import raise_findings
@@ -86,6 +87,8 @@ def _train(
     if start.step >= inputs.total_steps or _stopped_early(recipe, start):
         display.say(f"{folder.path} is complete: {start.step} of {inputs.total_steps} steps are done")
         return _finish(recipe, folder, me, display, start.step, began)
+    if isinstance(inputs.batches, StreamedBatches):
+        inputs.batches.exchange = process.GlooExchange()
     engine = build_engine(recipe, inputs, config, me, folder, display)
     loop = Loop(recipe, inputs, engine, me, folder, display, interrupt, identity=_identity(recipe, options))
     data_state = None
