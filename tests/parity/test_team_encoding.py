@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed import run_distributed
+from tests.parity.strategies import recipe
+from tests.parity.worker import run_recipe
 from tests.unit.test_data_batches import LENGTHS, encode, streamed, tokens
 from toolkit.errors import DataError
+from toolkit.recipe import Checkpoint, Data, Schedule
 
 BAD_ROW = 37
 
@@ -94,3 +98,20 @@ def test_a_bad_row_and_a_lost_rank_end_every_rank_with_a_message() -> None:
     for message, seconds in (messages[0], messages[2], messages[3]):
         assert message.startswith("rank 1 has stopped reading data.train") and seconds < 30
     assert len(LENGTHS) > BAD_ROW
+
+
+def test_a_run_from_a_stream_is_the_same_on_two_ranks(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    """One rank straight through; two ranks, interrupted by the end of a shorter run and resumed."""
+    streamed_data = Data(train=str(chat_file), streaming=True)
+    runs = {
+        steps: recipe("causal_lm", tiny_llama_dir, chat_file, data=streamed_data, schedule=Schedule(type="constant"),
+                      steps=steps, checkpoint=Checkpoint(export=False))
+        for steps in (4, 8)
+    }  # fmt: skip
+    [[alone]] = run_distributed(run_recipe, 1, [(runs[8], str(tmp_path / "one"), None)])
+    folder = str(tmp_path / "two")
+    [[_, team], _] = run_distributed(run_recipe, 2, [(runs[4], folder, None), (runs[8], folder, "auto")])
+    assert [record["step"] for record in team] == list(range(1, 9))
+    for one, two in zip(alone, team, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert two["tokens"] == one["tokens"] and two["samples"] == one["samples"]
