@@ -1,87 +1,83 @@
-"""Check JSON files before a loader sees them, so that an error names the line."""
+"""Rows of JSON files, kept as the text they are: no type is guessed, a date stays a string."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from toolkit.data.text_files import open_text
 from toolkit.errors import DataError
 
 
-def check_json(path: Path, *, field: str, cache_dir: Path) -> None:
-    """Raise DataError, with the line number, unless `path` is JSON lines of objects or one JSON list of objects.
+def json_texts(path: Path) -> Iterator[str]:
+    """The JSON text of every row of `path`: JSON lines of objects, or one JSON list of objects.
 
-    A file that passed is remembered in `cache_dir` by path, size and time of change, and not read again.
+    Raises DataError, with the line, for anything else.
     """
-    status = path.stat()
-    key = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    passed = cache_dir / "checked" / hashlib.sha256(key.encode()).hexdigest()[:24]
-    if passed.exists():
-        return
     if _starts_with_a_list(path):
-        _check_list(path, field)
-    else:
-        _check_lines(path, field)
-    passed.parent.mkdir(parents=True, exist_ok=True)
-    passed.touch()
+        yield from _list_elements(path)
+        return
+    with open_text(path, newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if stripped := line.strip():
+                _check_line(stripped, f"{str(path)!r}, line {number:,}")
+                yield stripped
+
+
+def decode(texts: list[str]) -> dict[str, list[Any]]:
+    """Rows as columns, which is how datasets wants them; a key that a row lacks is None there."""
+    rows = [json.loads(text) for text in texts]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _starts_with_a_list(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_text(path) as file:
         while block := file.read(4096):
-            start = block.removeprefix(b"\xef\xbb\xbf").lstrip()
-            if start:
-                return start.startswith(b"[")
+            if start := block.lstrip():
+                return start.startswith("[")
     return False
 
 
-def _check_lines(path: Path, field: str) -> None:
-    found = False
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if stripped := line.strip():
-                found = True
-                _check_line(stripped, f"{field}={str(path)!r}, line {number:,}")
-    if not found:
-        raise empty_source(str(path), field)
-
-
-def _check_line(line: bytes, where: str) -> None:
+def _check_line(line: str, where: str) -> None:
     try:
         row = json.loads(line, parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(where, error) from None
     except ValueError as error:
         raise DataError(
-            f"{where} is not JSON: {_reason(error)}; it starts with {line[:60].decode(errors='replace')!r}",
+            f"{where} is not JSON: {_reason(error)}; it starts with {line[:60]!r}",
             expected='one JSON object per line, for instance {"text": "..."}',
             do="repair or remove the line",
         ) from None
-    _check_object(row, where)
+    _check_object(row, where, line)
 
 
-def _check_list(path: Path, field: str) -> None:
-    name = f"{field}={str(path)!r}"
-    try:
-        rows = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(name, error) from None
-    except ValueError as error:
-        line = f", line {error.lineno:,}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(
-            f"{name}{line} is not JSON: {_reason(error)}",
-            expected="one list of objects, or one object per line",
-            do="repair the file there",
-        ) from None
-    if not rows:
-        raise empty_source(str(path), field)
+def _list_elements(path: Path) -> Iterator[str]:
+    with open_text(path) as file:
+        try:
+            rows = json.load(file, parse_constant=_refuse_constant)
+        except json.JSONDecodeError as error:
+            raise _bad_list(f"{str(path)!r}, line {error.lineno:,}", error) from None
+        except UnicodeDecodeError:
+            raise
+        except ValueError as error:
+            raise _bad_list(repr(str(path)), error) from None
     for number, row in enumerate(rows, start=1):
-        _check_object(row, f"{name}, element {number:,} of the list")
+        text = json.dumps(row)
+        _check_object(row, f"{str(path)!r}, element {number:,} of the list", text)
+        yield text
 
 
-def _check_object(row: object, where: str) -> None:
+def _bad_list(where: str, error: ValueError) -> DataError:
+    return DataError(
+        f"{where} is not JSON: {_reason(error)}",
+        expected="one list of objects, or one object per line",
+        do="repair the file there",
+    )
+
+
+def _check_object(row: object, where: str, text: str) -> None:
     if not isinstance(row, dict) or not row:
         kind = "an empty object" if row == {} else f"of type {type(row).__name__}"
         raise DataError(
@@ -89,23 +85,15 @@ def _check_object(row: object, where: str) -> None:
             expected='a JSON object with the columns of the row, for instance {"text": "..."}',
             do="write every row as an object",
         )
-
-
-def empty_source(location: str, field: str) -> DataError:
-    """The error for a source without a single row."""
-    return DataError(
-        f"{field}={location!r} has no rows",
-        expected="at least one row",
-        do=f"check how the file was written, or point {field} to another one",
-    )
-
-
-def _not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
-    return DataError(
-        f"{where} is not UTF-8 text (byte {error.object[error.start]:#04x})",
-        expected="UTF-8",
-        do="convert the file, for instance with: iconv -f latin1 -t utf-8 OLD > NEW",
-    )
+    if "\\ud" in text.lower():  # an escape of half a character: its other half may be missing
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{where} holds half a character, a \\uD8xx or \\uDCxx without its other half",
+                expected="whole characters",
+                do="write the row anew from its source, or remove it",
+            ) from None
 
 
 def _reason(error: ValueError) -> str:

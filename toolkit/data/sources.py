@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import datasets
 
-from toolkit.data.json_rows import check_json, empty_source
+from toolkit.data.content import combined, files_digest
+from toolkit.data.files import KINDS, SUFFIXES, kind_of, no_rows, read_files
+from toolkit.data.splits import files_of_split, unknown_split
 from toolkit.data.storage import CLOSED, FULL
+from toolkit.data.text_files import check_is_data
 from toolkit.errors import DataError, StorageError, did_you_mean
 
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
-_LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-_SUFFIXES = ", ".join(_LOADERS)
-_SPLIT_NAMES = ("train", "test", "validation", "valid", "dev", "eval")
+
+@dataclass(frozen=True)
+class Source:
+    """The rows that one field of the recipe names, and what they are."""
+
+    rows: Rows
+    """In order; a row is a mapping from column to value."""
+    content: str
+    """Digest of what decides the rows: their files' bytes (a hub's own identity), the split and the number of rows
+    taken. The same on every host, under every path and in every cache folder."""
+    files: tuple[Path, ...] = ()
+    """The local files read; none for a hub data set."""
+    left_out: tuple[Path, ...] = ()
+    """Files of the same directory that are named after no split, while others are."""
 
 
 def open_source(
@@ -29,29 +45,32 @@ def open_source(
     streaming: bool = False,
     max_examples: int | None = None,
     field: str = "data.train",
-) -> Rows:
+) -> Source:
     """The rows of `location`: an IterableDataset when `streaming`, else a Dataset; the first `max_examples` of them.
 
-    `split` selects files by name in a directory (train.jsonl, test-00000-of-00002.parquet), a part of a saved data
-    set or of a hub data set; a single file or a pattern is one split whatever its name. `field` is the recipe field,
-    for messages. Raises DataError for everything that cannot be opened or has no rows.
+    `split` selects files by the names of files and folders in a directory (train.jsonl, data/test-00000-of-00002.parquet,
+    validation/part-0.csv), a part of a saved data set or of a hub data set; a single file or a pattern is one split
+    whatever its name. `field` is the recipe field, for messages. Raises DataError for everything that cannot be opened
+    or has no rows.
     """
     with _quiet(), _access(location, field):
-        rows = _open(location, split, subset, streaming, field, cache_dir)
+        source = _open(location, split, subset, streaming, field, cache_dir)
+        rows, content = source.rows, source.content
         if max_examples is not None:
-            limited = rows.take(max_examples) if streaming else rows.select(range(min(max_examples, len(rows))))
-            rows = limited
+            rows = rows.take(max_examples) if streaming else rows.select(range(min(max_examples, len(rows))))
+            content = combined(content, max_examples)
         if next(iter(rows), None) is None:
-            raise empty_source(location, field)
-    return rows
+            raise _named(no_rows(location), field)
+    return Source(rows, content, source.files, source.left_out)
 
 
-def _open(location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path) -> Any:
+def _open(location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path) -> Source:
     path = Path(location).expanduser()
     if path.is_dir():
-        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            return _open_saved(path, split, streaming, field)
-        return _open_files(_files_of_split(path, split, field), location, streaming, field, cache_dir)
+        if _is_saved(path):
+            return _open_saved(path, split, streaming, field, cache_dir)
+        files, left_out = files_of_split(_data_files(path, field), path, split, field)
+        return _open_files(files, location, streaming, field, cache_dir, left_out)
     if path.exists():
         return _open_files([path], location, streaming, field, cache_dir)
     if any(mark in location for mark in "*?["):
@@ -61,9 +80,37 @@ def _open(location: str, split: str, subset: str | None, streaming: bool, field:
     return _open_hub(location, split, subset, streaming, field, cache_dir)
 
 
+def _is_saved(directory: Path) -> bool:
+    return (directory / "state.json").exists() or (directory / "dataset_dict.json").exists()
+
+
+def _data_files(directory: Path, field: str) -> list[Path]:
+    """The files of `directory` and the folders in it that can be read, by name; hidden ones are left out."""
+    found = sorted(
+        path for path in directory.rglob("*") if not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    )
+    saved = [path.name for path in found if path.is_dir() and _is_saved(path)]
+    if saved:
+        raise DataError(
+            f"{field}={str(directory)!r} holds data sets written by `save_to_disk`: {_some(saved)}",
+            expected="one of them",
+            do=f"point {field} to it, for instance {field}={str(directory / saved[0])!r}",
+        )
+    files = [path for path in found if path.suffix.lower() in KINDS and path.is_file()]
+    if not files:
+        raise DataError(
+            f"{field}={str(directory)!r} holds no data file",
+            expected=f"files ending in {SUFFIXES}, or what `save_to_disk` of datasets writes",
+            do=f"point {field} to the directory with the files",
+        )
+    return files
+
+
 def _matches(pattern: Path, location: str, field: str) -> list[Path]:
-    root = Path(pattern.anchor or ".")
-    files = sorted(path for path in root.glob(str(pattern.relative_to(pattern.anchor))) if path.is_file())
+    root, parts = Path(pattern.anchor or "."), [part for part in pattern.parts if part != pattern.anchor]
+    while len(parts) > 1 and (root / parts[0]).exists():  # taken as it is: a folder's own name may hold brackets
+        root, parts = root / parts[0], parts[1:]
+    files = sorted(path for path in root.glob(str(Path(*parts))) if path.is_file())
     if not files:
         raise DataError(
             f"{field}={location!r} matches no file",
@@ -75,7 +122,7 @@ def _matches(pattern: Path, location: str, field: str) -> list[Path]:
 
 def _looks_local(location: str) -> bool:
     # A hub name is "name" or "owner/name" and has no suffix that we would read.
-    return location.startswith((".", "/", "~")) or location.count("/") > 1 or Path(location).suffix.lower() in _LOADERS
+    return location.startswith((".", "/", "~")) or location.count("/") > 1 or Path(location).suffix.lower() in KINDS
 
 
 def _missing(path: Path, location: str, field: str) -> DataError:
@@ -94,92 +141,49 @@ def _missing(path: Path, location: str, field: str) -> DataError:
     )
 
 
-def _files_of_split(directory: Path, split: str, field: str) -> list[Path]:
-    """The data files of `directory` that belong to `split`; all of them when none is named after a split."""
-    files = sorted(
-        path
-        for path in directory.rglob("*")
-        if path.suffix.lower() in _LOADERS and not any(p.startswith(".") for p in path.relative_to(directory).parts)
-    )
-    if not files:
-        raise DataError(
-            f"{field}={str(directory)!r} holds no data file",
-            expected=f"files ending in {_SUFFIXES}, or what `save_to_disk` of datasets writes",
-            do=f"point {field} to the directory with the files",
-        )
-    named = [(path, _split_of(path.stem, split)) for path in files]
-    known = sorted({name for _, name in named if name is not None})
-    if not known:
-        return files
-    chosen = [path for path, name in named if name == split]
-    if not chosen:
-        raise _unknown_split(split, known, str(directory), field)
-    return chosen
-
-
-def _split_of(stem: str, wanted: str) -> str | None:
-    """The split that a file is named after: train, train-00000-of-00002, test_1; None for any other name."""
-    for name in dict.fromkeys((wanted, *_SPLIT_NAMES)):
-        if stem == name or stem.startswith((f"{name}-", f"{name}_", f"{name}.")):
-            return name
-    return None
-
-
-def _unknown_split(split: str, known: Sequence[str], location: str, field: str) -> DataError:
-    key = "data.split" if field == "data.train" else "data.evaluation_split"
-    return DataError(
-        f"{key}={split!r} is not a split of {field}={location!r}{did_you_mean(split, known)}",
-        expected=f"one of: {', '.join(known)}",
-        do=f"set {key} to one of them",
-    )
-
-
-def _open_files(files: list[Path], location: str, streaming: bool, field: str, cache_dir: Path) -> Any:
-    kinds = {_kind(path, field) for path in files}
+def _open_files(
+    files: Sequence[Path], location: str, streaming: bool, field: str, cache_dir: Path, left_out: Sequence[Path] = ()
+) -> Source:
+    kinds = {kind_of(path, field) for path in files}
     if len(kinds) > 1:
         raise DataError(
             f"{field}={location!r} mixes kinds of files: {_some([path.name for path in files])}",
             expected="files of one kind",
             do=f"select them with a pattern, for instance {field}='{Path(location) / '*.jsonl'}'",
         )
-    kind = kinds.pop()
     for path in files:
-        with path.open("rb") as file:  # unreadable: found before anything is cached
-            if not file.read(1):
-                raise empty_source(str(path), field)
-        if kind == "json":
-            check_json(path, field=field, cache_dir=cache_dir)
-    names = [str(path.resolve()) for path in files]
+        if path.stat().st_size == 0:
+            raise _named(no_rows(str(path)), field)
+    kind = kinds.pop()
     try:
-        return datasets.load_dataset(
-            kind, data_files={"train": names}, split="train", streaming=streaming, cache_dir=str(cache_dir / "datasets")
-        )
-    except (datasets.exceptions.DatasetsError, ValueError, StopIteration) as error:
-        if "corresponds to no data" in str(error):  # a table with a header only
-            raise empty_source(location, field) from None
+        rows, content = read_files(files, kind, streaming=streaming, cache_dir=cache_dir)
+    except DataError as error:
+        raise _named(error, field) from None
+    except datasets.exceptions.DatasetsError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DataError):
+            cause = cause.__cause__
+        if cause is not None:
+            raise _named(cause, field) from None
         raise DataError(
             f"{field}={location!r} cannot be read as {kind}: {_reason(error)}",
             expected=f"what its name says, a well-formed {kind} file with the same columns in every row",
             do="repair the file, or write it anew from its source",
         ) from None
+    return Source(rows, content, tuple(files), tuple(left_out))
 
 
-def _kind(path: Path, field: str) -> str:
-    suffix = path.suffix.lower()
-    if suffix in _LOADERS:
-        return _LOADERS[suffix]
-    hint = "decompress it first" if suffix in (".gz", ".zst", ".bz2", ".xz", ".zip") else "convert it"
-    raise DataError(
-        f"{field}={str(path)!r} ends in {suffix or 'nothing'!r}, which is not read",
-        expected=f"a file ending in one of {_SUFFIXES}",
-        do=f"{hint}, or rename it if it is one of these",
-    )
+def _named(error: DataError, field: str) -> DataError:
+    """`error` about a file, with the name of the recipe's field before it."""
+    return DataError(f"{field}={error.what}", expected=error.expected, do=error.do)
 
 
-def _open_saved(path: Path, split: str, streaming: bool, field: str) -> Any:
+def _open_saved(path: Path, split: str, streaming: bool, field: str, cache_dir: Path) -> Source:
     try:
         saved = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
+        for file in sorted(path.rglob("*.arrow")):
+            _check_file(file, field)
         raise DataError(
             f"{field}={str(path)!r} looks like a data set written by `save_to_disk`, but: {_reason(error)}",
             expected="all files that `save_to_disk` wrote",
@@ -187,14 +191,24 @@ def _open_saved(path: Path, split: str, streaming: bool, field: str) -> Any:
         ) from None
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
-            raise _unknown_split(split, sorted(saved), str(path), field)
-        saved = saved[split]
-    return saved.to_iterable_dataset() if streaming else saved
+            raise unknown_split(split, sorted(saved), str(path), field)
+        saved, path = saved[split], path / split
+    state = json.loads((path / "state.json").read_text())
+    files = tuple(path / entry["filename"] for entry in state["_data_files"])
+    content = combined("saved", files_digest(files, cache_dir))
+    return Source(saved.to_iterable_dataset() if streaming else saved, content, files)
 
 
-def _open_hub(location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path) -> Any:
+def _check_file(path: Path, field: str) -> None:
     try:
-        return datasets.load_dataset(
+        check_is_data(path)
+    except DataError as error:
+        raise _named(error, field) from None
+
+
+def _open_hub(location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path) -> Source:
+    try:
+        rows = datasets.load_dataset(
             location, subset, split=split, streaming=streaming, cache_dir=str(cache_dir / "datasets")
         )
     except (OSError, datasets.exceptions.DatasetsError) as error:
@@ -209,6 +223,9 @@ def _open_hub(location: str, split: str, subset: str | None, streaming: bool, fi
             expected="a split and a subset that the data set has",
             do="correct the split or data.subset",
         ) from None
+    # Its own fingerprint follows from the hub's revision, the files and the split; a stream has only its name.
+    identity = None if streaming else rows._fingerprint
+    return Source(rows, combined("hub", identity or [location, subset, split]))
 
 
 def _reason(error: BaseException) -> str:
