@@ -104,7 +104,7 @@ def first_use(options: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory(prefix="data_path_") as folder:
         place = Path(folder)
         limit = 100 if options.tiny else None
-        rows = open_source(resolve("python-docstrings"), split="train", cache_dir=place, max_examples=limit)
+        rows = open_source(resolve("python-docstrings"), split="train", cache_dir=place, max_examples=limit).rows
         began = time.perf_counter()
         store = prepare(rows, task.encode, capacity=512, overlong="truncate", cache_dir=place, fingerprint="benchmark")
         return store.num_tokens / (time.perf_counter() - began)

@@ -87,7 +87,9 @@ def _is_saved(directory: Path) -> bool:
 def _data_files(directory: Path, field: str) -> list[Path]:
     """The files of `directory` and the folders in it that can be read, by name; hidden ones are left out."""
     found = sorted(
-        path for path in directory.rglob("*") if not any(part.startswith(".") for part in path.relative_to(directory).parts)
+        path
+        for path in directory.rglob("*")
+        if not any(part.startswith(".") for part in path.relative_to(directory).parts)
     )
     saved = [path.name for path in found if path.is_dir() and _is_saved(path)]
     if saved:

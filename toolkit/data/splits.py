@@ -16,9 +16,7 @@ _SYNONYMS = (  # as in datasets.data_files
 _SEPARATORS = re.compile(r"[-._ 0-9]+")
 
 
-def files_of_split(
-    files: Sequence[Path], directory: Path, split: str, field: str
-) -> tuple[list[Path], list[Path]]:
+def files_of_split(files: Sequence[Path], directory: Path, split: str, field: str) -> tuple[list[Path], list[Path]]:
     """The `files` in `directory` that belong to `split`, and those that belong to none while others do.
 
     All of them, and none left out, where no name says a split. Raises DataError for a split that no file has, and for

@@ -19,14 +19,14 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.columns import ColumnReader, ColumnWriter
+from toolkit.data.columns import ColumnReader, ColumnWriter, GrowingArray
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Encode, Example, Row, num_targets
 from toolkit.data.packing import Counts
 from toolkit.data.storage import CLOSED, FULL
 from toolkit.errors import DataError, StorageError
 
-_FORMAT = 2  # part of every fingerprint: raise it when the files or the encoding in this package change
+_FORMAT = 3  # part of every fingerprint: raise it when the files or the encoding in this package change
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with the rows encoded so far and, where known, the rows there are."""
@@ -43,6 +43,8 @@ class Store:
         self.counts = Counts(**summary["counts"])
         self._columns = ColumnReader(directory)
         self.lengths: NDArray[np.int64] = self._columns.lengths("input_ids")
+        self.digests: NDArray[np.int64] = np.load(directory / "digests.npy")
+        """One of each example: equal where tokens and labels are."""
 
     def __len__(self) -> int:
         return len(self._columns)
@@ -84,14 +86,14 @@ def prepare(
     return Store(final)
 
 
-def fingerprint(rows: Any, tokenizer: Any, **options: Any) -> str:
+def fingerprint(content: Any, tokenizer: Any, **options: Any) -> str:
     """A name for the result of encoding: 24 hex digits that change when the data, the tokenizer or an option does.
 
-    `rows` is a datasets.Dataset (known by its own fingerprint) or a JSON-able value; `options` are JSON-able.
+    `content` says which rows (the digest of a source); it and `options` are JSON-able.
     """
     parts = {
         "format": _FORMAT,
-        "rows": getattr(rows, "_fingerprint", rows),
+        "rows": content,
         "tokenizer": tokenizer_hash(tokenizer),
         "options": options,
         "versions": [version("transformers"), version("tokenizers")],
@@ -132,15 +134,25 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
     """Write the columns of all examples into `directory`; returns the store's summary."""
     total = len(rows) if isinstance(rows, Sized) else None
     num_rows, num_trained = 0, 0
-    with contextlib.closing(ColumnWriter(directory)) as writer:
+    with (
+        contextlib.closing(ColumnWriter(directory)) as writer,
+        contextlib.closing(GrowingArray(directory / "digests.npy", np.int64)) as digests,
+    ):
         for num_rows, row in enumerate(rows, start=1):
             for example in encoder.examples(row, num_rows):
                 writer.append(example)
+                digests.append(np.array([_digest(example)]))
                 num_trained += num_targets(example)
             if progress is not None and (num_rows % 100 == 0 or num_rows == total):
                 progress(num_rows, total)
         encoder.check(num_rows)
     return {"num_rows": num_rows, "num_trained_tokens": num_trained, "counts": asdict(encoder.counts)}
+
+
+def _digest(example: Example) -> int:
+    content = hashlib.blake2b(example["input_ids"].astype(np.int32).tobytes(), digest_size=8)
+    content.update(example["labels"].astype(np.int32).tobytes())
+    return int.from_bytes(content.digest(), "little", signed=True)
 
 
 def _rename_unless_there(source: Path, target: Path) -> None:

@@ -70,19 +70,19 @@ class Data(Section):
     evaluation: str | None = None
     """Held-out examples, same kinds of source. None: `evaluation_examples` are split off `train`."""
     evaluation_examples: NonNegative = 0
-    """Examples split off `train` (by seed) when `evaluation` is None; 0: no evaluation."""
+    """Examples split off `train` when `evaluation` is None, drawn by seed, or the last ones when `shuffle` is False; 0: no evaluation."""
     split: str = "train"
-    """Split to read where a source has several."""
+    """Split to read from `train` where it has several: by the names of files and folders in a directory, or by its own."""
     evaluation_split: str = "test"
     """Split to read from `evaluation` where it has several."""
     subset: str | None = None
-    """Configuration name of a hub data set."""
+    """Configuration name of hub data sets, in `train` and `evaluation`."""
     max_examples: Positive | None = None
-    """Use only the first N examples of `train`, before shuffling."""
+    """Use only the first N examples of `train`, before shuffling; those in `evaluation` are all used."""
     streaming: bool = False
     """Read `train` as a stream: nothing is prepared in advance, the length of the run must be given in steps."""
     shuffle: bool = True
-    """Reorder examples (by seed and epoch; never by world size)."""
+    """Reorder examples (by seed and epoch; never by world size): all of them, or those of each window of 1,024 rows when `streaming`."""
     packing: bool = True
     """Fill each sequence with several examples; attention and positions stay inside each example. Tasks that cannot pack ignore nothing: they refuse."""
     overlong: Literal["error", "truncate", "drop", "split"] = "truncate"

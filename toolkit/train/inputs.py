@@ -5,24 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
-from toolkit.data.built import resolve as resolve_data
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
 from toolkit.data.order import Order
 from toolkit.data.packing import best_fit, efficiency, one_each
-from toolkit.data.sources import open_source
+from toolkit.data.sources import Source
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
-from toolkit.errors import DataError, ModelError, RecipeError
+from toolkit.errors import ModelError, RecipeError
 from toolkit.models.loading import check_overrides, check_sequence_length, load_config, load_tokenizer
 from toolkit.recipe import Recipe
 from toolkit.tasks import task_class
 from toolkit.tasks.protocol import Task
 from toolkit.train.progress import Display
+from toolkit.train.rows import open_rows
 
 
 @dataclass
@@ -32,43 +33,25 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     model_config: Any
+    data_content: str
+    """Digest of the rows trained on, whatever file and cache they are read from."""
     batches: StoredBatches | StreamedBatches
     held_out: Store | None
     held_out_sequences: Sequences
     total_steps: int
 
 
-def open_training_rows(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Task, Any]:
-    """The tokenizer, the task and the raw rows of data.train."""
+def load_task(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Task]:
+    """The tokenizer and the task of the recipe."""
     tokenizer = load_tokenizer(recipe.model)
-    task = task_class(recipe.task.name)(recipe.task, recipe.data, tokenizer)
-    data = recipe.data
-    rows = open_source(
-        resolve_data(data.train),
-        split=data.split,
-        subset=data.subset,
-        streaming=data.streaming,
-        max_examples=data.max_examples,
-        cache_dir=cache_dir() / "datasets",
-    )
-    return tokenizer, task, rows
+    return tokenizer, task_class(recipe.task.name)(recipe.task, recipe.data, tokenizer)
 
 
 def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display) -> Inputs:
     """Tokenise, pack and order the recipe's data. Needs no process group: ranks meet at a lock on the cache."""
-    tokenizer, task, rows = open_training_rows(recipe)
-    data = recipe.data
-    held_out_rows = None
-    if data.evaluation is not None:
-        held_out_rows = open_source(
-            resolve_data(data.evaluation),
-            split=data.evaluation_split,
-            cache_dir=cache_dir() / "datasets",
-            field="data.evaluation",
-        )
-    elif data.evaluation_examples:
-        rows, held_out_rows = _split(rows, data.evaluation_examples, recipe.seed)
-    task.fit(rows)
+    tokenizer, task = load_task(recipe)
+    source, held_out_source = open_rows(recipe, display.say)
+    task.fit(source.rows)
     config = load_config(recipe.model, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
     plain = recipe.model.model_copy(update={"config": {}})
     unchanged = load_config(plain, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
@@ -76,19 +59,38 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     check_sequence_length(config, recipe.batch.sequence_length)
     _check_parallel(recipe, task, config)
     _check_vocabulary(tokenizer, config)
+    held_out = None
+    if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
+        held_out = _store(recipe, held_out_source, task, tokenizer, "data.evaluation", display)
+        _say_lost(held_out, recipe, display)
     batches: StoredBatches | StreamedBatches
-    if data.streaming:
-        batches, total = _streamed(recipe, rows, task, rank, world_size), recipe.steps or 0
+    if recipe.data.streaming:
+        batches, total = _streamed(recipe, source.rows, task, rank, world_size), recipe.steps or 0
     else:
-        store = _store(recipe, rows, task, tokenizer, "data.train", display)
+        store = _store(recipe, source, task, tokenizer, "data.train", display)
+        if held_out is not None:
+            _say_shared(held_out, store, display)
         batches, total = _stored(recipe, store, task, rank, world_size, display)
-    held_out = (
-        _store(recipe, held_out_rows, task, tokenizer, "data.evaluation", display)
-        if held_out_rows is not None
-        else None
-    )
     sequences = _sequences(recipe, held_out) if held_out else []
-    return Inputs(tokenizer, task, config, batches, held_out, sequences, total)
+    return Inputs(tokenizer, task, config, source.content, batches, held_out, sequences, total)
+
+
+def _say_lost(held_out: Store, recipe: Recipe, display: Display) -> None:
+    counts = held_out.counts
+    if lost := counts.dropped + counts.empty + counts.masked:
+        display.say(
+            f"note: {lost:,} of {held_out.num_rows:,} held-out rows take no part in any held-out figure: "
+            f"{counts.dropped:,} longer than batch.sequence_length={recipe.batch.sequence_length}, "
+            f"{counts.empty:,} empty, {counts.masked:,} without a token to learn"
+        )
+
+
+def _say_shared(held_out: Store, trained: Store, display: Display) -> None:
+    if shared := int(np.isin(held_out.digests, trained.digests).sum()):
+        display.say(
+            f"note: {shared:,} of {len(held_out):,} held-out examples are trained as well, word for word: "
+            "held-out figures are better than on text that is new to the model"
+        )
 
 
 def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
@@ -105,17 +107,6 @@ def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
         check_sequence_parallel(config, recipe.model.attention, parallel.sequence)
 
 
-def _split(rows: Any, held_out: int, seed: int) -> tuple[Any, Any]:
-    if held_out >= len(rows):
-        raise DataError(
-            f"data.evaluation_examples={held_out} of {len(rows)} rows",
-            expected="fewer than there are rows",
-            do="lower data.evaluation_examples",
-        )
-    parts = rows.train_test_split(test_size=held_out, seed=seed)
-    return parts["train"], parts["test"]
-
-
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
     size = getattr(config, "vocab_size", None)
     if isinstance(size, int) and len(tokenizer) > size:
@@ -127,10 +118,11 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
 
 
 def _store(
-    recipe: Recipe, rows: Any, task: Task, tokenizer: PreTrainedTokenizerBase, name: str, display: Display
+    recipe: Recipe, source: Source, task: Task, tokenizer: PreTrainedTokenizerBase, name: str, display: Display
 ) -> Store:
     capacity, overlong = recipe.batch.sequence_length, recipe.data.overlong
-    identity = fingerprint(rows, tokenizer, capacity=capacity, overlong=overlong, **task.describe())
+    rows: Any = source.rows
+    identity = fingerprint(source.content, tokenizer, capacity=capacity, overlong=overlong, **task.describe())
     display.say(f"preparing {name}: {len(rows):,} rows")
     store = prepare(
         rows,

@@ -1,0 +1,133 @@
+"""The rows that a run trains on and those it holds out: two sets, apart from each other or said not to be."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from toolkit.cache import cache_dir
+from toolkit.data.built import resolve
+from toolkit.data.content import combined
+from toolkit.data.sources import Source, open_source
+from toolkit.errors import DataError
+from toolkit.recipe import Data, Recipe
+
+LOOK_AT = 100
+"""Rows whose columns are looked at for a remark."""
+
+NOT_READ = frozenset(
+    [
+        "attention_mask",
+        "assistant_mask",
+        "assistant_masks",
+        "completion_mask",
+        "ignore",
+        "is_train",
+        "labels",
+        "loss",
+        "loss_mask",
+        "loss_weight",
+        "mask",
+        "sample_weight",
+        "split",
+        "train",
+        "train_mask",
+        "trainable",
+        "weight",
+        "weights",
+    ]
+)
+"""Columns by which other tools leave a row, or a part of it, out of training. Here all rows count alike."""
+
+
+def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Source, Source | None]:
+    """The sources to train on and to measure on; None where nothing is held out. `say` prints one line of remark.
+
+    Raises DataError for a source that cannot be read, and for one directory in both places without files to tell apart.
+    """
+    data = recipe.data
+    train = open_source(
+        resolve(data.train),
+        split=data.split,
+        subset=data.subset,
+        streaming=data.streaming,
+        max_examples=data.max_examples,
+        cache_dir=cache_dir() / "datasets",
+    )
+    held_out = None
+    if data.evaluation is not None:
+        held_out = open_source(
+            resolve(data.evaluation),
+            split=data.evaluation_split,
+            subset=data.subset,
+            cache_dir=cache_dir() / "datasets",
+            field="data.evaluation",
+        )
+        _check_apart(data, train, held_out, say)
+    elif data.evaluation_examples:
+        train, held_out = _hold_out(train, data.evaluation_examples, recipe.seed if data.shuffle else None, say)
+    for field, source in (("data.train", train), ("data.evaluation", held_out)):
+        if source is not None:
+            _remark(field, source, data, say)
+    return train, held_out
+
+
+def _check_apart(data: Data, train: Source, held_out: Source, say: Callable[[str], None]) -> None:
+    both = sorted(str(path) for path in {*train.files} & {*held_out.files})
+    if not both:
+        return
+    assert data.evaluation is not None
+    if Path(resolve(data.evaluation)).expanduser().is_dir() and data.split != data.evaluation_split:
+        raise DataError(
+            f"data.train={data.train!r} and data.evaluation={data.evaluation!r} are the same files: {_some(both)}; "
+            f"nothing in their names says which belong to the splits {data.split!r} and {data.evaluation_split!r}",
+            expected="different rows to train on and to hold out",
+            do="name the files, or set data.evaluation_examples to split some off instead of data.evaluation",
+        )
+    if data.streaming:  # a stream is not known in advance; for prepared data the rows themselves are compared
+        say(f"note: data.evaluation reads what data.train reads: {_some(both)}")
+
+
+def _hold_out(source: Source, count: int, seed: int | None, say: Callable[[str], None]) -> tuple[Source, Source]:
+    """`source` without `count` rows, and those: drawn by `seed`, or the last ones in order when it is None."""
+    total = len(source.rows)
+    if count >= total:
+        raise DataError(
+            f"data.evaluation_examples={count} of {total} rows",
+            expected="fewer than there are rows",
+            do="lower data.evaluation_examples",
+        )
+    if seed is None:
+        say(f"holding out the last {count:,} of {total:,} rows, in order (data.shuffle=False)")
+        parts = source.rows.select(range(total - count)), source.rows.select(range(total - count, total))
+    else:
+        shuffled = source.rows.train_test_split(test_size=count, seed=seed)
+        parts = shuffled["train"], shuffled["test"]
+    trained, held_out = (
+        Source(rows, combined(source.content, name, count, seed), source.files, source.left_out)
+        for name, rows in zip(("without", "held out"), parts, strict=True)
+    )
+    return trained, held_out
+
+
+def _remark(field: str, source: Source, data: Data, say: Callable[[str], None]) -> None:
+    """Say what of `source` is not read."""
+    if source.left_out:
+        say(
+            f"note: {field} reads {_some([path.name for path in source.files])}; left out, since the names of others say "
+            f"a split and theirs do not: {_some([path.name for path in source.left_out])}"
+        )
+    read = {value for name, value in data if name.endswith("_field")}
+    columns = {
+        name for row in itertools.islice(source.rows, LOOK_AT) for name, value in row.items() if value is not None
+    }
+    if unread := sorted(name for name in columns - read if name.casefold() in NOT_READ):
+        say(
+            f"note: {field} has the column{'s' if len(unread) > 1 else ''} {', '.join(unread)}, which "
+            f"{'are' if len(unread) > 1 else 'is'} not read: every row counts, and all alike"
+        )
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
