@@ -204,14 +204,16 @@ def test_template_that_refuses_the_roles_is_quoted():
 
 def test_template_that_loses_an_earlier_answer_is_refused():
     forgetful = CHATML.replace("m['content']", "(m['content'] if loop.last or m['role'] != 'assistant' else '(gone)')")
-    with pytest.raises(DataError, match=r"renders messages\[2\] differently once more messages follow"):
+    with pytest.raises(DataError, match=r"leaves out the text of messages\[2\]"):
         encode(make_tokenizer(forgetful), TALK)
 
 
-def test_template_that_changes_what_came_before_is_refused():
-    counting = "{{ messages | length }}" + CHATML
-    with pytest.raises(DataError, match=r"renders what is before messages\[2\] differently"):
-        encode(make_tokenizer(counting), TALK)
+def test_template_that_changes_what_came_before_still_trains_the_answers():
+    tokenizer = make_tokenizer("{{ messages | length }}" + CHATML)
+    assert trained_runs(tokenizer, encode(tokenizer, TALK)) == [
+        "Blue, na\u00efvely \U0001f40b.<|im_end|>",
+        "Red.<|im_end|>",
+    ]
 
 
 def test_pairs_and_text_that_are_not_text_are_named():

@@ -25,6 +25,8 @@ def print_preview(recipe: Recipe, count: int) -> int:
     display = Display(is_main=True)
     source, _ = open_rows(recipe, display.say)
     task.fit(source.rows)
+    for line in task.remarks(source.rows):
+        display.say(line)
     encoder = Encoder(task.encode, capacity, recipe.data.overlong)
     examples = _examples(source.rows, encoder, count, ROWS_PER_SEQUENCE * count if packing else 1)
     groups = (

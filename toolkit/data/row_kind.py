@@ -11,15 +11,15 @@ RowKind: TypeAlias = Literal["messages", "prompt_completion", "text"]
 
 
 def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_field: str, text_field: str) -> RowKind:
-    """The form of `row` by the columns that hold something. Raises DataError for none of the forms, or several."""
+    """The form of `row` by the columns that hold something. Raises DataError for none of the forms, or several.
+
+    An empty text counts only where no column of another form holds something: in CSV a field cannot be left out.
+    """
     filled = {name for name, value in row.items() if value is not None}
-    found: list[RowKind] = []
-    if messages_field in filled:
-        found.append("messages")
-    if {prompt_field, completion_field} <= filled:
-        found.append("prompt_completion")
-    if text_field in filled:
-        found.append("text")
+    found = _forms(filled, messages_field, prompt_field, completion_field, text_field)
+    if len(found) > 1:
+        filled = {name for name in filled if row[name] != ""}
+        found = _forms(filled, messages_field, prompt_field, completion_field, text_field) or found[:1]
     if len(found) == 1:
         return found[0]
     wanted = (
@@ -39,3 +39,16 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
         expected=wanted,
         do="set the field of data to the column that holds it, for instance data.text_field='content'",
     )
+
+
+def _forms(
+    filled: set[str], messages_field: str, prompt_field: str, completion_field: str, text_field: str
+) -> list[RowKind]:
+    found: list[RowKind] = []
+    if messages_field in filled:
+        found.append("messages")
+    if {prompt_field, completion_field} <= filled:
+        found.append("prompt_completion")
+    if text_field in filled:
+        found.append("text")
+    return found

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from toolkit.data.chat import encode_messages, encode_prompt_completion, encode_text
+from toolkit.data.chat import encode_messages, encode_prompt_completion, encode_text, ends_answers
 from toolkit.data.example import IGNORED, Example, Row
-from toolkit.data.row_kind import row_kind
+from toolkit.data.row_kind import RowKind, row_kind
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
@@ -35,6 +35,21 @@ class CausalLM:
     def fit(self, rows: Iterable[Row]) -> None:
         """Nothing to learn from the rows."""
 
+    def remarks(self, rows: Iterable[Row]) -> list[str]:
+        """A line where answers are learned without a token at which generation stops."""
+        first = next(iter(rows), None)
+        if (
+            first is None
+            or not self.tokenizer.chat_template
+            or self._kind(first) == "text"
+            or ends_answers(self.tokenizer)
+        ):
+            return []
+        return [
+            "note: the tokenizer's chat template puts no special token after an answer, so none is learned at which "
+            "generation stops"
+        ]
+
     def config_overrides(self) -> dict[str, Any]:
         """Nothing in the config follows from the data."""
         return {}
@@ -47,13 +62,7 @@ class CausalLM:
     def encode(self, row: Row) -> list[Example]:
         """One example: tokens, and labels that are -100 where nothing is learned."""
         data, train_on = self.data, self.options.train_on
-        kind = row_kind(
-            row,
-            messages_field=data.messages_field,
-            prompt_field=data.prompt_field,
-            completion_field=data.completion_field,
-            text_field=data.text_field,
-        )
+        kind = self._kind(row)
         if kind == "messages":
             return [
                 encode_messages(self.tokenizer, row[data.messages_field], train_on=train_on, where=data.messages_field)
@@ -64,6 +73,16 @@ class CausalLM:
                 encode_prompt_completion(self.tokenizer, prompt, completion, train_on=train_on, where=data.prompt_field)
             ]
         return [encode_text(self.tokenizer, row[data.text_field], where=data.text_field)]
+
+    def _kind(self, row: Row) -> RowKind:
+        data = self.data
+        return row_kind(
+            row,
+            messages_field=data.messages_field,
+            prompt_field=data.prompt_field,
+            completion_field=data.completion_field,
+            text_field=data.text_field,
+        )
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids, position_ids, targets, each [B, T]; T is the longest sequence.

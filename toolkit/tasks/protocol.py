@@ -30,6 +30,10 @@ class Task(Protocol):
     def fit(self, rows: Iterable[Row]) -> None:
         """Look once at the training rows, before any is encoded (to find the classes, for instance)."""
 
+    def remarks(self, rows: Iterable[Row]) -> list[str]:
+        """Lines to say about how the training rows are read."""
+        ...
+
     def config_overrides(self) -> dict[str, Any]:
         """Fields of the model's config that follow from the data."""
         ...

@@ -67,7 +67,17 @@ class SequenceClassification:
                 expected="an integer or a class name in data.label_field",
                 do="set data.label_field to the column that holds the class",
             )
+        if label == "":
+            raise DataError(
+                f"data.label_field={self.data.label_field!r} is empty",
+                expected="a class in every row",
+                do="remove the row, or write its class",
+            )
         return str(label)
+
+    def remarks(self, rows: Iterable[Row]) -> list[str]:
+        """Nothing to say."""
+        return []
 
     def config_overrides(self) -> dict[str, Any]:
         """The classes, so that the export knows their names."""

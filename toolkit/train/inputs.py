@@ -52,6 +52,8 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     tokenizer, task = load_task(recipe)
     source, held_out_source = open_rows(recipe, display.say)
     task.fit(source.rows)
+    for line in task.remarks(source.rows):
+        display.say(line)
     config = load_config(recipe.model, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
     plain = recipe.model.model_copy(update={"config": {}})
     unchanged = load_config(plain, vocabulary_size=len(tokenizer), overrides=task.config_overrides())

@@ -68,7 +68,7 @@ def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Source, Sourc
     elif data.evaluation_examples:
         train, held_out = _hold_out(train, data.evaluation_examples, recipe.seed if data.shuffle else None, say)
     for field, source in (("data.train", train), ("data.evaluation", held_out)):
-        if source is not None:
+        if source is not None and (field == "data.train" or data.evaluation is not None):
             _remark(field, source, data, say)
     return train, held_out
 
