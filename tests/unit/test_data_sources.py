@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 import datasets
 import pytest
 
+from toolkit.data import content as content_module
 from toolkit.data.sources import _open_hub, open_source
 from toolkit.errors import DataError
 
@@ -62,14 +67,217 @@ def test_json_lines_under_the_name_json_and_blank_lines(tmp_path):
     assert list(opened(path, tmp_path)) == ROWS[:2]
 
 
-def test_the_same_rows_have_the_same_fingerprint_and_changed_ones_another(tmp_path):
+def content(location, tmp_path, split="train", cache="cache", **options) -> str:
+    return open_source(str(location), split=split, cache_dir=tmp_path / cache, **options).content
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".txt"])
+@pytest.mark.parametrize("longer", [False, True], ids=["same size", "other size"])
+def test_other_content_under_the_same_name_and_time_is_read(tmp_path, suffix, streaming, longer):
+    path = write(tmp_path / f"rows{suffix}")
+    status = path.stat()
+    assert list(opened(path, tmp_path, streaming=streaming)) == ROWS
+    before = content(path, tmp_path, streaming=streaming)
+    others = [{"text": "six"}, *ROWS[1:], *([{"text": "four"}] if longer else [])]
+    write(tmp_path / f"new{suffix}", others).replace(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size == status.st_size) is not longer
+    assert list(opened(path, tmp_path, streaming=streaming)) == others
+    assert content(path, tmp_path, streaming=streaming) != before
+
+
+def test_other_content_of_a_saved_data_set_is_noticed(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "set"))
+    before = content(tmp_path / "set", tmp_path)
+    state = (tmp_path / "set" / "state.json").read_text()
+    datasets.Dataset.from_list(ROWS[::-1]).save_to_disk(str(tmp_path / "set"))
+    (tmp_path / "set" / "state.json").write_text(state)  # as if it had kept its own fingerprint
+    assert content(tmp_path / "set", tmp_path) != before
+
+
+def test_the_content_is_that_of_the_rows_wherever_they_are(tmp_path):
     path = write(tmp_path / "rows.jsonl")
-    first = opened(path, tmp_path)._fingerprint
-    assert opened(path, tmp_path)._fingerprint == first
-    write(path, ROWS[:2])
-    os.utime(path, ns=(1, 1))
-    changed = opened(path, tmp_path)
-    assert changed._fingerprint != first and len(changed) == 2
+    before = content(path, tmp_path)
+    moved = write(tmp_path / "elsewhere" / "other.jsonl")
+    os.utime(moved, ns=(1, 1))
+    assert content(moved, tmp_path, cache="other cache") == before == content(path, tmp_path, streaming=True)
+    assert content(write(tmp_path / "set" / "train" / "a.jsonl").parent.parent, tmp_path) == before
+    others = {
+        content(path, tmp_path, max_examples=2),
+        content(path, tmp_path, max_examples=1),
+        content(write(tmp_path / "rows.txt"), tmp_path),
+        content(write(tmp_path / "turned.jsonl", ROWS[::-1]), tmp_path),
+    }
+    assert len(others | {before}) == 5
+    saved = datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:1]))
+    for place in ("one", "two"):
+        saved.save_to_disk(str(tmp_path / place))
+    assert content(tmp_path / "one", tmp_path) == content(tmp_path / "two", tmp_path)
+    assert content(tmp_path / "one", tmp_path, split="test") != content(tmp_path / "one", tmp_path)
+
+
+def test_a_file_is_hashed_again_only_when_it_may_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(content_module, "SETTLED_S", 0.0)
+    hashed = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(content_module.hashlib, "file_digest", lambda *given: hashed.append(1) or digest(*given))
+    path = write(tmp_path / "rows.jsonl")
+    status = path.stat()
+    time.sleep(0.05)
+    first = content_module.file_digest(path, tmp_path / "cache")
+    assert content_module.file_digest(path, tmp_path / "cache") == first and len(hashed) == 1
+    path.write_bytes(path.read_bytes().replace(b"one", b"six"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert content_module.file_digest(path, tmp_path / "cache") != first and len(hashed) == 2
+
+
+def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path):
+    content_module.file_digest(write(tmp_path / "rows.jsonl"), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["a[1].jsonl", "a*.jsonl", "what?.jsonl", "{x}.jsonl", "a::b.jsonl", "#1 %20.jsonl"])
+def test_a_path_is_taken_as_it_is(tmp_path, name, streaming):
+    write(tmp_path / "a1.jsonl", [{"text": "another file"}])
+    assert list(opened(write(tmp_path / "d[0-9]*" / name), tmp_path, streaming=streaming)) == ROWS
+    assert list(opened(tmp_path / "d[0-9]*", tmp_path, streaming=streaming)) == ROWS
+
+
+def test_a_pattern_below_a_folder_whose_name_looks_like_one(tmp_path):
+    write(tmp_path / "d[1]" / "a.jsonl")
+    write(tmp_path / "d1" / "a.jsonl", ROWS[:1])
+    assert list(opened(tmp_path / "d[1]" / "*.jsonl", tmp_path)) == ROWS
+    assert list(opened(tmp_path / "d?" / "*.jsonl", tmp_path)) == ROWS[:1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_csv_fields_are_the_text_that_is_written(tmp_path, streaming):
+    path = tmp_path / "rows.csv"
+    fields = ["2", "None", "null", "NA", "007", "1e5", "true", "2021-03-01", "", " x ", 'a "b", c', "two\nlines", "-"]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerows([("text", "label"), *((field, "012") for field in fields)])
+    assert list(opened(path, tmp_path, streaming=streaming)) == [{"text": field, "label": "012"} for field in fields]
+    plain = tmp_path / "plain.csv"
+    plain.write_text("text,label\r\n7,007\r\n\r\nNA,\r\n")
+    assert list(opened(plain, tmp_path, streaming=streaming)) == [
+        {"text": "7", "label": "007"}, {"text": "NA", "label": ""},
+    ]  # fmt: skip
+    long = write(tmp_path / "long.csv", [{"text": "x" * 300_000}])
+    assert len(opened(long, tmp_path)[0]["text"]) == 300_000
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("a,b\n1,2\n3\n", "line 3 has 1 fields, the header 2"),
+        ('a,b\n1,"2\n3,4\n', "is not CSV: unexpected end of data"),
+        ('a,b\n1,"2" x\n', "line 2 is not CSV: ',' expected after"),
+        ("a,b,a\n1,2,3\n", "has the column 'a' 2 times"),
+    ],
+)
+def test_bad_csv_is_named(tmp_path, written, said):
+    (tmp_path / "rows.csv").write_text(written)
+    for streaming in (False, True):
+        message = refused(tmp_path / "rows.csv", tmp_path, streaming=streaming)
+        assert message.startswith(f"data.train={str(tmp_path / 'rows.csv')!r}") and said in message
+
+
+JSON_VALUES = [
+    "2021-03-01", "2021-03-01T10:00:00Z", "2021-03-01 10:00:00+02:00", "12:30", "7", "1e5", "", None, 7, 7.0, 1e300, 2**70,
+    True, [], ["2021-03-01", 2, None, {"a": []}], {"d": "2021-03-01", "n": None}, {"d": 3}, {}, "\u00e9\U0001f40b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_json_values_are_those_of_the_file(tmp_path, suffix, streaming):
+    rows = [{"answer": value, "n": number} for number, value in enumerate(JSON_VALUES)] + [{"other": "2021-03-01"}]
+    for name, some in (("all", rows), ("dates", rows[:1] * 3)):
+        found = list(opened(write(tmp_path / f"{name}{suffix}", some), tmp_path, streaming=streaming))
+        assert found == some
+        assert [type(row.get("answer")) for row in found] == [type(row.get("answer")) for row in some]
+        assert [list(row) for row in found] == [list(row) for row in some]
+
+
+def test_rows_of_json_keep_their_form_through_a_split(tmp_path):
+    rows = [{"a": {"n": 1}}, {"a": {"m": "2021-03-01"}}, {"b": 1}]
+    found = opened(write(tmp_path / "rows.jsonl", rows), tmp_path).train_test_split(test_size=1, seed=0)
+    assert sorted(map(str, [*found["train"], *found["test"]])) == sorted(map(str, rows))
+
+
+def test_parquet_files_of_one_source(tmp_path):
+    write(tmp_path / "set" / "a.parquet", ROWS)
+    write(tmp_path / "set" / "b.parquet", [{"text": None}])
+    assert list(opened(tmp_path / "set", tmp_path)) == [*ROWS, {"text": None}]
+    labels = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"])})
+    datasets.Dataset.from_dict({"label": [1]}, features=labels).to_parquet(str(tmp_path / "labels.parquet"))
+    assert opened(tmp_path / "labels.parquet", tmp_path).features == labels
+    write(tmp_path / "set" / "c.parquet", [{"txt": "x"}])
+    assert "has the columns txt, but" in refused(tmp_path / "set", tmp_path)
+    write(tmp_path / "set" / "c.parquet", [{"text": [1]}])
+    assert "differ in type" in refused(tmp_path / "set", tmp_path)
+    (tmp_path / "set" / "c.parquet").write_bytes((tmp_path / "set" / "a.parquet").read_bytes()[:-9])
+    assert "cannot be read as parquet" in refused(tmp_path / "set", tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".txt"])
+def test_text_in_unicode_of_any_width_is_read(tmp_path, suffix, encoding):
+    rows = [{"text": "na\u00efve \U0001f40b"}, {"text": "\u2028 \u0d0a"}]
+    path = write(tmp_path / f"rows{suffix}", rows)
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    for streaming in (False, True):
+        assert list(opened(path, tmp_path, streaming=streaming)) == rows
+
+
+@pytest.mark.parametrize(
+    ("written", "said", "do"),
+    [
+        (
+            '{"text": "a"}\n'.encode("utf-16-le"),
+            "may be UTF-16LE without a byte-order mark",
+            "iconv -f utf-16le -t utf-8",
+        ),
+        (
+            '{"text": "a"}\n'.encode("utf-16-be"),
+            "may be UTF-16BE without a byte-order mark",
+            "iconv -f utf-16be -t utf-8",
+        ),
+        (
+            '{"text": "a"}\n'.encode("utf-32-le"),
+            "may be UTF-32LE without a byte-order mark",
+            "iconv -f utf-32le -t utf-8",
+        ),
+        (
+            "\ufeff{".encode("utf-16-le") + b"\x00\xd8",
+            "starts with the byte-order mark of UTF-16, but is not that",
+            "anew",
+        ),
+        (b'{"text": "\xe9"}\n', "line 1 is not UTF-8 text (byte 0xe9)", "iconv -f latin1 -t utf-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer", "git lfs pull"),
+        (gzip.compress(b'{"text": "a"}\n'), "is compressed (gzip)", "decompress it first"),
+        (b'{"text": "\\ud83d"}\n', "line 1 holds half a character", "write the row anew"),
+    ],
+    ids=["utf-16le", "utf-16be", "utf-32le", "bad utf-16", "latin1", "lfs", "gzip", "surrogate"],
+)
+def test_a_file_that_is_not_text_is_named_for_what_it_is(tmp_path, written, said, do):
+    (tmp_path / "rows.jsonl").write_bytes(written)
+    for streaming in (False, True):
+        message = refused(tmp_path / "rows.jsonl", tmp_path, streaming=streaming)
+        assert message.startswith(f"data.train={str(tmp_path / 'rows.jsonl')!r}")
+        assert said in message and do in message
+
+
+def test_pointers_in_the_place_of_other_files_are_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    (tmp_path / "rows.parquet").write_bytes(pointer)
+    assert "is a Git LFS pointer" in refused(tmp_path / "rows.parquet", tmp_path)
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "set"))
+    next((tmp_path / "set").glob("*.arrow")).write_bytes(pointer)
+    assert "is a Git LFS pointer" in refused(tmp_path / "set", tmp_path)
 
 
 def test_a_directory_with_files_named_after_splits(tmp_path):
@@ -81,6 +289,41 @@ def test_a_directory_with_files_named_after_splits(tmp_path):
     said = refused(tmp_path / "set", tmp_path, split="tets", field="data.evaluation")
     assert "data.evaluation_split='tets' is not a split of data.evaluation=" in said
     assert "(did you mean 'test'?)" in said and "one of: test, train" in said
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train/part-0.jsonl", "test/part-0.jsonl"),
+        ("data/training/a/part-0.jsonl", "data/eval/part-0.jsonl"),
+        ("apples_train.jsonl", "apples_test.jsonl"),
+        ("Train.jsonl", "my.testing-00.jsonl"),
+    ],
+)
+def test_a_split_is_told_by_the_names_of_files_and_folders(tmp_path, train, test):
+    write(tmp_path / "set" / train, ROWS[:1])
+    write(tmp_path / "set" / test, ROWS[1:])
+    assert list(opened(tmp_path / "set", tmp_path)) == ROWS[:1]
+    assert list(opened(tmp_path / "set", tmp_path, split="test", field="data.evaluation")) == ROWS[1:]
+    assert "data.evaluation_split='validation' is not a split of" in refused(
+        tmp_path / "set", tmp_path, split="validation", field="data.evaluation"
+    )
+
+
+def test_a_split_of_any_name_and_files_of_none(tmp_path):
+    write(tmp_path / "set" / "fold1_a.jsonl", ROWS[:1])
+    write(tmp_path / "set" / "dev.jsonl", ROWS[1:])
+    write(tmp_path / "set" / "contest.jsonl", ROWS)
+    found = open_source(str(tmp_path / "set"), split="fold1", cache_dir=tmp_path / "cache")
+    assert list(found.rows) == ROWS[:1] and [path.name for path in found.left_out] == ["contest.jsonl"]
+    assert list(opened(tmp_path / "set", tmp_path, split="validation")) == ROWS[1:]
+
+
+def test_a_file_of_two_splits_and_saved_sets_side_by_side_are_refused(tmp_path):
+    write(tmp_path / "set" / "train" / "test_cases.jsonl")
+    assert "says several splits, train and test" in refused(tmp_path / "set", tmp_path)
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "sets" / "train"))
+    assert "holds data sets written by `save_to_disk`: train" in refused(tmp_path / "sets", tmp_path)
 
 
 def test_a_directory_of_other_files_and_a_pattern(tmp_path):
@@ -161,13 +404,19 @@ def test_bad_json_lists_are_named(tmp_path, content, said):
     assert said in refused(path, tmp_path)
 
 
-def test_a_checked_file_is_not_read_again_until_it_changes(tmp_path):
+def test_a_file_read_before_is_not_read_again(tmp_path, monkeypatch):
     path = write(tmp_path / "rows.jsonl")
-    opened(path, tmp_path)
-    [mark] = (tmp_path / "cache" / "checked").iterdir()
-    path.write_text('{"text": \n')
-    assert "line 1 is not JSON" in refused(path, tmp_path)
-    assert list((tmp_path / "cache" / "checked").iterdir()) == [mark]
+    for streaming in (False, True):
+        opened(path, tmp_path, streaming=streaming)
+
+    def never(path):
+        raise AssertionError("read again")
+        yield
+
+    monkeypatch.setattr("toolkit.data.files.json_texts", never)
+    assert list(opened(path, tmp_path)) == ROWS
+    with pytest.raises(datasets.exceptions.DatasetGenerationError):
+        opened(write(path, ROWS[:2]), tmp_path)
 
 
 def test_files_that_are_not_what_their_name_says(tmp_path):

@@ -28,7 +28,8 @@ def print_preview(recipe: Recipe, count: int) -> int:
     for line in task.remarks(source.rows):
         display.say(line)
     encoder = Encoder(task.encode, capacity, recipe.data.overlong)
-    examples = _examples(source.rows, encoder, count, ROWS_PER_SEQUENCE * count if packing else 1)
+    least_rows, least_tokens = (ROWS_PER_SEQUENCE * count, count * capacity) if packing else (count, 1)
+    examples = _examples(source.rows, encoder, count, least_rows, least_tokens)
     groups = (
         best_fit([len(example["input_ids"]) for example in examples], capacity) if packing else one_each(len(examples))
     )
@@ -38,13 +39,15 @@ def print_preview(recipe: Recipe, count: int) -> int:
     return 0
 
 
-def _examples(rows: Iterable[Row], encoder: Encoder, count: int, least_rows: int) -> list[Example]:
-    """At least `count` examples, from `least_rows` rows or from as many as that takes; fewer where the data ends."""
+def _examples(rows: Iterable[Row], encoder: Encoder, count: int, least_rows: int, least_tokens: int) -> list[Example]:
+    """The examples of the first rows: as many rows as it takes to reach all three numbers, or all there are."""
     examples: list[Example] = []
-    number = 0
+    number, tokens = 0, 0
     for number, row in enumerate(rows, start=1):
-        examples += encoder.examples(row, number)
-        if number >= least_rows and len(examples) >= count:
+        found = encoder.examples(row, number)
+        examples += found
+        tokens += sum(len(example["input_ids"]) for example in found)
+        if number >= least_rows and len(examples) >= count and tokens >= least_tokens:
             break
     encoder.check(number)
     return examples

@@ -36,12 +36,12 @@ def kind_of(path: Path, field: str) -> str:
     )
 
 
-def no_rows(path: str) -> DataError:
-    """The error for a file without a single row."""
+def no_rows(location: str, field: str = "the recipe") -> DataError:
+    """The error for a source without a single row; `field` is what names it."""
     return DataError(
-        f"{path!r} has no rows",
+        f"{location!r} has no rows",
         expected="at least one row",
-        do="check how the file was written, or name another one",
+        do=f"check how the file was written, or point {field} to another one",
     )
 
 

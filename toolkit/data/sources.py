@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import datasets
+import pyarrow
 
 from toolkit.data.content import combined, files_digest
 from toolkit.data.files import KINDS, SUFFIXES, kind_of, no_rows, read_files
@@ -60,7 +61,7 @@ def open_source(
             rows = rows.take(max_examples) if streaming else rows.select(range(min(max_examples, len(rows))))
             content = combined(content, max_examples)
         if next(iter(rows), None) is None:
-            raise _named(no_rows(location), field)
+            raise _named(no_rows(location, field), field)
     return Source(rows, content, source.files, source.left_out)
 
 
@@ -155,21 +156,21 @@ def _open_files(
         )
     for path in files:
         if path.stat().st_size == 0:
-            raise _named(no_rows(str(path)), field)
+            raise _named(no_rows(str(path), field), field)
     kind = kinds.pop()
     try:
         rows, content = read_files(files, kind, streaming=streaming, cache_dir=cache_dir)
     except DataError as error:
         raise _named(error, field) from None
     except datasets.exceptions.DatasetsError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, DataError):
-            cause = cause.__cause__
-        if cause is not None:
+        cause = _innermost(error)
+        if isinstance(cause, DataError):
             raise _named(cause, field) from None
+        if not isinstance(cause, OSError | pyarrow.ArrowException):  # a fault of ours
+            raise
         raise DataError(
             f"{field}={location!r} cannot be read as {kind}: {_reason(error)}",
-            expected=f"what its name says, a well-formed {kind} file with the same columns in every row",
+            expected=f"what its name says, a well-formed {kind} file",
             do="repair the file, or write it anew from its source",
         ) from None
     return Source(rows, content, tuple(files), tuple(left_out))
@@ -230,11 +231,16 @@ def _open_hub(location: str, split: str, subset: str | None, streaming: bool, fi
     return Source(rows, combined("hub", identity or [location, subset, split]))
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line."""
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    cause = _innermost(error)
+    return " ".join(str(cause).split())[:300] or type(cause).__name__
 
 
 def _some(names: Sequence[str], limit: int = 8) -> str:

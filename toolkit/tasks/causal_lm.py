@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from toolkit.data.chat import encode_messages, encode_prompt_completion, encode_text, ends_answers
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.row_kind import RowKind, row_kind
+from toolkit.errors import DataError
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
@@ -37,13 +39,13 @@ class CausalLM:
 
     def remarks(self, rows: Iterable[Row]) -> list[str]:
         """A line where answers are learned without a token at which generation stops."""
-        first = next(iter(rows), None)
-        if (
-            first is None
-            or not self.tokenizer.chat_template
-            or self._kind(first) == "text"
-            or ends_answers(self.tokenizer)
-        ):
+        if not self.tokenizer.chat_template or ends_answers(self.tokenizer):
+            return []
+        try:
+            kinds = [self._kind(row) for row in itertools.islice(rows, 1)]
+        except DataError:  # a row of no form: said when it is encoded
+            return []
+        if "text" in kinds:
             return []
         return [
             "note: the tokenizer's chat template puts no special token after an answer, so none is learned at which "

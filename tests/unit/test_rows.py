@@ -1,0 +1,231 @@
+"""What is trained and what is held out: two sets of rows, and a line where they are not; the preview shows the first."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from toolkit.cli import run
+from toolkit.data.store import Store
+from toolkit.errors import DataError
+from toolkit.recipe import Batch, Data, Model, Recipe
+from toolkit.train.inputs import Inputs, prepare_inputs
+from toolkit.train.progress import Display
+from toolkit.train.rows import open_rows
+
+
+class Said(Display):
+    """A display that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(is_main=False)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def notes(self) -> list[str]:
+        return [line for line in self.lines if not line.startswith(("preparing", "  "))]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def recipe(tiny_tokenizer_dir: Path):
+    def build(train: Path, length: int = 64, **data) -> Recipe:
+        return Recipe(
+            model=Model(architecture="llama", weights="random", tokenizer=str(tiny_tokenizer_dir)),
+            data=Data(train=str(train), **{name: str(v) if isinstance(v, Path) else v for name, v in data.items()}),
+            batch=Batch(global_size=2, sequence_length=length),
+            steps=2,
+        )
+
+    return build
+
+
+def write(path: Path, texts, **more) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text, **more}) + "\n" for text in texts))
+    return path
+
+
+def texts(rows) -> list[str]:
+    return [row["text"] for row in rows]
+
+
+def prepared(recipe: Recipe) -> tuple[Inputs, list[str]]:
+    said = Said()
+    inputs = prepare_inputs(recipe, 0, 1, said)
+    return inputs, said.notes()
+
+
+def decoded(inputs: Inputs, store: Store) -> list[str]:
+    return [inputs.tokenizer.decode(store[index]["input_ids"]) for index in range(len(store))]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("train/part-0.jsonl", "test/part-0.jsonl"), ("a_train.jsonl", "a_test.jsonl")]
+)
+def test_splits_of_one_directory_are_trained_and_held_out_apart(recipe, tmp_path, train, test):
+    write(tmp_path / "d" / train, [f"train {number}" for number in range(6)])
+    write(tmp_path / "d" / test, [f"test {number}" for number in range(4)])
+    inputs, notes = prepared(recipe(tmp_path / "d", evaluation=tmp_path / "d"))
+    assert decoded(inputs, inputs.batches.store) == [f"train {number}<|im_end|>" for number in range(6)]
+    assert decoded(inputs, inputs.held_out) == [f"test {number}<|im_end|>" for number in range(4)]
+    assert notes == []
+
+
+def test_one_directory_for_both_whose_names_say_no_split_is_refused(recipe, tmp_path):
+    write(tmp_path / "d" / "a.jsonl", "ab")
+    with pytest.raises(DataError) as caught:
+        open_rows(recipe(tmp_path / "d", evaluation=tmp_path / "d"), print)
+    assert f"are the same files: {tmp_path / 'd' / 'a.jsonl'}; nothing in their names says" in str(caught.value)
+
+
+def test_held_out_rows_that_are_trained_as_well_are_counted(recipe, tmp_path):
+    train = write(tmp_path / "a.jsonl", ["one", "two", "three", "four"])
+    other = write(tmp_path / "b.jsonl", ["two", "five", "three"])
+    assert prepared(recipe(train, evaluation=train))[1][0].startswith(
+        "note: 4 of 4 held-out examples are trained as well"
+    )
+    assert prepared(recipe(train, evaluation=other))[1][0].startswith(
+        "note: 2 of 3 held-out examples are trained as well"
+    )
+    again = write(tmp_path / "c.jsonl", ["same"] * 4)
+    assert prepared(recipe(again, evaluation_examples=1))[1][0].startswith("note: 1 of 1 held-out examples")
+    _, notes = prepared(recipe(train, evaluation=train, streaming=True))
+    assert notes == [f"note: data.evaluation reads what data.train reads: {train}"]
+
+
+def test_files_beside_those_of_a_split_are_named(recipe, tmp_path):
+    write(tmp_path / "d" / "train.jsonl", "ab")
+    write(tmp_path / "d" / "more.jsonl", "cd")
+    said = Said()
+    source, _ = open_rows(recipe(tmp_path / "d"), said.say)
+    assert texts(source.rows) == ["a", "b"]
+    assert (
+        said.lines[0].startswith("note: data.train reads train.jsonl; left out, since")
+        and "more.jsonl" in said.lines[0]
+    )
+
+
+def test_without_shuffling_the_last_rows_are_held_out_in_order(recipe, tmp_path):
+    path = write(tmp_path / "rows.jsonl", "abcdefgh")
+    said = Said()
+    train, held_out = open_rows(recipe(path, evaluation_examples=3, shuffle=False), said.say)
+    assert (texts(train.rows), texts(held_out.rows)) == (list("abcde"), list("fgh"))
+    assert said.lines == ["holding out the last 3 of 8 rows, in order (data.shuffle=False)"]
+    drawn, rest = open_rows(recipe(path, evaluation_examples=3), said.say)
+    assert sorted(texts(drawn.rows) + texts(rest.rows)) == list("abcdefgh") and texts(rest.rows) != list("fgh")
+    whole, _ = open_rows(recipe(path), said.say)
+    assert len({source.content for source in (train, held_out, drawn, rest, whole)}) == 5
+
+
+def test_the_subset_is_that_of_both_sources(recipe, tmp_path, monkeypatch):
+    asked = []
+
+    def opened(location, **options):
+        asked.append((location, options.get("field", "data.train"), options["subset"], options["split"]))
+        return opener(str(tmp_path / "rows.jsonl"), **options)
+
+    opener = open_rows.__globals__["open_source"]
+    monkeypatch.setitem(open_rows.__globals__, "open_source", opened)
+    write(tmp_path / "rows.jsonl", "ab")
+    open_rows(recipe(Path("owner/name"), evaluation="owner/name", subset="main"), print)
+    assert asked == [("owner/name", "data.train", "main", "train"), ("owner/name", "data.evaluation", "main", "test")]
+
+
+def test_columns_that_say_what_is_trained_and_are_not_read_are_named(recipe, tmp_path):
+    path = write(tmp_path / "rows.jsonl", "ab", loss_mask=[0, 1], weight=0.5, id=3, split="test")
+    said = Said()
+    open_rows(recipe(path), said.say)
+    assert said.lines == [
+        "note: data.train has the columns loss_mask, split, weight, which are not read: every row counts, and all alike"
+    ]
+    open_rows(recipe(write(tmp_path / "plain.jsonl", "ab", id=3)), said.say)
+    assert len(said.lines) == 1
+
+
+def test_held_out_rows_that_are_lost_are_counted_and_refused_before_the_training_rows_are_prepared(recipe, tmp_path):
+    train = write(tmp_path / "a.jsonl", ["one", "two"])
+    held_out = write(tmp_path / "b.jsonl", ["x " * 100, "", "short"])
+    _, notes = prepared(recipe(train, evaluation=held_out, overlong="drop"))
+    assert notes == [
+        "note: 2 of 3 held-out rows take no part in any held-out figure: 1 longer than batch.sequence_length=64, "
+        "1 empty, 0 without a token to learn"
+    ]
+    said = Said()
+    with pytest.raises(DataError, match=r"row 1 of data.evaluation: an example has"):
+        prepare_inputs(recipe(train, evaluation=held_out, overlong="error"), 0, 1, said)
+    assert not any("data.train" in line for line in said.lines)
+
+
+def test_a_template_that_ends_no_answer_is_said(recipe, tmp_path, tiny_tokenizer_dir):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    plain = recipe(path)
+    assert prepared(plain)[1] == []
+    model = plain.model.model_copy(update={"tokenizer": str(tmp_path / "tokenizer")})
+    [note] = prepared(plain.model_copy(update={"model": model}))[1]
+    assert note.startswith("note: the tokenizer's chat template puts no special token after an answer")
+
+
+def previewed(recipe: Recipe, capfd, *flags: str) -> tuple[int, str, str]:
+    capfd.readouterr()
+    code = run.main(recipe, ["--preview", "1", *flags])
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    return code, out, err
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x.py"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "counted"),
+    [
+        (["", " "] * 100 + ["hello you", "", "second"], {"length": 12}, "2 kept, 201 empty"),
+        (["word " * 100] * 3, {}, "3 kept, 3 truncated"),
+        (["word " * 100] * 3, {"packing": False}, "1 kept, 1 truncated"),
+        (["word " * 100, "short"], {"overlong": "drop"}, "1 kept, 1 dropped"),
+        (["word " * 100] * 3, {"overlong": "split"}, "12 kept, 3 split"),
+        (["one", "two", "three"], {"evaluation_examples": 1, "shuffle": False}, None),
+    ],
+    ids=["blank", "truncated", "unpacked", "dropped", "split", "held out"],
+)
+def test_the_preview_shows_what_is_trained(recipe, tmp_path, capfd, alone, rows, options, counted):
+    shown = recipe(write(tmp_path / "rows.jsonl", rows), **options)
+    code, out, _ = previewed(shown, capfd)
+    inputs, _ = prepared(shown)
+    store, sequences = inputs.batches.store, inputs.batches.sequences
+    texts = decoded(inputs, store)
+    assert code == 0 and re.findall(r"sequence \d+", out) == ["sequence 1"]
+    body = re.split(r"--- example \d+: .* ---\n", out.replace("[[", "").replace("]]", ""))[1:]
+    counts = re.search(r"of the rows looked at: (.*)\n", out)
+    assert (counts and counts[1]) == counted
+    shown_texts = [text.removesuffix(counts[0] if counts else "").removesuffix("\n") for text in body]
+    assert shown_texts == [texts[index] for index in sequences[0]]
+
+
+def test_the_preview_of_rows_that_give_nothing_is_a_message(recipe, tmp_path, capfd, alone):
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n\n\n")
+    code, _, err = previewed(recipe(blank), capfd)
+    assert code == 2 and "none of the 3 rows of data.train gave an example (3 empty)" in err
+    long = write(tmp_path / "long.jsonl", ["word " * 100] * 3)
+    code, _, err = previewed(recipe(long, overlong="error"), capfd)
+    assert code == 2 and "row 1 of data.train: an example has" in err
