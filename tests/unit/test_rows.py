@@ -229,3 +229,61 @@ def test_the_preview_of_rows_that_give_nothing_is_a_message(recipe, tmp_path, ca
     long = write(tmp_path / "long.jsonl", ["word " * 100] * 3)
     code, _, err = previewed(recipe(long, overlong="error"), capfd)
     assert code == 2 and "row 1 of data.train: an example has" in err
+
+
+def trained(inputs: Inputs) -> list[str]:
+    store = inputs.batches.store
+    labels = [store[index]["labels"] for index in range(len(store))]
+    return [inputs.tokenizer.decode(ids[ids != -100]) for ids in labels]
+
+
+def test_answers_that_look_typed_are_trained_as_they_are_written(recipe, tmp_path):
+    answers = ["2", "None", "NA", "007", "null", "2021-03-01", "2021-03-01T10:00:00Z", "1e5", "true"]
+    table = tmp_path / "answers.csv"
+    table.write_text("prompt,completion\n" + "".join(f'"q","{answer}"\n' for answer in answers))
+    lines = tmp_path / "answers.jsonl"
+    lines.write_text("".join(json.dumps({"prompt": "q", "completion": answer}) + "\n" for answer in answers))
+    for path in (table, lines):
+        inputs, notes = prepared(recipe(path))
+        assert trained(inputs) == [answer + "<|im_end|>" for answer in answers] and notes == []
+        batches = prepared(recipe(path, streaming=True, packing=False, shuffle=False))[0].batches
+        [ids] = [batch.micro_batches[0]["targets"][0] for batch in batches.iterate(0, 1)]
+        assert inputs.tokenizer.decode(ids[ids != -100]) == "2<|im_end|>"
+
+
+def test_classes_of_a_table_are_text(recipe, tmp_path, tiny_bert_dir):
+    path = tmp_path / "classes.csv"
+    path.write_text(
+        "text,label\n" + "".join(f"text {n},{name}\n" for n, name in enumerate(["012", "007", "NA", "007"]))
+    )
+    plain = recipe(path, packing=False)
+    update = {
+        "model": Model(path=str(tiny_bert_dir)),
+        "task": plain.task.model_copy(update={"name": "sequence_classification"}),
+    }
+    task = prepared(plain.model_copy(update=update))[0].task
+    assert task.classes == ["007", "012", "NA"]
+    path.write_text("text,label\na,x\nb,\n")
+    with pytest.raises(DataError, match="='label' is empty"):
+        prepared(plain.model_copy(update=update))
+
+
+def test_an_empty_field_of_a_table_is_no_second_form_of_text(recipe, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,text\nq,a,\n,,plain text\n,,\n")
+    inputs, _ = prepared(recipe(path))
+    assert trained(inputs)[0] == "a<|im_end|>" and trained(inputs)[1].endswith("text<|im_end|>")
+    assert inputs.batches.store.counts.empty == 1
+
+
+def test_an_answer_of_weight_0_is_not_trained(recipe, tmp_path):
+    messages = [
+        {"role": "user", "content": "Capital of France?"},
+        {"role": "assistant", "content": "London.", "weight": 0},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Paris.", "weight": 1},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n" + json.dumps({"messages": messages[:2]}) + "\n")
+    inputs, _ = prepared(recipe(path))
+    assert trained(inputs) == ["Paris.<|im_end|>"] and inputs.batches.store.counts.masked == 1

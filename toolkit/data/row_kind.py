@@ -19,7 +19,7 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
     found = _forms(filled, messages_field, prompt_field, completion_field, text_field)
     if len(found) > 1:
         filled = {name for name in filled if row[name] != ""}
-        found = _forms(filled, messages_field, prompt_field, completion_field, text_field) or found[:1]
+        found = _forms(filled, messages_field, prompt_field, completion_field, text_field) or found[-1:]
     if len(found) == 1:
         return found[0]
     wanted = (
