@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed import run_distributed
-from tests.launch.runs import records, train
+from tests.launch.runs import FOREIGN, records, train
 from tests.launch.shrink import RECIPES, ROOT, STEPS, Inputs, shrink
 from toolkit.cli import check_builds
 from toolkit.cli.run import main
@@ -114,14 +116,32 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train_and_look(rank: int, world_size: int, recipe: Recipe, output_dir: str, cache: str) -> tuple[int, str, str]:
-    """(exit code, what the run printed, what its dry run prints)."""
-    printed, shown = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    """(exit code, what reached the screen, whoever wrote it, what the dry run of rank 0 prints)."""
+    shown = io.StringIO()
+    with screen(Path(f"{output_dir}-screen{rank}")) as written:
         code = train(recipe, output_dir, cache, None)
     if rank == 0:
         with contextlib.redirect_stdout(shown):
             _dry_run(recipe, world_size)
-    return code, printed.getvalue(), shown.getvalue()
+    return code, written.read_text(encoding="utf-8"), shown.getvalue()
+
+
+@contextlib.contextmanager
+def screen(file: Path) -> Iterator[Path]:
+    """Both outputs of this process and of all that it starts go to `file`: loggers that hold a stream, compilers, libraries in C."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = os.dup(1), os.dup(2)
+    target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    try:
+        yield file
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(before[0], 1)
+        os.dup2(before[1], 2)
 
 
 def _dry_run(recipe: Recipe, world_size: int) -> None:
@@ -155,6 +175,7 @@ def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> 
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     assert [f"{record['learning_rate']:.12g}" for record in found] == curve(shown)
     assert "done: 4 steps" in printed
+    assert FOREIGN.findall(printed) == []
     _keeps_its_strategy(original, json.loads((folder / "ds_config.json").read_text()), found)
     assert (folder / "export" / "model.safetensors").is_file()
     assert not list(scratch.rglob("*.swp")), "what was swapped to disk is of no use after the run"

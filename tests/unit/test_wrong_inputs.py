@@ -18,7 +18,8 @@ from toolkit.cli import run, verbs
 from toolkit.recipe import Batch, Data, Model, Parallel, Precision, Recipe, Tracking
 
 MESSAGE = re.compile(
-    r"error(?: \[rank \d+\])?: (?P<what>.+)\n  expected: (?P<expected>.+)\n  do this:  (?P<do>.+)\n", re.DOTALL
+    r"^error(?: \[rank \d+\])?: (?P<what>.+)\n  expected: (?P<expected>.+)\n  do this:  (?P<do>.+?)\n",
+    re.DOTALL | re.MULTILINE,
 )
 LAUNCHER_VARIABLES = re.compile(r"(WORLD_SIZE|RANK|LOCAL_.*|MASTER_.*|ACCELERATE_.*|OMPI_.*|PMI_.*|SLURM_.*)")
 SEE_HELP = "see `x.py --help` for every field, its type and meaning"
