@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from toolkit.errors import RecipeError
+from toolkit.recipe.location import Location
 from toolkit.recipe.numbers import Fraction, NonNegative, Positive, Rate
 from toolkit.recipe.optimizers import OptimizerType, check_optimizer_fields
 from toolkit.recipe.section import Section
@@ -145,7 +146,7 @@ class Parallel(Section):
     """Where optimizer states live: "cpu" (stages 1-3) or "nvme" (stage 3)."""
     offload_param: Placement = "none"
     """Where parameters live between uses (stage 3): "cpu" or "nvme"."""
-    nvme_path: str | None = None
+    nvme_path: Location | None = None
     """Directory on a local NVMe disk, for "nvme"."""
     reduce_bucket_size: Positive = 50_000_000
     """Gradient elements reduced at a time; smaller saves memory, larger saves latency."""
