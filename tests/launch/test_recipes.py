@@ -184,11 +184,11 @@ def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> 
 def _skip_without_async_io() -> None:
     libaio = check_builds.check_libaio()
     if libaio.status != "ok":
-        pytest.skip(f"offload to NVMe needs libaio: {libaio.found}")
+        pytest.skip(f"{libaio.found}; to run it: apt-get install libaio-dev")
     # Compiled by another environment it would be compiled again: its sources lie in another folder.
     builds = [path for path in extensions_root().glob("*/async_io/build.ninja") if any(path.parent.glob("*.so"))]
     if not any(sys.prefix in build.read_text(encoding="utf-8") for build in builds):
-        pytest.skip("DeepSpeed's async_io is not compiled here yet: toolkit doctor --build (minutes)")
+        pytest.skip("DeepSpeed's async_io is not compiled here yet; to run it: toolkit doctor --build (minutes)")
 
 
 def _keeps_its_strategy(original: Recipe, config: dict[str, Any], found: list[dict[str, Any]]) -> None:
