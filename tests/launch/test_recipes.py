@@ -20,6 +20,7 @@ import pytest
 from tests.distributed import run_distributed
 from tests.launch.runs import FOREIGN, records, train
 from tests.launch.shrink import RECIPES, ROOT, STEPS, Inputs, shrink
+from tests.processor import require_number_format
 from toolkit.cli import check_builds
 from toolkit.cli.run import main
 from toolkit.ds_config.golden import verify, write
@@ -163,6 +164,7 @@ def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> 
     original, scratch = load_recipe(path), tmp_path / "not" / "there" / "yet"
     if "nvme" in (original.parallel.offload_optimizer, original.parallel.offload_param):
         _skip_without_async_io()
+    require_number_format(original.precision.dtype)
     recipe = shrink(path, inputs, scratch)
     folder = tmp_path / "run"
     # Offload builds DeepSpeed's CPU kernels at first use, once per machine.

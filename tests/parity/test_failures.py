@@ -11,6 +11,7 @@ import pytest
 from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, recipe
 from tests.parity.worker import run_recipe
+from tests.processor import require_number_format
 from toolkit.recipe import (
     Batch,
     Checkpoint,
@@ -55,6 +56,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_llama_dir: Path, chat_file:
 
 def test_a_loss_scale_spiral_ends_the_run(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
     """fp16 that overflows at the smallest loss scale: exit 3 and advice."""
+    require_number_format("fp16")
     run = recipe(
         "causal_lm",
         tiny_llama_dir,
@@ -69,6 +71,7 @@ def test_a_loss_scale_spiral_ends_the_run(tiny_llama_dir: Path, chat_file: Path,
 
 def test_fp16_skips_overflowing_steps_and_says_so(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
     """Too large a scale: the first steps are skipped, the scale halves, the rate waits for the first real step."""
+    require_number_format("fp16")
     run = recipe(
         "causal_lm",
         tiny_llama_dir,
