@@ -20,6 +20,9 @@ from toolkit.recipe.location import at_home
 RECIPE = Recipe(model=Model(path="m"), data=Data(train="d"), batch=Batch(global_size=1), steps=1)
 FIELDS = {"model.path", "model.tokenizer", "data.train", "data.evaluation", "parallel.nvme_path"}
 
+SPLITS = {"data.split", "data.evaluation_split"}
+"""They speak of folders and are names."""
+
 
 @pytest.fixture(autouse=True)
 def _home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +62,7 @@ def test_every_field_that_may_hold_a_path_is_known() -> None:
     fields = list(text_fields())
     assert {name for name, expands, _ in fields if expands} == FIELDS
     places = ("directory", "folder", "checkpoint:", "where the tokenizer is", "kinds of source")
-    assert {name for name, _, about in fields if any(word in about.lower() for word in places)} <= FIELDS
+    assert {name for name, _, about in fields if any(word in about.lower() for word in places)} <= (FIELDS | SPLITS)
 
 
 @pytest.mark.parametrize("joined", [True, False], ids=["equals", "space"])
