@@ -35,6 +35,7 @@ from toolkit.models.stages import build_skeleton, cut
 from toolkit.models.tensor_plan import tensor_plan
 from toolkit.models.tiling import check_tiles, tile_mlps
 from toolkit.recipe import Recipe
+from toolkit.tasks import higher_is_better
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
@@ -105,7 +106,7 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         inputs.total_steps,
         task.loss,
         task.count,
-        recipe.evaluation.higher_is_better,
+        higher_is_better(recipe.task.name, recipe.evaluation.metric),
     )
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, me, training)

@@ -20,7 +20,8 @@ from toolkit.engine.sequence import check_sequence_parallel
 from toolkit.errors import ModelError, RecipeError
 from toolkit.models.loading import check_overrides, check_sequence_length, load_config, load_tokenizer
 from toolkit.recipe import Recipe
-from toolkit.tasks import task_class
+from toolkit.recipe.length import check_length
+from toolkit.tasks import check_metric, check_task, task_class
 from toolkit.tasks.protocol import Task
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
@@ -49,6 +50,8 @@ def load_task(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Task]:
 
 def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display) -> Inputs:
     """Tokenise, pack and order the recipe's data. Needs no process group: ranks meet at a lock on the cache."""
+    check_task(recipe.task.name)
+    check_metric(recipe.task.name, recipe.evaluation.metric)
     tokenizer, task = load_task(recipe)
     source, held_out_source = open_rows(recipe, display.say)
     task.fit(source.rows)
@@ -73,6 +76,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         if held_out is not None:
             _say_shared(held_out, store, display)
         batches, total = _stored(recipe, store, task, rank, world_size, display)
+    check_length(recipe, total)
     sequences = _sequences(recipe, held_out) if held_out else []
     return Inputs(tokenizer, task, config, source.content, batches, held_out, sequences, total)
 
