@@ -73,16 +73,16 @@ _HELD_OUT = Acts(
 )
 
 FIELDS: dict[str, Acts | None] = {
-    **dict.fromkeys((f"model.{name}" for name in ("path", "architecture", "weights", "config", "tokenizer"))),
-    **dict.fromkeys((f"model.{name}" for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles"))),
+    **dict.fromkeys(f"model.{name}" for name in ("path", "architecture", "weights", "config", "tokenizer")),
+    **dict.fromkeys(f"model.{name}" for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles")),
     "model.activation_offload": Acts(
         lambda recipe: recipe.model.activation_checkpointing,
         "model.activation_checkpointing True",
         ("model.activation_checkpointing",),
     ),
     # split and subset: whether a source has several is known when it is opened.
-    **dict.fromkeys((f"data.{name}" for name in ("train", "evaluation", "split", "subset", "max_examples"))),
-    **dict.fromkeys((f"data.{name}" for name in ("streaming", "shuffle", "packing", "overlong", "prefetch"))),
+    **dict.fromkeys(f"data.{name}" for name in ("train", "evaluation", "split", "subset", "max_examples")),
+    **dict.fromkeys(f"data.{name}" for name in ("streaming", "shuffle", "packing", "overlong", "prefetch")),
     "data.text_field": None,
     "data.evaluation_examples": Acts(
         lambda recipe: recipe.data.evaluation is None, "data.evaluation None", ("data.evaluation",)
@@ -94,15 +94,15 @@ FIELDS: dict[str, Acts | None] = {
     "data.prompt_field": _task("causal_lm"),
     "data.completion_field": _task("causal_lm"),
     "data.label_field": _task("sequence_classification"),
-    **dict.fromkeys((f"task.{name}" for name in ("name", "label_smoothing", "neftune_alpha", "sample_prompt"))),
+    **dict.fromkeys(f"task.{name}" for name in ("name", "label_smoothing", "neftune_alpha", "sample_prompt")),
     "task.train_on": _task("causal_lm"),
     "task.sample_tokens": Acts(
         lambda recipe: recipe.task.name == "causal_lm" and recipe.task.sample_prompt is not None,
         "task.sample_prompt and task.name 'causal_lm'",
         ("task.sample_prompt", "task.name"),
     ),
-    **dict.fromkeys((f"batch.{name}" for name in ("global_size", "micro_size", "sequence_length"))),
-    **dict.fromkeys((f"optimizer.{name}" for name in COMMON_FIELDS)),
+    **dict.fromkeys(f"batch.{name}" for name in ("global_size", "micro_size", "sequence_length")),
+    **dict.fromkeys(f"optimizer.{name}" for name in COMMON_FIELDS),
     **{f"optimizer.{name}": _optimizer(name) for own in DEFAULTS.values() for name in own},
     "schedule.type": None,
     "schedule.warmup_steps": Acts(
@@ -127,7 +127,7 @@ FIELDS: dict[str, Acts | None] = {
         (f"precision.{name}" for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")),
         _FP16,
     ),
-    **dict.fromkeys((f"parallel.{name}" for name in ("zero_stage", "pipeline", "tensor", "sequence"))),
+    **dict.fromkeys(f"parallel.{name}" for name in ("zero_stage", "pipeline", "tensor", "sequence")),
     "parallel.offload_optimizer": Acts(
         lambda recipe: recipe.parallel.zero_stage > 0, "parallel.zero_stage 1, 2 or 3", ("parallel.zero_stage",)
     ),
@@ -140,7 +140,7 @@ FIELDS: dict[str, Acts | None] = {
     "parallel.reduce_bucket_size": _REDUCES,
     "parallel.overlap_comm": _REDUCES,
     "parallel.param_persistence_threshold": _STAGE_3,
-    **dict.fromkeys((f"checkpoint.{name}" for name in ("every_steps", "keep", "export"))),
+    **dict.fromkeys(f"checkpoint.{name}" for name in ("every_steps", "keep", "export")),
     "checkpoint.keep_best": _HELD_OUT,
     "checkpoint.export_dtype": Acts(
         lambda recipe: recipe.checkpoint.export, "checkpoint.export True", ("checkpoint.export",)
@@ -156,8 +156,10 @@ FIELDS: dict[str, Acts | None] = {
     ),
     "tracking.tensorboard": None,
     "tracking.trackers": None,
-    "tracking.project": Acts(lambda recipe: bool(recipe.tracking.trackers), "tracking.trackers", ("tracking.trackers",)),
-    **dict.fromkeys((f"launch.{name}" for name in ("devices", "hosts", "device", "timeout_s", "host_timeout_s"))),
+    "tracking.project": Acts(
+        lambda recipe: bool(recipe.tracking.trackers), "tracking.trackers", ("tracking.trackers",)
+    ),
+    **dict.fromkeys(f"launch.{name}" for name in ("devices", "hosts", "device", "timeout_s", "host_timeout_s")),
     **dict.fromkeys(("steps", "epochs", "seed", "note")),
 }
 """Dotted name of every field -> when it acts; None: always, or what decides lies outside the recipe (a checkpoint's

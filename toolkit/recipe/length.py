@@ -90,7 +90,8 @@ def _intervals(recipe: Recipe, total: int) -> Iterator[Misfit]:
     if every > total:
         yield Misfit(
             f"evaluation.every_steps={every}",
-            f"evaluation.every_steps of at most {total}" + ("" if needed else " (0: before the first and after the last)"),
+            f"evaluation.every_steps of at most {total}"
+            + ("" if needed else " (0: before the first and after the last)"),
             f"--evaluation.every_steps {often}",
         )
         before = (total - 1) // often if often else 0
