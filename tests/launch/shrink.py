@@ -67,8 +67,8 @@ def _task(recipe: Recipe) -> dict[str, Any]:
 
 
 def _evaluation(recipe: Recipe) -> dict[str, Any]:
-    # At every step, so that early stopping has something to be patient about.
-    every = {"every_steps": 1 if recipe.evaluation.every_steps else 0}
+    # Four steps are too few to be patient about.
+    every = {"every_steps": 2 if recipe.evaluation.every_steps else 0, "early_stopping_patience": 0}
     return every | ({"max_sequences": 4} if has_held_out(recipe) else {})
 
 

@@ -123,6 +123,8 @@ class Loop:
         }
         if self.me.mesh.pipeline > 1:
             record["bubble"] = self.me.mesh.bubble(len(batch.micro_batches))
+        if result.aux_loss is not None:
+            record["aux_loss"] = result.aux_loss
         if result.loss_scale is not None:
             record["loss_scale"] = result.loss_scale
         if result.loss_scale is not None or result.skipped:
