@@ -143,17 +143,6 @@ def _check_balance(recipe: Recipe, task: Task, config: Any) -> str | None:
     return said
 
 
-def _split(rows: Any, held_out: int, seed: int) -> tuple[Any, Any]:
-    if held_out >= len(rows):
-        raise DataError(
-            f"data.evaluation_examples={held_out} of {len(rows)} rows",
-            expected="fewer than there are rows",
-            do="lower data.evaluation_examples",
-        )
-    parts = rows.train_test_split(test_size=held_out, seed=seed)
-    return parts["train"], parts["test"]
-
-
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
     size = getattr(config, "vocab_size", None)
     if isinstance(size, int) and len(tokenizer) > size:
