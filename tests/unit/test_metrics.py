@@ -26,7 +26,7 @@ WORSE = {
 def test_directions_are_those_of_the_metrics_themselves(task: str) -> None:
     self: Any = SimpleNamespace()
     better, worse = (task_class(task).metrics(self, defaultdict(float, sums[task])) for sums in (BETTER, WORSE))
-    assert list(METRICS[task]) == list(better)
+    assert METRICS.keys() == TASKS.keys() and list(METRICS[task]) == list(better)
     for name in better:
         found = "stays" if better[name] == worse[name] else ("rises" if better[name] > worse[name] else "falls")
         assert METRICS[task][name] == found
