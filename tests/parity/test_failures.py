@@ -146,7 +146,7 @@ def test_the_plateau_drops_the_rate_after_bad_evaluations(
         data=Data(train=str(chat_file), evaluation_examples=20, prefetch=0),
         optimizer=OPTIMIZER.model_copy(update={"learning_rate": 1.0, "max_grad_norm": 0.0}),
         schedule=Schedule(type="reduce_on_plateau", patience=0, gamma=0.5, min_ratio=0.2),
-        evaluation=Evaluation(every_steps=1, max_batches=2),
+        evaluation=Evaluation(every_steps=1, max_sequences=2),
         steps=8,
     )
     records = run_distributed(run_recipe, 1, [(run, str(tmp_path), None)])[0][0]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_distributed
-from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, recipe, worlds
+from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, precision, recipe, worlds
 from tests.parity.worker import reference_curve, run_recipe
 from tests.processor import require_number_format
 from toolkit.parity.report import SPREAD, TOLERANCES, deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
-from toolkit.recipe import Batch, Precision
+from toolkit.recipe import Batch
 
 TASKS = ("causal_lm", "sequence_classification")
 LAYOUTS = {
@@ -74,11 +74,6 @@ def curves(
     ]
     found = run_distributed(run_recipe, world_size, runs, timeout_s=560)[0]
     return dict(zip(chosen, found, strict=True))
-
-
-def precision(dtype: Any) -> Precision:
-    """No overflow in the first steps: the reference does not skip any."""
-    return Precision(dtype=dtype, initial_scale_power=8)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from toolkit.errors import RecipeError, did_you_mean
 from toolkit.recipe import Recipe
 from toolkit.recipe.field_type import is_switch
 from toolkit.recipe.location import path
+from toolkit.recipe.removed import removed_field
 
 TRUTH = {"true": True, "false": False}
 
@@ -148,11 +149,14 @@ def _stdout_unless_help(argv: Sequence[str], printed: io.StringIO) -> Iterator[N
 
 def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
     known = flag_names(recipe)
-    for word in argv:
-        name = word.partition("=")[0]
+    for index, word in enumerate(argv):
+        name, _, value = word.partition("=")
         if not name.startswith("--") or name == "--help" or _is_number(name):
             continue
         plain = name[2:].replace("-", "_")
+        removed = removed_field(plain, value or next(iter(argv[index + 1 : index + 2]), ""))
+        if removed is not None:
+            raise removed
         if plain not in known and _without_no(plain) not in known:
             raise RecipeError(
                 f"unknown flag {name}{_suggest(plain, known)}",

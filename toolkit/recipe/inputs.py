@@ -22,7 +22,7 @@ class Model(Section):
     weights: Literal["pretrained", "random"] = "pretrained"
     """"pretrained" reads the weights at `path`; "random" builds the same architecture from scratch with the run's seed."""
     config: dict[str, Scalar] = Field(default_factory=dict)
-    """Fields of the model's own config to override, e.g. {"num_hidden_layers": 4}. With pretrained weights only fields that change no weight's shape."""
+    """Fields of the model's own config to override, e.g. {"num_hidden_layers": 4}. With pretrained weights only fields that change no weight's shape. A mixture of experts: output_router_logits True trains router_aux_loss_coef x its routers' balancing loss too, of each micro-batch by its share of the targets."""
     tokenizer: Location | None = None
     """Where the tokenizer is; None: the same place as `path`."""
     dropout: Rate | None = None
