@@ -31,6 +31,7 @@ class CausalLM:
 
     auto_class: Any = AutoModelForCausalLM
     can_pack = True
+    is_causal = True
 
     def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
         self.options, self.data, self.tokenizer = options, data, tokenizer

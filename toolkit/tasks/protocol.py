@@ -24,6 +24,8 @@ class Task(Protocol):
     """transformers' auto class that loads the right head."""
     can_pack: bool
     """Whether several examples may share one sequence."""
+    is_causal: bool
+    """Whether a token may see only those before it; the model is then asked whether it keeps to that."""
 
     def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None: ...
 

@@ -27,6 +27,7 @@ class SequenceClassification:
 
     auto_class: Any = AutoModelForSequenceClassification
     can_pack = False
+    is_causal = False
     split = None
     auxiliary = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import socket
 from collections.abc import Mapping
@@ -26,6 +28,8 @@ from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
+from toolkit.models.causality import check_causal, foresight
+from toolkit.models.contents import compare, settle
 from toolkit.models.isolation import check_isolation, leak, use_document_attention
 from toolkit.models.loading import load_weights, materialise
 from toolkit.models.neftune import add_neftune
@@ -41,12 +45,17 @@ from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
 
+STARTING_WEIGHTS = ".initial-"
+"""How the names of folders with starting weights begin."""
+
 
 def build_engine(
     recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, folder: RunFolder, display: Display
 ) -> Engine:
     """Load the weights and hand them to DeepSpeed. Collective."""
     task = inputs.task
+    if recipe.model.weights == "pretrained":
+        _settle_contents(inputs, resolve(str(recipe.model.path)), me, display)
     source = _starting_weights(recipe, inputs, me, folder, display)
     model, missing = _load(recipe, inputs, config, me, source)
     if missing:
@@ -75,11 +84,26 @@ def build_engine(
         check_balance(engine.call(balance_excess), type(model).__name__)
     if tiles is not None:
         check_tiles(engine.call(tiles.excess), type(model).__name__)
+    if task.is_causal:
+        check_causal(engine.call(foresight), inputs.model_config, model)
     if recipe.data.packing:
         check_isolation(engine.call(leak), type(model).__name__)
-        if recipe.model.attention == "sdpa" and device.cuts_documents() and me.mesh.sequence == 1:
+        is_sdpa = inputs.model_config._attn_implementation == "sdpa"
+        if is_sdpa and device.cuts_documents() and me.mesh.sequence == 1:
             engine.call(use_document_attention)
     return engine
+
+
+def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: Display) -> None:
+    """Say what the checkpoint holds and the model does not, and make the config that of the model transformers loads.
+
+    Collective: rank 0 looks.
+    """
+    kind, config = inputs.task.auto_class, inputs.model_config
+    found = process.agree(lambda: compare(kind, config, source) if me.is_main else None)
+    contents = process.gather_objects(found)[0]
+    for line in process.agree(lambda: settle(kind, config, source, contents)):
+        display.say(line)
 
 
 def _load(
@@ -116,7 +140,7 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         return PipelineEngine(model, config, me, training)
     if me.mesh.sequence == 1:
         return ZeroEngine(model, config, me, training, split=task.split)
-    attention = SequenceAttention(model.config, recipe.model.attention, Grid(me.mesh, me.rank).sequence)
+    attention = SequenceAttention(model.config, Grid(me.mesh, me.rank).sequence)
     engine = ZeroEngine(model, config, me, training, split=task.split, attention=attention)
     excess = engine.call(use_sequence_attention, attention, recipe.batch.sequence_length)
     check_sequence_attention(excess, type(model).__name__)
@@ -127,11 +151,14 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
     """The checkpoint directory every rank reads its weights from."""
     if recipe.model.weights == "pretrained" and not inputs.task.config_overrides():
         return resolve(str(recipe.model.path))
-    # One per host: hosts may not share a file system, and the same seed gives the same weights on each.
-    directory = folder.path / f".initial-{socket.gethostname()}"
+    # One per host: hosts may not share a file system, and the same seed gives the same weights on each. Its name says what
+    # the weights are made from: a start that failed may have left others.
+    prefix = f"{STARTING_WEIGHTS}{socket.gethostname()}-"
+    directory = folder.path / f"{prefix}{_digest(recipe, inputs)}"
     if me.local_rank == 0 and not (directory / "config.json").is_file():
+        for stale in folder.path.glob(f"{prefix}*"):
+            shutil.rmtree(stale, ignore_errors=True)
         temporary = directory.with_name(f"{directory.name}.writing")
-        shutil.rmtree(temporary, ignore_errors=True)
         with storage_errors("writing the starting weights", folder.path):
             fresh = materialise(inputs.task.auto_class, recipe.model, inputs.model_config, temporary, recipe.seed)
             temporary.rename(directory)
@@ -139,6 +166,20 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
             display.say(f"new weights: {', '.join(fresh)}")
     process.barrier()
     return str(directory)
+
+
+def _digest(recipe: Recipe, inputs: Inputs) -> str:
+    """What decides the starting weights, in 16 characters: model, its config, seed, and the files they come from."""
+    source = Path(resolve(recipe.model.path)) if recipe.model.path else None
+    files = sorted(source.glob("*")) if source is not None and source.is_dir() else []
+    parts = [
+        recipe.model.model_dump(mode="json"),
+        inputs.model_config.to_dict(),
+        recipe.seed,
+        inputs.task.auto_class.__name__,
+        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrained: dict[str, torch.Tensor]) -> None:

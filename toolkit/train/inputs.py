@@ -18,7 +18,12 @@ from toolkit.data.sources import Source
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
 from toolkit.errors import ModelError, RecipeError
-from toolkit.models.loading import check_overrides, check_sequence_length, load_config, load_tokenizer
+from toolkit.models.assets import resolve as resolve_model
+from toolkit.models.attention_choice import choose_attention
+from toolkit.models.config import check_overrides, load_config, overruled
+from toolkit.models.files import check_weights
+from toolkit.models.loading import load_tokenizer
+from toolkit.models.positions import check_sequence_length
 from toolkit.models.router_balance import COEFFICIENTS, explain_balance, is_asked_for
 from toolkit.recipe import Recipe
 from toolkit.recipe.length import check_length
@@ -58,11 +63,8 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     task.fit(source.rows)
     for line in task.remarks(source.rows):
         display.say(line)
-    config = load_config(recipe.model, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
-    plain = recipe.model.model_copy(update={"config": {}})
-    unchanged = load_config(plain, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
-    check_overrides(task.auto_class, recipe.model, config, unchanged)
-    check_sequence_length(config, recipe.batch.sequence_length)
+    config = _model_config(recipe, task, len(tokenizer), display)
+    check_sequence_length(task.auto_class, config, recipe.batch.sequence_length)
     _check_parallel(recipe, task, config)
     _check_vocabulary(tokenizer, config)
     said = _check_balance(recipe, task, config)
@@ -103,6 +105,24 @@ def _say_shared(held_out: Store, trained: Store, display: Display) -> None:
         )
 
 
+def _model_config(recipe: Recipe, task: Task, vocabulary_size: int, display: Display) -> Any:
+    """What the model is built from, its attention chosen; `_attn_implementation` is where everybody reads it."""
+    model, overrides = recipe.model, task.config_overrides()
+    config = load_config(model, vocabulary_size=vocabulary_size, overrides=overrides)
+    config._attn_implementation = choose_attention(task.auto_class, config, model.attention)
+    if model.attention == "auto" and config._attn_implementation == "eager":
+        display.say(f"attention: eager, the only implementation that transformers has for {config.model_type}")
+    for line in overruled(config, model):
+        display.say(line)
+    if model.config:
+        plain = model.model_copy(update={"config": {}})
+        unchanged = load_config(plain, vocabulary_size=vocabulary_size, overrides=overrides)
+        check_overrides(task.auto_class, model, config, unchanged)
+    if model.weights == "pretrained":
+        check_weights(resolve_model(str(model.path)))
+    return config
+
+
 def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
     parallel = recipe.parallel
     for name in ("sequence", "pipeline", "tensor"):
@@ -114,7 +134,7 @@ def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
                 do=f"set parallel.{name}=1 (parallel.zero_stage=3 saves the most memory)",
             )
     if parallel.sequence > 1:
-        check_sequence_parallel(config, recipe.model.attention, parallel.sequence)
+        check_sequence_parallel(config, parallel.sequence)
 
 
 def _check_balance(recipe: Recipe, task: Task, config: Any) -> str | None:
