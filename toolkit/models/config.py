@@ -211,7 +211,12 @@ def _with_vocabulary(kind: type[PretrainedConfig], fields: dict[str, Any], size:
     if kind.attribute_map.get("vocab_size", "vocab_size") in kind.__dataclass_fields__:
         return {"vocab_size": size, **_canonical(kind, fields)}
     part = _text_part(kind)
-    return fields if part is None else {**fields, part: {"vocab_size": size, **(fields.get(part) or {})}}
+    if part is None:
+        return fields
+    if fields.get(part):
+        return {**fields, part: {"vocab_size": size, **fields[part]}}
+    # Its defaults may be others inside the larger model than by themselves.
+    return {**fields, part: {**getattr(kind(), part).to_dict(), "vocab_size": size}}
 
 
 def _text_part(kind: type[PretrainedConfig]) -> str | None:
@@ -264,7 +269,9 @@ def overruled(config: PretrainedConfig, model: Model) -> list[str]:
     lines = []
     for name, text in model.config.items():
         value, found = _parsed(text), getattr(config, name, None)
-        if isinstance(value, int | float | str) and found is not None and found != value:
+        # Some classes make a list of it, one entry per layer.
+        same = found == value or (isinstance(found, list) and set(map(str, found)) == {str(value)})
+        if isinstance(value, int | float | str) and found is not None and not same:
             lines.append(f"model.config {name}={value} does not act: {type(config).__name__} makes it {found}")
     return lines
 

@@ -10,11 +10,16 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from toolkit.errors import ModelError, did_you_mean
-from toolkit.lfs import is_pointer
 from toolkit.models.assets import ASSETS
 
 PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 """What a checkpoint directory holds: configuration, weights, tokenizer, templates."""
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How Git LFS begins what it leaves in the place of a large file."""
+
+LARGEST_POINTER = 1024
+"""Bytes; by the specification a pointer is smaller."""
 
 NEEDED = {
     "configuration": ("config.json",),
@@ -36,6 +41,14 @@ def check_files(field: str, source: str) -> None:
             expected="the files' contents; a clone without git-lfs leaves pointers of a few lines",
             do=f"run `git lfs install && git -C {source} lfs pull`",
         )
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether `file` is a Git LFS pointer and not the content it stands for."""
+    if not file.is_file() or file.stat().st_size >= LARGEST_POINTER:
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
 
 
 def check_weights(source: str) -> None:

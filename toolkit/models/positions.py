@@ -46,9 +46,8 @@ def _first_position(kind: Any, config: PretrainedConfig) -> int:
     tables = [
         part.padding_idx + 1
         for name, part in network.named_modules()
-        if isinstance(part, nn.Embedding)
-        and part.padding_idx is not None
-        and part.num_embeddings == config.max_position_embeddings
-        and "position" in name
+        if "position" in name
+        and isinstance(getattr(part, "padding_idx", None), int)
+        and part.weight.shape[0] == config.max_position_embeddings  # type: ignore[union-attr, index]
     ]
     return max(tables, default=0)

@@ -1,0 +1,51 @@
+"""A causal model is told from one that looks ahead, in every format, with trained weights or without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.architectures import tiny_config
+from toolkit.errors import ModelError
+from toolkit.models.causality import check_causal, foresight
+
+CAUSAL = ("llama", "gpt2", "qwen3_moe", "deepseek_v3", "gemma3_text", "mamba", "bloom", "opt", "falcon", "gpt_oss")
+BLIND: dict[str, tuple[dict[str, Any], str]] = {
+    "bert": ({}, "set model.config is_decoder to True, or choose a decoder"),
+    "electra": ({}, "set model.config is_decoder to True, or choose a decoder"),
+    "gemma3_text": (
+        {"use_bidirectional_attention": True},
+        "set model.config use_bidirectional_attention to False, or choose a decoder",
+    ),
+}
+
+
+def probed(kind: str, dtype: torch.dtype, **changes: Any) -> tuple[float, Any]:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes), dtype=dtype).eval()
+    with torch.no_grad():
+        return foresight(model), model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_causal_models_pass(dtype: torch.dtype) -> None:
+    for kind in CAUSAL:
+        moved, model = probed(kind, dtype)
+        check_causal(moved, model.config, model)
+    for kind in ("bert", "electra"):
+        moved, model = probed(kind, dtype, is_decoder=True)
+        check_causal(moved, model.config, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", BLIND)
+def test_an_attention_that_looks_ahead_is_refused(kind: str, dtype: torch.dtype) -> None:
+    changes, cure = BLIND[kind]
+    moved, model = probed(kind, dtype, **changes)
+    with pytest.raises(ModelError) as caught:
+        check_causal(moved, model.config, model)
+    assert caught.value.what.startswith(f"{type(model).__name__} lets a token see those after it")
+    assert caught.value.do == cure
