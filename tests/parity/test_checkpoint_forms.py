@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.distributed import run_distributed
 from tests.parity.worker import global_batches, run_recipe
-from toolkit.cli import run
+from toolkit.errors import ToolkitError
 from toolkit.recipe import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule, Tracking
+from toolkit.train.run import RunOptions, train
 
 STRATEGIES = {
     "zero0": Parallel(zero_stage=0),
@@ -30,10 +32,10 @@ TOLERANCE = 2e-6
 """Relative, fp32: sums of a few hundred token losses, by another path."""
 
 
-def recipe(model: Path, data: Path, **changes: Any) -> Recipe:
+def recipe(path: Path, rows: Path, **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
-        "model": Model(path=str(model)),
-        "data": Data(train=str(data), max_examples=20, packing=False),
+        "model": Model(path=str(path)),
+        "data": Data(train=str(rows), max_examples=20, packing=False),
         "batch": Batch(global_size=4, micro_size=2, sequence_length=64),
         # Too small to move a weight: the export is the start.
         "optimizer": Optimizer(learning_rate=1e-30, weight_decay=0.0),
@@ -85,7 +87,7 @@ def test_one_model_under_every_strategy(
         edit(source)
         inputs, (batches,) = global_batches(recipe(source, chat_file), 1)
         wanted[source] = batches
-        for name, parallel in STRATEGIES.items():
+        for name, parallel in list(STRATEGIES.items())[edit is head_alone :]:
             runs.append((recipe(source, chat_file, parallel=parallel), str(tmp_path / f"{edit.__name__}-{name}"), None))
     records = run_distributed(run_recipe, 2, runs, timeout_s=240)[0]
     for (trained, out, _), steps in zip(runs, records, strict=True):
@@ -97,46 +99,46 @@ def test_one_model_under_every_strategy(
         assert tied is (source.name == "head_alone")
 
 
-def starts(rank: int, world_size: int, cases: list[tuple[Recipe, list[str]]], cache: str) -> list[tuple[int, str, str]]:
-    """Exit code and what was said, of one start after the other."""
-    import os
-
+def starts(rank: int, world_size: int, cases: list[tuple[Recipe, str]], cache: str) -> list[tuple[int, str, str]]:
+    """Exit code, what was printed and the error, of one start after the other."""
     os.environ["TOOLKIT_CACHE"] = cache
     found = []
-    for case, argv in cases:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run.main(case, argv)
-        found.append((code, out.getvalue(), err.getvalue()))
+    for case, output_dir in cases:
+        code, said, printed = 0, "", io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            try:
+                code = train(case, RunOptions("test", Path(output_dir)), keep_group=True)
+            except ToolkitError as error:
+                code, said = error.exit_code, str(error)
+        found.append((code, printed.getvalue(), said))
     return found
 
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def scratch(architecture: str, tokenizer: Path, data: Path, config: dict[str, Any], **changes: Any) -> Recipe:
+def scratch(architecture: str, tokenizer: Path, rows: Path, config: dict[str, Any], **changes: Any) -> Recipe:
     model = Model(architecture=architecture, weights="random", tokenizer=str(tokenizer), config=SMALL | config)
-    return recipe(tokenizer, data, model=model, **changes)
+    return recipe(tokenizer, rows, model=model, **changes)
 
 
 def test_starts(tiny_tokenizer_dir: Path, tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
     """Eager attention by itself; an attention that is not causal; a start that failed, repeated with another seed."""
     places = [tmp_path / name for name in ("eager", "blind", "failed", "failed", "fresh")]
-    flags = [["--output_dir", str(place)] for place in places]
     llama = scratch("llama", tiny_tokenizer_dir, chat_file, {})
     packed = Data(train=str(chat_file), max_examples=20)
     bloom = scratch("bloom", tiny_tokenizer_dir, chat_file, {}, data=packed)
     cases = [
-        (scratch("gemma2", tiny_tokenizer_dir, chat_file, {"head_dim": 8, "num_key_value_heads": 2}), flags[0]),
-        (scratch("bert", tiny_tokenizer_dir, chat_file, {}), flags[1]),
-        (bloom, flags[2]),
-        (bloom.model_copy(update={"seed": 5, "data": llama.data}), flags[3]),
-        (bloom.model_copy(update={"seed": 5, "data": llama.data}), flags[4]),
+        (scratch("gemma2", tiny_tokenizer_dir, chat_file, {"head_dim": 8, "num_key_value_heads": 2}), str(places[0])),
+        (scratch("bert", tiny_tokenizer_dir, chat_file, {}), str(places[1])),
+        (bloom, str(places[2])),
+        (bloom.model_copy(update={"seed": 5, "data": llama.data}), str(places[3])),
+        (bloom.model_copy(update={"seed": 5, "data": llama.data}), str(places[4])),
     ]
     eager, blind, failed, again, fresh = run_distributed(starts, 1, cases, str(tmp_path / "cache"))[0]
     assert eager[0] == 0, eager
     assert "attention: eager, the only implementation that transformers has for gemma2" in eager[1]
-    assert blind[0] == 2 and blind[2].startswith("error: BertLMHeadModel lets a token see those after it"), blind
+    assert blind[0] == 2 and blind[2].startswith("BertLMHeadModel lets a token see those after it"), blind
     assert "do this:  set model.config is_decoder to True, or choose a decoder" in blind[2]
     assert failed[0] == 2 and "lets a document see the one before it" in failed[2], failed
     assert again[0] == fresh[0] == 0, again
