@@ -85,7 +85,7 @@ def test_one_model_under_every_strategy(
         source = tmp_path / edit.__name__
         shutil.copytree(tiny_llama_dir, source)
         edit(source)
-        inputs, (batches,) = global_batches(recipe(source, chat_file), 1)
+        _, (batches,) = global_batches(recipe(source, chat_file), 1)
         wanted[source] = batches
         for name, parallel in list(STRATEGIES.items())[edit is head_alone :]:
             runs.append((recipe(source, chat_file, parallel=parallel), str(tmp_path / f"{edit.__name__}-{name}"), None))

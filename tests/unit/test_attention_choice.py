@@ -33,7 +33,7 @@ def test_what_a_class_does_not_support_is_refused_by_name() -> None:
     assert error.what == "model.attention='sdpa': Gemma2ForCausalLM does not support it"
     assert error.expected == "'auto' or one of eager, flash_attention_2, flash_attention_3"
     assert error.do == "set model.attention='auto', which takes 'eager' here"
-    with pytest.raises(ModelError, match="GPT2LMHeadModel|BloomForCausalLM does not support it"):
+    with pytest.raises(ModelError, match="BloomForCausalLM does not support it"):
         choose_attention(AutoModelForCausalLM, CONFIG_MAPPING["bloom"](), "flash_attention_2")
 
 
@@ -46,7 +46,7 @@ def test_a_package_that_is_not_installed() -> None:
 
 
 def test_flash_attention_does_not_compute_in_fp32() -> None:
-    with pytest.raises(RecipeError, match="model.attention='flash_attention_2' with precision.dtype='fp32'"):
+    with pytest.raises(RecipeError, match=r"model\.attention='flash_attention_2' with precision\.dtype='fp32'"):
         Recipe(
             model=Model(path="m", attention="flash_attention_2"),
             data=Data(train="d"),
@@ -57,5 +57,5 @@ def test_flash_attention_does_not_compute_in_fp32() -> None:
 
 
 def test_an_architecture_without_the_kind_of_head() -> None:
-    with pytest.raises(ModelError, match="mamba .MambaConfig. has no class for AutoModelForSequenceClassification"):
+    with pytest.raises(ModelError, match=r"mamba .MambaConfig. has no class for AutoModelForSequenceClassification"):
         choose_attention(AutoModelForSequenceClassification, CONFIG_MAPPING["mamba"](), "auto")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.architectures import tiny_config
 from toolkit.errors import ModelError
-from toolkit.models.causality import check_causal, foresight
+from toolkit.models.causality import check_causal, check_positions, foresight, shift
 
 CAUSAL = ("llama", "gpt2", "qwen3_moe", "deepseek_v3", "gemma3_text", "mamba", "bloom", "opt", "falcon", "gpt_oss")
 BLIND: dict[str, tuple[dict[str, Any], str]] = {
@@ -49,3 +49,15 @@ def test_an_attention_that_looks_ahead_is_refused(kind: str, dtype: torch.dtype)
         check_causal(moved, model.config, model)
     assert caught.value.what.startswith(f"{type(model).__name__} lets a token see those after it")
     assert caught.value.do == cure
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_that_do_not_begin_at_zero_are_refused(dtype: torch.dtype) -> None:
+    """RoBERTa's begin after the padding index: trained from 0, its export would compute something else."""
+    for kind in ("llama", "gpt2", "opt", "bert", "bloom", "gemma3_text"):
+        _, model = probed(kind, dtype)
+        with torch.no_grad():
+            check_positions(shift(model), model)
+    _, model = probed("roberta", dtype, is_decoder=True)
+    with pytest.raises(ModelError, match="RobertaForCausalLM does not count positions from 0"), torch.no_grad():
+        check_positions(shift(model), model)

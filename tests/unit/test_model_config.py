@@ -124,7 +124,9 @@ def test_lists_by_layer_follow_the_depth_unless_they_say_more(tmp_path: Path) ->
     assert "layer_types" in json.loads((tmp_path / "derived/config.json").read_text())
     cut = over(tmp_path / "derived", {"num_hidden_layers": 7}, weights="random")
     assert cut.layer_types == CONFIG_MAPPING["gemma3_text"](num_hidden_layers=7).layer_types
-    build("gemma3_text", {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}).save_pretrained(tmp_path / "own")
+    build("gemma3_text", {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}).save_pretrained(
+        tmp_path / "own"
+    )
     with pytest.raises(ModelError, match="must be equal to the number of"):
         over(tmp_path / "own", {"num_hidden_layers": 7}, weights="random")
 

@@ -19,7 +19,17 @@ SMALL = {
     "num_attention_heads": 2,
     "max_position_embeddings": 130,
 }
-OFFSET = ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "data2vec-text", "mpnet", "esm", "xmod", "ibert")
+OFFSET = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "roberta-prelayernorm",
+    "data2vec-text",
+    "mpnet",
+    "esm",
+    "xmod",
+    "ibert",
+)
 PLAIN = ("bert", "electra", "distilbert", "opt", "gpt2")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from toolkit.errors import ModelError
-from toolkit.models.agreement import hidden_states, vocabulary_size
+from toolkit.models.agreement import excess, hidden_states, takes_positions, vocabulary_size
 
 BEFORE, AFTER = 6, 6
 """Tokens that stay and tokens that change."""
@@ -16,6 +16,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}
 """Of the activations' norm. What is computed for earlier tokens is the same in both runs: hardly rounding is left."""
 
 TOLERANCE_16_BIT = 1e-3
+
+TOLERANCE_OF_EXPERTS = 5e-2
+"""In 16 bits: tokens are multiplied in groups, of other sizes when other tokens go to an expert."""
 
 SWITCHES = {"is_decoder": True, "is_causal": True, "use_bidirectional_attention": False}
 """Fields by which configurations say it, and what makes attention causal."""
@@ -31,9 +34,35 @@ def foresight(model: nn.Module) -> float:
     return float((one - two).norm() / one.norm().clamp(min=1e-30))
 
 
+def shift(model: nn.Module) -> float:
+    """How far hidden states move when positions are those of our batches (from 0) and not the model's own.
+
+    In multiples of what rounding explains; 0 for a model that takes none.
+    """
+    if not takes_positions(model):
+        return 0.0
+    device = next(model.parameters()).device
+    positions = torch.arange(BEFORE + AFTER, device=device).unsqueeze(0)
+    tokens = (positions + 3) % vocabulary_size(model)
+    given, own = hidden_states(model, tokens, positions), hidden_states(model, tokens, None)
+    return excess(model, given, own)
+
+
+def check_positions(moved: float, model: nn.Module) -> None:
+    """Raise ModelError when `shift` is more than rounding."""
+    if not moved < 1.0:
+        raise ModelError(
+            f"{type(model).__name__} does not count positions from 0",
+            expected="a model whose first token has position 0, as in each document of a batch: the export would compute something else",
+            do="choose a decoder",
+        )
+
+
 def check_causal(moved: float, config: PretrainedConfig, model: nn.Module) -> None:
     """Raise ModelError when `foresight` is more than rounding."""
-    if moved < TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE_16_BIT):
+    has_experts = isinstance(model, PreTrainedModel) and model._can_set_experts_implementation()
+    coarse = TOLERANCE_OF_EXPERTS if has_experts else TOLERANCE_16_BIT
+    if moved < TOLERANCE.get(next(model.parameters()).dtype, coarse):
         return
     text = config.get_text_config()
     cures = [

@@ -48,6 +48,6 @@ def _first_position(kind: Any, config: PretrainedConfig) -> int:
         for name, part in network.named_modules()
         if "position" in name
         and isinstance(getattr(part, "padding_idx", None), int)
-        and part.weight.shape[0] == config.max_position_embeddings  # type: ignore[union-attr, index]
+        and part.weight.shape[0] == config.max_position_embeddings
     ]
     return max(tables, default=0)

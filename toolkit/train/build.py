@@ -28,7 +28,7 @@ from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
-from toolkit.models.causality import check_causal, foresight
+from toolkit.models.causality import check_causal, check_positions, foresight, shift
 from toolkit.models.contents import compare, settle
 from toolkit.models.isolation import check_isolation, leak, use_document_attention
 from toolkit.models.loading import load_weights, materialise
@@ -86,6 +86,9 @@ def build_engine(
         check_tiles(engine.call(tiles.excess), type(model).__name__)
     if task.is_causal:
         check_causal(engine.call(foresight), inputs.model_config, model)
+        if me.mesh.pipeline == 1:
+            # Stages are always given positions.
+            check_positions(engine.call(shift), model)
     if recipe.data.packing:
         check_isolation(engine.call(leak), type(model).__name__)
         is_sdpa = inputs.model_config._attn_implementation == "sdpa"
