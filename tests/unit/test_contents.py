@@ -17,7 +17,7 @@ from toolkit.errors import ModelError
 from toolkit.models.config import load_config
 from toolkit.models.contents import compare, settle
 from toolkit.models.files import check_weights
-from toolkit.models.loading import load_tokenizer
+from toolkit.models.loading import load_tokenizer, materialise
 from toolkit.models.partial import load_part
 from toolkit.models.stages import build_skeleton, cut
 from toolkit.recipe import Model
@@ -111,6 +111,23 @@ def test_a_language_models_head_is_left_out_of_a_classifier(tmp_path: Path) -> N
     checkpoint("llama", tmp_path, tie_word_embeddings=False)
     _, lines = differences(tmp_path, AutoModelForSequenceClassification)
     assert lines == [f"left out of {tmp_path}: lm_head.weight (the model has no such weights)"]
+
+
+def test_a_new_head_is_no_excuse_for_a_missing_layer(tmp_path: Path) -> None:
+    checkpoint("llama", tmp_path / "whole")
+    model = Model(path=str(tmp_path / "whole"))
+    config, _ = differences(tmp_path / "whole", AutoModelForSequenceClassification)
+    assert materialise(AutoModelForSequenceClassification, model, config, tmp_path / "start", 1) == ["score.weight"]
+    edit(tmp_path / "whole", model__layers__1__mlp__up_proj__weight=None)
+    with pytest.raises(ModelError, match=r"has no weights for model\.layers\.1\.mlp\.up_proj\.weight$"):
+        materialise(AutoModelForSequenceClassification, model, config, tmp_path / "again", 1)
+
+
+def test_an_architecture_that_cannot_be_built_as_it_is(tmp_path: Path) -> None:
+    model = Model(architecture="reformer", weights="random", tokenizer="none")
+    config = load_config(model, vocabulary_size=9, overrides={})
+    with pytest.raises(ModelError, match=r"no model can be built: If you want to use `ReformerModelWithLMHead`"):
+        materialise(AutoModelForCausalLM, model, config, tmp_path, 1)
 
 
 def test_other_shapes_than_the_config_gives(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ TOLERANCE_16_BIT = 1e-3
 TOLERANCE_OF_EXPERTS = 5e-2
 """In 16 bits: tokens are multiplied in groups, of other sizes when other tokens go to an expert."""
 
-SWITCHES = {"is_decoder": True, "is_causal": True, "use_bidirectional_attention": False}
+SWITCHES = {"is_decoder": True, "is_causal": True, "causal": True, "use_bidirectional_attention": False}
 """Fields by which configurations say it, and what makes attention causal."""
 
 

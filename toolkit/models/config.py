@@ -62,7 +62,7 @@ def load_config(model: Model, *, vocabulary_size: int, overrides: Mapping[str, A
             config = before
     except Exception as error:
         # Every architecture refuses in its own way numbers that do not fit together.
-        raise _unbuildable(given or changes, error) from None
+        raise unbuildable(given or changes, error) from None
     config._attn_implementation = None if model.attention == "auto" else model.attention
     config.use_cache = False
     return config
@@ -287,7 +287,7 @@ def check_overrides(kind: Any, model: Model, config: PretrainedConfig, unchanged
         wanted = _shapes(kind, config)
     except Exception as error:
         # Every architecture fails in its own way on numbers that do not fit together.
-        raise _unbuildable(model.config, error) from None
+        raise unbuildable(model.config, error) from None
     if model.weights == "random":
         return
     stored = _shapes(kind, unchanged)
@@ -307,7 +307,8 @@ def _shapes(kind: Any, config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
-def _unbuildable(given: Mapping[str, Any], error: Exception) -> ModelError:
+def unbuildable(given: Mapping[str, Any], error: Exception) -> ModelError:
+    """The message for `error`, raised by an architecture for the fields `given`."""
     return ModelError(
         f"model.config={dict(given)}: no model can be built: {' '.join(str(error).split())[:300] or type(error).__name__}",
         expected="values of the architecture's own config that fit together",

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from toolkit.errors import ModelError
+from toolkit.models.files import unreadable
 from toolkit.models.quiet import quiet
 from toolkit.models.stages import build_skeleton
 from toolkit.models.stored_names import Placement, Renaming, files, shapes
@@ -45,8 +46,12 @@ def compare(kind: Any, config: PretrainedConfig, source: str) -> Contents:
     stored = files(Path(source))
     if not stored:
         return Contents([], [], [])
-    with quiet():
-        model = build_skeleton(kind, config)
+    try:
+        with quiet():
+            model = build_skeleton(kind, config)
+    except Exception as error:
+        # Every architecture fails in its own way on what it lacks (a package, a field).
+        raise unreadable("model", "model.path", source, error) from None
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     renaming = Renaming(model, wanted)
     found: dict[str, Placement] = {}

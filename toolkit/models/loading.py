@@ -19,7 +19,9 @@ from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
 
+from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
+from toolkit.models.config import unbuildable
 from toolkit.models.files import check_files, unreadable
 from toolkit.models.quiet import quiet
 from toolkit.recipe import Model
@@ -52,12 +54,34 @@ def materialise(kind: Any, model: Model, config: PretrainedConfig, directory: Pa
     """
     torch.manual_seed(seed)
     if model.weights == "random":
-        network = kind.from_config(config, dtype=torch.float32)
+        try:
+            network = kind.from_config(config, dtype=torch.float32)
+        except Exception as error:
+            # Every architecture fails in its own way on what it lacks (a package, a field).
+            raise unbuildable(model.config, error) from None
         fresh: list[str] = []
     else:
-        network, fresh = _from_pretrained(kind, resolve(str(model.path)), config)
+        source = resolve(str(model.path))
+        network, fresh = _from_pretrained(kind, source, config)
+        check_missing([name for name in fresh if not _is_of_a_head(network, name)], source, network)
     network.save_pretrained(directory)
     return fresh
+
+
+def _is_of_a_head(network: Any, name: str) -> bool:
+    """Whether a weight belongs to a task: it lies outside the base model, or is the pooler, which only some tasks train."""
+    return not name.startswith(f"{network.base_model_prefix}.") or "pooler" in name
+
+
+def check_missing(missing: list[str], source: str, network: nn.Module) -> None:
+    """Raise ModelError for weights of `network` that the checkpoint `source` does not have."""
+    if missing:
+        raise ModelError(
+            f"{source} has no weights for {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
+            expected=f"a checkpoint of the whole {type(network).__name__}",
+            do="give a checkpoint with these weights, or train from scratch with model.weights='random'",
+        )
 
 
 def load_weights(

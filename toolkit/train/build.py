@@ -26,12 +26,11 @@ from toolkit.engine.sequence import SequenceAttention, check_sequence_attention,
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
-from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
 from toolkit.models.contents import compare, settle
 from toolkit.models.isolation import check_isolation, leak, use_document_attention
-from toolkit.models.loading import load_weights, materialise
+from toolkit.models.loading import check_missing, load_weights, materialise
 from toolkit.models.neftune import add_neftune
 from toolkit.models.partial import load_part
 from toolkit.models.router_balance import balance_excess, check_balance
@@ -58,13 +57,7 @@ def build_engine(
         _settle_contents(inputs, resolve(str(recipe.model.path)), me, display)
     source = _starting_weights(recipe, inputs, me, folder, display)
     model, missing = _load(recipe, inputs, config, me, source)
-    if missing:
-        raise ModelError(
-            f"{source} has no weights for {', '.join(missing[:3])}"
-            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
-            expected=f"a checkpoint of the whole {type(model).__name__}",
-            do="give a checkpoint with these weights, or train from scratch with model.weights='random'",
-        )
+    check_missing(missing, source, model)
     if recipe.model.activation_checkpointing:
         # Non-reentrant: reentrant checkpointing needs inputs that require gradients, which embeddings' do not.
         offload = recipe.model.activation_offload and device.has_own_memory()
