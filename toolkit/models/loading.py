@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from toolkit.errors import ModelError, did_you_mean
 from toolkit.models.assets import ASSETS, resolve
+from toolkit.models.output_layer import output_layer, renew
 from toolkit.recipe import Model
 
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
@@ -151,18 +152,24 @@ def _unbuildable(given: Mapping[str, Any], error: Exception) -> ModelError:
     )
 
 
-def materialise(kind: Any, model: Model, config: PretrainedConfig, directory: Path, seed: int) -> list[str]:
+def materialise(
+    kind: Any, model: Model, config: PretrainedConfig, directory: Path, seed: int, *, new_head: bool = False
+) -> list[str]:
     """Write the run's starting weights to `directory` in fp32; call it on rank 0 alone.
 
-    `kind` is one of transformers' auto classes. Returns the names of weights that start at random values although the
-    recipe asks for pretrained ones (a new head).
+    `kind` is one of transformers' auto classes. With `new_head` the output layer of a classifier is made anew even if
+    the checkpoint has one. Returns the names of weights that start at random values although the recipe asks for
+    pretrained ones.
     """
     torch.manual_seed(seed)
     if model.weights == "random":
         network = kind.from_config(config, dtype=torch.float32)
         fresh: list[str] = []
     else:
-        network, fresh = _from_pretrained(kind, resolve(str(model.path)), config)
+        head = output_layer(kind, config) if new_head else []
+        network, fresh = _from_pretrained(kind, resolve(str(model.path)), config, remade=head)
+        renew(network, head)
+        fresh = sorted({*fresh, *head})
     network.save_pretrained(directory)
     return fresh
 
@@ -178,10 +185,22 @@ def load_weights(
         return _from_pretrained(kind, source, config)
 
 
-def _from_pretrained(kind: Any, source: str, config: PretrainedConfig) -> tuple[nn.Module, list[str]]:
+def _from_pretrained(
+    kind: Any, source: str, config: PretrainedConfig, remade: Sequence[str] = ()
+) -> tuple[nn.Module, list[str]]:
     try:
         with _quiet():
-            network, info = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+            network, info = kind.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=bool(remade),
+            )
+        mismatched = [found for found in info["mismatched_keys"] if found[0] not in remade]
+        if mismatched:
+            name, stored, wanted = mismatched[0]
+            raise ValueError(f"{name} has shape {tuple(stored)} in the file and {tuple(wanted)} in the model")
     except (*_READ_ERRORS, RuntimeError) as error:
         raise _unreadable("model", "model.path", source, error) from None
     return network, sorted(info["missing_keys"])

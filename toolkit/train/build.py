@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from toolkit.checkpoint.durable import storage_errors
+from toolkit.checkpoint.durable import storage_errors, write_json
 from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
 from toolkit.engine.base import Training
@@ -26,6 +27,7 @@ from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
+from toolkit.models.generation import restore_use_cache
 from toolkit.models.isolation import check_isolation, leak, use_document_attention
 from toolkit.models.loading import load_weights, materialise
 from toolkit.models.neftune import add_neftune
@@ -49,6 +51,8 @@ def build_engine(
     task = inputs.task
     source = _starting_weights(recipe, inputs, me, folder, display)
     model, missing = _load(recipe, inputs, config, me, source)
+    if inputs.generation is not None:
+        model.generation_config = GenerationConfig.from_dict(dict(inputs.generation))
     if missing:
         raise ModelError(
             f"{source} has no weights for {', '.join(missing[:3])}"
@@ -133,7 +137,14 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
         temporary = directory.with_name(f"{directory.name}.writing")
         shutil.rmtree(temporary, ignore_errors=True)
         with storage_errors("writing the starting weights", folder.path):
-            fresh = materialise(inputs.task.auto_class, recipe.model, inputs.model_config, temporary, recipe.seed)
+            fresh = materialise(
+                inputs.task.auto_class,
+                recipe.model,
+                inputs.model_config,
+                temporary,
+                recipe.seed,
+                new_head=inputs.task.new_head,
+            )
             temporary.rename(directory)
         if fresh:
             display.say(f"new weights: {', '.join(fresh)}")
@@ -142,12 +153,14 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
 
 
 def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrained: dict[str, torch.Tensor]) -> None:
-    source = resolve(recipe.model.path) if recipe.model.path else None
+    """Write what the export takes over: config, tokenizer, settings of generation, and tensors that stay as they are."""
+    config = copy.deepcopy(inputs.model_config)
+    restore_use_cache(config, recipe.model)
     with storage_errors("writing the model's files", folder.path):
         folder.model.mkdir(parents=True, exist_ok=True)
-        inputs.model_config.save_pretrained(folder.model)
+        config.save_pretrained(folder.model)
         inputs.tokenizer.save_pretrained(folder.model)
         if untrained:
             save_file(untrained, folder.model / UNTRAINED)
-        if source and (Path(source) / "generation_config.json").is_file():
-            GenerationConfig.from_pretrained(source).save_pretrained(folder.model)
+        if inputs.generation is not None:
+            write_json(folder.model / GENERATION_CONFIG_NAME, inputs.generation)
