@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig, Gemma3Config, GenerationConfig, LlamaConfig
+import torch
+from transformers import BertConfig, Gemma3Config, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tests import tiny
 from toolkit.errors import ModelError
-from toolkit.models.generation import flaw, set_field, stated_generation, stop_at, text_config, use_special_ids
+from toolkit.models.generation import (
+    flaw,
+    set_field,
+    stated_generation,
+    stop_at,
+    text_config,
+    train_shared_padding,
+    use_special_ids,
+)
 from toolkit.recipe import Data, Task
 from toolkit.tasks.causal_lm import CausalLM
 
@@ -132,3 +141,14 @@ def test_settings_that_do_not_load_are_refused_at_the_start(tmp_path: Path, text
 def test_encoders_have_no_text_model_of_their_own() -> None:
     config = BertConfig()
     assert text_config(config) is config
+
+
+@pytest.mark.parametrize(("pad", "learned"), [(2, True), (0, False)])
+def test_a_padding_token_that_ends_texts_is_learned(pad: int, learned: bool) -> None:
+    """Else its input embedding would stay zero for ever, untied as it is here."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlamaConfig(vocab_size=8, **sizes, num_key_value_heads=1, eos_token_id=2, pad_token_id=pad)
+    model = LlamaForCausalLM(config)
+    train_shared_padding(model, config)
+    model(torch.tensor([[1, pad, 3]])).logits.square().sum().backward()
+    assert bool(model.model.embed_tokens.weight.grad[pad].any()) == learned

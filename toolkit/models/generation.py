@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
@@ -38,6 +39,18 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
     except ValueError:  # several, none of which is the one
         return config
     return found
+
+
+def train_shared_padding(model: nn.Module, config: PretrainedConfig) -> None:
+    """Let a model from scratch learn the embedding of a padding token that also begins or ends texts.
+
+    torch keeps the gradient of an embedding's padding row at zero, which is meant for a token that means nothing.
+    """
+    stated = text_config(config)
+    meaningful = {*end_ids(getattr(stated, "eos_token_id", None)), getattr(stated, "bos_token_id", None)}
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx in meaningful:
+            module.padding_idx = None
 
 
 def restore_use_cache(config: PretrainedConfig, model: Model) -> None:

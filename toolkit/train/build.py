@@ -27,7 +27,7 @@ from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
-from toolkit.models.generation import restore_use_cache
+from toolkit.models.generation import restore_use_cache, train_shared_padding
 from toolkit.models.isolation import check_isolation, leak, use_document_attention
 from toolkit.models.loading import load_weights, materialise
 from toolkit.models.neftune import add_neftune
@@ -51,6 +51,8 @@ def build_engine(
     task = inputs.task
     source = _starting_weights(recipe, inputs, me, folder, display)
     model, missing = _load(recipe, inputs, config, me, source)
+    if recipe.model.weights == "random":
+        train_shared_padding(model, inputs.model_config)
     if inputs.generation is not None:
         model.generation_config = GenerationConfig.from_dict(dict(inputs.generation))
     if missing:
