@@ -155,7 +155,7 @@ def ground(
     ground.train(
         1,
         {
-            "chat": a_recipe(Model(path=str(untied)), one_answer, task=ask, steps=40),
+            "chat": a_recipe(Model(path=str(untied)), one_answer, task=ask, steps=25),
             "scratch": a_recipe(scratch, chat_file),
             "perfect": classifier(named, ground.labelled("names.jsonl", [NAMES[index] for index in answers])),
             "other size": classifier(nameless, classification_file),
