@@ -161,14 +161,14 @@ def materialise(
     the checkpoint has one. Returns the names of weights that start at random values although the recipe asks for
     pretrained ones.
     """
+    head = output_layer(kind, config) if new_head and model.weights == "pretrained" else []
     torch.manual_seed(seed)
     if model.weights == "random":
         network = kind.from_config(config, dtype=torch.float32)
         fresh: list[str] = []
     else:
-        head = output_layer(kind, config) if new_head else []
         network, fresh = _from_pretrained(kind, resolve(str(model.path)), config, remade=head)
-        renew(network, head)
+        renew(network, [name for name in head if name not in fresh])
         fresh = sorted({*fresh, *head})
     network.save_pretrained(directory)
     return fresh
@@ -199,11 +199,12 @@ def _from_pretrained(
             )
         mismatched = [found for found in info["mismatched_keys"] if found[0] not in remade]
         if mismatched:
-            name, stored, wanted = mismatched[0]
+            name, stored, wanted = min(mismatched)
             raise ValueError(f"{name} has shape {tuple(stored)} in the file and {tuple(wanted)} in the model")
     except (*_READ_ERRORS, RuntimeError) as error:
         raise _unreadable("model", "model.path", source, error) from None
-    return network, sorted(info["missing_keys"])
+    fresh = {*info["missing_keys"], *(found[0] for found in info["mismatched_keys"])}
+    return network, sorted(fresh)
 
 
 @contextmanager
