@@ -5,7 +5,7 @@ The same under every strategy, where transformers' own report depends on how it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,10 +38,11 @@ class Contents:
     """Pairs of weights that the model ties, and that the files hold with different values."""
 
 
-def compare(kind: Any, config: PretrainedConfig, source: str) -> Contents:
+def compare(kind: Any, config: PretrainedConfig, source: str, remade: Collection[str] = ()) -> Contents:
     """Compare the safetensors files in directory `source` with the model that `kind` makes of `config`.
 
-    Nothing is found in other formats.
+    Weights named in `remade` start anew, so that their shape in the files is of no interest. Nothing is found in other
+    formats.
     """
     stored = files(Path(source))
     if not stored:
@@ -62,7 +63,9 @@ def compare(kind: Any, config: PretrainedConfig, source: str) -> Contents:
             unexpected.add(name)
         elif not is_converted:
             found[target] = (file, name)
-    mismatched = [(name, shape, wanted[name]) for name, shape in shapes(found) if shape != wanted[name]]
+    mismatched = [
+        (name, shape, wanted[name]) for name, shape in shapes(found) if shape != wanted[name] and name not in remade
+    ]
     return Contents(_not_ignored(model, unexpected), mismatched, _untied(model, found))
 
 

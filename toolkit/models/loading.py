@@ -8,7 +8,7 @@ the starting point does not depend on how the ranks are arranged.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
 from toolkit.models.config import unbuildable
 from toolkit.models.files import check_files, unreadable
+from toolkit.models.output_layer import output_layer, renew
 from toolkit.models.quiet import quiet
 from toolkit.recipe import Model
 
@@ -46,12 +47,16 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def materialise(kind: Any, model: Model, config: PretrainedConfig, directory: Path, seed: int) -> list[str]:
+def materialise(
+    kind: Any, model: Model, config: PretrainedConfig, directory: Path, seed: int, *, new_head: bool = False
+) -> list[str]:
     """Write the run's starting weights to `directory` in fp32; call it on rank 0 alone.
 
-    `kind` is one of transformers' auto classes. Returns the names of weights that start at random values although the
-    recipe asks for pretrained ones (a new head).
+    `kind` is one of transformers' auto classes. With `new_head` the output layer of a classifier is made anew even if
+    the checkpoint has one. Returns the names of weights that start at random values although the recipe asks for
+    pretrained ones.
     """
+    head = output_layer(kind, config) if new_head and model.weights == "pretrained" else []
     torch.manual_seed(seed)
     if model.weights == "random":
         try:
@@ -62,8 +67,10 @@ def materialise(kind: Any, model: Model, config: PretrainedConfig, directory: Pa
         fresh: list[str] = []
     else:
         source = resolve(str(model.path))
-        network, fresh = _from_pretrained(kind, source, config)
+        network, fresh = _from_pretrained(kind, source, config, remade=head)
         check_missing([name for name in fresh if not _is_of_a_head(network, name)], source, network)
+        renew(network, [name for name in head if name not in fresh])
+        fresh = sorted({*fresh, *head})
     network.save_pretrained(directory)
     return fresh
 
@@ -95,13 +102,26 @@ def load_weights(
         return _from_pretrained(kind, source, config)
 
 
-def _from_pretrained(kind: Any, source: str, config: PretrainedConfig) -> tuple[nn.Module, list[str]]:
+def _from_pretrained(
+    kind: Any, source: str, config: PretrainedConfig, remade: Sequence[str] = ()
+) -> tuple[nn.Module, list[str]]:
     try:
         with quiet():
-            network, info = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+            network, info = kind.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=bool(remade),
+            )
+        mismatched = [found for found in info["mismatched_keys"] if found[0] not in remade]
+        if mismatched:
+            name, stored, wanted = min(mismatched)
+            raise ValueError(f"{name} has shape {tuple(stored)} in the file and {tuple(wanted)} in the model")
     except READ_ERRORS as error:
         raise unreadable("model", "model.path", source, error) from None
-    return network, sorted(info["missing_keys"])
+    fresh = {*info["missing_keys"], *(found[0] for found in info["mismatched_keys"])}
+    return network, sorted(fresh)
 
 
 @contextmanager

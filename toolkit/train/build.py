@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -14,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from toolkit.checkpoint.durable import storage_errors
+from toolkit.checkpoint.durable import storage_errors, write_json
 from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
 from toolkit.engine.base import Training
@@ -29,9 +31,11 @@ from toolkit.engine.zero import ZeroEngine
 from toolkit.models.assets import resolve
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
 from toolkit.models.contents import compare, settle
+from toolkit.models.generation import restore_use_cache, train_shared_padding
 from toolkit.models.isolation import check_isolation, leak, use_document_attention
 from toolkit.models.loading import check_missing, load_weights, materialise
 from toolkit.models.neftune import add_neftune
+from toolkit.models.output_layer import output_layer
 from toolkit.models.partial import load_part
 from toolkit.models.router_balance import balance_excess, check_balance
 from toolkit.models.stage_plan import balance
@@ -58,6 +62,10 @@ def build_engine(
     source = _starting_weights(recipe, inputs, me, folder, display)
     model, missing = _load(recipe, inputs, config, me, source)
     check_missing(missing, source, model)
+    if recipe.model.weights == "random":
+        train_shared_padding(model, inputs.model_config)
+    if inputs.generation is not None:
+        model.generation_config = GenerationConfig.from_dict(dict(inputs.generation))
     if recipe.model.activation_checkpointing:
         # Non-reentrant: reentrant checkpointing needs inputs that require gradients, which embeddings' do not.
         offload = recipe.model.activation_offload and device.has_own_memory()
@@ -96,7 +104,9 @@ def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: 
     Collective: rank 0 looks.
     """
     kind, config = inputs.task.auto_class, inputs.model_config
-    found = process.agree(lambda: compare(kind, config, source) if me.is_main else None)
+    # A new head replaces the checkpoint's, whatever its shape.
+    remade = output_layer(kind, config) if inputs.task.new_head else []
+    found = process.agree(lambda: compare(kind, config, source, remade) if me.is_main else None)
     contents = process.gather_objects(found)[0]
     for line in process.agree(lambda: settle(kind, config, source, contents)):
         display.say(line)
@@ -156,7 +166,14 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
             shutil.rmtree(stale, ignore_errors=True)
         temporary = directory.with_name(f"{directory.name}.writing")
         with storage_errors("writing the starting weights", folder.path):
-            fresh = materialise(inputs.task.auto_class, recipe.model, inputs.model_config, temporary, recipe.seed)
+            fresh = materialise(
+                inputs.task.auto_class,
+                recipe.model,
+                inputs.model_config,
+                temporary,
+                recipe.seed,
+                new_head=inputs.task.new_head,
+            )
             temporary.rename(directory)
         if fresh:
             display.say(f"new weights: {', '.join(fresh)}")
@@ -179,12 +196,14 @@ def _digest(recipe: Recipe, inputs: Inputs) -> str:
 
 
 def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrained: dict[str, torch.Tensor]) -> None:
-    source = resolve(recipe.model.path) if recipe.model.path else None
+    """Write what the export takes over: config, tokenizer, settings of generation, and tensors that stay as they are."""
+    config = copy.deepcopy(inputs.model_config)
+    restore_use_cache(config, recipe.model)
     with storage_errors("writing the model's files", folder.path):
         folder.model.mkdir(parents=True, exist_ok=True)
-        inputs.model_config.save_pretrained(folder.model)
+        config.save_pretrained(folder.model)
         inputs.tokenizer.save_pretrained(folder.model)
         if untrained:
             save_file(untrained, folder.model / UNTRAINED)
-        if source and (Path(source) / "generation_config.json").is_file():
-            GenerationConfig.from_pretrained(source).save_pretrained(folder.model)
+        if inputs.generation is not None:
+            write_json(folder.model / GENERATION_CONFIG_NAME, inputs.generation)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
+from toolkit.data.class_names import class_names, naming
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
 from toolkit.data.order import Order
@@ -29,6 +30,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.length import check_length
 from toolkit.tasks import check_metric, check_task, task_class
 from toolkit.tasks.protocol import Task
+from toolkit.train.generation import decide_generation
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
 
@@ -40,6 +42,9 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     model_config: Any
+    """All that the model relies on in training and after it; it goes into the export as it is."""
+    generation: dict[str, Any] | None
+    """Settings of generation for the export, None for a task that generates nothing."""
     data_content: str
     """Digest of the rows trained on, whatever file and cache they are read from."""
     batches: StoredBatches | StreamedBatches
@@ -60,7 +65,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     check_metric(recipe.task.name, recipe.evaluation.metric)
     tokenizer, task = load_task(recipe)
     source, held_out_source = open_rows(recipe, display.say)
-    task.fit(source.rows)
+    fit(task, source.rows, recipe, tokenizer)
     for line in task.remarks(source.rows):
         display.say(line)
     config = _model_config(recipe, task, len(tokenizer), display)
@@ -70,6 +75,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     said = _check_balance(recipe, task, config)
     if said is not None:
         display.say(said)
+    generation = decide_generation(recipe, task, tokenizer, config, source.rows, display.say)
     held_out = None
     if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
         held_out = _store(recipe, held_out_source, task, tokenizer, "data.evaluation", display)
@@ -84,7 +90,16 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         batches, total = _stored(recipe, store, task, rank, world_size, display)
     check_length(recipe, total)
     sequences = _sequences(recipe, held_out) if held_out else []
-    return Inputs(tokenizer, task, config, source.content, batches, held_out, sequences, total)
+    return Inputs(tokenizer, task, config, generation, source.content, batches, held_out, sequences, total)
+
+
+def fit(task: Task, rows: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `task` look at the training rows, and at what the checkpoint says about itself."""
+    checkpoint = None
+    if recipe.model.weights == "pretrained":
+        plain = recipe.model.model_copy(update={"config": {}, "dropout": None})
+        checkpoint = load_config(plain, vocabulary_size=len(tokenizer), overrides={})
+    task.fit(rows, checkpoint, recipe.model.config)
 
 
 def _say_lost(held_out: Store, recipe: Recipe, display: Display) -> None:
@@ -178,11 +193,12 @@ def _store(
 ) -> Store:
     capacity, overlong = recipe.batch.sequence_length, recipe.data.overlong
     rows: Any = source.rows
-    identity = fingerprint(source.content, tokenizer, capacity=capacity, overlong=overlong, **task.describe())
+    described = {**task.describe(), "class_names": class_names(rows)}
+    identity = fingerprint(source.content, tokenizer, capacity=capacity, overlong=overlong, **described)
     display.say(f"preparing {name}: {len(rows):,} rows")
     store = prepare(
         rows,
-        task.encode,
+        naming(task.encode, rows),
         capacity=capacity,
         overlong=overlong,
         cache_dir=cache_dir() / "tokens",
@@ -220,7 +236,7 @@ def _stored(
 def _streamed(recipe: Recipe, rows: Any, task: Task, rank: int, world_size: int) -> StreamedBatches:
     return StreamedBatches(
         rows=rows,
-        encoder=Encoder(task.encode, recipe.batch.sequence_length, recipe.data.overlong),
+        encoder=Encoder(naming(task.encode, rows), recipe.batch.sequence_length, recipe.data.overlong),
         packing=recipe.data.packing,
         shuffle=recipe.data.shuffle,
         seed=recipe.seed,
