@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests import flash
 from tests.architectures import VOCABULARY, tiny_config
 from tests.distributed import RankFailed, run_distributed
 from tests.parity.strategies import recipe
@@ -26,6 +27,7 @@ from toolkit.engine.sequence import (
 )
 from toolkit.errors import ModelError
 from toolkit.models.agreement import hidden_states
+from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.parity.report import deviation as curve_deviation
 from toolkit.recipe import Batch, Data, Model, Parallel, Recipe
@@ -172,6 +174,38 @@ def shared_heads(rank: int, world_size: int) -> tuple[float, float]:
 def test_ranks_that_share_a_key_value_head() -> None:
     for exact, afterwards in run_distributed(shared_heads, 4):
         assert exact < TOLERANCE and afterwards < TOLERANCE
+
+
+def flash_on_two_ranks(rank: int, world_size: int, kinds: list[str]) -> dict[str, float]:
+    """Relative difference of the summed loss of both parts, two rows of packed documents, from the whole model's."""
+    flash.install(pytest.MonkeyPatch())
+    batch = whole_batch() | {DOCUMENT_LENGTHS: torch.tensor([[7, 9], [12, 4]])}
+    results = {}
+    for kind in kinds:
+        whole = build((kind, {})).double().eval()
+        wanted = _loss(whole, batch)
+        flash.use(part := copy.deepcopy(whole))
+        attention = SequenceAttention(part.config, "flash_attention_2", dist.get_world_group())  # type: ignore[arg-type]
+        with torch.no_grad():
+            check_sequence_attention(use_sequence_attention(part, attention, LONGEST), kind)
+        cut = {key: value[:, rank * 8 : rank * 8 + 8] for key, value in batch.items() if key != DOCUMENT_LENGTHS}
+        found = _loss(part, cut | {DOCUMENT_LENGTHS: batch[DOCUMENT_LENGTHS]})
+        dist.all_reduce(found)
+        results[kind] = abs(float(found - wanted)) / abs(float(wanted))
+    return results
+
+
+def _loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    inputs = {name: value for name, value in batch.items() if name != "targets"}
+    return token_loss(
+        model, tell_documents(model, inputs), batch["targets"], label_smoothing=0.0, gradient_scale=1.0
+    ).detach()
+
+
+def test_flash_attention_of_packed_rows() -> None:
+    """The exchange hands transformers' flash function the bounds of the whole rows."""
+    for results in run_distributed(flash_on_two_ranks, 2, ["llama", "mistral"]):
+        assert results and all(deviation < TOLERANCE for deviation in results.values()), results
 
 
 def mixes_tokens(rank: int, world_size: int) -> None:

@@ -23,6 +23,7 @@ from toolkit.engine.base import DeepSpeedRun, Training, to_device, total_losses
 from toolkit.engine.groups import parameter_groups
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.staged_model import StagedModel
+from toolkit.models.attention import tell_documents
 from toolkit.models.stages import tied_parameters
 
 EVALUATED_AT_ONCE = 32
@@ -60,7 +61,8 @@ class Stage(nn.Module):
         if self.is_last and self._finish is not None:
             return self._finish(self.model, inputs)
         inputs.pop("targets")
-        hidden: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[operator]
+        told = tell_documents(self.model, inputs)
+        hidden: torch.Tensor = self.model.base_model(**told, use_cache=False).last_hidden_state  # type: ignore[operator]
         return hidden
 
 
