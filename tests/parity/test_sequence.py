@@ -30,7 +30,7 @@ from toolkit.models.agreement import hidden_states
 from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.parity.report import deviation as curve_deviation
-from toolkit.recipe import Batch, Data, Model, Parallel, Recipe
+from toolkit.recipe import Batch, Data, Model, Parallel, Recipe, Task
 
 Case = tuple[str, dict[str, Any]]
 """model_type, and changes to its tiny config."""
@@ -257,6 +257,39 @@ def test_tiles_and_offload_keep_the_curve(tiny_llama_dir: Path, chat_file: Path,
         )
 
     check_curves({name: run(*sections) for name, sections in LONG.items()}, tmp_path)
+
+
+def noise_tokens(rank: int, world_size: int, run: Recipe, folder: str) -> list[float]:
+    """Tokens of a row as NEFTune counts them, by the bounds of the noise it draws, for each micro-batch of `run`."""
+    found = []
+    plain = torch.Tensor.uniform_
+
+    def recorded(tensor: torch.Tensor, low: float = 0.0, high: float = 1.0, **options: Any) -> torch.Tensor:
+        if tensor.dim() == 3:
+            found.append((run.task.neftune_alpha / high) ** 2 / tensor.shape[-1])
+        return plain(tensor, low, high, **options)
+
+    torch.Tensor.uniform_ = recorded  # type: ignore[method-assign]
+    run_recipe(rank, world_size, [(run, folder, None)])
+    return found
+
+
+def test_noise_is_that_of_the_whole_row(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    """NEFTune on halves of rows: bounds as in one process, where a row may be a token shorter (it need not divide)."""
+    task = Task(name="causal_lm", neftune_alpha=5.0)
+    common: dict[str, Any] = {
+        "data": Data(train=str(chat_file), packing=False, prefetch=0),
+        "batch": Batch(global_size=4, micro_size=2, sequence_length=128),
+        "steps": 4,
+    }
+    alone = recipe("causal_lm", tiny_llama_dir, chat_file, task=task, **common)
+    halves = recipe(
+        "causal_lm", tiny_llama_dir, chat_file, task=task, parallel=Parallel(zero_stage=1, sequence=2), **common
+    )
+    (wanted,) = run_distributed(noise_tokens, 1, alone, str(tmp_path / "alone"))
+    for found in run_distributed(noise_tokens, 2, halves, str(tmp_path / "halves")):
+        assert len(found) == len(wanted) == 8
+        assert found == pytest.approx([round(tokens) + round(tokens) % 2 for tokens in wanted], rel=1e-6)
 
 
 def check_curves(runs: dict[str, Recipe], folder: Path) -> None:
