@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -202,7 +203,7 @@ class CausalLM:
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
     def sample(self, model: nn.Module) -> str | None:
-        """The greedy answer to task.sample_prompt (through the chat template where there is one)."""
+        """The greedy answer to task.sample_prompt (through the chat template where there is one). Collective."""
         prompt = self.options.sample_prompt
         if prompt is None:
             return None
@@ -217,6 +218,9 @@ class CausalLM:
             max_new_tokens=self.options.sample_tokens,
             do_sample=False,
             use_cache=True,
+            # Ranks that gather weights from each other must run as many forward passes, also where rounding lets one
+            # of them stop earlier. transformers cannot see by itself that they do.
+            synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
         )
         return str(self.tokenizer.decode(generated[0, tokens.shape[1] :], skip_special_tokens=True)).strip()
