@@ -50,7 +50,7 @@ def test_documents_do_not_see_each_other(kind: str, attention: str, monkeypatch:
     """Two rows with bounds at different places, in every implementation of attention."""
     flash.install(monkeypatch)
     with torch.no_grad():
-        assert leak(build(kind, attention)) < 1e-5
+        assert leak(build(kind, attention)) < 1e-12
 
 
 def packed_batch() -> dict[str, torch.Tensor]:
@@ -87,11 +87,11 @@ def test_every_attention_trains_the_same(kind: str, monkeypatch: pytest.MonkeyPa
     batch = packed_batch()
     assert batch[DOCUMENT_LENGTHS].tolist() == [[7, 1, 8], [4, 9, 3], [11, 5, 0]]
     wanted, gradients = loss_and_gradients(build(kind, "eager"), batch)
-    assert wanted == pytest.approx(float(token_losses(build(kind, "eager"), batch)), rel=1e-6)
+    assert wanted == pytest.approx(float(token_losses(build(kind, "eager"), batch).detach()), rel=1e-7)
     for attention in ("flash_attention_2", DOCUMENTS):
         found, others = loss_and_gradients(build(kind, attention), batch)
-        assert found == pytest.approx(wanted, rel=1e-6), attention
-        assert float((others - gradients).norm() / gradients.norm()) < 1e-5, attention
+        assert found == pytest.approx(wanted, rel=1e-7), attention
+        assert float((others - gradients).norm() / gradients.norm()) < 1e-6, attention
 
 
 @pytest.mark.parametrize("rows", [1, 3])

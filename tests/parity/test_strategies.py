@@ -87,7 +87,7 @@ def curves(
 def test_fp32_equals_plain_pytorch(
     task: str, layout: tuple[int, int], problems: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    """Losses and gradient norms of 20 steps within 1e-5, relative."""
+    """Losses and gradient norms of 20 steps within 1e-6 and 2e-6, relative."""
     (reference,) = run_distributed(reference_curve, 1, recipe(task, *problems[task]))
     assert max(reference.norms) > 2 * OPTIMIZER.max_grad_norm, "clipping must bite"
     for name, records in curves(problems[task], task, "fp32", layout, tmp_path).items():
