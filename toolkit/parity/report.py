@@ -26,9 +26,10 @@ class Tolerance:
         return f"loss {self.loss:.0e}, grad norm {self.grad_norm:.0e}, weights {self.weights:.0e}"
 
 
-# About three times the largest that was measured, over many architectures and both tasks (benchmarks/parity_table.py).
+# Three to ten times the largest that was measured over both tasks and some architectures (benchmarks/parity_table.py);
+# weights further off, since Adam makes a whole step of what is rounding in a gradient of zero.
 TOLERANCES = {
-    "fp32": Tolerance(loss=1e-5, grad_norm=1e-5, weights=1e-5),
+    "fp32": Tolerance(loss=2e-6, grad_norm=5e-6, weights=1e-5),
     "bf16": Tolerance(loss=1e-3, grad_norm=2e-2, weights=1e-2),
     "fp16": Tolerance(loss=2e-4, grad_norm=5e-3, weights=5e-3),
 }
