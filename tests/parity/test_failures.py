@@ -26,6 +26,7 @@ from toolkit.recipe import (
     Task,
 )
 from toolkit.recipe.schedules import factor
+from toolkit.tasks.causal_lm import CausalLM
 
 
 def outcome(rank: int, world_size: int, run: Recipe, output_dir: str) -> tuple[int, str]:
@@ -158,7 +159,7 @@ def test_the_plateau_drops_the_rate_after_bad_evaluations(
 def test_dropout_and_noise_do_not_depend_on_the_world_size(
     tiny_llama_dir: Path, chat_file: Path, tmp_path: Path
 ) -> None:
-    """One curve with dropout, NEFTune and label smoothing, on one rank and on two, with other accumulation."""
+    """One curve with dropout, NEFTune and label smoothing, on one rank and on two, with other accumulation; large seeds."""
     run = recipe(
         "causal_lm",
         tiny_llama_dir,
@@ -166,13 +167,44 @@ def test_dropout_and_noise_do_not_depend_on_the_world_size(
         model=Model(path=str(tiny_llama_dir), dropout=0.2),
         task=Task(neftune_alpha=5.0, label_smoothing=0.1),
         steps=6,
+        seed=20_241_126,
     )
-    plain = recipe("causal_lm", tiny_llama_dir, chat_file, steps=6)
+    plain = recipe("causal_lm", tiny_llama_dir, chat_file, steps=6, seed=2**63 - 1)
     one = run_distributed(run_recipe, 1, [(run, str(tmp_path / "1"), None), (plain, str(tmp_path / "p"), None)])[0]
     two = run_distributed(run_recipe, 2, [(run, str(tmp_path / "2"), None)])[0][0]
     for ours, theirs in zip(one[0], two, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     assert abs(one[0][0]["loss"] - one[1][0]["loss"]) > 1e-3, "the regularisation must change the loss"
+
+
+def sample_unevenly(rank: int, world_size: int, run: Recipe, folder: str) -> list[Any]:
+    """A run whose first rank stops its answer after three tokens, as rounding may let a rank end it."""
+    plain = CausalLM.sample
+
+    def sample(task: CausalLM, model: Any) -> str | None:
+        whole = task.options
+        task.options = whole.model_copy(update={"sample_tokens": 3 if rank == 0 else 6})
+        try:
+            return plain(task, model)
+        finally:
+            task.options = whole
+
+    CausalLM.sample = sample  # type: ignore[method-assign]
+    return run_recipe(rank, world_size, [(run, folder, None)])[0]
+
+
+def test_a_rank_that_stops_its_answer_early_waits(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    """Under ZeRO-3 each token gathers the weights of all ranks: it goes on for the others' sake."""
+    run = recipe(
+        "causal_lm",
+        tiny_llama_dir,
+        chat_file,
+        task=Task(sample_prompt="What does heapq.merge do?"),
+        parallel=Parallel(zero_stage=3, param_persistence_threshold=100),
+        steps=4,
+    )
+    records, _ = run_distributed(sample_unevenly, 2, run, str(tmp_path))
+    assert len(records) == 4
 
 
 def test_early_stopping_keeps_the_best_checkpoint(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests import flash
 from tests.architectures import VOCABULARY, tiny_config
 from tests.distributed import RankFailed, run_distributed
 from tests.parity.strategies import recipe
@@ -26,9 +27,10 @@ from toolkit.engine.sequence import (
 )
 from toolkit.errors import ModelError
 from toolkit.models.agreement import hidden_states
+from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.parity.report import deviation as curve_deviation
-from toolkit.recipe import Batch, Data, Model, Parallel, Recipe
+from toolkit.recipe import Batch, Data, Model, Parallel, Recipe, Task
 
 Case = tuple[str, dict[str, Any]]
 """model_type, and changes to its tiny config."""
@@ -174,6 +176,38 @@ def test_ranks_that_share_a_key_value_head() -> None:
         assert exact < TOLERANCE and afterwards < TOLERANCE
 
 
+def flash_on_two_ranks(rank: int, world_size: int, kinds: list[str]) -> dict[str, float]:
+    """Relative difference of the summed loss of both parts, two rows of packed documents, from the whole model's."""
+    flash.install(pytest.MonkeyPatch())
+    batch = whole_batch() | {DOCUMENT_LENGTHS: torch.tensor([[7, 9], [12, 4]])}
+    results = {}
+    for kind in kinds:
+        whole = build((kind, {})).double().eval()
+        wanted = _loss(whole, batch)
+        flash.use(part := copy.deepcopy(whole))
+        attention = SequenceAttention(part.config, "flash_attention_2", dist.get_world_group())  # type: ignore[arg-type]
+        with torch.no_grad():
+            check_sequence_attention(use_sequence_attention(part, attention, LONGEST), kind)
+        cut = {key: value[:, rank * 8 : rank * 8 + 8] for key, value in batch.items() if key != DOCUMENT_LENGTHS}
+        found = _loss(part, cut | {DOCUMENT_LENGTHS: batch[DOCUMENT_LENGTHS]})
+        dist.all_reduce(found)
+        results[kind] = abs(float(found - wanted)) / abs(float(wanted))
+    return results
+
+
+def _loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    inputs = {name: value for name, value in batch.items() if name != "targets"}
+    return token_loss(
+        model, tell_documents(model, inputs), batch["targets"], label_smoothing=0.0, gradient_scale=1.0
+    ).detach()
+
+
+def test_flash_attention_of_packed_rows() -> None:
+    """The exchange hands transformers' flash function the bounds of the whole rows."""
+    for results in run_distributed(flash_on_two_ranks, 2, ["llama", "mistral"]):
+        assert results and all(deviation < TOLERANCE for deviation in results.values()), results
+
+
 def mixes_tokens(rank: int, world_size: int) -> None:
     model = build(("llama", {}))
     mlp: Any = model.base_model.layers[1].mlp  # type: ignore[union-attr, index]
@@ -223,6 +257,39 @@ def test_tiles_and_offload_keep_the_curve(tiny_llama_dir: Path, chat_file: Path,
         )
 
     check_curves({name: run(*sections) for name, sections in LONG.items()}, tmp_path)
+
+
+def noise_tokens(rank: int, world_size: int, run: Recipe, folder: str) -> list[float]:
+    """Tokens of a row as NEFTune counts them, by the bounds of the noise it draws, for each micro-batch of `run`."""
+    found = []
+    plain = torch.Tensor.uniform_
+
+    def recorded(tensor: torch.Tensor, low: float = 0.0, high: float = 1.0, **options: Any) -> torch.Tensor:
+        if tensor.dim() == 3:
+            found.append((run.task.neftune_alpha / high) ** 2 / tensor.shape[-1])
+        return plain(tensor, low, high, **options)
+
+    torch.Tensor.uniform_ = recorded  # type: ignore[method-assign]
+    run_recipe(rank, world_size, [(run, folder, None)])
+    return found
+
+
+def test_noise_is_that_of_the_whole_row(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    """NEFTune on halves of rows: bounds as in one process, where a row may be a token shorter (it need not divide)."""
+    task = Task(name="causal_lm", neftune_alpha=5.0)
+    common: dict[str, Any] = {
+        "data": Data(train=str(chat_file), packing=False, prefetch=0),
+        "batch": Batch(global_size=4, micro_size=2, sequence_length=128),
+        "steps": 4,
+    }
+    alone = recipe("causal_lm", tiny_llama_dir, chat_file, task=task, **common)
+    halves = recipe(
+        "causal_lm", tiny_llama_dir, chat_file, task=task, parallel=Parallel(zero_stage=1, sequence=2), **common
+    )
+    (wanted,) = run_distributed(noise_tokens, 1, alone, str(tmp_path / "alone"))
+    for found in run_distributed(noise_tokens, 2, halves, str(tmp_path / "halves")):
+        assert len(found) == len(wanted) == 8
+        assert found == pytest.approx([round(tokens) + round(tokens) % 2 for tokens in wanted], rel=1e-6)
 
 
 def check_curves(runs: dict[str, Recipe], folder: Path) -> None:

@@ -11,7 +11,8 @@ from tests.distributed import run_distributed
 from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, precision, recipe, worlds
 from tests.parity.worker import reference_curve, run_recipe
 from tests.processor import require_number_format
-from toolkit.parity.report import SPREAD, TOLERANCES, deviation
+from toolkit.parity.problem import Curves
+from toolkit.parity.report import SPREAD, deviation, spread
 from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch
 
@@ -22,6 +23,8 @@ LAYOUTS = {
 }
 """Task -> (world size, micro-batches per replica and step), for a global batch of GLOBAL_SIZE."""
 
+LIMITS = {"fp32": (1e-6, 2e-6), "bf16": (1e-3, 2e-2), "fp16": (2e-4, 5e-3)}
+"""Number format -> largest deviation of losses and of gradient norms: three times what benchmarks/parity_table.py finds."""
 
 WHOLE_MODELS = ("zero0", "zero2_offload", "zero3_offload_param")
 DIVIDED_MODELS = ("pp2", "tp2", "sp2")
@@ -84,24 +87,24 @@ def curves(
 def test_fp32_equals_plain_pytorch(
     task: str, layout: tuple[int, int], problems: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    """Losses and gradient norms of 20 steps within 1e-5, relative."""
+    """Losses and gradient norms of 20 steps within 1e-6 and 2e-6, relative."""
     (reference,) = run_distributed(reference_curve, 1, recipe(task, *problems[task]))
     assert max(reference.norms) > 2 * OPTIMIZER.max_grad_norm, "clipping must bite"
     for name, records in curves(problems[task], task, "fp32", layout, tmp_path).items():
-        assert deviation([record["loss"] for record in records], reference.losses) < TOLERANCES["fp32"], name
-        assert deviation([record["grad_norm"] for record in records], reference.norms) < TOLERANCES["fp32"], name
+        assert deviation([record["loss"] for record in records], reference.losses) < LIMITS["fp32"][0], name
+        assert deviation([record["grad_norm"] for record in records], reference.norms) < LIMITS["fp32"][1], name
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("task", TASKS)
 def test_16_bit_strategies_agree(task: str, dtype: str, problems: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
-    """Within 2e-2 of plain PyTorch on the same micro-batches, and within 1e-3 of each other (all layouts: benchmarks/)."""
+    """Near plain PyTorch on the same micro-batches, and any two within 1e-3 of each other (all layouts: benchmarks/)."""
     require_number_format(dtype)
     wanted = recipe(task, *problems[task], precision=precision(dtype))
     (reference,) = run_distributed(reference_curve, 1, wanted)
     found = curves(problems[task], task, dtype, (2, 4), tmp_path)
     for name, records in found.items():
-        assert deviation([record["loss"] for record in records], reference.losses) < TOLERANCES[dtype], name
-        assert deviation([record["grad_norm"] for record in records], reference.norms) < TOLERANCES[dtype], name
-    ours = [[record["loss"] for record in records] for records in found.values()]
-    assert max(deviation(other, ours[0]) for other in ours) < SPREAD
+        assert deviation([record["loss"] for record in records], reference.losses) < LIMITS[dtype][0], name
+        assert deviation([record["grad_norm"] for record in records], reference.norms) < LIMITS[dtype][1], name
+    apart = spread([Curves([record["loss"] for record in records], []) for records in found.values()])
+    assert apart is not None and apart < SPREAD

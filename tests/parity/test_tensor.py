@@ -232,20 +232,27 @@ def test_skeletons_and_activation_checkpointing() -> None:
         assert results and all(results.values()), results
 
 
+def drop(model: nn.Module, rate: float) -> None:
+    """Set every dropout of `model`: modules, and the numbers that attention reads."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, rate)
+
+
 def losses_with_dropout(rank: int, world_size: int, kinds: Sequence[str]) -> dict[str, tuple[float, float, bool]]:
     """Loss without and with dropout, and whether this rank's gradients of whole parameters are the first rank's."""
     group = dist.get_world_group()
     results = {}
     for kind in kinds:
-        model = tensor_parallel(build((kind, {})), world_size, group)
+        model = tensor_parallel(build(CASES[kind]), world_size, group)
         plain, _ = loss_and_gradients(model)
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.2
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.2
+        drop(model, 0.2)
         loss, gradients = loss_and_gradients(model)
-        whole = [gradients[name] for name, parameter in model.named_parameters() if shard_of(parameter) is None]
+        is_whole = {name for name, found in model.named_parameters() if shard_of(found) is None}
+        whole = [gradient for name, gradient in gradients.items() if name in is_whole]
         flat = torch.cat([gradient.flatten() for gradient in whole])
         first = flat.clone()
         dist.broadcast(first, src=0)
@@ -255,7 +262,61 @@ def losses_with_dropout(rank: int, world_size: int, kinds: Sequence[str]) -> dic
 
 def test_dropout_agrees_within_a_group() -> None:
     """Whole activations lose the same elements on every rank: one loss, and whole weights stay equal."""
-    first, second = run_distributed(losses_with_dropout, 2, ["gpt2", "phi", "llama"])
+    kinds = ["gpt2", "phi", "llama", "opt", "bert", "bloom", "deepseek_v2"]
+    first, second = run_distributed(losses_with_dropout, 2, kinds)
     assert first == second
-    for plain, dropped, agree in first.values():
-        assert dropped != plain and agree
+    for kind, (plain, dropped, agree) in first.items():
+        assert dropped != plain and agree, kind
+
+
+Masks = list[torch.Tensor]
+
+
+def masks_of_a_step(rank: int, world_size: int, checkpointing: bool) -> tuple[Masks, Masks, torch.Tensor]:
+    """What GPT-2's dropout at 0.5 keeps: of whole activations [B, T, D], of this rank's heads [B, H, T, T]; and all
+    gradients of this rank. In the order in which they are drawn, recomputed ones included."""
+    # The last layer's recomputation may end inside of a region, where nothing more is needed.
+    model = tensor_parallel(build(("gpt2", {"attn_implementation": "eager"})), world_size, dist.get_world_group())
+    drop(model, 0.5)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    drawn: Masks = []
+    plain = nn.functional.dropout
+
+    def recorded(values: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        result = plain(torch.ones_like(values), *args, **kwargs)
+        drawn.append(result.detach() != 0)
+        return values * result
+
+    nn.functional.dropout = recorded
+    try:
+        _, gradients = loss_and_gradients(model)
+    finally:
+        nn.functional.dropout = plain
+    whole, local = ([mask for mask in drawn if mask.dim() == dims] for dims in (3, 4))
+    return whole, local, torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+
+def test_heads_draw_their_own_dropout() -> None:
+    """Two ranks keep the same half of whole activations, and of their heads halves that have nothing to do with each
+    other; so do two layers. That is the distribution of one process, whose heads all draw for themselves."""
+    (whole, local, _), (same_whole, other, _) = run_distributed(masks_of_a_step, 2, False)
+    assert len(whole) == 1 + 2 * LAYERS and len(local) == LAYERS
+    assert all(torch.equal(one, two) for one, two in zip(whole, same_whole, strict=True))
+    heads = [head.flatten().double() for masks in (*local, *other) for head in masks.unbind(1)]
+    correlations = torch.corrcoef(torch.stack(heads))
+    size = len(heads[0])
+    assert len(heads) == LAYERS * 4 and size == 512
+    off = correlations - torch.eye(len(heads))
+    assert float(off.abs().max()) < 5 / size**0.5
+    kept = float(torch.stack(heads).mean())
+    assert abs(kept - 0.5) < 5 * 0.5 / (size * len(heads)) ** 0.5
+
+
+def test_recomputed_layers_draw_their_dropout_again() -> None:
+    """Activation checkpointing repeats both kinds of masks: gradients are those without it, bit for bit."""
+    once, again = run_distributed(masks_of_a_step, 2, False), run_distributed(masks_of_a_step, 2, True)
+    for (whole, local, wanted), (more_whole, more_local, found) in zip(once, again, strict=True):
+        assert len(more_local) == 2 * len(local) and len(more_whole) > len(whole)
+        assert all(any(torch.equal(mask, known) for known in local) for mask in more_local)
+        assert torch.equal(found, wanted)

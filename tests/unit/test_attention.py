@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.models.attention import document_attention, document_lengths
+from toolkit.models.attention import document_attention, lengths_by_positions
 
 POSITIONS = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 0, 0], list(range(12))])
 
@@ -21,7 +21,7 @@ def visible(window: int | None) -> torch.Tensor:
 
 
 def test_lengths_of_documents() -> None:
-    assert document_lengths(POSITIONS) == [[3, 5, 2, 1, 1], [12]]
+    assert lengths_by_positions(POSITIONS) == [[3, 5, 2, 1, 1], [12]]
 
 
 @pytest.mark.parametrize("window", [None, 3])

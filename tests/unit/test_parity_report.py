@@ -13,7 +13,7 @@ from toolkit.ds_config.render import render
 from toolkit.errors import InputError
 from toolkit.parity import report
 from toolkit.parity.problem import LEAST_STEPS, Curves, Wanted, learning_rate, scaled_recipe
-from toolkit.parity.report import Report, Row
+from toolkit.parity.report import Report, Row, Tolerance
 from toolkit.parity.strategies import DEFAULT, STRATEGIES, choose
 from toolkit.parity.walk import cpu_target, key_value_heads, num_layers
 from toolkit.recipe import Recipe, Schedule
@@ -24,14 +24,17 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 REFERENCE = Curves([4.0, 2.0], [1.0, 0.5])
 
 
-def row(found: Curves, limit: float = 1e-5) -> Row:
+LIMIT = Tolerance(loss=1e-5, grad_norm=1e-5, weights=1e-5)
+
+
+def row(found: Curves, limit: Tolerance = LIMIT) -> Row:
     """The row of a strategy with these curves."""
     return report.row("zero1", 2, found, REFERENCE, limit, 1.0)
 
 
 def whole(*rows: Row, spread: float | None = None) -> Report:
     """A report of these rows."""
-    return Report("a_recipe", "Model", 10, "fp32", 2, 1e-5, list(rows), spread)
+    return Report("a_recipe", "Model", 10, "fp32", 2, LIMIT, list(rows), spread)
 
 
 def test_each_of_the_three_is_judged() -> None:
@@ -41,6 +44,15 @@ def test_each_of_the_three_is_judged() -> None:
     assert row(Curves([4.0, 2.001], [1.0, 0.5])).verdict == "deviates"
     assert row(Curves([4.0, 2.0], [1.0, 0.501])).verdict == "deviates"
     assert row(Curves([4.0, 2.0], [1.0, 0.5], 1e-3)).verdict == "deviates"
+
+
+def test_each_has_its_own_tolerance() -> None:
+    """A loss as far off as a norm may be is too far."""
+    limit = Tolerance(loss=1e-4, grad_norm=1e-2, weights=1e-3)
+    assert row(Curves([4.0, 2.0], [1.0, 0.504], 5e-4), limit).verdict == "ok"
+    assert row(Curves([4.0, 2.01], [1.0, 0.5]), limit).verdict == "deviates"
+    assert row(Curves([4.0, 2.0], [1.0, 0.51]), limit).verdict == "deviates"
+    assert row(Curves([4.0, 2.0], [1.0, 0.5], 2e-3), limit).verdict == "deviates"
 
 
 def test_steps_that_are_not_there_are_not_equal() -> None:

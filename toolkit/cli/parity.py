@@ -61,6 +61,6 @@ def _failure(found: Report) -> RunFailed:
     apart = [row.name for row in found.rows if row.verdict in ("deviates", "failed")] or ["16-bit losses"]
     return RunFailed(
         f"{', '.join(apart)}: not the curve of plain PyTorch, see the table",
-        expected=f"deviations of at most {found.tolerance:.0e}, and no strategy that fails",
+        expected=f"deviations of at most {found.tolerance}, and no strategy that fails",
         do="train with a strategy that is within tolerance; where all of them are apart, something in the model is random or ill-conditioned",
     )

@@ -18,6 +18,7 @@ from toolkit.engine.groups import inner_optimizer, regroup_adagrad
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.schedule import EngineSchedule
 from toolkit.errors import RunFailed
+from toolkit.models.attention import DOCUMENT_LENGTHS
 from toolkit.recipe import Optimizer, Schedule
 
 LossFunction = Callable[[nn.Module, Batch, float], torch.Tensor]
@@ -192,5 +193,8 @@ def total_losses(sums: Losses, group: dist.ProcessGroup | None = None) -> Losses
 
 
 def to_device(batch: Batch) -> Batch:
-    """`batch` on this rank's device."""
-    return {key: value.to(device.current(), non_blocking=True) for key, value in batch.items()}
+    """`batch` on this rank's device; document lengths stay on the CPU, so that reading them waits for nothing."""
+    return {
+        key: value if key == DOCUMENT_LENGTHS else value.to(device.current(), non_blocking=True)
+        for key, value in batch.items()
+    }

@@ -112,7 +112,7 @@ def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
             scalars = read_scalars(flat.spans[0][0]) if flat.spans else {}
             if states or scalars:
                 fresh = {names.get(key, key): value for key, value in states.items()}
-                optimizer.state[flat.tensor] = fresh | _native_scalars(optimizer, scalars)
+                optimizer.state[flat.tensor] = fresh | _native_scalars(optimizer, scalars, flat.tensor.device)
     publish(engine)
 
 
@@ -136,10 +136,19 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, int | float) or (torch.is_tensor(value) and value.numel() == 1)
 
 
-def _native_scalars(optimizer: torch.optim.Optimizer, scalars: dict[str, float]) -> dict[str, Any]:
-    # DeepSpeed's kernels count in Python integers, torch's classes in fp32 tensors.
-    native = type(optimizer).__module__.startswith("deepspeed.ops")
-    return {key: int(value) if native else torch.tensor(value, dtype=torch.float32) for key, value in scalars.items()}
+def _native_scalars(
+    optimizer: torch.optim.Optimizer, scalars: dict[str, float], device: torch.device
+) -> dict[str, Any]:
+    """Scalars as the optimizer keeps them beside a weight on `device`.
+
+    DeepSpeed's kernels count in Python integers, torch's classes in fp32 tensors: on the CPU, but beside the weight
+    where the kernel reads the step itself (torch/optim/optimizer.py, _process_value_according_to_param_policy).
+    """
+    if type(optimizer).__module__.startswith("deepspeed.ops"):
+        return {key: int(value) for key, value in scalars.items()}
+    is_read_by_kernel = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    place = device if is_read_by_kernel else torch.device("cpu")
+    return {key: torch.tensor(value, dtype=torch.float32, device=place) for key, value in scalars.items()}
 
 
 def _flats(engine: Any) -> Iterator[_Flat]:

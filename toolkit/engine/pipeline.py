@@ -22,14 +22,13 @@ from toolkit.engine import fragments as states
 from toolkit.engine.base import DeepSpeedRun, Training, to_device, total_losses
 from toolkit.engine.groups import parameter_groups
 from toolkit.engine.protocol import Batch, Losses, StepResult
+from toolkit.engine.seeds import part_seed
 from toolkit.engine.staged_model import StagedModel
+from toolkit.models.attention import tell_documents
 from toolkit.models.stages import tied_parameters
 
 EVALUATED_AT_ONCE = 32
 """Micro-batches of one evaluation schedule: they bound how many are held in memory."""
-
-STAGE_STRIDE = 5_915_587
-"""Between the seeds of two stages: their layers must not draw the same dropout."""
 
 LastStage = Callable[[nn.Module, Batch], torch.Tensor]
 """What the last stage makes of a micro-batch: a 0-dim tensor."""
@@ -60,7 +59,8 @@ class Stage(nn.Module):
         if self.is_last and self._finish is not None:
             return self._finish(self.model, inputs)
         inputs.pop("targets")
-        hidden: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[operator]
+        told = tell_documents(self.model, inputs)
+        hidden: torch.Tensor = self.model.base_model(**told, use_cache=False).last_hidden_state  # type: ignore[operator]
         return hidden
 
 
@@ -148,8 +148,8 @@ class PipelineEngine(DeepSpeedRun):
     def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int]) -> StepResult:
         """One optimizer step over this replica's micro-batches. Loss is the mean over the targets of the global batch.
 
-        `seeds[i]` seeds dropout and noise of micro-batch i. Raises RunFailed when fp16 overflows at the smallest loss
-        scale, and when losses or gradients stay infinite.
+        `seeds[i]` seeds dropout and noise of micro-batch i. Raises RunFailed when the loss is not finite, which is
+        known only after the update has changed the weights, and when fp16 overflows at the smallest loss scale.
         """
         batches = [to_device(batch) for batch in micro_batches]
         targets = self._sum([sum(self.training.count(batch) for batch in batches)])[0]
@@ -163,7 +163,7 @@ class PipelineEngine(DeepSpeedRun):
             total.add_(loss.detach().double())
             return loss * (weight * len(batches))
 
-        self.stage.load(batches, [seed + self.index * STAGE_STRIDE for seed in seeds], finish)
+        self.stage.load(batches, [part_seed(seed, self.mesh, self.process.rank) for seed in seeds], finish)
         self._guarded(lambda: self.engine.train_batch(self._feed(batches)))
         mean = process.sum_over_ranks([float(total) / self.mesh.tensor])[0] / max(1.0, targets)
         self._check_finite("loss", mean)

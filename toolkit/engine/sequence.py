@@ -3,7 +3,7 @@
 Before attention an all-to-all turns "my tokens, all heads" into "all tokens, my heads", afterwards back (Jacobs et al.
 2023, arXiv 2309.14509). DeepSpeed's exchange is used as it is. What it lacks is a mask: transformers builds one from
 the tokens a rank holds, so DeepSpeed drops it, and packed documents would see each other. Between the exchanges runs
-attention document by document instead, by the positions of the whole sequence.
+attention document by document instead: the batch says where the documents of the whole sequence end.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import torch.distributed as dist
 from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.integrations.flash_attention import flash_attention_forward
 
 from toolkit.engine import process
 from toolkit.errors import ModelError
 from toolkit.models.agreement import excess, hidden_states, vocabulary_size
-from toolkit.models.attention import document_attention
+from toolkit.models.attention import document_attention, lengths_by_positions
 
 NAME = "toolkit_sequence"
-"""Of this implementation among transformers' attention functions."""
+"""Of this implementation, over "sdpa", among transformers' attention functions."""
 
 PROBE_TOKENS = 8
 """Tokens on each rank when a model is probed."""
 
-PROBE_DOCUMENT = 11
-"""Tokens per document of the probe."""
+PROBE_DOCUMENTS = (11, 5)
+"""Tokens per document of each row of the probe."""
 
 CAUSAL_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that look at other tokens through attention alone."""
@@ -47,8 +47,10 @@ class SequenceAttention:
         text = config.get_text_config()
         heads = text.num_attention_heads
         head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
-        core = document_attention if implementation == "sdpa" else ALL_ATTENTION_FUNCTIONS[implementation]
+        core = document_attention if implementation == "sdpa" else flash_attention_forward
         self._core = core
+        # transformers' flash function loads its kernel by the name that the model's config has, so the name stays.
+        self.name = NAME if implementation == "sdpa" else implementation
         self._exchange = _Exchange(
             core,
             batch_size=1,
@@ -60,7 +62,7 @@ class SequenceAttention:
             seq_length_is_variable=True,
         )
         # transformers hands a model the function of its implementation's name; one run has one such model.
-        AttentionInterface.register(NAME, self)
+        AttentionInterface.register(self.name, self)
 
     def __call__(
         self,
@@ -123,11 +125,11 @@ def use_sequence_attention(model: nn.Module, attention: SequenceAttention, longe
     mine = slice(rank * PROBE_TOKENS, (rank + 1) * PROBE_TOKENS)
     with whole_sequences(attention):
         wanted = hidden_states(model, tokens, positions)[:, mine]
-    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    model.set_attn_implementation(attention.name)  # type: ignore[operator]
     share_longest_position(model, attention)
     try:
         with whole_sequences(attention, False):
-            found = hidden_states(model, tokens[:, mine], positions[:, mine])
+            found = hidden_states(model, tokens[:, mine], positions[:, mine], lengths_by_positions(positions))
     except ModelError:
         raise
     except Exception as error:
@@ -141,13 +143,13 @@ def use_sequence_attention(model: nn.Module, attention: SequenceAttention, longe
 
 
 def _probe(count: int, longest: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Token ids and positions [1, count x PROBE_TOKENS]."""
+    """Token ids and positions [2, count x PROBE_TOKENS]."""
     length = count * PROBE_TOKENS
-    # Some documents reach over the ends of the ranks' parts, since eight is no multiple of eleven.
-    positions = torch.arange(length) % PROBE_DOCUMENT
+    # Some documents reach over the ends of the ranks' parts, since eight is no multiple of eleven or five.
+    positions = torch.stack([torch.arange(length) % tokens for tokens in PROBE_DOCUMENTS])
     last = min(PROBE_TOKENS // 2, longest)
-    positions[-last:] = torch.arange(longest - last, longest)
-    return (torch.arange(length) * 7 + 1).unsqueeze(0) % vocabulary, positions.unsqueeze(0)
+    positions[:, -last:] = torch.arange(longest - last, longest)
+    return (torch.arange(2 * length) * 7 + 1).view(2, length) % vocabulary, positions
 
 
 def share_longest_position(model: nn.Module, attention: SequenceAttention) -> None:

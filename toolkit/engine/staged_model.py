@@ -35,18 +35,22 @@ class StagedModel(nn.Module):
         """As in transformers, on this rank's stage."""
         self._stage[0].model.set_attn_implementation(name)
 
-    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **options: Any) -> torch.Tensor:
         """Final hidden states [B, T, D] for input_ids [B, T], on every rank."""
-        return self._walk(input_ids, position_ids, self._hand_over)
+        return self._walk(input_ids, position_ids, self._hand_over, **options)
 
     def _walk(
-        self, tokens: torch.Tensor, positions: torch.Tensor, finish: Callable[[Batch], torch.Tensor]
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        finish: Callable[[Batch], torch.Tensor],
+        **options: Any,
     ) -> torch.Tensor:
         """What `finish` makes of the last stage's inputs, on every rank."""
         current = tokens
         for index, source in enumerate(self._ranks):
             if index == self._index:
-                inputs = {"input_ids" if index == 0 else "inputs_embeds": current, "position_ids": positions}
+                inputs = {"input_ids" if index == 0 else "inputs_embeds": current, "position_ids": positions} | options
                 current = finish(inputs) if source == self._ranks[-1] else self._hand_over(inputs)
             current = self._from(source, current)
         return current
@@ -88,6 +92,8 @@ class _Base(nn.Module):
         super().__init__()
         self._whole = [whole]
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool = False) -> Any:
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool = False, **options: Any
+    ) -> Any:
         """Hidden states as transformers returns them."""
-        return SimpleNamespace(last_hidden_state=self._whole[0].hidden(input_ids, position_ids))
+        return SimpleNamespace(last_hidden_state=self._whole[0].hidden(input_ids, position_ids, **options))

@@ -3,8 +3,8 @@
 Modules keep their classes, names and code; their parameters become the local part, and their `forward` gains what
 happens at its edges. ZeRO stages and pipeline stages may be built from such a model alike.
 
-Dropout: the ranks of a group must seed alike. They then draw the same masks for whole activations, as they must, and
-also for their different heads and features, so a run with dropout is not the same as with another degree.
+Dropout: the ranks of a group must seed alike. They then draw the same masks for whole activations, and each its own
+for its heads and features (see `tensor_random`): the distribution of one process, though not its very masks.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from deepspeed.module_inject.layers import GatherFromTensorParallelRegion, Scatt
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from toolkit.engine.tensor_random import LocalRandom
 from toolkit.models.tensor_styles import Boundary, Enter, Leave
 
 Forward = Callable[..., Any]
@@ -80,12 +81,13 @@ class _Fan:
 
 
 class Edges:
-    """Puts the collectives of one tensor group around modules."""
+    """Puts the collectives of one tensor group around modules, and draws each rank's own random numbers between them."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
         self.degree, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self._fan = _Fan(group)
+        self._random = LocalRandom(self.rank)
 
     def wrap(self, module: nn.Module, boundary: Boundary) -> None:
         """Give `module.forward` what happens at its edges."""
@@ -94,7 +96,11 @@ class Edges:
         def forward(*args: Any, **kwargs: Any) -> Any:
             args = tuple(self._enter(value, boundary.enter) for value in args)
             kwargs = {key: self._enter(value, boundary.enter) for key, value in kwargs.items()}
+            if module.training and boundary.enter is Enter.SUM_GRADIENT and boundary.leave is not Leave.GATHER:
+                self._random.enter()
             output = self._leave(inner(*args, **kwargs), boundary)
+            if boundary.leave is Leave.SUM:
+                self._random.leave()
             if boundary.leave is Leave.SUM and getattr(module, "bias", None) is not None:
                 output = output + module.bias
             return output

@@ -16,14 +16,12 @@ from toolkit.engine.base import DeepSpeedRun, Training, to_device, total_losses
 from toolkit.engine.experts import gather_experts_whole
 from toolkit.engine.groups import parameter_groups
 from toolkit.engine.protocol import Batch, Losses, StepResult
+from toolkit.engine.seeds import part_seed
 from toolkit.engine.sequence import SequenceAttention, whole_sequences
 from toolkit.engine.tensor import gradient_norm
 
 Split = Callable[[Batch, int, int], Batch]
 """(batch, index, count) -> the part of each sequence that rank `index` of `count` computes."""
-
-SEED_STRIDE = 7_368_787
-"""Between the seeds of two parts of one sequence."""
 
 
 class Callee(nn.Module):
@@ -88,8 +86,7 @@ class ZeroEngine(DeepSpeedRun):
         scale = self.loss_scale
         total = torch.zeros((), dtype=torch.float64, device=device.current())
         for index, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
-            # Parts of a sequence draw their own dropout; ranks that share a layer's matrices draw the same.
-            torch.manual_seed(seed + self.mesh.coordinate(self.process.rank, "sequence") * SEED_STRIDE)
+            torch.manual_seed(part_seed(seed, self.mesh, self.process.rank))
             loss = self.engine(self.training.loss, batch, weight * (scale or 1.0))
             total += loss.detach().double()
             # Our weight already holds the accumulation; DeepSpeed must not divide again.

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_by_positions, lengths_tensor, tell_documents
+
 LARGEST = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative difference that is rounding, by the format of the weights."""
 
@@ -15,16 +17,20 @@ LARGEST_16_BIT = 0.2
 """The same in 16 bits. Rounding reaches a few percent in a deep model, and more where it sends a token to another expert."""
 
 
-def hidden_states(model: nn.Module, tokens: Tensor, positions: Tensor | None) -> Tensor:
+def hidden_states(
+    model: nn.Module, tokens: Tensor, positions: Tensor | None, documents: list[list[int]] | None = None
+) -> Tensor:
     """Last hidden states [B, T, D] of token ids [B, T] at positions [B, T], in fp32; None: at the model's own.
 
-    Logits [B, T, V] where the architecture does not show its base model (Llama 4).
+    `documents` are each row's lengths, of the whole row where these are its tokens on one rank; found in the positions
+    where not given. Logits [B, T, V] where the architecture does not show its base model (Llama 4).
     """
     base: nn.Module = model.base_model  # type: ignore[assignment]
     inputs = {"input_ids": tokens}
     if positions is not None and takes_positions(model):
         inputs["position_ids"] = positions
-    output = base(**inputs, use_cache=False)
+        inputs[DOCUMENT_LENGTHS] = lengths_tensor(documents or lengths_by_positions(positions))
+    output = base(**tell_documents(model, inputs), use_cache=False)
     found: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output.logits
     return found.float()
 

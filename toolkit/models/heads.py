@@ -55,7 +55,7 @@ def use_loss_head(model: nn.Module) -> bool:
 
 def token_loss(
     model: nn.Module,
-    inputs: dict[str, torch.Tensor],
+    inputs: dict[str, Any],
     targets: torch.Tensor,
     *,
     label_smoothing: float,

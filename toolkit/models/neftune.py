@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 
-def add_neftune(model: nn.Module, alpha: float) -> None:
-    """Add uniform noise in [-m, m], m = alpha / sqrt(T x D), to embeddings [B, T, D] in training mode."""
+def add_neftune(model: nn.Module, alpha: float, parts: int = 1) -> None:
+    """Add uniform noise in [-m, m], m = alpha / sqrt(T x D), to embeddings [B, T, D] in training mode.
+
+    T counts the tokens of a whole row, as in the authors' code: padding and packed neighbours included, and the other
+    ranks' tokens where a row is cut into `parts`.
+    """
     embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
 
     def add_noise(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         if not module.training:
             return output
-        magnitude = alpha / math.sqrt(output.shape[-2] * output.shape[-1])
+        magnitude = alpha / math.sqrt(output.shape[-2] * parts * output.shape[-1])
         return output + torch.empty_like(output).uniform_(-magnitude, magnitude)
 
     embeddings.register_forward_hook(add_noise)

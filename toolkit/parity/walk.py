@@ -15,7 +15,7 @@ from toolkit.ds_config.target import Target
 from toolkit.errors import InputError, RunFailed, ToolkitError
 from toolkit.parity import ranks, report
 from toolkit.parity.problem import Curves, Problem, Wanted
-from toolkit.parity.report import Report, Row
+from toolkit.parity.report import Report, Row, Tolerance
 from toolkit.parity.strategies import Strategy
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
@@ -99,7 +99,7 @@ def _prepare(recipe: Recipe, wanted: Wanted, folder: str) -> Problem:
 
 
 def _measure(
-    problem: Problem, name: str, strategy: Strategy, folder: Path, limit: float, timeout_s: float
+    problem: Problem, name: str, strategy: Strategy, folder: Path, limit: Tolerance, timeout_s: float
 ) -> tuple[Row, Curves | None]:
     began = time.monotonic()
     try:

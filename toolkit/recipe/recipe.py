@@ -14,7 +14,7 @@ from toolkit.errors import RecipeError
 from toolkit.recipe.effect import check_effect, has_held_out
 from toolkit.recipe.inputs import Batch, Data, Model, Task
 from toolkit.recipe.length import check_length
-from toolkit.recipe.numbers import NonNegative, Positive
+from toolkit.recipe.numbers import Positive
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.section import Section
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
@@ -39,8 +39,8 @@ class Recipe(Section):
     """Length of the run in optimizer steps."""
     epochs: Annotated[float, Field(gt=0.0)] | None = None
     """Length of the run in passes over the data; give this or `steps`."""
-    seed: NonNegative = 42
-    """Seed of initialisation, order and dropout."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """Seed of initialisation, order, dropout and noise. Dropout and noise are drawn for each micro-batch: the same whatever the number of replicas and accumulation, but others with another batch.micro_size or another degree of parallelism inside a replica."""
     note: str = ""
     """What this recipe is for, in one line."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -17,6 +18,7 @@ from toolkit.data.chat import encode_messages, encode_prompt_completion, encode_
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.row_kind import RowKind, row_kind
 from toolkit.errors import DataError
+from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import Data
@@ -100,10 +102,10 @@ class CausalLM:
         )
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
-        """input_ids, position_ids, targets, each [B, T]; T is the longest sequence.
+        """input_ids, position_ids, targets, each [B, T] with T the longest sequence; document_lengths [B, N].
 
-        Positions restart with every example, which is what keeps attention inside it (transformers builds the
-        block-diagonal mask from them); padding is an example of its own. `targets` are shifted inside each example.
+        Positions restart with every example and the lengths say where, which keeps attention inside it (see
+        `toolkit.models.attention`); padding is an example of its own. `targets` are shifted inside each example.
         """
         lengths = [sum(len(example["input_ids"]) for example in sequence) for sequence in sequences]
         shape = (len(sequences), max(lengths))
@@ -111,8 +113,10 @@ class CausalLM:
         tokens = np.full(shape, filler, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, IGNORED, dtype=np.int64)
+        documents = []
         for index, sequence in enumerate(sequences):
             start = 0
+            documents.append([len(example["input_ids"]) for example in sequence])
             for example in sequence:
                 stop = start + len(example["input_ids"])
                 tokens[index, start:stop] = example["input_ids"]
@@ -120,10 +124,12 @@ class CausalLM:
                 targets[index, start : stop - 1] = example["labels"][1:]
                 start = stop
             positions[index, start:] = np.arange(shape[1] - start)
+            documents[-1] += [shape[1] - start] if start < shape[1] else []
         return {
             "input_ids": torch.from_numpy(tokens),
             "position_ids": torch.from_numpy(positions),
             "targets": torch.from_numpy(targets),
+            DOCUMENT_LENGTHS: lengths_tensor(documents),
             **self._real_tokens(lengths, shape[1]),
         }
 
@@ -134,7 +140,10 @@ class CausalLM:
         return {REAL: (torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)).long()}
 
     def split(self, batch: Batch, index: int, count: int) -> Batch:
-        """Equal parts; sequences are filled up to a multiple of `count` with a document of padding."""
+        """Equal parts; sequences are filled up to a multiple of `count` with a document of padding.
+
+        document_lengths stay those of the whole sequences, which is what attention sees.
+        """
         length = batch["input_ids"].shape[1]
         size = -(-length // count)
         extra = size * count - length
@@ -145,6 +154,9 @@ class CausalLM:
         }
         parts = {}
         for name, values in batch.items():
+            if name == DOCUMENT_LENGTHS:
+                parts[name] = nn.functional.pad(values, (0, 1), value=extra) if extra else values
+                continue
             padding = fill[name].to(values.device).expand(values.shape[0], extra)
             parts[name] = torch.cat([values, padding], dim=1)[:, index * size : (index + 1) * size].contiguous()
         return parts
@@ -183,7 +195,12 @@ class CausalLM:
         # A later pipeline stage has hidden states in the place of tokens.
         inputs = {name: values for name, values in batch.items() if name not in ("targets", REAL)}
         return token_loss(
-            model, inputs, batch["targets"], label_smoothing=label_smoothing, gradient_scale=gradient_scale, see=see
+            model,
+            tell_documents(model, inputs),
+            batch["targets"],
+            label_smoothing=label_smoothing,
+            gradient_scale=gradient_scale,
+            see=see,
         )
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
@@ -196,7 +213,7 @@ class CausalLM:
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
     def sample(self, model: nn.Module) -> str | None:
-        """The greedy answer to task.sample_prompt (through the chat template where there is one)."""
+        """The greedy answer to task.sample_prompt (through the chat template where there is one). Collective."""
         prompt = self.options.sample_prompt
         if prompt is None:
             return None
@@ -211,6 +228,9 @@ class CausalLM:
             max_new_tokens=self.options.sample_tokens,
             do_sample=False,
             use_cache=True,
+            # Ranks that gather weights from each other must run as many forward passes, also where rounding lets one
+            # of them stop earlier. transformers cannot see by itself that they do.
+            synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
         )
         return str(self.tokenizer.decode(generated[0, tokens.shape[1] :], skip_special_tokens=True)).strip()

@@ -73,7 +73,7 @@ def build_engine(
     tiles = tile_mlps(model, recipe.model.mlp_tiles) if recipe.model.mlp_tiles > 1 else None
     is_first_stage = me.mesh.coordinate(me.rank, "pipeline") == 0
     if recipe.task.neftune_alpha and is_first_stage:
-        add_neftune(model, recipe.task.neftune_alpha)
+        add_neftune(model, recipe.task.neftune_alpha, me.mesh.sequence)
     task.prepare(model)
     untrained = untrained_tensors(model)
     if me.mesh.pipeline > 1:

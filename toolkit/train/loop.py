@@ -12,6 +12,7 @@ from toolkit.checkpoint.writer import retain, save
 from toolkit.data.batches import StepBatch, evaluation_batches
 from toolkit.engine import device, process
 from toolkit.engine.protocol import Engine, StepResult
+from toolkit.engine.seeds import mix
 from toolkit.recipe import Recipe
 from toolkit.tasks import higher_is_better
 from toolkit.train.inputs import Inputs
@@ -20,8 +21,6 @@ from toolkit.train.metrics import MetricsLog
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
 from toolkit.train.trackers import Trackers
-
-SEED_STRIDE = 1_000_003
 
 
 @dataclass
@@ -102,10 +101,9 @@ class Loop:
 
     def _seeds(self, batch: StepBatch) -> list[int]:
         # By the micro-batch's place in the global batch, so that dropout does not depend on the world size, and a
-        # resumed run draws what the unbroken one would have drawn.
-        base = self.recipe.seed * SEED_STRIDE + batch.step
+        # resumed run draws what the unbroken one would have drawn. Micro-batches of another size draw other numbers.
         count, replicas = len(batch.micro_batches), self.me.mesh.data
-        return [base * SEED_STRIDE + index * replicas + self.me.data_rank for index in range(count)]
+        return [mix(self.recipe.seed, batch.step, index * replicas + self.me.data_rank) for index in range(count)]
 
     def _record(self, batch: StepBatch, result: StepResult, seconds: float) -> None:
         record: dict[str, Any] = {
