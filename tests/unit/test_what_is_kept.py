@@ -11,7 +11,7 @@ import torch
 
 from toolkit.checkpoint import export_folder, writer
 from toolkit.checkpoint.export_folder import Stamp
-from toolkit.checkpoint.finite import is_finite
+from toolkit.checkpoint.finite import is_sound, largest, limit
 from toolkit.checkpoint.writer import write_fragments
 from toolkit.engine.fragments import WEIGHT, Fragment
 from toolkit.errors import RunFailed
@@ -19,18 +19,35 @@ from toolkit.errors import RunFailed
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_finite_is_what_stays_finite_in_the_format(dtype: torch.dtype) -> None:
-    largest = torch.tensor(torch.finfo(dtype).max, dtype=torch.float32)
-    assert is_finite(torch.zeros(0), dtype)
-    numbers = [0.0, 1.0, 65504.0, 65519.0, 65520.0, 3.38e38, 3.395e38, 3.4e38, math.inf, math.nan, float(largest)]
+    greatest = torch.tensor(torch.finfo(dtype).max, dtype=torch.float32)
+    assert largest(torch.zeros(0)) == 0.0
+    numbers = [
+        0.0,
+        1.0,
+        65504.0,
+        65519.0,
+        65520.0,
+        1.8e19,
+        1.9e19,
+        3.395e38,
+        3.4e38,
+        math.inf,
+        math.nan,
+        float(greatest),
+    ]
     for number in numbers:
         for values in (torch.tensor([1.0, number, -2.0]), torch.tensor([-number])):
-            assert is_finite(values, dtype) == bool(torch.isfinite(values.to(dtype)).all()), (number, dtype)
+            rounded = bool(torch.isfinite(values.to(dtype)).all())
+            assert (largest(values) < limit(dtype)) == rounded, (number, dtype)
+            squared = bool(torch.isfinite(values * values).all())
+            assert is_sound(values, WEIGHT, dtype) == (rounded and squared), (number, dtype)
+            assert is_sound(values, "exp_avg", dtype) == bool(torch.isfinite(values).all())
 
 
 @pytest.mark.parametrize(
     ("state", "place", "message"),
     [
-        (WEIGHT, 3, "b.weight is not finite in bfloat16 after step 7"),
+        (WEIGHT, 3, "b.weight is not finite after step 7"),
         ("exp_avg_sq", 0, "the optimizer's exp_avg_sq of b.weight is not finite after step 7"),
     ],
 )

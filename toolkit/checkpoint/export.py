@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoTokenizer
 from toolkit.checkpoint import export_folder
 from toolkit.checkpoint.durable import storage_errors, write_json
 from toolkit.checkpoint.export_folder import Stamp
-from toolkit.checkpoint.finite import is_finite
+from toolkit.checkpoint.finite import is_sound, largest, short_name
 from toolkit.checkpoint.manifest import complete_steps, folder_name
 from toolkit.checkpoint.reader import CheckpointReader
+from toolkit.engine.fragments import WEIGHT
 from toolkit.errors import CheckpointError, RunFailed
 from toolkit.tasks import task_class
 
@@ -151,17 +152,16 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
 def _finite(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
     """The whole weight `name`. Raises RunFailed when it is not finite, or would not be in `dtype`."""
     values = reader.weight(name)
-    short = str(dtype).removeprefix("torch.")
-    if not is_finite(values):
+    if not is_sound(values, WEIGHT, torch.float32):
         raise RunFailed(
             f"{name} of {reader.folder} is not finite: the run had diverged when it was saved",
             expected="finite weights in an export",
             do=_older(reader),
         )
-    if not is_finite(values, dtype):
+    if not is_sound(values, WEIGHT, dtype):
         raise RunFailed(
-            f"{name} of {reader.folder} does not fit into {short}: its largest number is {float(values.abs().max()):.4g}",
-            expected=f"weights up to {torch.finfo(dtype).max:.6g}, which {short} can hold",
+            f"{name} of {reader.folder} does not fit into {short_name(dtype)}: its largest number is {largest(values):.4g}",
+            expected=f"weights up to {torch.finfo(dtype).max:.6g}",
             do="export it in bf16 or fp32 (checkpoint.export_dtype, or --dtype of `toolkit export`)",
         )
     return values
@@ -172,7 +172,7 @@ def _older(reader: CheckpointReader) -> str:
     checkpoints = reader.folder.parent
     for step in reversed([step for step in complete_steps(checkpoints) if step < reader.manifest.step]):
         older = CheckpointReader(checkpoints / folder_name(step))
-        if all(is_finite(older.weight(name)) for name in older.manifest.shapes):
+        if all(is_sound(older.weight(name), WEIGHT, torch.float32) for name in older.manifest.shapes):
             return f"take the last good one, step {step}: {older.folder}"
     return "train again with a lower optimizer.learning_rate: no checkpoint before it is finite"
 

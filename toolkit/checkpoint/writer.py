@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from toolkit.checkpoint.durable import disk_problem, sync_folder, write_json
-from toolkit.checkpoint.finite import is_finite, not_finite, training_dtype
+from toolkit.checkpoint.finite import is_sound, largest, training_dtype, unsound
 from toolkit.checkpoint.manifest import MANIFEST, Manifest, Piece, RankFile, complete_steps, folder_name, remove
 from toolkit.engine import process
-from toolkit.engine.fragments import WEIGHT, Fragment
+from toolkit.engine.fragments import Fragment
 from toolkit.engine.protocol import Engine
 from toolkit.errors import CheckpointError, RunFailed, ToolkitError
 
@@ -132,7 +132,7 @@ def write_fragments(
     digest = hashlib.sha256()
     pieces: list[Piece] = []
     scalars: dict[str, dict[str, float]] = {}
-    wrong: tuple[str, str] | None = None
+    wrong: tuple[str, str, float] | None = None
     offset = 0
     with path.open("wb") as file:
         for fragment in fragments:
@@ -142,9 +142,9 @@ def write_fragments(
                 cut = {"dim": fragment.shard.dim, "spans": [list(span) for span in fragment.shard.spans]}
             for state, values in fragment.tensors.items():
                 numbers = values.detach().to("cpu", torch.float32).contiguous()
-                if wrong is None and not is_finite(numbers, dtype if state == WEIGHT else torch.float32):
+                if wrong is None and not is_sound(numbers, state, dtype):
                     # To the end all the same: a fragment may be swapped in from disk, and must go back there.
-                    wrong = (fragment.name, state)
+                    wrong = (fragment.name, state, largest(numbers))
                 data = numbers.numpy().data.cast("B")
                 file.write(data)
                 digest.update(data)
@@ -153,7 +153,7 @@ def write_fragments(
         file.flush()
         os.fsync(file.fileno())
     if wrong is not None:
-        raise not_finite(*wrong, step, dtype)
+        raise unsound(*wrong, step, dtype)
     return RankFile(path.name, offset, digest.hexdigest(), pieces, scalars)
 
 

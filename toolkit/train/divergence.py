@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from toolkit.checkpoint.manifest import read_manifest
@@ -22,7 +23,7 @@ def with_way_back(error: RunFailed, step: int, last_good: Path | None, folder: P
 
     `is_trained` says whether any update was made: before the first, only data, starting weights and format can be wrong.
     """
-    what = error.what if "step" in error.what else f"{error.what} at step {step}"
+    what = error.what if re.search(r"step \d", error.what) else f"{error.what} at step {step}"
     do = error.do if is_trained or "fp16" in error.do else ADVICE_UNTRAINED
     if last_good is None:
         back = f"{folder} has no checkpoint before it: start again in another --output_dir"

@@ -83,6 +83,7 @@ class Loop:
     _reached: int = field(init=False, default=0)
     """The step in progress, or the last one."""
     _is_trained: bool = field(init=False, default=False)
+    _skipped_in_a_row: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.recipe.evaluation.metric, self.recipe.evaluation.higher_is_better)
@@ -113,6 +114,7 @@ class Loop:
                 self._reached = batch.step + 1
                 result = self.engine.train_step(batch.micro_batches, self._seeds(batch))
                 step, self._is_trained = batch.step + 1, True
+                self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.skipped else 0
                 device.synchronize()
                 now = time.perf_counter()
                 self._record(batch, result, now - began)
@@ -173,6 +175,7 @@ class Loop:
         interrupted = process.any_rank(self.interrupt.signal is not None)
         due = bool(checkpoint.every_steps) and step % checkpoint.every_steps == 0
         if due or last or early or interrupted or (better and checkpoint.keep_best):
+            self._check_gradients(step)
             if not self.evaluations or self.evaluations[-1]["step"] != step:
                 self._check_loss(step, self._loss_again(batch), "the loss of the last micro-batch")
             self.save(step)
@@ -186,6 +189,16 @@ class Loop:
                 )
             )
         return early or interrupted
+
+    def _check_gradients(self, step: int) -> None:
+        """Raise RunFailed where a checkpoint is due and only fp16 could explain that steps are skipped."""
+        # One bad batch may be one step; what has no gradient on two is dead, whatever its loss says.
+        if self._skipped_in_a_row >= 2 and self.engine.loss_scale is None:
+            raise RunFailed(
+                f"the gradients of the last {self._skipped_in_a_row} steps, up to step {step}, were not finite",
+                expected="finite gradients where a checkpoint is written",
+                do=ADVICE,
+            )
 
     def _loss_again(self, batch: StepBatch) -> float:
         """Summed loss of what was just trained, with the weights that this has left: finite weights may still compute NaN."""
