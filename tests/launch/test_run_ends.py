@@ -13,7 +13,9 @@ from tests.distributed import run_distributed
 from tests.launch.runs import tiny_recipe, train
 from tests.unit.test_run_lock import another_run
 from toolkit.checkpoint.manifest import complete_steps
+from toolkit.errors import LaunchError
 from toolkit.recipe import Checkpoint, Evaluation, Optimizer, Parallel, Recipe, Schedule, Tracking
+from toolkit.train import run_folder
 
 
 def starts(
@@ -247,6 +249,8 @@ def test_a_folder_in_use_a_folder_in_the_way(short: Recipe, tmp_path: Path) -> N
     (obstacle / "notes.txt").write_text("mine")
     with another_run(run) as other:
         before = sorted(run.rglob("*"))
+        with pytest.raises(LaunchError, match="is in use"):  # before torch is imported, too
+            run_folder.check(run, None, short)
         runs = [(short, str(run), None), (short, str(run), "auto"), (short, str(blocked), None)]
         for found in run_distributed(starts, 2, str(tmp_path / "cache"), runs):
             for code, said, _ in found[:2]:
