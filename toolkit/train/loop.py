@@ -174,8 +174,8 @@ class Loop:
         early = bool(patience) and self.watch.bad_evaluations >= patience
         interrupted = process.any_rank(self.interrupt.signal is not None)
         due = bool(checkpoint.every_steps) and step % checkpoint.every_steps == 0
-        if due or last or early or interrupted or (better and checkpoint.keep_best):
-            self._check_gradients(step)
+        ends = last or early or interrupted
+        if (due or ends or (better and checkpoint.keep_best)) and self._has_gradients(step, ends):
             if not self.evaluations or self.evaluations[-1]["step"] != step:
                 self._check_loss(step, self._loss_again(batch), "the loss of the last micro-batch")
             self.save(step)
@@ -190,15 +190,17 @@ class Loop:
             )
         return early or interrupted
 
-    def _check_gradients(self, step: int) -> None:
-        """Raise RunFailed where a checkpoint is due and only fp16 could explain that steps are skipped."""
-        # One bad batch may be one step; what has no gradient on two is dead, whatever its loss says.
-        if self._skipped_in_a_row >= 2 and self.engine.loss_scale is None:
-            raise RunFailed(
-                f"the gradients of the last {self._skipped_in_a_row} steps, up to step {step}, were not finite",
-                expected="finite gradients where a checkpoint is written",
-                do=ADVICE,
-            )
+    def _has_gradients(self, step: int, ends: bool) -> bool:
+        """Whether the model still learns, as far as its gradients tell. Raises RunFailed when it does not and the run `ends`."""
+        # fp16 skips steps as a matter of course. Elsewhere one bad batch may be one step; a model without a gradient on
+        # two is likely to be dead, whatever its loss says.
+        if self._skipped_in_a_row < 2 or self.engine.loss_scale is not None:
+            return True
+        what = f"the gradients of the last {self._skipped_in_a_row} steps, up to step {step}, were not finite"
+        if ends:
+            raise RunFailed(what, expected="finite gradients where a run ends", do=ADVICE)
+        self.display.say(f"no checkpoint of step {step}: {what}")
+        return False
 
     def _loss_again(self, batch: StepBatch) -> float:
         """Summed loss of what was just trained, with the weights that this has left: finite weights may still compute NaN."""
@@ -218,11 +220,11 @@ class Loop:
     def _evaluate(self, step: int) -> bool:
         """Evaluate if there is a held-out set; whether the watched metric is the best so far."""
         inputs, task = self.inputs, self.inputs.task
+        if step:
+            check_weights(self.engine, step)
         self._sample(step)
         if inputs.held_out is None:
             return False
-        if step:
-            check_weights(self.engine, step)
         batches = evaluation_batches(
             inputs.held_out,
             inputs.held_out_sequences,
