@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test lint bench
+.PHONY: install quickstart test test-bare lint bench
 
 install: $(INSTALLED)
 
@@ -34,6 +34,11 @@ test: install
 	$(MAKE) --no-print-directory lint
 	$(BIN)/toolkit doctor --build
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The tests, or TESTS="files", as if no optional system package were installed here. Needs root and Linux.
+test-bare: export HF_HUB_OFFLINE := 1
+test-bare: install
+	tests/bare.sh $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: install
 	$(BIN)/ruff check .

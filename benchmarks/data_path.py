@@ -3,8 +3,10 @@
 First use: rows through chat template, tokenizer and loss mask into the store on disk. Every start: the examples'
 lengths packed into sequences. Every step: the store's examples collated into the tensors of micro-batches, in the
 training thread, or ahead of it in a background thread; here one thread makes the whole global batch, in training each
-rank makes only its share. Training is the quick start's recipe (SmolLM2-135M, ZeRO-2, bf16), measured for a few steps on this machine, all ranks
-together. Rates count tokens of the examples, never padding.
+rank makes only its share. From a stream nothing is stored: tokens are made while training, by each rank for itself or
+by all ranks together, a part of the rows each. Training is the quick start's recipe (SmolLM2-135M, ZeRO-2, bf16), measured
+for a few steps on this machine, all ranks together: on faster devices it consumes more, so compare the rates with your
+own. Rates count tokens of the examples, never padding.
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ def main(arguments: list[str]) -> None:
         report(training_rank(options))
         return
     world_size = 1 if options.tiny else default_world_size()
-    training = measure(__file__, arguments, world_size)[0]
+    measured = measure(__file__, arguments, world_size)[0]
+    training = measured["training"]
     rates = {
+        "from a stream, each rank for itself": measured["alone"],
+        f"from a stream, {world_size} rank(s) together": measured["together"],
         "first use: template, tokenizer, store": first_use(options),
         "every start: packing": every_start(),
         "every step, in the training thread": every_step(options, prefetch=0),
@@ -55,8 +60,8 @@ def main(arguments: list[str]) -> None:
     publish(options, "The data path", [str(__doc__).strip(), speed, packing, targets, setting])
 
 
-def training_rank(options: argparse.Namespace) -> float:
-    """One rank of the quick start; tokens per second of all ranks."""
+def training_rank(options: argparse.Namespace) -> dict[str, float]:
+    """One rank of the quick start; tokens per second of all ranks in training, and of reading the same rows as a stream."""
     from toolkit.engine import process
     from toolkit.train.run import RunOptions, train
 
@@ -64,11 +69,34 @@ def training_rank(options: argparse.Namespace) -> float:
     folder = shared_folder() / "run"
     process.start(me)
     train(build_recipe(options, me.world_size), RunOptions("data_path", folder), keep_group=True)
+    streams = {name: stream(options, me, name == "together") for name in ("alone", "together")}
     process.barrier()
     process.stop()
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if "loss" in record][1:]
-    return float(sum(record["tokens"] for record in records) / sum(record["step_time_s"] for record in records))
+    rate = sum(record["tokens"] for record in records) / sum(record["step_time_s"] for record in records)
+    return {"training": float(rate), **streams}
+
+
+def stream(options: argparse.Namespace, me: Any, together: bool) -> float:
+    """Tokens per second of the global batch, with the instruction set read as a stream, twice through its rows."""
+    from toolkit.engine import process
+    from toolkit.train.inputs import prepare_inputs
+    from toolkit.train.progress import Display
+
+    recipe = build_recipe(options, me.world_size)
+    data = recipe.data.model_copy(update={"streaming": True})
+    batches = prepare_inputs(
+        recipe.model_copy(update={"data": data}), me.data_rank, me.mesh.data, Display(is_main=False)
+    ).batches
+    batches.exchange = process.GlooExchange() if together else None
+    process.barrier()
+    began, tokens = time.perf_counter(), 0
+    for batch in batches.iterate(0, 10**9):
+        tokens += batch.num_tokens
+        if batch.epoch >= (1 if options.tiny else 2):
+            break
+    return tokens / (time.perf_counter() - began)
 
 
 def build_recipe(options: argparse.Namespace, world_size: int, **changes: Any) -> Any:

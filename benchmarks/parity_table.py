@@ -125,7 +125,7 @@ def build_recipe(
         *problem,
         batch=Batch(global_size=GLOBAL_SIZE, micro_size=micro_size, sequence_length=128),
         # No overflow in the first steps: the reference does not skip any.
-        precision=Precision(dtype=dtype, initial_scale_power=8),
+        precision=Precision(dtype=dtype, **({"initial_scale_power": 8} if dtype == "fp16" else {})),
         parallel=Parallel(**parallel),
         steps=steps,
     )

@@ -35,7 +35,7 @@ recipe = Recipe(
     precision=Precision(dtype="fp32"),
     parallel=Parallel(zero_stage=1),
     checkpoint=Checkpoint(every_steps=20, keep_best=True),
-    evaluation=Evaluation(every_steps=20, metric="accuracy", higher_is_better=True, early_stopping_patience=3),
+    evaluation=Evaluation(every_steps=20, metric="accuracy", early_stopping_patience=2),
     launch=Launch(devices=2),
     steps=80,
 )

@@ -31,7 +31,7 @@ recipe = Recipe(
     precision=Precision(dtype="bf16", accumulation_dtype="bf16"),
     parallel=Parallel(zero_stage=1, pipeline=4, tensor=8, reduce_bucket_size=200_000_000),
     checkpoint=Checkpoint(every_steps=200, keep=1),
-    evaluation=Evaluation(every_steps=200, max_batches=16),
+    evaluation=Evaluation(every_steps=200, max_sequences=16),
     launch=Launch(devices=8, hosts=4, device="cuda"),
     steps=1000,
 )

@@ -37,7 +37,7 @@ recipe = Recipe(
         overlap_comm=True,
     ),
     checkpoint=Checkpoint(every_steps=200, keep=1),
-    evaluation=Evaluation(every_steps=200, max_batches=16),
+    evaluation=Evaluation(every_steps=200, max_sequences=256),
     launch=Launch(devices=8, hosts=2, device="cuda"),
     steps=1000,
 )

@@ -29,7 +29,7 @@ recipe = Recipe(
     precision=Precision(dtype="bf16"),
     parallel=Parallel(zero_stage=3, reduce_bucket_size=200_000_000, overlap_comm=True),
     checkpoint=Checkpoint(every_steps=200, keep=2, keep_best=True),
-    evaluation=Evaluation(every_steps=200, max_batches=64),
+    evaluation=Evaluation(every_steps=200, max_sequences=512),
     launch=Launch(devices=8, device="cuda"),
     epochs=2.0,
 )

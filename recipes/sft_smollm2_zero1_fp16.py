@@ -31,7 +31,7 @@ recipe = Recipe(
     precision=Precision(dtype="fp16"),
     parallel=Parallel(zero_stage=1),
     checkpoint=Checkpoint(every_steps=10),
-    evaluation=Evaluation(max_batches=8),
+    evaluation=Evaluation(max_sequences=32),
     launch=Launch(devices=2),
     steps=20,
 )

@@ -31,7 +31,7 @@ recipe = Recipe(
     precision=Precision(dtype="bf16"),
     parallel=Parallel(zero_stage=3),
     checkpoint=Checkpoint(every_steps=10),
-    evaluation=Evaluation(max_batches=8),
+    evaluation=Evaluation(max_sequences=32),
     launch=Launch(devices=2),
     steps=20,
 )

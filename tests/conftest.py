@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,18 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests import tiny
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say last what was skipped, why, and what to do for it to run: each reason holds both."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(
+        (str(report.nodeid).partition("::")[0], str(report.longrepr[2]).removeprefix("Skipped: ")) for report in skipped
+    )
+    if reasons:
+        terminalreporter.section(f"{len(skipped)} skipped")
+    for (file, reason), count in sorted(reasons.items()):
+        terminalreporter.write_line(f"{count} in {file}: {reason}")
 
 
 @pytest.fixture(scope="session")

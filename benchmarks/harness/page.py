@@ -14,6 +14,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from toolkit.recipe.location import path
+
 Item = TypeVar("Item")
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -26,7 +28,7 @@ def parser(about: str | None, script: str) -> argparse.ArgumentParser:
     made.add_argument("--tiny", action="store_true", help="only prove that the script runs; the numbers mean nothing")
     made.set_defaults(script=Path(script).name)
     page = RESULTS / f"{Path(script).stem}.md"
-    made.add_argument("--page", type=Path, default=page, help="where to write the results (not written with --tiny)")
+    made.add_argument("--page", type=path, default=page, help="where to write the results (not written with --tiny)")
     return made
 
 

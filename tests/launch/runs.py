@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ recipe = {{recipe!r}}
 if __name__ == "__main__":
     main(recipe)
 '''
+
+
+OUR_ERROR = re.compile(r"^(?:[\d.]+: )?(error(?: \[rank \d+\])?: .+)$", re.MULTILINE)
+"""The first line of a message of ours. pdsh puts the host's address before it; a compiler's or a launcher's line is none."""
+
+
+FOREIGN = re.compile(
+    r"^\[.*|.*(?:warning|\berror\b|ninja|extension module|time to load|it/s).*", re.IGNORECASE | re.MULTILINE
+)
+"""Lines that loggers, compilers and progress bars of other programs write, and a run of ours that succeeds does not."""
 
 
 def tiny_recipe(model: Path, data: Path, *, steps: int, checkpoint: Checkpoint) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.parity.strategies import DEGREES
 from toolkit.recipe import Recipe
+from toolkit.recipe.effect import has_held_out
 from toolkit.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,12 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
         "model": _model(recipe, inputs),
         "data": _data(recipe, inputs),
         "batch": {"global_size": 4, "micro_size": 1, "sequence_length": 64},
-        "schedule": {"warmup_steps": min(recipe.schedule.warmup_steps, 2)},
-        "task": {"sample_tokens": 4},
-        "evaluation": {"every_steps": 2 if recipe.evaluation.every_steps else 0, "max_batches": 2},
+        "schedule": {
+            "warmup_steps": min(recipe.schedule.warmup_steps, 2),
+            "decay_steps": 1 if recipe.schedule.decay_steps else None,
+        },
+        "task": _task(recipe),
+        "evaluation": _evaluation(recipe),
         "checkpoint": {"every_steps": 2},
         "parallel": _parallel(recipe, scratch),
     }
@@ -55,6 +59,17 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
     for section, change in changes.items():
         values[section] |= change
     return Recipe(**values | {"steps": STEPS, "epochs": None})
+
+
+def _task(recipe: Recipe) -> dict[str, Any]:
+    generates = recipe.task.name == "causal_lm" and recipe.task.sample_prompt is not None
+    return {"sample_tokens": 4} if generates else {}
+
+
+def _evaluation(recipe: Recipe) -> dict[str, Any]:
+    # Four steps are too few to be patient about.
+    every = {"every_steps": 2 if recipe.evaluation.every_steps else 0, "early_stopping_patience": 0}
+    return every | ({"max_sequences": 4} if has_held_out(recipe) else {})
 
 
 def _parallel(recipe: Recipe, scratch: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ wait $first && wait $second
 @pytest.fixture
 def home(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with a recipe for two hosts."""
-    tiny = tiny_recipe(tiny_llama_dir, chat_file, steps=2, checkpoint=Checkpoint(export=False))
+    tiny = tiny_recipe(tiny_llama_dir, chat_file, steps=3, checkpoint=Checkpoint(export=False))
     tiny = tiny.model_copy(update={"launch": Launch(devices=1, hosts=2, device="cpu")})
     write_recipe(tmp_path / "recipes" / "tiny.py", tiny)
     monkeypatch.chdir(tmp_path)

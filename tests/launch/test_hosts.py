@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import run_distributed
-from tests.launch.runs import records, tiny_recipe, train_in_rank, write_recipe
+from tests.launch.runs import OUR_ERROR, records, tiny_recipe, train_in_rank, write_recipe
 from tests.launch.two_hosts import Host, TwoHosts, two_hosts, why_not
 from toolkit.checkpoint.manifest import complete_steps
 from toolkit.recipe import Batch, Checkpoint, Launch, Recipe
@@ -85,7 +85,7 @@ def finish_with_error(started: subprocess.Popen[str]) -> tuple[str, float]:
     lines, said_at = [], 0.0
     for line in started.stdout:
         lines.append(line)
-        said_at = said_at or ("error: " in line and time.monotonic())
+        said_at = said_at or (bool(OUR_ERROR.match(line)) and time.monotonic())
     return "".join(lines) + finish(started), said_at
 
 
@@ -152,6 +152,6 @@ def check_message(output: str, hosts: TwoHosts) -> None:
     """One error, which names the lost host, and no traceback."""
     silent = rf"error: host {hosts.b.name} \({re.escape(hosts.b.address)}\): no sign of life for \d+ s\n"
     assert len(re.findall(silent, output)) == 1, output
-    assert output.count("error: ") == 1
+    assert len(OUR_ERROR.findall(output)) == 1, output
     assert "then start the same command again with --resume auto" in output
     assert "Traceback" not in output

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -42,15 +42,25 @@ def test_the_lock_of_a_killed_build_is_removed_that_of_a_running_one_stays(lock:
     assert not lock.exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may remove everything")
-def test_a_lock_that_cannot_be_removed(lock: Path) -> None:
-    lock.touch()
-    lock.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    try:
-        with pytest.raises(StorageError) as failure:
-            kernels.remove_stale_locks()
-    finally:
-        lock.parent.chmod(stat.S_IRWXU)
+def test_a_lock_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest's own folders are closed to the other user that root becomes: root may remove everything.
+    with tempfile.TemporaryDirectory() as root:
+        lock = Path(root) / "py" / "cpu_adam" / "lock"
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", root)
+        Path(root).chmod(0o755)
+        lock.parent.chmod(0o555)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            with pytest.raises(StorageError) as failure:
+                kernels.remove_stale_locks()
+        finally:
+            if user == 0:
+                os.seteuid(0)
+            lock.parent.chmod(0o755)
     assert failure.value.what == f"{lock} was left by a killed build and cannot be removed: Permission denied"
     assert failure.value.do == f"rm {lock}, or set TORCH_EXTENSIONS_DIR to another folder"
 

@@ -147,11 +147,12 @@ def test_ctrl_c_before_the_loop(
 
 
 def test_a_run_that_stopped_early_is_complete(short: Recipe, cache: str, tmp_path: Path) -> None:
-    # A loss that ought to rise does not improve while it falls: the third evaluation is the second bad one.
+    # A rate that changes no weight: the loss stays as it is, and the third evaluation is the second bad one.
     watched = short.model_copy(
         update={
+            "optimizer": short.optimizer.model_copy(update={"learning_rate": 1e-30}),
             "data": short.data.model_copy(update={"evaluation_examples": 8}),
-            "evaluation": Evaluation(every_steps=1, higher_is_better=True, early_stopping_patience=2),
+            "evaluation": Evaluation(every_steps=1, early_stopping_patience=2),
         }
     )
     folder = tmp_path / "run"

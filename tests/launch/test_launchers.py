@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import run_distributed
-from tests.launch.runs import hashes, records, tiny_recipe, train_in_rank, write_recipe
+from tests.launch.runs import FOREIGN, OUR_ERROR, hashes, records, tiny_recipe, train_in_rank, write_recipe
 from toolkit.checkpoint.manifest import complete_steps
 from toolkit.ds_config.golden import write
 from toolkit.recipe import Checkpoint, Optimizer, Recipe
@@ -22,6 +22,25 @@ from toolkit.recipe import Checkpoint, Optimizer, Recipe
 STEPS = 3
 BIN = Path(sys.executable).parent
 TIMEOUT_S = 150
+TOOLS = (
+    "cc",
+    "c++",
+    "gcc",
+    "g++",
+    "x86_64-linux-gnu-gcc",
+    "x86_64-linux-gnu-g++",
+    "ld",
+    "nvcc",
+    "dpkg",
+    "rpm",
+    "pacman",
+)
+FAILING_TOOL = """#!/bin/sh
+echo "$0 $*" >> {called}
+echo "collect2: error: ld returned 1 exit status" >&2
+exit 1
+"""
+LAUNCHERS_LINE = re.compile(r"\[[\d :,-]+\] \[\w+\] \[(launch|runner|multinode_runner)\.py:.*")
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +54,26 @@ def home(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     write_recipe(folder / "recipes" / "tiny.py", recipe)
     write(folder / "recipes", folder / "ds_configs")
+    (folder / "tools").mkdir()
+    for tool in TOOLS:
+        (folder / "tools" / tool).write_text(FAILING_TOOL.format(called=folder / "called"))
+        (folder / "tools" / tool).chmod(0o755)
     return folder
 
 
-def environment(home: Path) -> dict[str, str]:
-    set_by_launchers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+def environment(home: Path, launcher: str) -> dict[str, str]:
+    # DeepSpeed says that it found no GPU unless it is told the device. Its own launcher and accelerate's say it by
+    # themselves; under the others it would come from our ranks.
+    device = {"DS_ACCELERATOR": "cpu"} if launcher in ("deepspeed", "accelerate") else {"CUDA_VISIBLE_DEVICES": ""}
+    set_by_launchers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
     kept = {key: value for key, value in os.environ.items() if key not in set_by_launchers}
     return kept | {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PATH": f"{home / 'tools'}:{BIN}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(home / "huggingface"),
         "TOOLKIT_CACHE": str(home / "cache"),
-        "DS_ACCELERATOR": "cpu",
+        **device,
     }
 
 
@@ -60,9 +86,20 @@ def command(*words: str) -> list[str]:
 
 
 def start(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words), cwd=home, env=environment(home), capture_output=True, text=True, timeout=TIMEOUT_S
+    done = subprocess.run(
+        command(*words), cwd=home, env=environment(home, words[0]), capture_output=True, text=True, timeout=TIMEOUT_S
     )
+    # A run that compiles nothing asks no compiler, linker or package manager either, whatever is installed here.
+    assert not (home / "called").exists(), (home / "called").read_text()
+    return done
+
+
+def is_our_voice(done: subprocess.CompletedProcess[str]) -> None:
+    """Nothing on the screen but the launcher's own lines and ours, rank 0's alone."""
+    lines = [line for line in done.stdout.splitlines() if not LAUNCHERS_LINE.fullmatch(line)]
+    assert lines[0].startswith("batch: 4 sequences per step = ") and lines[-1].startswith(f"done: {STEPS} steps in ")
+    assert FOREIGN.findall("\n".join(lines)) == []
+    assert done.stderr == ""
 
 
 DEEPSPEED = ("deepspeed", "--num_gpus", "2", "--master_port", "PORT")
@@ -78,7 +115,7 @@ def by_deepspeed(home: Path) -> Path:
     # One voice: a line of each kind, though two ranks ran.
     for line in ("batch: 4 sequences per step = 1 per rank x 2 ranks x 2 micro-batches", "done: 3 steps in "):
         assert done.stdout.count(line) == 1
-    assert "FutureWarning" not in done.stderr
+    is_our_voice(done)
     folder = home / "runs" / "tiny"
     assert [record["step"] for record in records(folder)] == [1, 2, 3]
     return folder
@@ -86,6 +123,7 @@ def by_deepspeed(home: Path) -> Path:
 
 def same_run(done: subprocess.CompletedProcess[str], folder: Path, expected: Path) -> None:
     assert done.returncode == 0, done.stderr
+    is_our_voice(done)
     assert records(folder) == records(expected)
     assert hashes(folder, STEPS) == hashes(expected, STEPS)
 
@@ -113,6 +151,7 @@ def test_accelerate_with_the_rendered_yaml_and_an_override(home: Path, recipe: R
 def test_plain_python_is_one_rank(home: Path, by_deepspeed: Path) -> None:
     done = start(home, "python", "recipes/tiny.py", "--output_dir", "python")
     assert done.returncode == 0, done.stderr
+    is_our_voice(done)
     assert "1 per rank x 1 rank x 4 micro-batches" in done.stdout
     pairs = list(zip(records(home / "python"), records(by_deepspeed), strict=True))
     for one, two in pairs:
@@ -140,7 +179,7 @@ def test_accelerate_flags_that_contradict(home: Path) -> None:
     flags = ("--use_deepspeed", "--num_processes", "2", "--zero_stage", "3", "--gradient_clipping", "1.0")
     more = ("--gradient_accumulation_steps", "1", "--offload_optimizer_device", "cpu", "--mixed_precision", "bf16")
     done = start(home, *ACCELERATE, *flags, *more, "recipes/tiny.py", "--output_dir", "never")
-    assert done.stderr.count("error: ") == 1
+    assert len(OUR_ERROR.findall(done.stderr)) == 1
     assert (
         CONTRADICTION
         + (
@@ -164,7 +203,7 @@ def test_a_deepspeed_file_that_contradicts(home: Path) -> None:
     words = ("recipes/tiny.py", "--deepspeed_config", "other.json", "--output_dir", "never")
     done = start(home, *DEEPSPEED, *words)
     assert done.returncode == 2
-    assert done.stderr.count("error: ") == 1
+    assert len(OUR_ERROR.findall(done.stderr)) == 1
     assert (
         CONTRADICTION
         + (
@@ -184,7 +223,7 @@ def test_ctrl_c_under_deepspeed(home: Path, recipe: Recipe) -> None:
     launcher = subprocess.Popen(
         command(*DEEPSPEED, "longer.py"),
         cwd=home,
-        env=environment(home),
+        env=environment(home, "deepspeed"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

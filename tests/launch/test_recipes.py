@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed import run_distributed
-from tests.launch.runs import records, train
+from tests.launch.runs import FOREIGN, records, train
 from tests.launch.shrink import RECIPES, ROOT, STEPS, Inputs, shrink
+from tests.processor import require_number_format
 from toolkit.cli import check_builds
 from toolkit.cli.run import main
 from toolkit.ds_config.golden import verify, write
@@ -114,14 +117,32 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train_and_look(rank: int, world_size: int, recipe: Recipe, output_dir: str, cache: str) -> tuple[int, str, str]:
-    """(exit code, what the run printed, what its dry run prints)."""
-    printed, shown = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    """(exit code, what reached the screen, whoever wrote it, what the dry run of rank 0 prints)."""
+    shown = io.StringIO()
+    with screen(Path(f"{output_dir}-screen{rank}")) as written:
         code = train(recipe, output_dir, cache, None)
     if rank == 0:
         with contextlib.redirect_stdout(shown):
             _dry_run(recipe, world_size)
-    return code, printed.getvalue(), shown.getvalue()
+    return code, written.read_text(encoding="utf-8"), shown.getvalue()
+
+
+@contextlib.contextmanager
+def screen(file: Path) -> Iterator[Path]:
+    """Both outputs of this process and of all that it starts go to `file`: loggers that hold a stream, compilers, libraries in C."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = os.dup(1), os.dup(2)
+    target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    try:
+        yield file
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(before[0], 1)
+        os.dup2(before[1], 2)
 
 
 def _dry_run(recipe: Recipe, world_size: int) -> None:
@@ -143,6 +164,7 @@ def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> 
     original, scratch = load_recipe(path), tmp_path / "not" / "there" / "yet"
     if "nvme" in (original.parallel.offload_optimizer, original.parallel.offload_param):
         _skip_without_async_io()
+    require_number_format(original.precision.dtype)
     recipe = shrink(path, inputs, scratch)
     folder = tmp_path / "run"
     # Offload builds DeepSpeed's CPU kernels at first use, once per machine.
@@ -155,6 +177,7 @@ def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> 
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     assert [f"{record['learning_rate']:.12g}" for record in found] == curve(shown)
     assert "done: 4 steps" in printed
+    assert FOREIGN.findall(printed) == []
     _keeps_its_strategy(original, json.loads((folder / "ds_config.json").read_text()), found)
     assert (folder / "export" / "model.safetensors").is_file()
     assert not list(scratch.rglob("*.swp")), "what was swapped to disk is of no use after the run"
@@ -163,11 +186,11 @@ def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> 
 def _skip_without_async_io() -> None:
     libaio = check_builds.check_libaio()
     if libaio.status != "ok":
-        pytest.skip(f"offload to NVMe needs libaio: {libaio.found}")
+        pytest.skip(f"{libaio.found}; to run it: apt-get install libaio-dev")
     # Compiled by another environment it would be compiled again: its sources lie in another folder.
     builds = [path for path in extensions_root().glob("*/async_io/build.ninja") if any(path.parent.glob("*.so"))]
     if not any(sys.prefix in build.read_text(encoding="utf-8") for build in builds):
-        pytest.skip("DeepSpeed's async_io is not compiled here yet: toolkit doctor --build (minutes)")
+        pytest.skip("DeepSpeed's async_io is not compiled here yet; to run it: toolkit doctor --build (minutes)")
 
 
 def _keeps_its_strategy(original: Recipe, config: dict[str, Any], found: list[dict[str, Any]]) -> None:

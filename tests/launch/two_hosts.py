@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-PROGRAMS = ("ip", "unshare", "nsenter", "ssh", "ssh-keygen", "pdsh", "hostname")
+PROGRAMS = {
+    "ip": "iproute2",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "pdsh": "pdsh",
+    "hostname": "hostname",
+    "sshd": "openssh-server",
+}
+"""What it takes, and the package of Debian and Ubuntu that has it."""
 START_S = 10.0
 
 SSHD_CONFIG = """\
@@ -89,11 +99,12 @@ def run(*command: str) -> str:
 
 def why_not() -> str:
     """Why two hosts cannot be built here; empty when they can."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None] + ([] if SSHD else ["sshd"])
+    missing = [name for name in PROGRAMS if (SSHD if name == "sshd" else shutil.which(name)) is None]
     if missing:
-        return f"not installed: {', '.join(missing)}"
+        packages = " ".join(sorted({PROGRAMS[name] for name in missing}))
+        return f"no {', '.join(missing)}; to run it: apt-get install {packages}"
     if os.geteuid() != 0:
-        return "only root may make network namespaces"
+        return "only root may make network namespaces; to run it: be root"
     if subprocess.run(["unshare", "--net", "--uts", "true"], capture_output=True).returncode != 0:
         return "this machine admits no network namespaces"
     return ""

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_distributed
-from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, recipe, worlds
+from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, precision, recipe, worlds
 from tests.parity.worker import reference_curve, run_recipe
+from tests.processor import require_number_format
 from toolkit.parity.report import SPREAD, TOLERANCES, deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
-from toolkit.recipe import Batch, Precision
+from toolkit.recipe import Batch
 
 TASKS = ("causal_lm", "sequence_classification")
 LAYOUTS = {
@@ -75,11 +76,6 @@ def curves(
     return dict(zip(chosen, found, strict=True))
 
 
-def precision(dtype: Any) -> Precision:
-    """No overflow in the first steps: the reference does not skip any."""
-    return Precision(dtype=dtype, initial_scale_power=8)
-
-
 @pytest.mark.parametrize(
     ("task", "layout"),
     [(task, layout) for task in TASKS for layout in LAYOUTS[task]],
@@ -100,6 +96,7 @@ def test_fp32_equals_plain_pytorch(
 @pytest.mark.parametrize("task", TASKS)
 def test_16_bit_strategies_agree(task: str, dtype: str, problems: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """Within 2e-2 of plain PyTorch on the same micro-batches, and within 1e-3 of each other (all layouts: benchmarks/)."""
+    require_number_format(dtype)
     wanted = recipe(task, *problems[task], precision=precision(dtype))
     (reference,) = run_distributed(reference_curve, 1, wanted)
     found = curves(problems[task], task, dtype, (2, 4), tmp_path)

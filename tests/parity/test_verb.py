@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.processor import require_number_format
 from toolkit.cli import verbs
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ def test_strategies_of_a_recipe_agree(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_16_bits_are_compared_with_16_bits(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Within 2e-2 of the reference, within 1e-3 of each other; and not fp32 by mistake."""
+    require_number_format(dtype)
     code, found = compare(capsys, "--dtype", dtype, "--strategies", "zero0,zero2")
     assert code == 0 and found["tolerance"] == 2e-2
     assert 0 <= found["spread"] <= 1e-3

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,16 @@ def cells(printed: str, row: str) -> list[str]:
 
 
 def test_every_script_is_tested() -> None:
-    """make bench runs all of benchmarks/*.py."""
-    tested = Path(__file__).read_text()
-    for script in BENCHMARKS.glob("*.py"):
-        assert f'"{script.stem}"' in tested
+    """make bench runs all of benchmarks/*.py; each has a test of its name here."""
+    scripts = {script.stem for script in BENCHMARKS.glob("*.py")}
+    assert len(scripts) >= 9
+    assert scripts <= {name.removeprefix("test_") for name, value in globals().items() if callable(value)}
 
 
 def test_step_overhead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both sides take steps on the same data: their first losses are near each other."""
     run_tiny("step_overhead", monkeypatch, tmp_path)
     printed = capsys.readouterr().out
-    for row in ("bare DeepSpeed, s per step", "toolkit, s per step", "toolkit / bare"):
-        low, median, high = map(float, cells(printed, row))
-        assert 0 < low <= median <= high
     losses = re.search(r"bare ([\d.]+), toolkit ([\d.]+)", printed)
     assert losses is not None
     assert float(losses[1]) == pytest.approx(float(losses[2]), rel=5e-3)
@@ -83,7 +81,8 @@ def test_against_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
     ours, theirs = cells(printed, "toolkit"), cells(printed, "Trainer")
     assert all(float(row[0].replace(",", "")) > 0 and float(row[2]) > 0 for row in (ours, theirs))
     assert float(ours[3].rstrip("%")) > 95 > float(theirs[3].rstrip("%"))
-    assert float(ours[4]) == pytest.approx(float(theirs[4]), rel=0.5)
+    module = importlib.import_module("against_trainer")
+    assert float(theirs[4]) == module.EXAMPLES and float(ours[4]) > module.SEQUENCES
 
 
 def test_data_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,20 +131,90 @@ def test_parallel_overhead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     run_tiny("parallel_overhead", monkeypatch, tmp_path)
     printed = capsys.readouterr().out
     for row in ("pipeline", "tensor", "sequence"):
-        ours, bare, ratio, _, processor, our_gib, bare_gib, apart = cells(printed, row)
-        assert float(ours) / float(bare) == pytest.approx(float(ratio.strip("*")), rel=0.1)
-        assert min(map(float, (processor, our_gib, bare_gib))) > 0
-        assert float(apart) < 1e-5
+        assert float(cells(printed, row)[-1]) < 1e-5
 
 
 def test_parallel_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every strategy takes its steps and is compared with one process."""
     run_tiny("parallel_memory", monkeypatch, tmp_path)
     printed = capsys.readouterr().out
-    alone = float(cells(printed, "one process")[1])
+    assert cells(printed, "one process")[0] == "1"
     for row in ("ZeRO-1", "ZeRO-2", "ZeRO-3", "2 pipeline stages", "2 tensor ranks", "2 sequence ranks, ZeRO-3"):
-        ranks, gib, share, _ = cells(printed, row)
-        assert ranks == "2" and float(share.strip("*%")) == pytest.approx(100 * float(gib) / alone, rel=0.2)
+        assert cells(printed, row)[0] == "2"
+
+
+Planted = Callable[[list[str], int], list[Any]]
+
+
+def publish_planted(name: str, planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the benchmark `name` publish what `planted` says that its ranks have measured."""
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "measure", lambda _, arguments, world_size: planted(arguments, world_size))
+    module.main(["--tiny"])
+
+
+def test_step_overhead_of_known_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The slowest rank decides each step; the ratio is of neighbouring steps; processor time is the sum over ranks."""
+    ranks = [
+        {"ours": [2.0, 3.0, 8.0], "bare": [1.0, 1.0, 4.0], "our_cpu": [3.0, 1.0, 2.0], "bare_cpu": [1.0, 1.0, 1.0]},
+        {"ours": [1.0, 6.0, 4.0], "bare": [2.0, 2.0, 1.0], "our_cpu": [1.0, 2.0, 2.0], "bare_cpu": [1.0, 1.0, 3.0]},
+    ]
+    about = {"about": "a model", "bare_loss": 3.0, "our_loss": 3.5}
+    publish_planted("step_overhead", lambda *_: [rank | about for rank in ranks], monkeypatch)
+    printed = capsys.readouterr().out
+    # Of each step: ours 2, 6, 8; bare 2, 2, 4; ratios 1, 3, 2; processor time 4/2, 3/2, 4/4.
+    assert cells(printed, "toolkit, s per step") == ["2.000", "6.000", "8.000"]
+    assert cells(printed, "bare DeepSpeed, s per step") == ["2.000", "2.000", "4.000"]
+    assert cells(printed, "toolkit / bare") == ["1.0000", "2.0000", "3.0000"]
+    assert cells(printed, "toolkit / bare, processor time") == ["1.0000", "1.5000", "2.0000"]
+    assert "neighbouring steps: **2.000**" in printed
+
+
+def test_parallel_overhead_of_known_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ratio of the medians of the slowest ranks, the larger memory, the largest distance of two losses."""
+    sides = importlib.import_module("parallel_overhead").SIDES
+    known = {
+        "toolkit": [([1.0, 4.0], [1.0, 1.0], 1.0, [2.0, 3.0]), ([3.0, 2.0], [2.0, 2.0], 2.5, [2.0, 3.0])],
+        "bare": [([2.0, 1.0], [1.0, 1.0], 4.0, [2.0, 2.4]), ([1.0, 2.0], [1.0, 1.0], 3.0, [2.0, 2.4])],
+    }
+    ranks = [
+        {"side": side, "seconds": seconds, "cpu": cpu, "gib": gib, "losses": losses}
+        for side in sides
+        for seconds, cpu, gib, losses in known["toolkit" if side == "toolkit" else "bare"]
+    ]
+    publish_planted("parallel_overhead", lambda *_: ranks, monkeypatch)
+    printed = capsys.readouterr().out
+    for row in ("pipeline", "tensor", "sequence"):
+        ours, bare, ratio, _, processor, our_gib, bare_gib, apart = cells(printed, row)
+        assert (ours, bare, ratio, processor) == ("3.500", "2.000", "1.750", "1.500")
+        assert (our_gib, bare_gib, apart) == ("2.50", "4.00", "2.5e-01")
+
+
+def test_parallel_memory_of_known_peaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The larger rank of each strategy, as a share of what one process takes."""
+
+    def planted(arguments: list[str], world_size: int) -> list[float]:
+        return [8.0] if world_size == 1 else [1.0, 6.0 if "ZeRO-1" in arguments else 2.0]
+
+    publish_planted("parallel_memory", planted, monkeypatch)
+    printed = capsys.readouterr().out
+    assert cells(printed, "one process")[1:3] == ["8.00", "100%"]
+    assert cells(printed, "ZeRO-1")[1:3] == ["6.00", "75%"]
+    assert cells(printed, "2 tensor ranks")[1:3] == ["2.00", "25%"]
+
+
+def measured_peak(rank: int, world_size: int) -> float:
+    """GiB that the harness sees of a quarter of one that is written to and let go."""
+    sys.path.insert(0, str(BENCHMARKS))
+    from harness.memory import peak_gib_of
+
+    return peak_gib_of(lambda: bytes(bytearray(b"x") * 2**27) and None)
+
+
+def test_peak_of_memory_is_measured() -> None:
+    """An eighth of a GiB twice, at one moment; allocator and interpreter come on top."""
+    [peak] = run_distributed(measured_peak, 1)
+    assert peak == pytest.approx(0.25, abs=0.02)
 
 
 def test_logits_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

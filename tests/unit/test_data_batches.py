@@ -200,9 +200,22 @@ def test_evaluation_gives_every_rank_the_same_number_and_every_sequence_once(sto
     assert fillers == -len(sequences) % (world_size * micro_size)
 
 
-def test_evaluation_stops_at_max_batches(store):
+def test_evaluation_stops_at_max_sequences(store):
     sequences = best_fit(store.lengths, CAPACITY)
-    assert len(list(evaluation_batches(store, sequences, collate, 0, 2, 1, max_batches=3))) == 3
+    for world_size, micro_size, batches in ((1, 1, 3), (2, 1, 2), (2, 2, 1), (4, 8, 1)):
+        found = [
+            list(evaluation_batches(store, sequences, collate, rank, world_size, micro_size, max_sequences=3))
+            for rank in range(world_size)
+        ]
+        assert {len(of_rank) for of_rank in found} == {batches}
+        real = [
+            ids
+            for batch in (batch for of_rank in found for batch in of_rank)
+            for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
+            if set(labels) != {-100}
+        ]
+        wanted = [collate([[store[index] for index in sequence]])["input_ids"][0].tolist() for sequence in sequences]
+        assert sorted(real) == sorted(wanted[:3])
     assert list(evaluation_batches(store, [], collate, 0, 2, 1)) == []
 
 

@@ -221,9 +221,9 @@ def test_sections_that_contradict(changes: dict[str, Any], message: tuple[str, s
 
 def test_consistent_recipes_are_accepted() -> None:
     recipe(steps=None, epochs=1.5)
-    recipe(data=Data(train="d", streaming=True, evaluation="e", evaluation_examples=4))
+    recipe(data=Data(train="d", streaming=True, evaluation="e"))
     recipe(data=HELD_OUT, evaluation=Evaluation(every_steps=5), checkpoint=Checkpoint(keep_best=True))
-    recipe(data=HELD_OUT, evaluation=Evaluation(every_steps=5), schedule=Schedule(type="reduce_on_plateau"))
+    recipe(data=HELD_OUT, evaluation=Evaluation(every_steps=2), schedule=Schedule(type="reduce_on_plateau"))
     recipe(precision=Precision(dtype="bf16", accumulation_dtype="bf16"))
     recipe(model=Model(architecture="llama", weights="random", tokenizer="t"))
     recipe(parallel=Parallel(zero_stage=3, offload_param="nvme", offload_optimizer="nvme", nvme_path="/fast"))

@@ -370,6 +370,13 @@ CASES = [
     ),
     Case(
         "nvme-path",
+        {f"{Z}.stage": 3, OFFLOAD: {"device": "nvme", "nvme_path": "~/nvme"}},
+        f"{OFFLOAD}.nvme_path",
+        "is a folder named '~' to DeepSpeed",
+        {f"{OFFLOAD}.nvme_path": "/nvme"},
+    ),
+    Case(
+        "nvme-path",
         {OFFLOAD: {"device": "cpu", "nvme_path": "/nvme"}},
         f"{OFFLOAD}.nvme_path",
         "is ignored with device 'cpu'",

@@ -18,7 +18,8 @@ from toolkit.cli import run, verbs
 from toolkit.recipe import Batch, Data, Model, Parallel, Precision, Recipe, Tracking
 
 MESSAGE = re.compile(
-    r"error(?: \[rank \d+\])?: (?P<what>.+)\n  expected: (?P<expected>.+)\n  do this:  (?P<do>.+)\n", re.DOTALL
+    r"^error(?: \[rank \d+\])?: (?P<what>.+)\n  expected: (?P<expected>.+)\n  do this:  (?P<do>.+?)\n",
+    re.DOTALL | re.MULTILINE,
 )
 LAUNCHER_VARIABLES = re.compile(r"(WORLD_SIZE|RANK|LOCAL_.*|MASTER_.*|ACCELERATE_.*|OMPI_.*|PMI_.*|SLURM_.*)")
 SEE_HELP = "see `x.py --help` for every field, its type and meaning"
@@ -162,8 +163,12 @@ COMMAND_LINE = [
     Wrong("sequence-with-tensor", "--parallel.sequence 2 --parallel.tensor 2", "parallel.sequence=2 with parallel.tensor=2", "sequence parallelism with data parallelism only", "set parallel.tensor=1, or parallel.sequence=1"),
     Wrong("sequence-with-pipeline", "--parallel.sequence 2 --parallel.pipeline 2 --parallel.zero_stage 1", "parallel.sequence=2 with parallel.pipeline=2", "sequence parallelism with data parallelism only", "set parallel.pipeline=1, or parallel.sequence=1"),
     Wrong("nothing-to-offload", "--model.activation_offload True", "model.activation_offload=True with model.activation_checkpointing=False", "activation_checkpointing=True", "set model.activation_checkpointing=True"),
+    Wrong("field-without-effect", "--parallel.zero_stage 0 --parallel.reduce_bucket_size 1000", "parallel.reduce_bucket_size=1000 has no effect with parallel.zero_stage=0, precision.dtype='fp32'", "parallel.reduce_bucket_size acts with parallel.zero_stage 1, 2 or 3 only", "on the command line: --parallel.reduce_bucket_size 50000000"),
+    Wrong("field-of-another-task", "--task.name sequence_classification --task.train_on all", "task.train_on='all' has no effect with task.name='sequence_classification'", "task.train_on acts with task.name 'causal_lm' only", "remove task.train_on"),
+    Wrong("removed-field", "--evaluation.max_batches 8", "evaluation.max_batches='8': there is no such field any more", "evaluation.max_sequences, another unit", "set evaluation.max_sequences instead"),
+    Wrong("warm-up-beyond-the-run", "--schedule.type cosine --schedule.warmup_steps 5", "schedule.warmup_steps=5 in a run of 2 steps", "schedule.warmup_steps below 2", "pass --schedule.warmup_steps 1"),
     Wrong("no-tiles", "--model.mlp_tiles 0", "model.mlp_tiles=0", "input should be greater than 0", "correct the recipe or the flag"),
-    Wrong("unknown-metric", "--evaluation.metric perplexty", "evaluation.metric='perplexty' with task.name='causal_lm' (did you mean 'perplexity'?)", "one of loss, perplexity", "correct evaluation.metric"),
+    Wrong("unknown-metric", "--evaluation.metric perplexty --data.evaluation_examples 8 --evaluation.every_steps 1 --checkpoint.keep_best True", "evaluation.metric='perplexty' with task.name='causal_lm' (did you mean 'perplexity'?)", "one of loss, perplexity", "correct evaluation.metric"),
     Wrong("indivisible-batch", "", "batch.global_size=4 is not a multiple of batch.micro_size x world size = 1 x 3 = 3", "a multiple of 3", "set batch.global_size to 3 or 6", "WORLD_SIZE=3 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
     Wrong("no-master", "", "WORLD_SIZE=2 without MASTER_ADDR and MASTER_PORT", "the environment of a launcher", "start with `deepspeed`, `accelerate launch` or `torchrun`, or unset WORLD_SIZE", "WORLD_SIZE=2 RANK=0"),
     Wrong("world-size-in-words", "", "WORLD_SIZE='two' in the environment", "a number, at least 1", "unset WORLD_SIZE", "WORLD_SIZE=two RANK=0"),
@@ -323,12 +328,3 @@ def test_a_number_format_that_the_device_lacks(
     assert found["what"].startswith("precision.dtype='fp16' on this ")
     assert found["expected"] == "a number format that the device computes in"
     assert found["do"] == "set precision.dtype='auto', or another one of fp32, bf16, fp16"
-
-
-def test_metrics_in_the_table_are_those_of_the_tasks() -> None:
-    from toolkit.tasks import METRICS, TASKS, task_class
-
-    sums = {"loss": 1.0, "targets": 1.0, "correct": 1.0, "majority": 1.0}
-    assert METRICS.keys() == TASKS.keys()
-    for name, wanted in METRICS.items():
-        assert tuple(task_class(name).metrics(None, sums)) == wanted  # type: ignore[arg-type]

@@ -198,7 +198,8 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
     mount = shutil.which("mount")
     done = subprocess.run(command, capture_output=True, text=True) if mount else None
     if done is None or done.returncode != 0:
-        pytest.skip(f"cannot mount a small disk: {done.stderr.strip() if done else 'no mount program'}")
+        why = done.stderr.strip() if done else "no mount program"
+        pytest.skip(f"cannot mount a small disk: {why}; to run it: be root, with the right to mount")
     try:
         yield folder
     finally:

@@ -41,7 +41,7 @@ def check_memory() -> Finding:
         total, available = limit, min(available, limit - (used or 0))
     found = f"{available / GIB:.1f} of {total / GIB:.1f} GiB available"
     if available < 4 * GIB:
-        return Finding("host memory", "warn", found, "end other programs; `toolkit plan RECIPE` says what a run needs")
+        return Finding("host memory", "warn", found, "end other programs before a run")
     return Finding("host memory", "ok", found)
 
 
@@ -73,7 +73,7 @@ def check_memlock(has_gpu: bool | None = None) -> Finding:
     found = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit / GIB:.2f} GiB"
     gpu = Path("/dev/nvidia0").exists() if has_gpu is None else has_gpu
     if gpu and limit != resource.RLIM_INFINITY and limit < GIB:
-        fix = "`ulimit -l unlimited` (in a container: --ulimit memlock=-1), or parallel.pin_memory=False"
+        fix = "`ulimit -l unlimited` (in a container: --ulimit memlock=-1)"
         return Finding("pinned memory", "warn", f"{found}, and offload pins what it moves", fix)
     return Finding("pinned memory", "ok", found)
 
@@ -86,7 +86,7 @@ def check_disk(check: str, folder: Path) -> Finding:
     if not os.access(there, os.W_OK):
         return Finding(check, "fail", f"{there} cannot be written", "change its owner, or set TOOLKIT_CACHE")
     if free < 5 * GIB:
-        fix = "free some space; `toolkit plan RECIPE` says what a checkpoint takes"
+        fix = "free some space: a checkpoint with the states of Adam takes 12 bytes per parameter"
         return Finding(check, "fail" if free < GIB // 2 else "warn", found, fix)
     return Finding(check, "ok", found)
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,8 @@ from toolkit.cli.flag_errors import OPTIONS, field_of, refusal
 from toolkit.errors import RecipeError, did_you_mean
 from toolkit.recipe import Recipe
 from toolkit.recipe.field_type import is_switch
+from toolkit.recipe.location import path
+from toolkit.recipe.removed import removed_field
 
 TRUTH = {"true": True, "false": False}
 
@@ -59,7 +61,16 @@ def split_launcher_flags(argv: Sequence[str]) -> tuple[LauncherFlags, list[str]]
             rest += joined
     if local_rank is not None and not local_rank.lstrip("-").isdigit():
         raise RecipeError(f"--local_rank {local_rank}", expected="a number", do="leave this flag to the launcher")
-    return LauncherFlags(None if local_rank is None else int(local_rank), Path(config) if config else None), rest
+    file = _located("deepspeed_config", config) if config else None
+    return LauncherFlags(None if local_rank is None else int(local_rank), file), rest
+
+
+def _located(flag: str, text: str) -> Path:
+    """The path behind a flag that is no recipe field."""
+    try:
+        return path(text)
+    except ValueError as error:
+        raise RecipeError(f"--{flag} {text}", expected=str(error), do="correct the path") from None
 
 
 def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
@@ -90,7 +101,7 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
     printed, complaint = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), _stdout_unless_help(argv, printed):
-            return tyro.cli(
+            found = tyro.cli(
                 Invocation,
                 args=_switches(argv, recipe),
                 default=Invocation(recipe, output_dir),
@@ -102,6 +113,8 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
             raise
         text = complaint.getvalue() or printed.getvalue()
         raise refusal(text, argv, recipe, prog) from None
+    resume = found.resume if found.resume is None else str(_located("resume", found.resume))
+    return replace(found, output_dir=_located("output_dir", str(found.output_dir)), resume=resume)
 
 
 def _switches(argv: Sequence[str], recipe: Recipe) -> list[str]:
@@ -136,11 +149,14 @@ def _stdout_unless_help(argv: Sequence[str], printed: io.StringIO) -> Iterator[N
 
 def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
     known = flag_names(recipe)
-    for word in argv:
-        name = word.partition("=")[0]
+    for index, word in enumerate(argv):
+        name, _, value = word.partition("=")
         if not name.startswith("--") or name == "--help" or _is_number(name):
             continue
         plain = name[2:].replace("-", "_")
+        removed = removed_field(plain, value or next(iter(argv[index + 1 : index + 2]), ""))
+        if removed is not None:
+            raise removed
         if plain not in known and _without_no(plain) not in known:
             raise RecipeError(
                 f"unknown flag {name}{_suggest(plain, known)}",

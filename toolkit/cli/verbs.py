@@ -22,6 +22,7 @@ from toolkit.ds_config.target import Target
 from toolkit.errors import ConfigError, InputError, did_you_mean
 from toolkit.parity.problem import LEAST_STEPS
 from toolkit.recipe.load import load_recipe
+from toolkit.recipe.location import path
 
 RECIPES, CONFIGS, README = Path("recipes"), Path("ds_configs"), Path("README.md")
 
@@ -44,6 +45,14 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
+
+
+def _path(text: str) -> Path:
+    """A path, "~" expanded."""
+    try:
+        return path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,9 +92,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_check(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("file", type=Path, help="the DeepSpeed JSON")
-    verb.add_argument("--recipe", type=Path, help="also compare it with what this recipe renders")
-    verb.add_argument("--training-args", type=Path, help="JSON of Hugging Face TrainingArguments it is used with")
+    verb.add_argument("file", type=_path, help="the DeepSpeed JSON")
+    verb.add_argument("--recipe", type=_path, help="also compare it with what this recipe renders")
+    verb.add_argument("--training-args", type=_path, help="JSON of Hugging Face TrainingArguments it is used with")
     verb.add_argument("--world-size", type=_count, help="processes it is meant for")
     verb.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda", help="device it is meant for (default: cuda)"
@@ -114,7 +123,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _add_config(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", type=Path, nargs="?", help="a recipe file")
+    verb.add_argument("recipe", type=_path, nargs="?", help="a recipe file")
     verb.add_argument("--world-size", type=_count, help="processes; default: the recipe's launch section")
     other = verb.add_mutually_exclusive_group()
     other.add_argument("--slurm", action="store_true", help="print a SLURM batch script instead")
@@ -190,8 +199,8 @@ def _rules(options: argparse.Namespace) -> int:
 
 
 def _add_export(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("source", type=Path, help="a run folder, or one of its checkpoints")
-    verb.add_argument("out", type=Path, help="folder to write")
+    verb.add_argument("source", type=_path, help="a run folder, or one of its checkpoints")
+    verb.add_argument("out", type=_path, help="folder to write")
     verb.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: bf16")
     verb.set_defaults(run=_export)
 
@@ -205,7 +214,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _add_parity(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", type=Path, help="a recipe file; its architecture is scaled down, no weight is read")
+    verb.add_argument("recipe", type=_path, help="a recipe file; its architecture is scaled down, no weight is read")
     verb.add_argument(
         "--strategies", type=_words, default=[], help="comma-separated names, or all (default: one of each kind)"
     )
@@ -261,7 +270,7 @@ def _add_doctor(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first compile DeepSpeed's CPU kernels, a minute each at first use otherwise",
     )
-    verb.add_argument("--hostfile", type=Path, help="also ask every host of this file over ssh, and compare them")
+    verb.add_argument("--hostfile", type=_path, help="also ask every host of this file over ssh, and compare them")
     verb.add_argument("--ssh-port", type=_count, help="as for `deepspeed --ssh_port`")
     verb.add_argument(
         "--write-env",

@@ -190,18 +190,17 @@ def evaluation_batches(
     rank: int,
     world_size: int,
     micro_size: int,
-    max_batches: int | None = None,
+    max_sequences: int | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Micro-batches of `micro_size` sequences for one rank, each sequence on exactly one rank, in order.
+    """Micro-batches of `micro_size` of the first `max_sequences` sequences (None: of all) for one rank, in order.
 
-    Every rank gets the same number, at most `max_batches` (a ZeRO-3 rank alone in a forward pass waits for ever):
-    where sequences run out, a copy of the first one fills up, with every label ignored.
+    Each of those is on exactly one rank, however many ranks there are. Every rank gets the same number of micro-batches
+    (a ZeRO-3 rank alone in a forward pass waits for ever): where sequences run out, a copy of the first one fills up,
+    with every label ignored.
     """
+    sequences = sequences[:max_sequences]
     width = world_size * micro_size
-    num_batches = math.ceil(len(sequences) / width)
-    if max_batches is not None:
-        num_batches = min(num_batches, max_batches)
-    for batch in range(num_batches):
+    for batch in range(math.ceil(len(sequences) / width)):
         start = batch * width + rank * micro_size
         chosen = [[store[index] for index in sequence] for sequence in sequences[start : start + micro_size]]
         while len(chosen) < micro_size:

@@ -66,7 +66,7 @@ def open_source(
 
 
 def _open(location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path) -> Source:
-    path = Path(location).expanduser()
+    path = Path(location)
     if path.is_dir():
         if _is_saved(path):
             return _open_saved(path, split, streaming, field, cache_dir)

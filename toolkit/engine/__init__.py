@@ -1,1 +1,7 @@
 """The only package that imports DeepSpeed: process start, devices, the ZeRO engine and the state it holds."""
+
+import logging
+
+# Its warnings are about its own API and about a device it did not find; what matters we check and say ourselves. A filter,
+# here, acts before DeepSpeed is imported, when it says the first of them, and outlives the level that it sets then.
+logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

@@ -41,6 +41,8 @@ class Training:
     """Targets of a batch."""
     higher_is_better: bool = False
     """Of the metric that a schedule may listen to."""
+    auxiliary: Callable[[], float] | None = None
+    """Sum, since its last call, of what `loss` added to the losses of the targets."""
 
 
 class DeepSpeedRun:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import warnings
@@ -78,9 +77,8 @@ def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | Non
     LaunchError when that is taken. On several hosts, `toolkit.engine.hosts` comes first: there the port is checked,
     and then held by rank 0.
     """
-    # DeepSpeed builds a shared-memory op with the compiler on every CPU start; only inference uses it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _quiet_deepspeed()
+    _probe_no_kernels()
+    _quiet_torch()
     kernels.own_ninja_first()
     # On several hosts the folder may be shared, and the build that holds the lock run on another one.
     if process.local_rank == 0 and not process.spans_hosts:
@@ -103,9 +101,14 @@ def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | Non
     )
 
 
-def _quiet_deepspeed() -> None:
-    # Its warnings are about its own API (get_lr before the first step); what matters we check and say ourselves.
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+def _probe_no_kernels() -> None:
+    # Whoever asks DeepSpeed what may be compiled here makes it try all of it: it calls compiler and linker in each rank,
+    # and their errors reach the screen. On a CPU it asks itself, at every start, for a shared-memory kernel that only
+    # inference uses. A table that is there already is not made; a kernel that a run does need is built without it.
+    deepspeed.ops.__compatible_ops__ = {}
+
+
+def _quiet_torch() -> None:
     # Every rank would print torch's advice on the names that DeepSpeed calls.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 

@@ -35,6 +35,8 @@ class StepResult:
     """fp16's loss scale in this step; None in other formats."""
     skipped: bool
     """The step was not applied, because gradients overflowed."""
+    aux_loss: float | None = None
+    """What was trained on top of `loss` (the balancing loss of a mixture's routers, times its coefficient); None: nothing."""
 
 
 class Engine(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -95,13 +96,15 @@ class ZeroEngine(DeepSpeedRun):
             self.engine.backward(loss * weight, scale_wrt_gas=False)
             if index < len(micro_batches) - 1:
                 self.engine.step()
-        mean = self._sum([float(total)])[0] / max(1.0, targets)
+        added = self.training.auxiliary() if self.training.auxiliary is not None else 0.0
+        mean, auxiliary = (value / max(1.0, targets) for value in self._sum([float(total) - added, added]))
         self._check_finite("loss", mean)
         norm = self._plain_norm()
         if norm is not None:
             self._check_finite("grad_norm", norm)
         self._guarded(self.engine.step)
-        return self._finish_step(mean, norm, rate, targets, scale)
+        result = self._finish_step(mean, norm, rate, targets, scale)
+        return result if self.training.auxiliary is None else replace(result, aux_loss=auxiliary)
 
     def _plain_norm(self) -> float | None:
         # fp32 at stage 0 is the one engine that clips without telling the norm. Gradients are already averaged here.

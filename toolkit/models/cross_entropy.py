@@ -88,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if head.weight_grad is None else head.weight_grad.to(weight.dtype),
             None if head.bias_grad is None or bias is None else head.bias_grad.to(bias.dtype),
         )
-        return head.loss
+        return head.loss.to(torch.promote_types(hidden.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
@@ -130,7 +130,7 @@ class _Head:
     chunk_tokens: int  # C
     logits: Tensor  # [C, V] in the inputs' type; becomes the gradient with respect to the logits
     block: Tensor  # [B, V] fp32 (float64 for float64 inputs): the rows whose softmax is being computed
-    loss: Tensor  # 0-dim
+    loss: Tensor  # 0-dim fp64
     hidden_grad: Tensor | None  # [N, D] in the inputs' type
     weight_grad: Tensor | None  # [V, D], fp32 where several 16-bit chunks are summed
     weight_product: Tensor | None  # [V, D] in the inputs' type: one chunk's share, where weight_grad has another type
@@ -142,6 +142,7 @@ class _Head:
         count = -(-len(hidden) // chunk_tokens)
         size = min(len(hidden), -(-len(hidden) // max(1, count)))
         dtype = torch.promote_types(hidden.dtype, torch.float32)
+        # The sum is kept in fp64: a block is a few rows on a CPU, and the result must not depend on how many there are.
         block = max(1, min(size, BLOCK_BYTES.get(hidden.device.type, CHUNK_BYTES) // (4 * len(weight))))
         summed = dtype if count > 1 else weight.dtype
         return cls(
@@ -151,7 +152,7 @@ class _Head:
             chunk_tokens=max(1, size),
             logits=hidden.new_empty(size, len(weight)),
             block=hidden.new_empty(block, len(weight), dtype=dtype),
-            loss=hidden.new_zeros((), dtype=dtype),
+            loss=hidden.new_zeros((), dtype=torch.float64),
             hidden_grad=torch.empty_like(hidden) if needs[0] else None,
             weight_grad=torch.zeros_like(weight, dtype=summed) if needs[1] else None,
             weight_product=torch.empty_like(weight) if needs[1] and summed != weight.dtype else None,
@@ -188,7 +189,7 @@ class _Head:
         at_target = block.gather(1, column)
         mean = block.mean(1, keepdim=True) if smoothing else at_target
         total = block.exp_().sum(1, keepdim=True)
-        self.loss += (total.log() - (1.0 - smoothing) * at_target - smoothing * mean).sum()
+        self.loss += (total.log() - (1.0 - smoothing) * at_target - smoothing * mean).sum(dtype=torch.float64)
         if gradient_scale is None:
             return
         block.mul_(gradient_scale / total)

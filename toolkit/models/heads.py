@@ -60,19 +60,27 @@ def token_loss(
     *,
     label_smoothing: float,
     gradient_scale: float,
+    see: Callable[[Any], None] | None = None,
 ) -> torch.Tensor:
     """Sum over valid targets of the next-token loss, fp32.
 
     `targets` [B, T] are aligned with the positions that predict them (already shifted), -100 where there is none.
     `gradient_scale` is the factor by which the caller will multiply the gradient (see linear_cross_entropy).
+    `see` is shown what the model returned.
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     if not getattr(head, "returns_loss", False):
-        logits = model(**inputs, use_cache=False).logits.float()
+        outputs = model(**inputs, use_cache=False)
+        if see is not None:
+            see(outputs)
+        logits = outputs.logits.float()
         return nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum", label_smoothing=label_smoothing
         )
-    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # type: ignore[operator]
+    outputs = model.base_model(**inputs, use_cache=False)  # type: ignore[operator]
+    if see is not None:
+        see(outputs)
+    hidden = outputs.last_hidden_state.flatten(0, 1)
 
     def loss_of(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return linear_cross_entropy(

@@ -74,6 +74,9 @@ def scale_down(
             value = getattr(text, name, None)
             if isinstance(value, int) and not isinstance(value, bool) and value > largest:
                 setattr(text, name, largest)
+        if getattr(text, "output_router_logits", False):
+            # The reference has no balancing loss, and not every strategy can have one.
+            text.output_router_logits = False
     except Exception as error:
         # A configuration may refuse a value in any way of its own.
         raise _not_scaled(config, " ".join(str(error).split())[:200]) from None

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from toolkit.errors import RecipeError
+from toolkit.recipe.location import Location
 from toolkit.recipe.numbers import NonNegative, Positive, Rate, Scalar
 from toolkit.recipe.section import Section
 
@@ -14,15 +15,15 @@ from toolkit.recipe.section import Section
 class Model(Section):
     """Which network, where its weights come from, and how it is run."""
 
-    path: str | None = None
+    path: Location | None = None
     """Checkpoint: a Hugging Face directory, a name that `toolkit fetch` knows, or a hub name. None: `architecture` says what to build."""
     architecture: str | None = None
     """Hugging Face model_type built from `config` when there is no `path`, e.g. "llama"."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """"pretrained" reads the weights at `path`; "random" builds the same architecture from scratch with the run's seed."""
     config: dict[str, Scalar] = Field(default_factory=dict)
-    """Fields of the model's own config to override, e.g. {"num_hidden_layers": 4}. With pretrained weights only fields that change no weight's shape."""
-    tokenizer: str | None = None
+    """Fields of the model's own config to override, e.g. {"num_hidden_layers": 4}. With pretrained weights only fields that change no weight's shape. A mixture of experts: output_router_logits True trains router_aux_loss_coef x its routers' balancing loss too, of each micro-batch by its share of the targets."""
+    tokenizer: Location | None = None
     """Where the tokenizer is; None: the same place as `path`."""
     dropout: Rate | None = None
     """Set every dropout probability of the architecture to this; None leaves the checkpoint's own."""
@@ -65,9 +66,9 @@ class Model(Section):
 class Data(Section):
     """Where examples come from and how they become batches."""
 
-    train: str
+    train: Location
     """A .jsonl/.json/.csv/.parquet/.txt file, a directory written by `save_to_disk`, a name that `toolkit fetch` knows, or a hub name."""
-    evaluation: str | None = None
+    evaluation: Location | None = None
     """Held-out examples, same kinds of source. None: `evaluation_examples` are split off `train`."""
     evaluation_examples: NonNegative = 0
     """Examples split off `train` when `evaluation` is None, drawn by seed, or the last ones when `shuffle` is False; 0: no evaluation."""

@@ -28,12 +28,10 @@ class Evaluation(Section):
 
     every_steps: NonNegative = 0
     """Optimizer steps between evaluations; 0: only before the first and after the last step."""
-    max_batches: Positive | None = None
-    """Evaluate at most this many micro-batches per rank; None: all."""
+    max_sequences: Positive | None = None
+    """Evaluate on the first this many held-out sequences (packs, where data.packing makes them), over all ranks: the same ones on any number of ranks and with any batch.micro_size; None: all."""
     metric: str = "loss"
-    """Record that best checkpoint, early stopping and reduce_on_plateau watch: loss, or a metric of the task."""
-    higher_is_better: bool = False
-    """Direction of `metric`."""
+    """Record that best checkpoint, early stopping and reduce_on_plateau watch: loss, or a metric of the task, which knows whether it should rise or fall."""
     early_stopping_patience: NonNegative = 0
     """Stop after this many evaluations without improvement; 0: never."""
 

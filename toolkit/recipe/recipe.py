@@ -11,7 +11,9 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from toolkit.errors import RecipeError
+from toolkit.recipe.effect import check_effect, has_held_out
 from toolkit.recipe.inputs import Batch, Data, Model, Task
+from toolkit.recipe.length import check_length
 from toolkit.recipe.numbers import NonNegative, Positive
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.section import Section
@@ -58,11 +60,14 @@ class Recipe(Section):
             )
         _check_evaluation(self)
         _check_parallel(self)
+        check_effect(self)
+        if self.steps is not None:
+            # A length in epochs is known once the data is prepared, and checked then.
+            check_length(self, self.steps)
         return self
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    has_held_out = recipe.data.evaluation is not None or recipe.data.evaluation_examples > 0
     watchers = {
         "schedule.type='reduce_on_plateau'": recipe.schedule.type == "reduce_on_plateau",
         "checkpoint.keep_best=True": recipe.checkpoint.keep_best,
@@ -71,10 +76,10 @@ def _check_evaluation(recipe: Recipe) -> None:
         ),
     }
     for what, wanted in watchers.items():
-        if wanted and not (has_held_out and recipe.evaluation.every_steps):
+        if wanted and not (has_held_out(recipe) and recipe.evaluation.every_steps):
             raise RecipeError(
                 f"{what} with evaluation.every_steps={recipe.evaluation.every_steps} and "
-                f"{'a' if has_held_out else 'no'} held-out set",
+                f"{'a' if has_held_out(recipe) else 'no'} held-out set",
                 expected="an evaluation metric to watch during the run",
                 do="set evaluation.every_steps, and data.evaluation or data.evaluation_examples",
             )

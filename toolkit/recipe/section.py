@@ -8,6 +8,7 @@ import pydantic
 
 from toolkit.errors import RecipeError, did_you_mean
 from toolkit.recipe.field_type import admits_bool, describe_field
+from toolkit.recipe.removed import removed_field
 
 
 class Section(pydantic.BaseModel):
@@ -43,6 +44,10 @@ class Section(pydantic.BaseModel):
 
 def as_recipe_error(section: type[pydantic.BaseModel], error: pydantic.ValidationError) -> RecipeError:
     """Pydantic's findings for `section` as one message that names each key and value."""
+    for detail in error.errors():
+        removed = removed_field(_name(section, detail), detail["input"])
+        if detail["type"] == "extra_forbidden" and removed is not None:
+            return removed
     found = [_describe(section, detail) for detail in error.errors()]
     return RecipeError(
         "; ".join(what for what, _ in found),
@@ -52,7 +57,7 @@ def as_recipe_error(section: type[pydantic.BaseModel], error: pydantic.Validatio
 
 
 def _describe(section: type[pydantic.BaseModel], detail: Any) -> tuple[str, str]:
-    name = _dotted(section, ".".join(str(part) for part in detail["loc"]))
+    name = _name(section, detail)
     if detail["type"] == "extra_forbidden":
         last = str(detail["loc"][-1])
         return f"unknown field {name}{did_you_mean(last, section.model_fields)}", (
@@ -61,6 +66,10 @@ def _describe(section: type[pydantic.BaseModel], detail: Any) -> tuple[str, str]
     if detail["type"] == "missing":
         return f"{name} is missing", f"a value for {name}"
     return f"{name}={detail['input']!r}", _lower_first(str(detail["msg"]).removeprefix("Value error, "))
+
+
+def _name(section: type[pydantic.BaseModel], detail: Any) -> str:
+    return _dotted(section, ".".join(str(part) for part in detail["loc"]))
 
 
 def _dotted(section: type[pydantic.BaseModel], name: str) -> str:

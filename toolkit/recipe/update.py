@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from toolkit.errors import RecipeError
+from toolkit.recipe.location import Location
 from toolkit.recipe.numbers import Fraction, NonNegative, Positive, Rate
 from toolkit.recipe.optimizers import OptimizerType, check_optimizer_fields
 from toolkit.recipe.section import Section
@@ -122,7 +123,7 @@ class Precision(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Parameters, activations, gradients. "auto": bf16 where the device computes in it, else fp32; the choice is printed."""
     accumulation_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Gradients summed over micro-batches. fp32 costs memory and keeps small gradients; otherwise equal to dtype."""
+    """Gradients summed over micro-batches. fp32 costs memory and keeps small gradients; otherwise equal to dtype. Ranks exchange gradients in the same format (communication_data_type), so fp32 also doubles that traffic."""
     initial_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
     """fp16: the loss scale starts at 2 to this power."""
     loss_scale_window: Positive = 1000
@@ -145,12 +146,12 @@ class Parallel(Section):
     """Where optimizer states live: "cpu" (stages 1-3) or "nvme" (stage 3)."""
     offload_param: Placement = "none"
     """Where parameters live between uses (stage 3): "cpu" or "nvme"."""
-    nvme_path: str | None = None
+    nvme_path: Location | None = None
     """Directory on a local NVMe disk, for "nvme"."""
     reduce_bucket_size: Positive = 50_000_000
     """Gradient elements reduced at a time; smaller saves memory, larger saves latency."""
     overlap_comm: bool = False
-    """Reduce gradients while the backward pass runs (stages 1-3)."""
+    """Reduce gradients while the backward pass runs (stages 1-3); at stage 3 also gather the next layers' parameters while one computes."""
     param_persistence_threshold: NonNegative = 100_000
     """Stage 3: parameters with fewer elements stay whole on every rank."""
     pipeline: Positive = 1

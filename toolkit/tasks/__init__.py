@@ -6,33 +6,43 @@ To add a task, write toolkit/tasks/NAME.py with one class that follows `protocol
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from toolkit.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
     from toolkit.tasks.protocol import Task
 
+Direction = Literal["falls", "rises", "stays"]
+
 TASKS = {
     "causal_lm": "toolkit.tasks.causal_lm:CausalLM",
     "sequence_classification": "toolkit.tasks.sequence_classification:SequenceClassification",
 }
 
-METRICS = {
-    "causal_lm": ("loss", "perplexity"),
-    "sequence_classification": ("loss", "accuracy", "majority_accuracy"),
+METRICS: dict[str, dict[str, Direction]] = {
+    "causal_lm": {"loss": "falls", "perplexity": "falls"},
+    "sequence_classification": {"loss": "falls", "accuracy": "rises", "majority_accuracy": "stays"},
 }
-"""Task -> the metrics of its evaluation; they stand here so that a wrong name is found before torch is imported."""
+"""Task -> the metrics of its evaluation, and what each does as the model improves ("stays": it does not depend on the
+model). They stand here so that a wrong name is found before torch is imported."""
 
 
 def check_metric(task: str, metric: str) -> None:
-    """Raise RecipeError when an evaluation of `task` has no `metric`."""
-    if metric not in METRICS[task]:
+    """Raise RecipeError when an evaluation of `task` has no `metric` that could improve."""
+    targets = [name for name, direction in METRICS[task].items() if direction != "stays"]
+    if metric not in targets:
+        why = " (it does not depend on the model)" if metric in METRICS[task] else did_you_mean(metric, targets)
         raise RecipeError(
-            f"evaluation.metric={metric!r} with task.name={task!r}{did_you_mean(metric, METRICS[task])}",
-            expected=f"one of {', '.join(METRICS[task])}",
+            f"evaluation.metric={metric!r} with task.name={task!r}{why}",
+            expected=f"one of {', '.join(targets)}",
             do="correct evaluation.metric",
         )
+
+
+def higher_is_better(task: str, metric: str) -> bool:
+    """Whether `metric` rises as the model improves."""
+    return METRICS[task][metric] == "rises"
 
 
 def check_task(name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.row_kind import RowKind, row_kind
 from toolkit.errors import DataError
 from toolkit.models.heads import token_loss, use_loss_head
+from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 from toolkit.tasks.protocol import Batch, Sums
@@ -33,6 +34,7 @@ class CausalLM:
 
     def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
         self.options, self.data, self.tokenizer = options, data, tokenizer
+        self.balance: RouterBalance | None = None
 
     def fit(self, rows: Iterable[Row]) -> None:
         """Nothing to learn from the rows."""
@@ -111,7 +113,14 @@ class CausalLM:
             "input_ids": torch.from_numpy(tokens),
             "position_ids": torch.from_numpy(positions),
             "targets": torch.from_numpy(targets),
+            **self._real_tokens(lengths, shape[1]),
         }
+
+    def _real_tokens(self, lengths: list[int], longest: int) -> Batch:
+        """Where padding begins in each row, for routers that are balanced over the others."""
+        if self.balance is None:
+            return {}
+        return {REAL: (torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)).long()}
 
     def split(self, batch: Batch, index: int, count: int) -> Batch:
         """Equal parts; sequences are filled up to a multiple of `count` with a document of padding."""
@@ -134,18 +143,36 @@ class CausalLM:
         return int((batch["targets"] != IGNORED).sum())
 
     def prepare(self, model: nn.Module) -> None:
-        """Let the output head compute the loss itself, so that the logits never exist in full."""
+        """Let the output head compute the loss itself, so that the logits never exist in full; balance routers."""
         use_loss_head(model)
+        self.balance = RouterBalance(model) if is_asked_for(model.config) else None
+
+    @property
+    def auxiliary(self) -> Callable[[], float] | None:
+        """The balancing loss of the routers, where the model's config asks for it."""
+        return None if self.balance is None else self.balance.take
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
-        """Sum of the token losses."""
-        return self._loss(model, batch, gradient_scale, self.options.label_smoothing)
+        """Sum of the token losses, and of the auxiliary ones."""
+        seen: list[Any] = []
+        loss = self._loss(model, batch, gradient_scale, self.options.label_smoothing, seen.append)
+        if self.balance is None:
+            return loss
+        added: torch.Tensor = self.balance.added(model, seen[0].router_logits, batch[REAL], self.count(batch))
+        return loss + added
 
-    def _loss(self, model: nn.Module, batch: Batch, gradient_scale: float, label_smoothing: float) -> torch.Tensor:
+    def _loss(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        gradient_scale: float,
+        label_smoothing: float,
+        see: Callable[[Any], None] | None = None,
+    ) -> torch.Tensor:
         # A later pipeline stage has hidden states in the place of tokens.
-        inputs = {name: values for name, values in batch.items() if name != "targets"}
+        inputs = {name: values for name, values in batch.items() if name not in ("targets", REAL)}
         return token_loss(
-            model, inputs, batch["targets"], label_smoothing=label_smoothing, gradient_scale=gradient_scale
+            model, inputs, batch["targets"], label_smoothing=label_smoothing, gradient_scale=gradient_scale, see=see
         )
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:

@@ -56,6 +56,11 @@ class Task(Protocol):
         positions that predict them. None: a sequence cannot be cut, nor can its model be cut into pipeline stages."""
         ...
 
+    @property
+    def auxiliary(self) -> Callable[[], float] | None:
+        """Sum, since its last call, of what `loss` returned beside the losses of the targets; None: nothing is ever added."""
+        ...
+
     def count(self, batch: Batch) -> int:
         """Targets in `batch`: what the loss is averaged over."""
         ...
@@ -64,7 +69,7 @@ class Task(Protocol):
         """Change the loaded model before DeepSpeed sees it (no new parameters)."""
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
-        """Sum of the losses over the targets of `batch`, 0-dim fp32. The caller multiplies its gradient by `gradient_scale`."""
+        """Sum of the losses over the targets of `batch`, and auxiliary losses, 0-dim fp32. The caller multiplies its gradient by `gradient_scale`."""
         ...
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:

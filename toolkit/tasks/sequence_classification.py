@@ -28,6 +28,7 @@ class SequenceClassification:
     auto_class: Any = AutoModelForSequenceClassification
     can_pack = False
     split = None
+    auxiliary = None
 
     def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
         self.options, self.data, self.tokenizer = options, data, tokenizer

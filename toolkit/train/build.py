@@ -30,11 +30,13 @@ from toolkit.models.isolation import check_isolation, leak, use_document_attenti
 from toolkit.models.loading import load_weights, materialise
 from toolkit.models.neftune import add_neftune
 from toolkit.models.partial import load_part
+from toolkit.models.router_balance import balance_excess, check_balance
 from toolkit.models.stage_plan import balance
 from toolkit.models.stages import build_skeleton, cut
 from toolkit.models.tensor_plan import tensor_plan
 from toolkit.models.tiling import check_tiles, tile_mlps
 from toolkit.recipe import Recipe
+from toolkit.tasks import higher_is_better
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
@@ -69,6 +71,8 @@ def build_engine(
     if me.is_main:
         _keep_model_files(inputs, recipe, folder, untrained)
     engine = _engine(recipe, inputs, config, me, model)
+    if task.auxiliary is not None:
+        check_balance(engine.call(balance_excess), type(model).__name__)
     if tiles is not None:
         check_tiles(engine.call(tiles.excess), type(model).__name__)
     if recipe.data.packing:
@@ -105,7 +109,8 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         inputs.total_steps,
         task.loss,
         task.count,
-        recipe.evaluation.higher_is_better,
+        higher_is_better(recipe.task.name, recipe.evaluation.metric),
+        task.auxiliary,
     )
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, me, training)

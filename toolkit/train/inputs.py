@@ -19,8 +19,10 @@ from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
 from toolkit.errors import ModelError, RecipeError
 from toolkit.models.loading import check_overrides, check_sequence_length, load_config, load_tokenizer
+from toolkit.models.router_balance import COEFFICIENTS, explain_balance, is_asked_for
 from toolkit.recipe import Recipe
-from toolkit.tasks import task_class
+from toolkit.recipe.length import check_length
+from toolkit.tasks import check_metric, check_task, task_class
 from toolkit.tasks.protocol import Task
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
@@ -49,6 +51,8 @@ def load_task(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Task]:
 
 def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display) -> Inputs:
     """Tokenise, pack and order the recipe's data. Needs no process group: ranks meet at a lock on the cache."""
+    check_task(recipe.task.name)
+    check_metric(recipe.task.name, recipe.evaluation.metric)
     tokenizer, task = load_task(recipe)
     source, held_out_source = open_rows(recipe, display.say)
     task.fit(source.rows)
@@ -61,6 +65,9 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     check_sequence_length(config, recipe.batch.sequence_length)
     _check_parallel(recipe, task, config)
     _check_vocabulary(tokenizer, config)
+    said = _check_balance(recipe, task, config)
+    if said is not None:
+        display.say(said)
     held_out = None
     if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
         held_out = _store(recipe, held_out_source, task, tokenizer, "data.evaluation", display)
@@ -73,6 +80,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         if held_out is not None:
             _say_shared(held_out, store, display)
         batches, total = _stored(recipe, store, task, rank, world_size, display)
+    check_length(recipe, total)
     sequences = _sequences(recipe, held_out) if held_out else []
     return Inputs(tokenizer, task, config, source.content, batches, held_out, sequences, total)
 
@@ -107,6 +115,32 @@ def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
             )
     if parallel.sequence > 1:
         check_sequence_parallel(config, recipe.model.attention, parallel.sequence)
+
+
+def _check_balance(recipe: Recipe, task: Task, config: Any) -> str | None:
+    """What to say about the balancing of experts. Raises where it is asked for and cannot be had."""
+    if recipe.task.name != "causal_lm":
+        # transformers adds none to a classifier's loss either.
+        return None
+    said = explain_balance(task.auto_class, config)
+    given = [name for name in COEFFICIENTS if name in recipe.model.config]
+    if given and said is not None and not getattr(config.get_text_config(), "output_router_logits", False):
+        raise RecipeError(
+            f"model.config[{given[0]!r}]={recipe.model.config[given[0]]!r} with output_router_logits=False",
+            expected="output_router_logits=True, without which the balancing loss is not trained",
+            do="add output_router_logits=True to model.config",
+        )
+    others = {f"parallel.{name}": getattr(recipe.parallel, name) for name in ("pipeline", "tensor", "sequence")}
+    others["model.mlp_tiles"] = recipe.model.mlp_tiles
+    split = [f"{name}={value}" for name, value in others.items() if value > 1]
+    if said is not None and is_asked_for(config) and split:
+        raise RecipeError(
+            f"output_router_logits=True in the model's config with {split[0]}",
+            expected="whole layers and sequences on each rank: the balancing loss looks at all routers and tokens at once",
+            do=f"set {split[0].partition('=')[0]}=1 (parallel.zero_stage=3 saves the most memory), or "
+            "model.config={'output_router_logits': False}",
+        )
+    return said
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:

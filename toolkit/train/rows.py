@@ -78,7 +78,7 @@ def _check_apart(data: Data, train: Source, held_out: Source, say: Callable[[str
     if not both:
         return
     assert data.evaluation is not None
-    if Path(resolve(data.evaluation)).expanduser().is_dir() and data.split != data.evaluation_split:
+    if Path(resolve(data.evaluation)).is_dir() and data.split != data.evaluation_split:
         raise DataError(
             f"data.train={data.train!r} and data.evaluation={data.evaluation!r} are the same files: {_some(both)}; "
             f"nothing in their names says which belong to the splits {data.split!r} and {data.evaluation_split!r}",

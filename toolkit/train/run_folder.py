@@ -14,6 +14,7 @@ from typing import Any
 from toolkit.checkpoint.manifest import read_manifest
 from toolkit.errors import CheckpointError, LaunchError, RecipeError
 from toolkit.recipe import Recipe
+from toolkit.recipe.removed import without_removed
 from toolkit.train import run_lock
 
 IDENTITY = (
@@ -126,8 +127,13 @@ def check_same_run(path: Path, recipe: Recipe) -> None:
     if not file.is_file():
         return
     try:
-        stored = flatten(Recipe(**json.loads(file.read_text(encoding="utf-8"))))
-    except (ValueError, TypeError, OSError, RecipeError):
+        stored = flatten(Recipe(**without_removed(json.loads(file.read_text(encoding="utf-8")))))
+    except RecipeError as error:
+        # What another version of the toolkit wrote.
+        raise CheckpointError(
+            f"{file}: {error.what}", expected=error.expected, do=f"in that file, {error.do}; or start a new run"
+        ) from None
+    except (ValueError, TypeError, OSError, AttributeError):
         raise CheckpointError(
             f"{file} is not readable as a recipe",
             expected="the recipe of the run",

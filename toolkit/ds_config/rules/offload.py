@@ -46,7 +46,7 @@ def nvme_optimizer_below_stage_3(context: Context) -> Iterator[Fault]:
 @rule(
     "nvme-path",
     looks_at=f"{OPTIMIZER}.nvme_path, {PARAM}.nvme_path",
-    why="DeepSpeed needs a directory for device 'nvme' and ignores one for any other device",
+    why="DeepSpeed needs a directory for device 'nvme', makes one named ~ of a ~, and ignores one for any other device",
 )
 def nvme_path(context: Context) -> Iterator[Fault]:
     for block, device in ((OPTIMIZER, context.optimizer_offload), (PARAM, context.param_offload)):
@@ -58,6 +58,9 @@ def nvme_path(context: Context) -> Iterator[Fault]:
                 "a directory on a local NVMe disk",
                 "write 'nvme_path'",
             )
+        if device == "nvme" and str(path).startswith("~"):
+            what = f"{where}={path!r} is a folder named '~' to DeepSpeed, below the current one"
+            yield where, what, "the path in full", "write out the home folder"
         if device != "nvme" and path:
             what = f"{where}={path!r} is ignored with device {device!r}"
             yield where, what, "device 'nvme', or no path", "set device to 'nvme', or remove 'nvme_path'"

@@ -1,0 +1,63 @@
+"""Fields of older recipes: one message with what has taken their place, wherever they still stand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.test_effect import BASE, recipe
+from toolkit.cli.flags import parse
+from toolkit.errors import CheckpointError, RecipeError
+from toolkit.recipe import Evaluation, Recipe
+from toolkit.recipe.removed import REMOVED
+from toolkit.train.run_folder import check_same_run
+
+VALUES = {"evaluation.max_batches": 8, "evaluation.higher_is_better": True}
+
+
+def test_every_removed_field_is_gone_and_its_stand_in_exists() -> None:
+    assert sorted(VALUES) == sorted(REMOVED)
+    for name in REMOVED:
+        assert name.rpartition(".")[2] not in Evaluation.model_fields
+    assert "max_sequences" in Evaluation.model_fields
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("way", ["section", "recipe", "flag", "flag=value"])
+def test_one_message(name: str, way: str, tmp_path: Path) -> None:
+    value, last = VALUES[name], name.rpartition(".")[2]
+
+    def flags(*words: str) -> Any:
+        return parse(recipe({}), words, output_dir=tmp_path, description="", prog="x.py")
+
+    ways: dict[str, Callable[[], Any]] = {
+        "section": lambda: Evaluation(**{last: value}),
+        "recipe": lambda: Recipe(**BASE, evaluation={last: value, "every_steps": -1}),
+        "flag": lambda: flags(f"--{name}", str(value)),
+        "flag=value": lambda: flags(f"--{name.replace('_', '-')}={value}"),
+    }
+    with pytest.raises(RecipeError) as caught:
+        ways[way]()
+    given = repr(str(value)) if way.startswith("flag") else repr(value)
+    assert caught.value.what == f"{name}={given}: there is no such field any more"
+    assert (caught.value.expected, caught.value.do) == REMOVED[name]
+
+
+def test_a_run_of_an_older_version(tmp_path: Path) -> None:
+    """Continued where the removed fields said nothing; else the message names file, field and what there is now."""
+    now = recipe({})
+    stored = now.model_dump(mode="json")
+    file = tmp_path / "recipe.json"
+    stored["evaluation"] |= {"max_batches": None, "higher_is_better": False}
+    file.write_text(json.dumps(stored))
+    check_same_run(tmp_path, now)
+    stored["evaluation"] |= {"max_batches": 8}
+    file.write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError) as caught:
+        check_same_run(tmp_path, now)
+    assert caught.value.what == f"{file}: evaluation.max_batches=8: there is no such field any more"
+    assert caught.value.expected == REMOVED["evaluation.max_batches"][0]

@@ -1,0 +1,42 @@
+"""Fields that recipes once had: whoever still writes one reads what has taken its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.errors import RecipeError
+
+REMOVED = {
+    "evaluation.max_batches": (
+        "evaluation.max_sequences, another unit: sequences over all ranks, not micro-batches of each",
+        "set evaluation.max_sequences instead; max_batches x batch.micro_size x data-parallel ranks are as many",
+    ),
+    "evaluation.higher_is_better": (
+        "nothing: the task knows which way each of its metrics improves (loss falls, accuracy rises)",
+        "remove evaluation.higher_is_better",
+    ),
+}
+"""Dotted name -> what there is now, and what to do."""
+
+
+def removed_field(name: str, value: Any) -> RecipeError | None:
+    """The message for `value` given to the field `name`, where that is one of REMOVED."""
+    if name not in REMOVED:
+        return None
+    expected, do = REMOVED[name]
+    return RecipeError(f"{name}={value!r}: there is no such field any more", expected=expected, do=do)
+
+
+def without_removed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe stored by an older version, sections as mappings, without removed fields that said nothing there."""
+    return {
+        section: {
+            name: value
+            for name, value in values.items()
+            if value not in (None, False) or f"{section}.{name}" not in REMOVED
+        }
+        if isinstance(values, Mapping)
+        else values
+        for section, values in stored.items()
+    }
