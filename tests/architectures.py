@@ -170,11 +170,16 @@ def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
 
     `changes` come last. Raises KeyError for a model type that transformers does not know.
     """
+    config: PretrainedConfig = CONFIG_MAPPING[model_type](**{**tiny_fields(model_type), **changes})
+    return config
+
+
+def tiny_fields(model_type: str) -> dict[str, Any]:
+    """The fields of `tiny_config`."""
     kind = CONFIG_MAPPING[model_type]
     known = {*getattr(kind, "__dataclass_fields__", {}), *kind.attribute_map}
     fields = {name: value for name, value in SIZES.items() if name in known}
     fields |= {name: 0.0 for name in known if name.endswith(("dropout", "dropout_prob", "dropout_rate", "pdrop"))}
     if "kv_lora_rank" in known:
         fields["num_key_value_heads"] = HEADS  # Every head unfolds keys of its own.
-    config: PretrainedConfig = kind(**{**fields, **OVERRIDES.get(model_type, {}), **changes})
-    return config
+    return {**fields, **OVERRIDES.get(model_type, {})}

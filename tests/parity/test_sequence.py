@@ -57,10 +57,10 @@ EXACT: dict[str, Case] = {
 """Rows of `walk` that must be exact."""
 
 REFUSED: dict[str, tuple[Case, str]] = {
-    "bloom": (("bloom", {}), "computes other hidden states"),  # its own attention, with distances as a bias
-    "gpt_oss": (("gpt_oss", {}), "computes other hidden states"),  # a sink per head, which only eager attention has
+    "bloom": (("bloom", {}), "eager attention with parallel.sequence=2"),  # distances as a bias
+    "gpt_oss": (("gpt_oss", {}), "eager attention with parallel.sequence=2"),  # a sink per head
     "falcon": (("falcon", {}), "computes other hidden states"),  # its own attention
-    "gemma2": (("gemma2", {}), "`sdpa` attention does not support `softcap`"),
+    "gemma2": (("gemma2", {}), "eager attention with parallel.sequence=2"),
     "opt": (("opt", {}), "computes other hidden states"),  # alone, its mask knows no documents
     "lfm2": (("lfm2", {"layer_types": ["conv", "full_attention"] * 2}), "has conv"),
     "qwen3_next": (("qwen3_next", {}), "has linear_attention"),
@@ -106,8 +106,8 @@ def loss_and_gradients(
 def spread(model: nn.Module, degree: int) -> tuple[nn.Module, SequenceAttention]:
     """A copy of `model` whose sequences are spread over all ranks, as a run makes it."""
     part = copy.deepcopy(model)
-    check_sequence_parallel(part.config, "sdpa", degree)  # type: ignore[arg-type]
-    attention = SequenceAttention(part.config, "sdpa", dist.get_world_group())  # type: ignore[arg-type]
+    check_sequence_parallel(part.config, degree)  # type: ignore[arg-type]
+    attention = SequenceAttention(part.config, dist.get_world_group())  # type: ignore[arg-type]
     with torch.no_grad():
         excess = use_sequence_attention(part.eval(), attention, LONGEST)
     check_sequence_attention(excess, type(part).__name__)

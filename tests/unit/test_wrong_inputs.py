@@ -235,7 +235,7 @@ DATA_AND_MODEL = [
     Wrong("sequence-of-classes", CLASSIFY + "--parallel.sequence 2", "parallel.sequence=2 with task.name='sequence_classification'", "causal language modelling", "set parallel.sequence=1", TWO_RANKS),
     Wrong("sequence-of-too-few-processes", "--parallel.sequence 2", "parallel.sequence=2 does not divide the 1 process of this run", "a multiple of 2 processes", "start 2 processes"),
     Wrong("degree-beside-heads", "--parallel.sequence 3", "parallel.sequence=3 with 4 attention heads and 2 key-value heads", "a degree that divides the heads", "set parallel.sequence to one of 2, 4", TWO_RANKS.replace("=2", "=3")),
-    Wrong("sequence-and-eager", "--parallel.sequence 2 --model.attention eager", "model.attention='eager' with parallel.sequence=2", "'sdpa' or a flash_attention", "set model.attention='sdpa'", TWO_RANKS),
+    Wrong("sequence-and-eager", "--parallel.sequence 2 --model.attention eager", "eager attention with parallel.sequence=2", "'sdpa' or a flash_attention", "set model.attention='auto'", TWO_RANKS),
     Wrong("sequence-of-a-recurrent-model", "--model.path None --model.architecture mamba --model.weights random --model.tokenizer {llama} --parallel.sequence 2", "parallel.sequence=2: MambaConfig has linear_attention", "tokens meet in causal attention only", "set parallel.sequence=1", TWO_RANKS),
     Wrong("packed-classes", CLASSIFY + "--data.packing True", "data.packing=True with task.name='sequence_classification'", "False: every text has its own sequence and label", "set data.packing=False"),
     Wrong("no-label-column", CLASSIFY + "--data.label_field kind", "data.label_field='kind' gives None; the columns are text, label", "an integer or a class name", "set data.label_field to the column that holds the class"),

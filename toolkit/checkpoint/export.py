@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
+from transformers.utils import CONFIG_NAME
 
 from toolkit.checkpoint import export_folder
 from toolkit.checkpoint.durable import storage_errors, write_json
@@ -28,7 +28,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BEST = "best.json"
 """Beside the checkpoints: the step and metric of the best evaluation."""
 MODEL_FOLDER = "model"
-"""In the run folder: config and tokenizer of the model that is trained."""
+"""In the run folder: config, tokenizer and settings of generation of the model that is trained."""
 UNTRAINED = "untrained.safetensors"
 """In that folder, where the model has any: tensors that belong to it and that training leaves as they are."""
 
@@ -81,7 +81,7 @@ def _write(folder: Path, out: Path, stamp: Stamp) -> Path | None:
                 do="export again, or raise checkpoint.keep",
             ) from None
         model.save_pretrained(temporary)
-        _tokenizer_files(model_folder, temporary)
+        _files_beside_the_weights(model_folder, temporary)
         (temporary / "README.md").write_text(_model_card(reader, stamp.dtype), encoding="utf-8")
         export_folder.write_stamp(temporary, stamp)
         return export_folder.put_in_place(temporary, out)
@@ -127,8 +127,8 @@ def write_best(checkpoints: Path, step: int, metric: float) -> None:
 
 
 def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> Any:
+    """The model of the checkpoint on the CPU; weights as they were trained, cast to `dtype`."""
     config = AutoConfig.from_pretrained(model_folder)
-    config.use_cache = True
     config.dtype = dtype
     with torch.device("meta"):
         model = task_class(reader.manifest.run["task"]).auto_class.from_config(config, dtype=dtype)
@@ -136,17 +136,35 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
     if (model_folder / UNTRAINED).is_file():
         # In the format they were loaded in: architectures keep such corrections in fp32.
         weights |= load_file(model_folder / UNTRAINED)
-    missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
+    unexpected = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
     model.tie_weights()
-    left = sorted(name for name in missing if _tensor(model, name).is_meta)
+    _check_whole(model, weights, unexpected, reader.folder)
+    return model
+
+
+def _check_whole(model: Any, weights: Mapping[str, torch.Tensor], unexpected: Sequence[str], source: Path) -> None:
+    """Raise CheckpointError unless the model holds every tensor of `weights` and no other."""
+    replaced = [
+        name for name in weights if name not in unexpected and not _is_same(_tensor(model, name), weights[name])
+    ]
+    if unexpected or replaced:
+        raise CheckpointError(
+            f"{source} has {sorted([*unexpected, *replaced])[0]}, which {type(model).__name__} with the run's config does not hold",
+            expected="the architecture that was trained, with a weight for each of the checkpoint's",
+            do="check the config.json in the run's model folder: it must be the one that the run wrote",
+        )
+    left = sorted(name for name in model.state_dict() if _tensor(model, name).is_meta)
     if left:
         raise CheckpointError(
-            f"{reader.folder} has no {left[0]}",
+            f"{source} has no {left[0]}",
             expected="every weight of the architecture",
             do="export another checkpoint",
         )
-    _generation_config(model, model_folder)
-    return model
+
+
+def _is_same(held: torch.Tensor, given: torch.Tensor) -> bool:
+    """Whether tying has left the tensor its values."""
+    return not held.is_meta and (held.data_ptr() == given.data_ptr() or torch.equal(held, given))
 
 
 def _finite(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -184,16 +202,11 @@ def _tensor(model: Any, name: str) -> torch.Tensor:
     return found
 
 
-def _generation_config(model: Any, model_folder: Path) -> None:
-    if (model_folder / "generation_config.json").is_file():
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(model_folder)
-
-
-def _tokenizer_files(model_folder: Path, out: Path) -> None:
-    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(out)
+def _files_beside_the_weights(model_folder: Path, out: Path) -> None:
+    """The tokenizer with its chat template and the settings of generation, as the run wrote them when it began."""
+    for file in model_folder.iterdir():
+        if file.is_file() and file.name not in (CONFIG_NAME, UNTRAINED) and not file.name.startswith("."):
+            shutil.copyfile(file, out / file.name)
 
 
 def _model_card(reader: CheckpointReader, dtype: str) -> str:

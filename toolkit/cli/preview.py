@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from toolkit.data.class_names import naming
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
 from toolkit.data.packing import best_fit, one_each
 from toolkit.data.preview import preview
 from toolkit.recipe import Recipe
-from toolkit.train.inputs import load_task
+from toolkit.train.inputs import fit, load_task
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
 
@@ -24,10 +25,10 @@ def print_preview(recipe: Recipe, count: int) -> int:
     tokenizer, task = load_task(recipe)
     display = Display(is_main=True)
     source, _ = open_rows(recipe, display.say)
-    task.fit(source.rows)
+    fit(task, source.rows, recipe, tokenizer)
     for line in task.remarks(source.rows):
         display.say(line)
-    encoder = Encoder(task.encode, capacity, recipe.data.overlong)
+    encoder = Encoder(naming(task.encode, source.rows), capacity, recipe.data.overlong)
     least_rows, least_tokens = (ROWS_PER_SEQUENCE * count, count * capacity) if packing else (count, 1)
     examples = _examples(source.rows, encoder, count, least_rows, least_tokens)
     groups = (

@@ -40,9 +40,10 @@ CAUSAL_LAYERS = {"full_attention", "sliding_attention"}
 class SequenceAttention:
     """transformers' attention function for models whose sequences are spread over `group`."""
 
-    def __init__(self, config: PretrainedConfig, implementation: str, group: dist.ProcessGroup) -> None:
+    def __init__(self, config: PretrainedConfig, group: dist.ProcessGroup) -> None:
         self.active = True
         self.group = group
+        implementation = str(config._attn_implementation)
         text = config.get_text_config()
         heads = text.num_attention_heads
         head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -193,8 +194,8 @@ def _not_exchangeable(architecture: str, reason: str) -> ModelError:
     )
 
 
-def check_sequence_parallel(config: PretrainedConfig, implementation: str, degree: int) -> None:
-    """Raise ModelError for an architecture whose sequences cannot be spread over `degree` ranks."""
+def check_sequence_parallel(config: PretrainedConfig, degree: int) -> None:
+    """Raise ModelError for an architecture, its attention chosen, whose sequences cannot be spread over `degree` ranks."""
     text = config.get_text_config()
     name = type(config).__name__
     kinds = set(getattr(text, "layer_types", None) or ())
@@ -214,9 +215,9 @@ def check_sequence_parallel(config: PretrainedConfig, implementation: str, degre
             expected="a degree that divides the heads, and divides the key-value heads or is a multiple of them",
             do=f"set parallel.sequence to one of {', '.join(map(str, fitting)) or 'none: 1'}",
         )
-    if implementation == "eager":
+    if config._attn_implementation == "eager":
         raise ModelError(
-            f"model.attention='eager' with parallel.sequence={degree}",
+            f"eager attention with parallel.sequence={degree}",
             expected="'sdpa' or a flash_attention: eager needs a mask of the whole sequence",
-            do="set model.attention='sdpa'",
+            do="set model.attention='auto'; where that is eager too (it says so), set parallel.sequence=1",
         )

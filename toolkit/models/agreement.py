@@ -15,14 +15,14 @@ LARGEST_16_BIT = 0.2
 """The same in 16 bits. Rounding reaches a few percent in a deep model, and more where it sends a token to another expert."""
 
 
-def hidden_states(model: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
-    """Last hidden states [B, T, D] of token ids [B, T] at positions [B, T], in fp32.
+def hidden_states(model: nn.Module, tokens: Tensor, positions: Tensor | None) -> Tensor:
+    """Last hidden states [B, T, D] of token ids [B, T] at positions [B, T], in fp32; None: at the model's own.
 
     Logits [B, T, V] where the architecture does not show its base model (Llama 4).
     """
     base: nn.Module = model.base_model  # type: ignore[assignment]
     inputs = {"input_ids": tokens}
-    if takes_positions(model):
+    if positions is not None and takes_positions(model):
         inputs["position_ids"] = positions
     output = base(**inputs, use_cache=False)
     found: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output.logits

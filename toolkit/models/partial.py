@@ -7,24 +7,18 @@ holds the stage's whole parameters for a moment.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from toolkit.models.absent import Absent
 from toolkit.models.loading import load_weights
 from toolkit.models.shards import Shard
-
-Placement = tuple[Path, str]
-"""A file and the name of a tensor in it."""
+from toolkit.models.stored_names import Placement, Renaming, files, shapes
 
 
 def load_part(model: nn.Module, source: str, shards: Mapping[str, Shard] | None = None) -> list[str]:
@@ -79,42 +73,22 @@ def _wanted(model: nn.Module, shards: Mapping[str, Shard]) -> dict[str, tuple[in
 
 def _locate(model: nn.Module, source: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Placement] | None:
     """Where each wanted tensor lies as it is, or None when one of them is not there or has to be converted."""
-    transforms = get_model_conversion_mapping(model)
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    names: dict[str, Any] = dict.fromkeys(wanted, True)
+    # Beside what is wanted, what the whole model ties to it: a checkpoint may hold either.
+    ties: Mapping[str, str] = getattr(model, "ties_of_the_whole", None) or model.all_tied_weights_keys  # type: ignore[assignment]
+    renaming = Renaming(model, {*wanted, *ties})
     found: dict[str, Placement] = {}
-    for stored, file in _files(Path(source)).items():
-        name, converter = rename_source_key(stored, renamings, converters, model.base_model_prefix, names)
-        if name in wanted and converter is None:
+    for stored, file in files(Path(source)).items():
+        name, is_converted = renaming(stored)
+        if not is_converted:
             found[name] = (file, stored)
+    for target, origin in ties.items():
+        if origin in wanted and target in found:
+            found.setdefault(origin, found[target])
+    found = {name: placement for name, placement in found.items() if name in wanted}
     if found.keys() != wanted.keys():
         return None
-    shapes_agree = all(shape == wanted[name] for name, shape in _shapes(found))
+    shapes_agree = all(shape == wanted[name] for name, shape in shapes(found))
     return found if shapes_agree else None
-
-
-def _files(directory: Path) -> dict[str, Path]:
-    """The file of every tensor of a safetensors checkpoint; empty for any other."""
-    try:
-        index = directory / SAFE_WEIGHTS_INDEX_NAME
-        if index.is_file():
-            weights = json.loads(index.read_text())["weight_map"]
-            return {name: directory / file for name, file in weights.items()}
-        file = directory / SAFE_WEIGHTS_NAME
-        with safe_open(file, "pt") as opened:
-            return dict.fromkeys(opened.keys(), file)
-    except (OSError, ValueError, KeyError, SafetensorError):
-        # What is wrong with it is said where transformers reads it.
-        return {}
-
-
-def _shapes(found: Mapping[str, Placement]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for file in sorted({file for file, _ in found.values()}):
-        with safe_open(file, "pt") as opened:
-            for name, (place, stored) in found.items():
-                if place == file:
-                    yield name, tuple(opened.get_slice(stored).get_shape())
 
 
 def _read(found: Mapping[str, Placement], shards: Mapping[str, Shard]) -> Iterator[tuple[str, Tensor]]:

@@ -56,6 +56,7 @@ def cut(model: nn.Module, layers: tuple[int, int]) -> None:
         model.set_submodule(name, AbsentEmbedding() if isinstance(module, nn.Embedding) else Absent())
     # transformers ties again whenever it loads; what is not there cannot be.
     model.all_tied_weights_keys = ties if is_last else {}  # type: ignore[assignment]
+    model.ties_of_the_whole = ties  # type: ignore[assignment]
     model.shared_with_stages = shared if is_first != is_last else ()  # type: ignore[assignment]
     _cut_layers(model.get_submodule(outside.layers), plan, start, stop, model.get_submodule(outside.stack))
 

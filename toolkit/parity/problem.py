@@ -100,9 +100,9 @@ def scaled_recipe(recipe: Recipe, wanted: Wanted, folder: Path) -> Recipe:
     )
 
 
-def attention(model: Model) -> Literal["eager", "sdpa"]:
-    """The implementation of attention that stands for the recipe's on a CPU."""
-    return "eager" if model.attention == "eager" else "sdpa"
+def attention(model: Model) -> Literal["auto", "eager", "sdpa"]:
+    """The implementation of attention that stands for the recipe's on a CPU: "auto" for those it does not have."""
+    return model.attention if model.attention in ("eager", "sdpa") else "auto"
 
 
 def _optimizer(optimizer: Optimizer) -> Optimizer:

@@ -15,7 +15,7 @@ import torch
 from transformers import PretrainedConfig
 
 from toolkit.errors import ModelError
-from toolkit.models.loading import DROPOUT_NAMES
+from toolkit.models.config import DROPOUT_NAMES
 
 WIDTH_NAMES = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "n_inner")
 """Endings of fields that hold the width of a feed-forward layer."""

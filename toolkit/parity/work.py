@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from toolkit.errors import ModelError
+from toolkit.models.config import load_config
 from toolkit.models.isolation import check_isolation, leak
-from toolkit.models.loading import load_config
 from toolkit.parity import reference
 from toolkit.parity.optimizers import build_optimizer
 from toolkit.parity.problem import (

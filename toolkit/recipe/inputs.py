@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from toolkit.errors import RecipeError
 from toolkit.recipe.location import Location
@@ -22,19 +24,29 @@ class Model(Section):
     weights: Literal["pretrained", "random"] = "pretrained"
     """"pretrained" reads the weights at `path`; "random" builds the same architecture from scratch with the run's seed."""
     config: dict[str, Scalar] = Field(default_factory=dict)
-    """Fields of the model's own config to override, e.g. {"num_hidden_layers": 4}. With pretrained weights only fields that change no weight's shape. A mixture of experts: output_router_logits True trains router_aux_loss_coef x its routers' balancing loss too, of each micro-batch by its share of the targets."""
+    """Fields of the model's own config to override, e.g. {"num_hidden_layers": 4}; what the architecture derives from them follows. A list or an object is kept as JSON text, the form it has on the command line. With pretrained weights only fields that change no weight's shape. A mixture of experts: output_router_logits True trains router_aux_loss_coef x its routers' balancing loss too, of each micro-batch by its share of the targets."""
     tokenizer: Location | None = None
     """Where the tokenizer is; None: the same place as `path`."""
     dropout: Rate | None = None
     """Set every dropout probability of the architecture to this; None leaves the checkpoint's own."""
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
-    """Attention implementation of transformers."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    """Attention implementation of transformers; "auto" takes the best that the architecture has."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     activation_offload: bool = False
     """Keep what activation_checkpointing keeps, each layer's input, in host memory: layers x tokens x width less on the device, for two copies per step. On a CPU it changes nothing."""
     mlp_tiles: Positive = 1
     """Compute each layer's MLP in this many parts of the sequence, one after the other, and again in the backward pass: its wide activations exist for one part at a time. 1: all at once."""
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _json_text(cls, fields: object) -> object:
+        if not isinstance(fields, Mapping):
+            return fields
+        return {
+            name: json.dumps(value) if value is None or isinstance(value, Mapping | list | tuple) else value
+            for name, value in fields.items()
+        }
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:

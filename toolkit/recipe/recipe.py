@@ -59,6 +59,7 @@ class Recipe(Section):
                 do="set steps (and --epochs None)",
             )
         _check_evaluation(self)
+        _check_attention(self)
         _check_parallel(self)
         check_effect(self)
         if self.steps is not None:
@@ -95,6 +96,15 @@ def _check_evaluation(recipe: Recipe) -> None:
             f"precision.dtype={recipe.precision.dtype!r}",
             expected="'fp32', or the same as precision.dtype",
             do="set precision.accumulation_dtype='fp32'",
+        )
+
+
+def _check_attention(recipe: Recipe) -> None:
+    if recipe.model.attention.startswith("flash") and recipe.precision.dtype == "fp32":
+        raise RecipeError(
+            f"model.attention={recipe.model.attention!r} with precision.dtype='fp32'",
+            expected="bf16 or fp16, the formats that flash attention computes in",
+            do="set precision.dtype='bf16', or model.attention='auto'",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 from toolkit.tasks.protocol import Batch, Sums
+from toolkit.tasks.stop_tokens import trained_ends
+
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class CausalLM:
@@ -31,12 +35,15 @@ class CausalLM:
 
     auto_class: Any = AutoModelForCausalLM
     can_pack = True
+    is_causal = True
+    reads_padding = False
+    new_head = False
 
     def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
         self.options, self.data, self.tokenizer = options, data, tokenizer
         self.balance: RouterBalance | None = None
 
-    def fit(self, rows: Iterable[Row]) -> None:
+    def fit(self, rows: Iterable[Row], checkpoint: Any = None, fields: Mapping[str, Any] = NO_FIELDS) -> None:
         """Nothing to learn from the rows."""
 
     def remarks(self, rows: Iterable[Row]) -> list[str]:
@@ -57,6 +64,10 @@ class CausalLM:
     def config_overrides(self) -> dict[str, Any]:
         """Nothing in the config follows from the data."""
         return {}
+
+    def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...]:
+        """The tokens that carry loss at the ends of answers: of chats, completions or texts."""
+        return trained_ends(rows, self.encode, self.tokenizer)
 
     def describe(self) -> dict[str, Any]:
         """The columns read and the tokens that carry loss."""

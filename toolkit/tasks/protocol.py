@@ -24,18 +24,35 @@ class Task(Protocol):
     """transformers' auto class that loads the right head."""
     can_pack: bool
     """Whether several examples may share one sequence."""
+    is_causal: bool
+    """Whether a token may see only those before it; the model is then asked whether it keeps to that."""
+    reads_padding: bool
+    """Whether the model itself looks for padding tokens, so that its config must name them."""
 
     def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None: ...
 
-    def fit(self, rows: Iterable[Row]) -> None:
-        """Look once at the training rows, before any is encoded (to find the classes, for instance)."""
+    def fit(self, rows: Iterable[Row], checkpoint: Any = None, fields: Mapping[str, Any] = ...) -> None:
+        """Look once at the training rows, before any is encoded (to find the classes, for instance).
+
+        `checkpoint` is the config of the checkpoint whose weights are loaded, None for a model from scratch; `fields`
+        are those of its config that the recipe sets.
+        """
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the layer whose shape follows from num_labels starts at random values, whatever the checkpoint has."""
+        ...
 
     def remarks(self, rows: Iterable[Row]) -> list[str]:
-        """Lines to say about how the training rows are read."""
+        """Lines to say about how the training rows are read, and about what `fit` decided."""
         ...
 
     def config_overrides(self) -> dict[str, Any]:
         """Fields of the model's config that follow from the data."""
+        ...
+
+    def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...] | None:
+        """The tokens that these raw rows train as the end of an answer; None for a task that generates nothing."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -66,7 +83,7 @@ class Task(Protocol):
         ...
 
     def prepare(self, model: nn.Module) -> None:
-        """Change the loaded model before DeepSpeed sees it (no new parameters)."""
+        """Change the loaded model before DeepSpeed sees it: no new parameters, nothing in its config, which is saved already."""
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
         """Sum of the losses over the targets of `batch`, and auxiliary losses, 0-dim fp32. The caller multiplies its gradient by `gradient_scale`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,28 +13,39 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from toolkit.data.class_names import class_names, with_names
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.errors import DataError, RecipeError, did_you_mean
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
+from toolkit.tasks.classes import Classes, head_of, in_order, match
 from toolkit.tasks.protocol import Batch, Sums
 
 MOST_CLASSES = 10_000
 """More distinct labels than this are taken for a mistake in data.label_field."""
+PROBLEM_TYPE = "single_label_classification"
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class SequenceClassification:
-    """Rows hold a text and a label, an integer or a name. Classes are those of the training rows, sorted."""
+    """Rows hold a text and a label, an integer or a name.
+
+    Classes are those of the checkpoint's own head where the labels are its classes, else those of the data, sorted.
+    """
 
     auto_class: Any = AutoModelForSequenceClassification
     can_pack = False
+    is_causal = False
+    reads_padding = True  # decoders classify the last real token
     split = None
     auxiliary = None
 
     def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
         self.options, self.data, self.tokenizer = options, data, tokenizer
+        self.mapping = Classes(())
         self.classes: list[str] = []
         self.majority = 0
+        self.checkpoint: Any = None
         if data.packing:
             raise RecipeError(
                 "data.packing=True with task.name='sequence_classification'",
@@ -47,38 +59,77 @@ class SequenceClassification:
                 do="use a checkpoint whose tokenizer names a pad_token, or add it to tokenizer_config.json",
             )
 
-    def fit(self, rows: Iterable[Row]) -> None:
-        """Find the classes, and the most frequent one."""
-        counts = Counter(self._label(row) for row in rows)
+    def fit(self, rows: Iterable[Row], checkpoint: Any = None, fields: Mapping[str, Any] = NO_FIELDS) -> None:
+        """Find the classes, those of the checkpoint's head where it has one that fits, and the most frequent one."""
+        named = class_names(rows).get(self.data.label_field)
+        counts = Counter(self._labels(rows))
         if len(counts) < 2 or len(counts) > MOST_CLASSES:
             raise DataError(
                 f"data.label_field={self.data.label_field!r} has {len(counts)} distinct values",
                 expected=f"between 2 and {MOST_CLASSES} classes",
                 do="check data.label_field and the training rows",
             )
-        integers = all(name.lstrip("-").isdigit() for name in counts)
-        self.classes = sorted(counts, key=int) if integers else sorted(counts)
-        self.majority = self.classes.index(max(self.classes, key=lambda name: counts[name]))
+        self.checkpoint = checkpoint
+        self.mapping = match(named or in_order(counts), head_of(checkpoint), fields.get("num_labels"))
+        self.classes = list(self.mapping.names)
+        self.majority = self._index(max(counts, key=lambda name: counts[name]))
+
+    def _labels(self, rows: Any) -> Iterator[str]:
+        """The label of every row. Raises DataError with the number of a row that has none."""
+        names, column = class_names(rows), self.data.label_field
+        if column in (getattr(rows, "column_names", None) or ()):
+            rows = rows.select_columns([column])
+        for position, row in enumerate(rows, start=1):
+            try:
+                yield self._label(with_names(row, names) if names else row)
+            except DataError as error:
+                what = f"row {position:,} of data.train: {error.what}"
+                raise DataError(what, expected=error.expected, do=error.do) from None
 
     def _label(self, row: Row) -> str:
-        label = row.get(self.data.label_field)
-        if label is None or isinstance(label, float | list | dict):
+        field, label = self.data.label_field, row.get(self.data.label_field)
+        if isinstance(label, str | int) and str(label).strip():
+            return str(label)
+        if field not in row:
             raise DataError(
-                f"data.label_field={self.data.label_field!r} gives {label!r}; the columns are {', '.join(row)}",
+                f"data.label_field={field!r} gives None; the columns are {', '.join(row)}",
                 expected="an integer or a class name in data.label_field",
                 do="set data.label_field to the column that holds the class",
             )
-        if label == "":
+        if label is None or isinstance(label, str):
             raise DataError(
-                f"data.label_field={self.data.label_field!r} is empty",
+                f"data.label_field={field!r} is empty",
                 expected="a class in every row",
                 do="remove the row, or write its class",
             )
-        return str(label)
+        raise DataError(
+            f"data.label_field={field!r} gives {label!r:.80}",
+            expected="one class per text: an integer, a name, true or false",
+            do="write the class as an integer or a name",
+        )
+
+    def _index(self, label: str) -> int:
+        index = self.mapping.index(label)
+        if index is None:
+            raise DataError(
+                f"{self.data.label_field}={label!r} does not occur in the training rows{did_you_mean(label, self.classes)}",
+                expected=f"one of {', '.join(self.classes[:12])}",
+                do="remove the row, or add the class to the training data",
+            )
+        return index
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the output layer starts at random values, whatever the checkpoint has."""
+        return self.mapping.new_head
 
     def remarks(self, rows: Iterable[Row]) -> list[str]:
-        """Nothing to say."""
-        return []
+        """What the checkpoint's head and its classes become."""
+        found = [self.mapping.remark] if self.mapping.remark else []
+        before = getattr(self.checkpoint, "problem_type", None)
+        if not self.new_head and before not in (None, PROBLEM_TYPE):
+            found.append(f"the checkpoint's problem_type {before} becomes {PROBLEM_TYPE}: one class per text")
+        return found
 
     def config_overrides(self) -> dict[str, Any]:
         """The classes, so that the export knows their names."""
@@ -86,8 +137,11 @@ class SequenceClassification:
             "num_labels": len(self.classes),
             "id2label": dict(enumerate(self.classes)),
             "label2id": {name: index for index, name in enumerate(self.classes)},
-            "problem_type": "single_label_classification",
+            "problem_type": PROBLEM_TYPE,
         }
+
+    def stop_tokens(self, rows: Iterable[Row]) -> None:
+        """A classifier generates nothing."""
 
     def describe(self) -> dict[str, Any]:
         """The columns read and the classes."""
@@ -96,6 +150,7 @@ class SequenceClassification:
             "text_field": self.data.text_field,
             "label_field": self.data.label_field,
             "classes": self.classes,
+            "matched_by": self.mapping.matched_by,
         }
 
     def encode(self, row: Row) -> list[Example]:
@@ -107,16 +162,11 @@ class SequenceClassification:
                 expected="text in data.text_field",
                 do="set data.text_field to the column that holds the text",
             )
-        if label not in self.classes:
-            raise DataError(
-                f"{self.data.label_field}={label!r} does not occur in the training rows{did_you_mean(label, self.classes)}",
-                expected=f"one of {', '.join(self.classes[:12])}",
-                do="remove the row, or add the class to the training data",
-            )
+        index = self._index(label)
         encoded = self.tokenizer(text, truncation=False, verbose=False, return_special_tokens_mask=True)
         special = encoded["special_tokens_mask"]
         closing = len(list(itertools.takewhile(bool, reversed(special))))
-        columns = {"input_ids": encoded["input_ids"], "labels": [self.classes.index(label)], "closing": [closing]}
+        columns = {"input_ids": encoded["input_ids"], "labels": [index], "closing": [closing]}
         return [{name: np.array(column, np.int32) for name, column in columns.items()}]
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
@@ -141,9 +191,7 @@ class SequenceClassification:
         return int((batch["labels"] != IGNORED).sum())
 
     def prepare(self, model: nn.Module) -> None:
-        """Tell decoder-only models which token is padding: they classify the last real one."""
-        config: Any = model.config
-        config.pad_token_id = self.tokenizer.pad_token_id
+        """Nothing to change: everything the model relies on is in its config."""
 
     def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

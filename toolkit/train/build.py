@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import shutil
 import socket
 from collections.abc import Mapping
@@ -12,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from toolkit.checkpoint.durable import storage_errors
+from toolkit.checkpoint.durable import storage_errors, write_json
 from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
 from toolkit.engine.base import Training
@@ -24,11 +28,14 @@ from toolkit.engine.sequence import SequenceAttention, check_sequence_attention,
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
-from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
+from toolkit.models.causality import check_causal, check_positions, foresight, shift
+from toolkit.models.contents import compare, settle
+from toolkit.models.generation import restore_use_cache, train_shared_padding
 from toolkit.models.isolation import check_isolation, leak, use_document_attention
-from toolkit.models.loading import load_weights, materialise
+from toolkit.models.loading import check_missing, load_weights, materialise
 from toolkit.models.neftune import add_neftune
+from toolkit.models.output_layer import output_layer
 from toolkit.models.partial import load_part
 from toolkit.models.router_balance import balance_excess, check_balance
 from toolkit.models.stage_plan import balance
@@ -41,21 +48,24 @@ from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
 
+STARTING_WEIGHTS = ".initial-"
+"""How the names of folders with starting weights begin."""
+
 
 def build_engine(
     recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, folder: RunFolder, display: Display
 ) -> Engine:
     """Load the weights and hand them to DeepSpeed. Collective."""
     task = inputs.task
+    if recipe.model.weights == "pretrained":
+        _settle_contents(inputs, resolve(str(recipe.model.path)), me, display)
     source = _starting_weights(recipe, inputs, me, folder, display)
     model, missing = _load(recipe, inputs, config, me, source)
-    if missing:
-        raise ModelError(
-            f"{source} has no weights for {', '.join(missing[:3])}"
-            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
-            expected=f"a checkpoint of the whole {type(model).__name__}",
-            do="give a checkpoint with these weights, or train from scratch with model.weights='random'",
-        )
+    check_missing(missing, source, model)
+    if recipe.model.weights == "random":
+        train_shared_padding(model, inputs.model_config)
+    if inputs.generation is not None:
+        model.generation_config = GenerationConfig.from_dict(dict(inputs.generation))
     if recipe.model.activation_checkpointing:
         # Non-reentrant: reentrant checkpointing needs inputs that require gradients, which embeddings' do not.
         offload = recipe.model.activation_offload and device.has_own_memory()
@@ -75,11 +85,31 @@ def build_engine(
         check_balance(engine.call(balance_excess), type(model).__name__)
     if tiles is not None:
         check_tiles(engine.call(tiles.excess), type(model).__name__)
+    if task.is_causal:
+        check_causal(engine.call(foresight), inputs.model_config, model)
+        if me.mesh.pipeline == 1:
+            # Stages are always given positions.
+            check_positions(engine.call(shift), model)
     if recipe.data.packing:
         check_isolation(engine.call(leak), type(model).__name__)
-        if recipe.model.attention == "sdpa" and device.cuts_documents() and me.mesh.sequence == 1:
+        is_sdpa = inputs.model_config._attn_implementation == "sdpa"
+        if is_sdpa and device.cuts_documents() and me.mesh.sequence == 1:
             engine.call(use_document_attention)
     return engine
+
+
+def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: Display) -> None:
+    """Say what the checkpoint holds and the model does not, and make the config that of the model transformers loads.
+
+    Collective: rank 0 looks.
+    """
+    kind, config = inputs.task.auto_class, inputs.model_config
+    # A new head replaces the checkpoint's, whatever its shape.
+    remade = output_layer(kind, config) if inputs.task.new_head else []
+    found = process.agree(lambda: compare(kind, config, source, remade) if me.is_main else None)
+    contents = process.gather_objects(found)[0]
+    for line in process.agree(lambda: settle(kind, config, source, contents)):
+        display.say(line)
 
 
 def _load(
@@ -116,7 +146,7 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         return PipelineEngine(model, config, me, training)
     if me.mesh.sequence == 1:
         return ZeroEngine(model, config, me, training, split=task.split)
-    attention = SequenceAttention(model.config, recipe.model.attention, Grid(me.mesh, me.rank).sequence)
+    attention = SequenceAttention(model.config, Grid(me.mesh, me.rank).sequence)
     engine = ZeroEngine(model, config, me, training, split=task.split, attention=attention)
     excess = engine.call(use_sequence_attention, attention, recipe.batch.sequence_length)
     check_sequence_attention(excess, type(model).__name__)
@@ -127,13 +157,23 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
     """The checkpoint directory every rank reads its weights from."""
     if recipe.model.weights == "pretrained" and not inputs.task.config_overrides():
         return resolve(str(recipe.model.path))
-    # One per host: hosts may not share a file system, and the same seed gives the same weights on each.
-    directory = folder.path / f".initial-{socket.gethostname()}"
+    # One per host: hosts may not share a file system, and the same seed gives the same weights on each. Its name says what
+    # the weights are made from: a start that failed may have left others.
+    prefix = f"{STARTING_WEIGHTS}{socket.gethostname()}-"
+    directory = folder.path / f"{prefix}{_digest(recipe, inputs)}"
     if me.local_rank == 0 and not (directory / "config.json").is_file():
+        for stale in folder.path.glob(f"{prefix}*"):
+            shutil.rmtree(stale, ignore_errors=True)
         temporary = directory.with_name(f"{directory.name}.writing")
-        shutil.rmtree(temporary, ignore_errors=True)
         with storage_errors("writing the starting weights", folder.path):
-            fresh = materialise(inputs.task.auto_class, recipe.model, inputs.model_config, temporary, recipe.seed)
+            fresh = materialise(
+                inputs.task.auto_class,
+                recipe.model,
+                inputs.model_config,
+                temporary,
+                recipe.seed,
+                new_head=inputs.task.new_head,
+            )
             temporary.rename(directory)
         if fresh:
             display.say(f"new weights: {', '.join(fresh)}")
@@ -141,13 +181,29 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
     return str(directory)
 
 
+def _digest(recipe: Recipe, inputs: Inputs) -> str:
+    """What decides the starting weights, in 16 characters: model, its config, seed, and the files they come from."""
+    source = Path(resolve(recipe.model.path)) if recipe.model.path else None
+    files = sorted(source.glob("*")) if source is not None and source.is_dir() else []
+    parts = [
+        recipe.model.model_dump(mode="json"),
+        inputs.model_config.to_dict(),
+        recipe.seed,
+        inputs.task.auto_class.__name__,
+        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrained: dict[str, torch.Tensor]) -> None:
-    source = resolve(recipe.model.path) if recipe.model.path else None
+    """Write what the export takes over: config, tokenizer, settings of generation, and tensors that stay as they are."""
+    config = copy.deepcopy(inputs.model_config)
+    restore_use_cache(config, recipe.model)
     with storage_errors("writing the model's files", folder.path):
         folder.model.mkdir(parents=True, exist_ok=True)
-        inputs.model_config.save_pretrained(folder.model)
+        config.save_pretrained(folder.model)
         inputs.tokenizer.save_pretrained(folder.model)
         if untrained:
             save_file(untrained, folder.model / UNTRAINED)
-        if source and (Path(source) / "generation_config.json").is_file():
-            GenerationConfig.from_pretrained(source).save_pretrained(folder.model)
+        if inputs.generation is not None:
+            write_json(folder.model / GENERATION_CONFIG_NAME, inputs.generation)

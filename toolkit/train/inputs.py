@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
+from toolkit.data.class_names import class_names, naming
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
 from toolkit.data.order import Order
@@ -18,12 +19,18 @@ from toolkit.data.sources import Source
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
 from toolkit.errors import ModelError, RecipeError
-from toolkit.models.loading import check_overrides, check_sequence_length, load_config, load_tokenizer
+from toolkit.models.assets import resolve as resolve_model
+from toolkit.models.attention_choice import choose_attention
+from toolkit.models.config import check_overrides, load_config, overruled
+from toolkit.models.files import check_weights
+from toolkit.models.loading import load_tokenizer
+from toolkit.models.positions import check_sequence_length
 from toolkit.models.router_balance import COEFFICIENTS, explain_balance, is_asked_for
 from toolkit.recipe import Recipe
 from toolkit.recipe.length import check_length
 from toolkit.tasks import check_metric, check_task, task_class
 from toolkit.tasks.protocol import Task
+from toolkit.train.generation import decide_generation
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
 
@@ -35,6 +42,9 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     model_config: Any
+    """All that the model relies on in training and after it; it goes into the export as it is."""
+    generation: dict[str, Any] | None
+    """Settings of generation for the export, None for a task that generates nothing."""
     data_content: str
     """Digest of the rows trained on, whatever file and cache they are read from."""
     batches: StoredBatches | StreamedBatches
@@ -55,19 +65,17 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     check_metric(recipe.task.name, recipe.evaluation.metric)
     tokenizer, task = load_task(recipe)
     source, held_out_source = open_rows(recipe, display.say)
-    task.fit(source.rows)
+    fit(task, source.rows, recipe, tokenizer)
     for line in task.remarks(source.rows):
         display.say(line)
-    config = load_config(recipe.model, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
-    plain = recipe.model.model_copy(update={"config": {}})
-    unchanged = load_config(plain, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
-    check_overrides(task.auto_class, recipe.model, config, unchanged)
-    check_sequence_length(config, recipe.batch.sequence_length)
+    config = _model_config(recipe, task, len(tokenizer), display)
+    check_sequence_length(task.auto_class, config, recipe.batch.sequence_length)
     _check_parallel(recipe, task, config)
     _check_vocabulary(tokenizer, config)
     said = _check_balance(recipe, task, config)
     if said is not None:
         display.say(said)
+    generation = decide_generation(recipe, task, tokenizer, config, source.rows, display.say)
     held_out = None
     if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
         held_out = _store(recipe, held_out_source, task, tokenizer, "data.evaluation", display)
@@ -82,7 +90,16 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         batches, total = _stored(recipe, store, task, rank, world_size, display)
     check_length(recipe, total)
     sequences = _sequences(recipe, held_out) if held_out else []
-    return Inputs(tokenizer, task, config, source.content, batches, held_out, sequences, total)
+    return Inputs(tokenizer, task, config, generation, source.content, batches, held_out, sequences, total)
+
+
+def fit(task: Task, rows: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `task` look at the training rows, and at what the checkpoint says about itself."""
+    checkpoint = None
+    if recipe.model.weights == "pretrained":
+        plain = recipe.model.model_copy(update={"config": {}, "dropout": None})
+        checkpoint = load_config(plain, vocabulary_size=len(tokenizer), overrides={})
+    task.fit(rows, checkpoint, recipe.model.config)
 
 
 def _say_lost(held_out: Store, recipe: Recipe, display: Display) -> None:
@@ -103,6 +120,24 @@ def _say_shared(held_out: Store, trained: Store, display: Display) -> None:
         )
 
 
+def _model_config(recipe: Recipe, task: Task, vocabulary_size: int, display: Display) -> Any:
+    """What the model is built from, its attention chosen; `_attn_implementation` is where everybody reads it."""
+    model, overrides = recipe.model, task.config_overrides()
+    config = load_config(model, vocabulary_size=vocabulary_size, overrides=overrides)
+    config._attn_implementation = choose_attention(task.auto_class, config, model.attention)
+    if model.attention == "auto" and config._attn_implementation == "eager":
+        display.say(f"attention: eager, the only implementation that transformers has for {config.model_type}")
+    for line in overruled(config, model):
+        display.say(line)
+    if model.config:
+        plain = model.model_copy(update={"config": {}})
+        unchanged = load_config(plain, vocabulary_size=vocabulary_size, overrides=overrides)
+        check_overrides(task.auto_class, model, config, unchanged)
+    if model.weights == "pretrained":
+        check_weights(resolve_model(str(model.path)))
+    return config
+
+
 def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
     parallel = recipe.parallel
     for name in ("sequence", "pipeline", "tensor"):
@@ -114,7 +149,7 @@ def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
                 do=f"set parallel.{name}=1 (parallel.zero_stage=3 saves the most memory)",
             )
     if parallel.sequence > 1:
-        check_sequence_parallel(config, recipe.model.attention, parallel.sequence)
+        check_sequence_parallel(config, parallel.sequence)
 
 
 def _check_balance(recipe: Recipe, task: Task, config: Any) -> str | None:
@@ -158,11 +193,12 @@ def _store(
 ) -> Store:
     capacity, overlong = recipe.batch.sequence_length, recipe.data.overlong
     rows: Any = source.rows
-    identity = fingerprint(source.content, tokenizer, capacity=capacity, overlong=overlong, **task.describe())
+    described = {**task.describe(), "class_names": class_names(rows)}
+    identity = fingerprint(source.content, tokenizer, capacity=capacity, overlong=overlong, **described)
     display.say(f"preparing {name}: {len(rows):,} rows")
     store = prepare(
         rows,
-        task.encode,
+        naming(task.encode, rows),
         capacity=capacity,
         overlong=overlong,
         cache_dir=cache_dir() / "tokens",
@@ -200,7 +236,7 @@ def _stored(
 def _streamed(recipe: Recipe, rows: Any, task: Task, rank: int, world_size: int) -> StreamedBatches:
     return StreamedBatches(
         rows=rows,
-        encoder=Encoder(task.encode, recipe.batch.sequence_length, recipe.data.overlong),
+        encoder=Encoder(naming(task.encode, rows), recipe.batch.sequence_length, recipe.data.overlong),
         packing=recipe.data.packing,
         shuffle=recipe.data.shuffle,
         seed=recipe.seed,

@@ -1,0 +1,185 @@
+"""Which output of a head stands for which label: the checkpoint's own order wins, or it is said that it does not."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+from transformers import BertConfig, LlamaConfig
+
+from tests import tiny
+from toolkit.data.class_names import class_names, naming
+from toolkit.data.example import Example, Row
+from toolkit.errors import DataError, RecipeError
+from toolkit.recipe import Data, Task
+from toolkit.tasks.classes import Head, head_of, in_order, match
+from toolkit.tasks.sequence_classification import SequenceClassification
+
+SENTIMENT = Head(3, ("negative", "neutral", "positive"))
+NAMELESS = Head(3, None)
+TOKENIZER = tiny.wordpiece_tokenizer()
+
+
+def outputs(labels: list[str], head: Head, wanted: int | None = None) -> list[int | None]:
+    classes = match(labels, head, wanted)
+    assert not classes.new_head and classes.remark is not None and classes.remark.startswith("head kept")
+    return [classes.index(label) for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("labels", "head", "found"),
+    [
+        (["negative", "neutral", "positive"], Head(3, ("positive", "negative", "neutral")), [1, 2, 0]),
+        (["positive"], SENTIMENT, [2]),
+        (["NEUTRAL", "Positive "], SENTIMENT, [1, 2]),
+        (["0", "1", "2"], SENTIMENT, [0, 1, 2]),
+        (["0", "2"], SENTIMENT, [0, 2]),
+        (["0", "1", "2"], NAMELESS, [0, 1, 2]),
+        (["False", "True"], Head(2, ("no", "yes")), [0, 1]),
+        (["1", "2", "3"], Head(3, ("3", "2", "1")), [2, 1, 0]),
+        (["LABEL_0", "LABEL_10", "LABEL_2"], Head(11, None), [0, 10, 2]),
+    ],
+)
+def test_labels_of_a_head_keep_their_outputs(labels: list[str], head: Head, found: list[int]) -> None:
+    assert outputs(labels, head) == found
+
+
+def test_what_is_kept_is_said() -> None:
+    assert match(["neutral", "positive"], SENTIMENT).remark == (
+        "head kept, with the checkpoint's order: 0 = negative, 1 = neutral, 2 = positive; not in the training rows: negative"
+    )
+    assert "the data's numbers taken for the checkpoint's" in str(match(["0", "1", "2"], SENTIMENT).remark)
+    assert "matched without regard to case" in str(match(["Neutral"], SENTIMENT).remark)
+    assert "this order is a guess" in str(match(["a", "b", "c"], NAMELESS).remark)
+
+
+@pytest.mark.parametrize(
+    ("labels", "head", "remark"),
+    [
+        (["class", "function"], SENTIMENT, "2 classes (class, function) instead of the checkpoint's 3 (negative, neutral, positive)"),
+        (["a", "b", "c"], SENTIMENT, "3 classes (a, b, c) instead of the checkpoint's 3 classes (negative, neutral, positive)"),
+        (["a", "b"], NAMELESS, "2 classes (a, b) instead of the checkpoint's 3"),
+        (["0", "1"], SENTIMENT, "2 classes (0, 1) instead of the checkpoint's 3 (negative, neutral, positive)"),
+        (["0", "1", "2", "3"], NAMELESS, "4 classes (0, 1, 2, 3) instead of the checkpoint's 3"),
+        (["007", "012"], NAMELESS, "2 classes (007, 012) instead of the checkpoint's 3"),
+    ],
+)  # fmt: skip
+def test_other_classes_get_a_new_head_aloud(labels: list[str], head: Head, remark: str) -> None:
+    classes = match(labels, head)
+    assert classes.new_head and classes.names == tuple(labels) and classes.remark == f"new head: {remark}"
+    assert [classes.index(label) for label in labels] == list(range(len(labels)))
+
+
+def test_num_labels_of_the_recipe_decides() -> None:
+    assert outputs(["0", "1"], SENTIMENT, wanted=3) == [0, 1]
+    assert match(["neutral", "positive"], SENTIMENT, wanted=2).new_head
+    assert match(["neutral", "negative", "positive", "irony"], SENTIMENT, wanted=4).new_head
+    with pytest.raises(RecipeError, match=r"num_labels=5; the data has 2 classes: a, b") as refused:
+        match(["a", "b"], SENTIMENT, wanted=5)
+    assert refused.value.expected == "2 or 3"
+    with pytest.raises(RecipeError, match="whose classes are not the data's: a, b"):
+        match(["a", "b"], SENTIMENT, wanted=3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "foreign"),
+    [(["negative", "netural", "positive"], "netural"), (["irony", "negative", "neutral", "positive"], "irony")],
+)
+def test_some_classes_of_a_head_and_some_others_are_refused(labels: list[str], foreign: str) -> None:
+    with pytest.raises(DataError) as refused:
+        match(labels, SENTIMENT)
+    assert f"does not have: {foreign} (all: {', '.join(labels)})" in refused.value.what
+    assert refused.value.expected == "the classes of the checkpoint: 0 = negative, 1 = neutral, 2 = positive"
+    assert ("set num_labels=4" in refused.value.do) == (len(labels) == 4)
+
+
+def test_numbers_that_count_from_one_are_refused() -> None:
+    with pytest.raises(DataError, match=r"does not have: 3 \(all: 1, 2, 3\)"):
+        match(["1", "2", "3"], SENTIMENT)
+
+
+def test_a_label_of_the_other_data_that_is_no_class() -> None:
+    assert match(["positive"], SENTIMENT).index("joy") is None
+    assert match(["0", "1", "2"], SENTIMENT).index("3") is None
+    assert match(["0", "1", "2"], SENTIMENT).index("neutral") == 1
+
+
+def test_order_of_labels() -> None:
+    assert in_order(["10", "9", "-1"]) == ["-1", "9", "10"]
+    assert in_order(["10", "9", "007"]) == ["007", "10", "9"]
+    assert in_order(["True", "False"]) == ["False", "True"]
+
+
+def test_heads_of_checkpoints() -> None:
+    named = {"id2label": {0: "b", 1: "a"}, "label2id": {"b": 0, "a": 1}}
+    assert head_of(BertConfig(architectures=["BertForSequenceClassification"], **named)) == Head(2, ("b", "a"))
+    assert head_of(LlamaConfig(architectures=["LlamaForSequenceClassification"], num_labels=5)) == Head(5, None)
+    assert head_of(BertConfig(architectures=["BertForTokenClassification"], **named)) is None
+    assert head_of(BertConfig(**named)) is None
+    assert head_of(None) is None
+
+
+def test_numbers_with_names_in_the_data_set_become_names() -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])})
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
+    assert class_names(rows) == {"label": ["pos", "neg"]}
+    seen: list[Row] = []
+
+    def encode(row: Row) -> list[Example]:
+        seen.append(row)
+        return []
+
+    for row in rows:
+        naming(encode, rows)(row)
+    assert [row["label"] for row in seen] == ["neg", "pos", None]
+    assert naming(encode, rows.select_columns(["text"])) is encode
+
+
+def labels(values: list[object]) -> SequenceClassification:
+    rows = [{"text": f"text {number}", "label": value} for number, value in enumerate(values)]
+    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    task.fit(rows)
+    return task
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        ([True, False, True], ["False", "True"]),
+        ([10, 9, 9], ["9", "10"]),
+        (["012", "007"], ["007", "012"]),
+        (["b", "a"], ["a", "b"]),
+    ],
+)
+def test_labels_of_every_kind(values: list[object], classes: list[str]) -> None:
+    assert labels(values).classes == classes
+
+
+@pytest.mark.parametrize(
+    ("value", "what", "do"),
+    [
+        (1.0, "gives 1.0", "write the class as an integer or a name"),
+        ([1, 0], "gives [1, 0]", "write the class as an integer or a name"),
+        (None, "is empty", "remove the row, or write its class"),
+        (" ", "is empty", "remove the row, or write its class"),
+    ],
+)
+def test_labels_that_are_no_class(value: object, what: str, do: str) -> None:
+    with pytest.raises(DataError) as refused:
+        labels(["a", "b", value])
+    assert refused.value.what == f"row 3 of data.train: data.label_field='label' {what}"
+    assert refused.value.do == do
+
+
+def test_names_of_the_data_set_reach_the_config() -> None:
+    """Also of a class that has no row yet; in the order of the feature."""
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["up", "down", "across"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, 1]}, features=features)
+    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    task.fit(rows)
+    assert task.config_overrides()["id2label"] == {0: "up", 1: "down", 2: "across"}
+    assert task.majority == 1
+    assert [naming(task.encode, rows)(row)[0]["labels"].tolist() for row in rows] == [[1], [0], [1]]
+    task.fit(rows.to_iterable_dataset())
+    assert task.classes == ["up", "down", "across"]

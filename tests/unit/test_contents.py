@@ -1,0 +1,186 @@
+"""A checkpoint's files against the model: what is left out, what is tied in name only, what cannot be read and why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from tests.architectures import tiny_config
+from toolkit.errors import ModelError
+from toolkit.models.config import load_config
+from toolkit.models.contents import compare, settle
+from toolkit.models.files import check_weights
+from toolkit.models.loading import load_tokenizer, materialise
+from toolkit.models.partial import load_part
+from toolkit.models.stages import build_skeleton, cut
+from toolkit.recipe import Model
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+
+
+def checkpoint(kind: str, directory: Path, **changes: Any) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config(kind, **changes), dtype=torch.float32).save_pretrained(directory)
+    return directory
+
+
+def edit(directory: Path, **tensors: torch.Tensor | None) -> None:
+    """Add, replace or remove (None) tensors of model.safetensors; "__" stands for a dot."""
+    held = load_file(directory / "model.safetensors")
+    for name, value in tensors.items():
+        if value is None:
+            del held[name.replace("__", ".")]
+        else:
+            held[name.replace("__", ".")] = value
+    save_file(held, directory / "model.safetensors", {"format": "pt"})
+
+
+def differences(directory: Path, kind: Any = AutoModelForCausalLM) -> tuple[Any, list[str]]:
+    config = AutoConfig.from_pretrained(directory)
+    return config, settle(kind, config, str(directory), compare(kind, config, str(directory)))
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "gpt2", "qwen3_moe", "gemma3_text", "apertus", "deepseek_v3", "opt", "mamba"]
+)
+def test_a_models_own_checkpoint_has_no_differences(kind: str, tmp_path: Path) -> None:
+    """Tied heads, buffers, experts that are stored one by one, names with and without a prefix."""
+    checkpoint(kind, tmp_path)
+    before = AutoConfig.from_pretrained(tmp_path).to_dict()
+    config, lines = differences(tmp_path)
+    assert lines == [] and config.to_dict() == before
+
+
+TIED = {"tie_word_embeddings": True}
+
+
+def test_a_stored_head_under_a_tied_flag(tmp_path: Path) -> None:
+    """Both are trained, as transformers loads them; the config says so from then on."""
+    checkpoint("llama", tmp_path, **TIED)
+    edit(tmp_path, lm_head__weight=torch.randn(96, 32))
+    config, lines = differences(tmp_path)
+    assert config.tie_word_embeddings is False
+    assert len(lines) == 1 and "holds lm_head.weight and model.embed_tokens.weight with different values" in lines[0]
+    tokens = torch.arange(10).unsqueeze(0)
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(tokens).logits
+        ours = AutoModelForCausalLM.from_pretrained(tmp_path, config=config).eval()(tokens).logits
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=0)
+
+
+def test_a_stored_copy_under_a_tied_flag_is_no_difference(tmp_path: Path) -> None:
+    checkpoint("llama", tmp_path, **TIED)
+    edit(tmp_path, lm_head__weight=load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"].clone())
+    config, lines = differences(tmp_path)
+    assert lines == [] and config.tie_word_embeddings is True
+
+
+def test_a_tied_head_stored_in_the_place_of_the_embedding(tmp_path: Path) -> None:
+    """transformers takes either name; so does every pipeline stage."""
+    checkpoint("llama", tmp_path, **TIED)
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"].clone()
+    edit(tmp_path, lm_head__weight=embedding, model__embed_tokens__weight=None)
+    config, lines = differences(tmp_path)
+    assert lines == []
+    for layers in ((0, 2), (2, 4)):
+        stage = build_skeleton(AutoModelForCausalLM, config)
+        cut(stage, layers)
+        assert load_part(stage, str(tmp_path)) == []
+        torch.testing.assert_close(stage.state_dict()["model.embed_tokens.weight"], embedding, rtol=0, atol=0)
+
+
+def test_weights_that_the_model_leaves_out_are_named(tmp_path: Path) -> None:
+    checkpoint("llama", tmp_path)
+    extra = {f"model__layers__0__adapter_{letter}": torch.ones(2) for letter in "abcd"}
+    edit(tmp_path, **extra)
+    _, lines = differences(tmp_path)
+    assert lines == [
+        f"left out of {tmp_path}: model.layers.0.adapter_a, model.layers.0.adapter_b, model.layers.0.adapter_c and 1 more "
+        "(the model has no such weights)"
+    ]
+
+
+def test_a_language_models_head_is_left_out_of_a_classifier(tmp_path: Path) -> None:
+    checkpoint("llama", tmp_path, tie_word_embeddings=False)
+    _, lines = differences(tmp_path, AutoModelForSequenceClassification)
+    assert lines == [f"left out of {tmp_path}: lm_head.weight (the model has no such weights)"]
+
+
+def test_a_new_head_is_no_excuse_for_a_missing_layer(tmp_path: Path) -> None:
+    checkpoint("llama", tmp_path / "whole")
+    model = Model(path=str(tmp_path / "whole"))
+    config, _ = differences(tmp_path / "whole", AutoModelForSequenceClassification)
+    assert materialise(AutoModelForSequenceClassification, model, config, tmp_path / "start", 1) == ["score.weight"]
+    edit(tmp_path / "whole", model__layers__1__mlp__up_proj__weight=None)
+    with pytest.raises(ModelError, match=r"has no weights for model\.layers\.1\.mlp\.up_proj\.weight\n"):
+        materialise(AutoModelForSequenceClassification, model, config, tmp_path / "again", 1)
+
+
+def test_an_architecture_that_cannot_be_built_as_it_is(tmp_path: Path) -> None:
+    model = Model(architecture="reformer", weights="random", tokenizer="none")
+    config = load_config(model, vocabulary_size=9, overrides={})
+    with pytest.raises(ModelError, match=r"no model can be built: If you want to use `ReformerModelWithLMHead`"):
+        materialise(AutoModelForCausalLM, model, config, tmp_path, 1)
+
+
+def test_other_shapes_than_the_config_gives(tmp_path: Path) -> None:
+    checkpoint("llama", tmp_path)
+    edit(tmp_path, model__norm__weight=torch.ones(7))
+    with pytest.raises(ModelError) as caught:
+        differences(tmp_path)
+    assert caught.value.what == (
+        f"{tmp_path}: model.norm.weight has shape (7,) in the files and (32,) in the model that its config describes"
+    )
+    assert "path" not in caught.value.do
+
+
+def test_files_that_are_cut_off_or_missing(tmp_path: Path) -> None:
+    whole = checkpoint("llama", tmp_path / "whole")
+    check_weights(str(whole))
+    file = whole / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model.safetensors \([\d,]+ bytes\) is cut off or damaged"):
+        check_weights(str(whole))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config("llama"))
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    check_weights(str(tmp_path / "shards"))
+    lost = sorted((tmp_path / "shards").glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(ModelError, match=f"lists {lost.name}, which is not there"):
+        check_weights(str(tmp_path / "shards"))
+    (tmp_path / "shards/model.safetensors.index.json").write_text("{")
+    with pytest.raises(ModelError, match=r"index\.json cannot be read"):
+        check_weights(str(tmp_path / "shards"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_git_lfs_pointer(name: str, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "clone"
+    shutil.copytree(tiny_llama_dir, directory)
+    (directory / name).write_text(POINTER)
+    model = Model(path=str(directory))
+    for load in (load_tokenizer, lambda model: load_config(model, vocabulary_size=9, overrides={})):
+        with pytest.raises(ModelError) as caught:
+            load(model)
+        assert caught.value.what == f"model.path={str(directory)!r}: {name} is a Git LFS pointer, not the file itself"
+        assert caught.value.do == f"run `git lfs install && git -C {directory} lfs pull`"
+
+
+def test_the_path_is_not_blamed_for_what_is_in_it(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_llama_dir, directory)
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama5"}))
+    with pytest.raises(ModelError) as caught:
+        load_config(Model(path=str(directory)), vocabulary_size=9, overrides={})
+    assert "llama5" in caught.value.what and "update transformers" in caught.value.do
+    (directory / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"the directory has no config\.json"):
+        load_config(Model(path=str(directory)), vocabulary_size=9, overrides={})

@@ -1,0 +1,77 @@
+"""Whether a causal model is causal as it stands, asked of the model itself: what comes later moves nothing before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from toolkit.errors import ModelError
+from toolkit.models.agreement import excess, hidden_states, takes_positions, vocabulary_size
+
+BEFORE, AFTER = 6, 6
+"""Tokens that stay and tokens that change."""
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}
+"""Of the activations' norm. What is computed for earlier tokens is the same in both runs: hardly rounding is left."""
+
+TOLERANCE_16_BIT = 1e-3
+
+TOLERANCE_OF_EXPERTS = 5e-2
+"""In 16 bits: tokens are multiplied in groups, of other sizes when other tokens go to an expert."""
+
+SWITCHES = {"is_decoder": True, "is_causal": True, "causal": True, "use_bidirectional_attention": False}
+"""Fields by which configurations say it, and what makes attention causal."""
+
+
+def foresight(model: nn.Module) -> float:
+    """How far hidden states move when all later tokens change, relative to their size; 0 in a causal model."""
+    device, vocabulary = next(model.parameters()).device, vocabulary_size(model)
+    positions = torch.arange(BEFORE + AFTER, device=device).unsqueeze(0)
+    first = positions % vocabulary
+    other = torch.where(positions < BEFORE, first, (positions * 3 + 7) % vocabulary)
+    one, two = (hidden_states(model, tokens, positions)[:, :BEFORE] for tokens in (first, other))
+    return float((one - two).norm() / one.norm().clamp(min=1e-30))
+
+
+def shift(model: nn.Module) -> float:
+    """How far hidden states move when positions are those of our batches (from 0) and not the model's own.
+
+    In multiples of what rounding explains; 0 for a model that takes none.
+    """
+    if not takes_positions(model):
+        return 0.0
+    device = next(model.parameters()).device
+    positions = torch.arange(BEFORE + AFTER, device=device).unsqueeze(0)
+    tokens = (positions + 3) % vocabulary_size(model)
+    given, own = hidden_states(model, tokens, positions), hidden_states(model, tokens, None)
+    return excess(model, given, own)
+
+
+def check_positions(moved: float, model: nn.Module) -> None:
+    """Raise ModelError when `shift` is more than rounding."""
+    if not moved < 1.0:
+        raise ModelError(
+            f"{type(model).__name__} does not count positions from 0",
+            expected="a model whose first token has position 0, as in each document of a batch: the export would compute something else",
+            do="choose a decoder",
+        )
+
+
+def check_causal(moved: float, config: PretrainedConfig, model: nn.Module) -> None:
+    """Raise ModelError when `foresight` is more than rounding."""
+    has_experts = isinstance(model, PreTrainedModel) and model._can_set_experts_implementation()
+    coarse = TOLERANCE_OF_EXPERTS if has_experts else TOLERANCE_16_BIT
+    if moved < TOLERANCE.get(next(model.parameters()).dtype, coarse):
+        return
+    text = config.get_text_config()
+    cures = [
+        f"set model.config {name} to {wanted}"
+        for name, wanted in SWITCHES.items()
+        if getattr(text, name, None) not in (wanted, None)
+    ]
+    raise ModelError(
+        f"{type(model).__name__} lets a token see those after it (hidden states move by {moved:.1%}): it would learn to copy",
+        expected="a causal model, since task.name='causal_lm' predicts each token from those before it",
+        do=f"{cures[0]}, or choose a decoder" if cures else "choose a decoder",
+    )

@@ -1,0 +1,53 @@
+"""How many positions a model has for one sequence."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from toolkit.errors import ModelError
+from toolkit.models.attention_choice import model_class
+from toolkit.models.quiet import quiet
+
+COUNTING = "create_position_ids_from_input_ids"
+"""transformers' function for positions that begin after the padding index (RoBERTa and its kin)."""
+
+
+def check_sequence_length(kind: Any, config: PretrainedConfig, sequence_length: int) -> None:
+    """Raise ModelError when the model that `kind` makes of `config` has fewer positions than `sequence_length`."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return
+    # Only where it may matter: it takes a model without weights.
+    offset = _first_position(kind, config) if sequence_length > limit - 16 else 0
+    usable = limit - offset
+    if usable < sequence_length:
+        table = f" (max_position_embeddings={limit}, of which the first {offset} stand for padding)" if offset else ""
+        raise ModelError(
+            f"batch.sequence_length={sequence_length} is longer than the model's {usable} positions{table}",
+            expected=f"at most {usable}",
+            do=f"set batch.sequence_length={usable} or less",
+        )
+
+
+def _first_position(kind: Any, config: PretrainedConfig) -> int:
+    """The row of the position table that a text's first token gets."""
+    module = sys.modules[model_class(kind, config).__module__]
+    owners = [module, *(value for value in vars(module).values() if isinstance(value, type))]
+    if not any(COUNTING in vars(owner) for owner in owners):
+        return 0
+    with torch.device("meta"), quiet():
+        network: nn.Module = kind.from_config(copy.deepcopy(config))
+    tables = [
+        part.padding_idx + 1
+        for name, part in network.named_modules()
+        if "position" in name
+        and isinstance(getattr(part, "padding_idx", None), int)
+        and part.weight.shape[0] == config.max_position_embeddings
+    ]
+    return max(tables, default=0)
