@@ -40,7 +40,10 @@ def test_strategies_of_a_recipe_agree(capsys: pytest.CaptureFixture[str]) -> Non
     """Exit 0 and a table with a number in every cell."""
     assert verbs.main(["parity", str(RECIPE), "--steps", "4", "--strategies", "zero1,zero3"]) == 0
     printed = capsys.readouterr().out
-    assert "scaled down to a LlamaForCausalLM of" in printed and "(tolerance: loss 2e-06, grad norm 5e-06, weights 1e-05)" in printed
+    assert (
+        "scaled down to a LlamaForCausalLM of" in printed
+        and "(tolerance: loss 2e-06, grad norm 5e-06, weights 1e-05)" in printed
+    )
     for name in ("zero1", "zero3"):
         cells = next(line for line in printed.splitlines() if f" {name} " in line).strip("│").split("│")
         assert cells[1].strip() == "2" and all(0 < float(cell) < 1e-5 for cell in cells[2:5])

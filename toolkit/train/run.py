@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.durable import storage_errors, write_json
-from toolkit.checkpoint.export import export
+from toolkit.checkpoint.export import renew
+from toolkit.checkpoint.export_folder import read_stamp
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest, remove_leftovers
 from toolkit.checkpoint.reader import load
 from toolkit.data.batches import StreamedBatches
@@ -26,6 +27,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.train import run_folder
 from toolkit.train.build import build_engine
+from toolkit.train.claim import claimed
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
@@ -64,7 +66,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
         process.start(me, timeout_s=launch.timeout_s)
         try:
             check_agreement(me, config)
-            with caught() as interrupt:
+            with caught() as interrupt, claimed(folder.path, me):
                 return _train(recipe, options, me, folder, config, inputs, interrupt)
         finally:
             if not keep_group:
@@ -96,16 +98,18 @@ def _train(
         manifest = load(engine, start.checkpoint, me.rank, me.world_size)
         data_state = manifest.run["data"]
         loop.watch.load(manifest.run["watch"])
-        loop.saved_step = start.step
+        loop.saved_step, loop.last_good = start.step, start.checkpoint
         display.say(f"continuing from {start.checkpoint} (written by {manifest.world_size} ranks)")
     if me.is_main:
         cut_after(folder.metrics, start.step)
         loop.log = MetricsLog(folder.metrics)
-        loop.trackers = Trackers(recipe.tracking, folder.path, run_folder.flatten(recipe))
-    step = loop.run(start.step, data_state)
-    if me.is_main and loop.log is not None and loop.trackers is not None:
-        loop.log.close()
-        loop.trackers.close()
+        loop.trackers = Trackers(recipe.tracking, folder.path, run_folder.flatten(recipe), start.step, display.say)
+    try:
+        step = loop.run(start.step, data_state)
+    finally:
+        if loop.log is not None and loop.trackers is not None:
+            loop.log.close()
+            loop.trackers.close()
     engine.close()
     # One rank may have seen a signal that the others have not; all must take the same way out.
     interrupt.signal = next((seen for seen in process.gather_objects(interrupt.signal) if seen is not None), None)
@@ -191,20 +195,31 @@ def _say_gain(loop: Loop, display: Display) -> None:
 
 def _finish(recipe: Recipe, folder: RunFolder, me: process.Process, display: Display, step: int, began: float) -> int:
     """Export and say where everything lies."""
-    wanted = recipe.checkpoint.export
 
-    def write() -> None:
-        if me.is_main and wanted and not folder.export.is_dir():
-            export(folder.path, folder.export, recipe.checkpoint.export_dtype)
+    def write() -> str:
+        exported = _export(recipe, folder, display) if me.is_main else ""
         if me.local_rank == 0:
             for leftover in folder.path.glob(".initial-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
+        return exported
 
-    process.agree(write)
+    exported = process.agree(write)
     seconds = time.monotonic() - began
-    where = {"metrics": folder.metrics, "checkpoints": folder.checkpoints}
-    if wanted:
-        where["model"] = folder.export
-    places = ", ".join(f"{what} in {path}" for what, path in where.items())
+    places = f"metrics in {folder.metrics}, checkpoints in {folder.checkpoints}{exported}"
     display.say(f"done: {step} steps in {seconds / 60:.1f} min; {places}")
     return 0
+
+
+def _export(recipe: Recipe, folder: RunFolder, display: Display) -> str:
+    """Make export/ what this run's recipe asks for; says where the model is."""
+    wanted = recipe.checkpoint
+    if not wanted.export:
+        found = read_stamp(folder.export)
+        if found is not None:
+            display.say(f"{folder.export} stays the model of step {found[0].step}: checkpoint.export=False")
+        return ""
+    stamp, aside = renew(folder.path, folder.export, wanted.export_dtype, keep_best=wanted.keep_best)
+    if aside is not None:
+        display.say(f"{folder.export} held files that this run had not written: all of it is now {aside}")
+    which = f"step {stamp.step}, the best" if stamp.best else f"step {stamp.step}"
+    return f", model in {folder.export} ({which}, {stamp.dtype})"

@@ -15,6 +15,7 @@ from toolkit.checkpoint.manifest import read_manifest
 from toolkit.errors import CheckpointError, LaunchError, RecipeError
 from toolkit.recipe import Recipe
 from toolkit.recipe.removed import without_removed
+from toolkit.train import run_lock
 
 IDENTITY = (
     "model.path",
@@ -68,10 +69,11 @@ class RunFolder:
 
 
 def check(path: Path, resume: str | None, recipe: Recipe) -> None:
-    """Raise LaunchError when a run in `path` could not start: an earlier run there, or no right to write.
+    """Raise LaunchError when a run in `path` could not start: one in progress or an earlier one there, or no right to write.
 
     With `resume`, CheckpointError when there is nothing whole to continue, or it belongs to another run than `recipe`.
     """
+    run_lock.check_free(path)
     if resume is None and (path / "metrics.jsonl").exists():
         raise LaunchError(
             f"--output_dir {path} already holds a run",
