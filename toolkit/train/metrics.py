@@ -39,7 +39,7 @@ def _plain(value: Any) -> Any:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the records of steps after `step`: a resumed run writes them again."""
+    """Drop the records that a run which begins at `step` writes again: those of later steps, and of step 0 from step 0 on."""
     if not path.is_file():
         return
     kept = []
@@ -48,7 +48,7 @@ def cut_after(path: Path, step: int) -> None:
             record = json.loads(line)
         except ValueError:
             continue  # the last line of a killed run
-        if record.get("step", 0) <= step:
+        if 0 < step >= record.get("step", 0):
             kept.append(line)
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
