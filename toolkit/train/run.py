@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.render import render
 from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
+from toolkit.engine.protocol import Engine
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.train import facts
@@ -101,15 +101,10 @@ def _train(
     engine = build_engine(recipe, inputs, config, me, folder, display)
     loop = Loop(recipe, inputs, engine, me, folder, display, interrupt, watch, _identity(recipe, options, start))
     if start.checkpoint is not None:
-        manifest = load(engine, start.checkpoint, me.rank, me.world_size)
-        if start.forgets_metric:
-            engine.forget_observed()
+        _restore(engine, start, start.checkpoint, me, display)
         loop.saved_step = start.step
-        display.say(f"continuing from {start.checkpoint} (written by {manifest.world_size} ranks)")
     for note in start.notes:
         display.say(note)
-    if start.checkpoint is not None:
-        _say_rate(display, start, manifest.run["engine"]["schedule"], engine.state()["schedule"])
     if me.is_main:
         with storage_errors("preparing the run folder", folder.path):
             write_json(folder.path / "recipe.json", recipe.model_dump(mode="json"))
@@ -171,8 +166,13 @@ def _identity(recipe: Recipe, options: RunOptions, start: Start) -> dict[str, An
     }
 
 
-def _say_rate(display: Display, start: Start, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    line = rate_line(start, before, now)
+def _restore(engine: Engine, start: Start, checkpoint: Path, me: process.Process, display: Display) -> None:
+    """Put `engine` into the state saved in `checkpoint`, as far as it applies, and say what that does to the rate."""
+    manifest = load(engine, checkpoint, me.rank, me.world_size)
+    if start.forgets_metric:
+        engine.forget_observed()
+    display.say(f"continuing from {checkpoint} (written by {manifest.world_size} ranks)")
+    line = rate_line(start, manifest.run["engine"]["schedule"], engine.state()["schedule"])
     if line:
         display.say(line)
 
