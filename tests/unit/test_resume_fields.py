@@ -192,7 +192,7 @@ CASES = [
     said("task.sample_tokens", 3),
     refused("batch.global_size", 4),
     said("batch.micro_size", 2),
-    refused("batch.sequence_length", 16),
+    refused("batch.sequence_length", 32),
     refused("optimizer.type", "adam"),
     said("optimizer.learning_rate", 1e-3),
     said("optimizer.weight_decay", 0.5),
