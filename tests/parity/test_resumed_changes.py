@@ -185,6 +185,7 @@ def test_a_best_belongs_to_its_metric_and_its_folder(train: Train, finished: Pat
     assert complete_steps(moved / "checkpoints") == [1, 5] and find_checkpoint(moved).name == folder_name(1)
     watch = read_manifest(moved / "checkpoints" / folder_name(5)).run["watch"]
     assert (watch["best_step"], watch["bad_evaluations"]) == (1, 4)
+    assert [record["step"] for record in lines(moved) if "loss" in record] == [1, 2, 3, 4, 5]
     assert watch["first"]["loss"] == evaluations(finished)[0]["loss"]
     assert complete_steps(finished / "checkpoints") == [1, 2, 3, 4]  # the old folder keeps what it had
 
@@ -196,6 +197,11 @@ def test_a_new_folder_is_whole_before_its_first_save(train: Train, finished: Pat
     assert f"{moved} is complete: 4 of 4 steps are done" in said
     assert complete_steps(moved / "checkpoints") == [1, 4]
     assert "after 1 optimizer steps" in (moved / "export" / "README.md").read_text()
+    # By another metric the finished run has no best one: the last is exported.
+    shutil.rmtree(moved / "export")
+    other = {"checkpoint.keep_best": True, "checkpoint.export": True, "evaluation.metric": "accuracy"}
+    assert "evaluation.metric changed: best so far was" in train(Begin(other, moved))[0]
+    assert "after 4 optimizer steps" in (moved / "export" / "README.md").read_text()
 
 
 def test_the_end_of_a_run_says_why_and_more_patience_goes_on(train: Train, finished: Path, tmp_path: Path) -> None:

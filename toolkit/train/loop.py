@@ -120,7 +120,7 @@ class Loop:
         if early and not last:
             self.display.say(
                 f"stopping early at step {step}: {self.watch.metric} has not improved for {patience} evaluations "
-                f"(best {self.watch.best:.4f} at step {self.watch.best_step})"
+                f"({self.watch.best_so_far})"
             )
         return early or interrupted
 

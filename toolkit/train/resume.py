@@ -18,6 +18,7 @@ from toolkit.errors import CheckpointError
 from toolkit.recipe import Recipe
 from toolkit.train import facts, run_folder
 from toolkit.train.facts import Facts
+from toolkit.train.metrics import cut_after
 from toolkit.train.resume_fields import Change, Role
 from toolkit.train.run_folder import RunFolder
 from toolkit.train.watch import Watch
@@ -155,10 +156,9 @@ def why_complete(recipe: Recipe, start: Start, watch: Watch, total_steps: int) -
         return f"{start.step} of {total_steps} steps are done"
     patience = recipe.evaluation.early_stopping_patience
     if patience and watch.bad_evaluations >= patience:
-        best = f" (best {watch.best:.4f} at step {watch.best_step})" if watch.best is not None else ""
         return (
             f"{start.step} of {total_steps} steps are done, and it stopped early: {watch.metric} had not improved for "
-            f"{watch.bad_evaluations} evaluations{best}; a larger evaluation.early_stopping_patience continues it"
+            f"{watch.bad_evaluations} evaluations ({watch.best_so_far}); a larger evaluation.early_stopping_patience continues it"
         )
     return ""
 
@@ -174,7 +174,7 @@ def rate_line(start: Start, before: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def adopt(start: Start, folder: RunFolder, *, keep_best: bool) -> None:
-    """Bring what `start` needs of another run into `folder`: its checkpoint, the best one where it is kept, the model's files.
+    """Bring what `start` needs of another run into `folder`: its checkpoint, the best one where it is kept, the model's files, its metrics.
 
     So that the new folder is whole by itself: a kill before its first save loses nothing, and the best so far can be
     exported. Files are linked where the file system can: checkpoints are never changed once they are written.
@@ -193,6 +193,10 @@ def adopt(start: Start, folder: RunFolder, *, keep_best: bool) -> None:
         model = checkpoint.parent.parent / folder.model.name
         if model.is_dir() and not folder.model.exists():
             shutil.copytree(model, folder.model)
+        metrics = model.with_name(folder.metrics.name)
+        if metrics.is_file() and not folder.metrics.exists():
+            shutil.copy2(metrics, folder.metrics)
+            cut_after(folder.metrics, start.step)
 
 
 def _bring(checkpoint: Path, target: Path) -> None:

@@ -95,7 +95,7 @@ def _train(
     if complete:
         for note in (*start.notes, f"{folder.path} is complete: {complete}"):
             display.say(note)
-        return _finish(recipe, folder, me, display, start.step, began)
+        return _finish(recipe, folder, me, display, start.step, began, has_best=watch.best is not None)
     if isinstance(inputs.batches, StreamedBatches):
         inputs.batches.exchange = process.GlooExchange()
     engine = build_engine(recipe, inputs, config, me, folder, display)
@@ -125,7 +125,7 @@ def _train(
         )
         return interrupt.exit_code
     _say_gain(loop, display)
-    return _finish(recipe, folder, me, display, step, began)
+    return _finish(recipe, folder, me, display, step, began, has_best=watch.best is not None)
 
 
 def _claim(recipe: Recipe, options: RunOptions, folder: RunFolder, inputs: Inputs, watch: Watch) -> Start:
@@ -186,13 +186,22 @@ def _say_gain(loop: Loop, display: Display) -> None:
         display.say(f"held-out: {', '.join(changes)}{since}")
 
 
-def _finish(recipe: Recipe, folder: RunFolder, me: process.Process, display: Display, step: int, began: float) -> int:
-    """Export and say where everything lies."""
+def _finish(
+    recipe: Recipe,
+    folder: RunFolder,
+    me: process.Process,
+    display: Display,
+    step: int,
+    began: float,
+    *,
+    has_best: bool,
+) -> int:
+    """Export and say where everything lies. `has_best`: a best evaluation by the metric of this start is known."""
     wanted = recipe.checkpoint.export
 
     def write() -> None:
         if me.is_main and wanted and not folder.export.is_dir():
-            source = find_checkpoint(folder.path, keep_best=recipe.checkpoint.keep_best)
+            source = find_checkpoint(folder.path, keep_best=recipe.checkpoint.keep_best and has_best)
             export(source, folder.export, recipe.checkpoint.export_dtype)
         if me.local_rank == 0:
             for leftover in folder.path.glob(".initial-*"):

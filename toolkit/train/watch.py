@@ -52,6 +52,11 @@ class Watch:
         return better
 
     @property
+    def best_so_far(self) -> str:
+        """In words."""
+        return "none was finite" if self.best is None else f"best {self.best:.4f} at step {self.best_step}"
+
+    @property
     def owner(self) -> dict[str, Any]:
         """What the numbers were measured with."""
         return {name: getattr(self, name) for name in (*METRIC, *HELD_OUT)}
