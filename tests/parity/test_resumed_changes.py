@@ -46,7 +46,7 @@ def make_recipe(model: Path, data: Path, changed: dict[str, Any]) -> Recipe:
         "data.max_examples": 48, "task.name": "sequence_classification", "batch.global_size": 2,
         "batch.sequence_length": 16, "optimizer.learning_rate": PEAK, "precision.dtype": "fp32",
         "parallel.zero_stage": 0, "tracking.tensorboard": False, "evaluation.every_steps": 1, "evaluation.metric": "majority_accuracy",
-        "checkpoint.every_steps": 1, "checkpoint.keep": 9, "checkpoint.export": False, "steps": 4,
+        "checkpoint.every_steps": 1, "checkpoint.keep": 9, "checkpoint.keep_best": True, "checkpoint.export": False, "steps": 4,
     }  # fmt: skip
     nested: dict[str, Any] = {}
     for name, value in (values | changed).items():
@@ -94,7 +94,7 @@ def train(tiny_bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
 def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps that keeps its best one."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    train(Begin({"checkpoint.keep_best": True}, folder, None))
+    train(Begin({}, folder, None))
     return folder
 
 
@@ -169,10 +169,14 @@ def test_a_best_belongs_to_its_metric_and_its_folder(train: Train, finished: Pat
     assert not (finished / "checkpoints" / "best.json").exists()
     other, none, moved = (tmp_path / name for name in ("other", "none", "moved"))
     source = finished / "checkpoints" / folder_name(4)
-    keeps = {"checkpoint.keep_best": True, "checkpoint.keep": 1, "steps": 5}
+    keeps = {"checkpoint.keep": 1, "steps": 5}
     said = train(
         Begin(keeps | {"evaluation.metric": "loss"}, copied(finished, other)),
-        Begin(keeps | {"checkpoint.keep_best": False}, copied(finished, none)),
+        # The same metric as before, now for stopping only: the next evaluation is the fourth that is no better.
+        Begin(
+            keeps | {"checkpoint.keep_best": False, "evaluation.early_stopping_patience": 4, "steps": 6},
+            copied(finished, none),
+        ),
         Begin(keeps, moved, str(source)),
     )
     # The first evaluation of the new metric is its best; the old metric's is not kept for ever.
@@ -193,13 +197,13 @@ def test_a_best_belongs_to_its_metric_and_its_folder(train: Train, finished: Pat
 def test_a_new_folder_is_whole_before_its_first_save(train: Train, finished: Path, tmp_path: Path) -> None:
     """Resumed elsewhere with nothing left to do: the new folder holds what it needs to be exported and continued."""
     source, moved = finished / "checkpoints" / folder_name(4), tmp_path / "moved"
-    said = train(Begin({"checkpoint.keep_best": True, "checkpoint.export": True}, moved, str(source)))[0]
+    said = train(Begin({"checkpoint.export": True}, moved, str(source)))[0]
     assert f"{moved} is complete: 4 of 4 steps are done" in said
     assert complete_steps(moved / "checkpoints") == [1, 4]
     assert "after 1 optimizer steps" in (moved / "export" / "README.md").read_text()
     # By another metric the finished run has no best one: the last is exported.
     shutil.rmtree(moved / "export")
-    other = {"checkpoint.keep_best": True, "checkpoint.export": True, "evaluation.metric": "accuracy"}
+    other = {"checkpoint.export": True, "evaluation.metric": "accuracy"}
     assert "evaluation.metric changed: best so far was" in train(Begin(other, moved))[0]
     assert "after 4 optimizer steps" in (moved / "export" / "README.md").read_text()
 
@@ -223,7 +227,7 @@ def test_the_end_of_a_run_says_why_and_more_patience_goes_on(train: Train, finis
 
     shorter = copied(finished, tmp_path / "shorter")
     before = (shorter / "recipe.json").read_bytes()
-    said = train(Begin({"checkpoint.keep_best": True, "steps": 2}, shorter))[0]
+    said = train(Begin({"steps": 2}, shorter))[0]
     assert f"{shorter} is complete: 4 steps are done, more than the 2 asked for" in said
     assert (shorter / "recipe.json").read_bytes() == before  # it describes the run as it was trained
 
@@ -234,7 +238,7 @@ def test_a_run_without_a_checkpoint_begins_anew(train: Train, finished: Path, tm
     folder.mkdir()
     kept = [record for record in lines(finished) if record["step"] <= 3]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
-    said = train(Begin({"checkpoint.keep_best": True}, folder))[0]
+    said = train(Begin({}, folder))[0]
     assert f"{folder} holds no checkpoint yet: the run begins at step 0" in said
     steps = [(record["step"], "eval" in record) for record in lines(folder)]
     assert len(set(steps)) == len(steps) == len(lines(finished))
@@ -243,7 +247,7 @@ def test_a_run_without_a_checkpoint_begins_anew(train: Train, finished: Path, tm
 def test_changed_data_is_refused_or_said(train: Train, finished: Path, tmp_path: Path) -> None:
     folder = copied(finished, tmp_path / "run")
     data = write_lines(tmp_path / "more.jsonl", openings()[::-1])
-    changed = {"checkpoint.keep_best": True, "data.train": str(data), "steps": 5}
+    changed = {"data.train": str(data), "steps": 5}
     said = train(Begin(changed, folder), code=2)[0]
     assert (
         f"cannot continue {folder / 'checkpoints' / folder_name(4)}: the training examples have other content" in said

@@ -145,7 +145,7 @@ class Case:
 
 refused, said = partial(Case, right="refused"), partial(Case, right="said")
 BIG = {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}  # fmt: skip
-HELD_OUT = {"data.evaluation": "{tmp}/chat-more.jsonl"}
+HELD_OUT = {"data.evaluation": "{tmp}/chat.jsonl", "data.evaluation_examples": 0}
 CASES = [
     said("model.path", "{llama_copy}"),
     refused("model.path", "{llama_other}"),
@@ -165,8 +165,8 @@ CASES = [
     said("data.train", "{tmp}/chat-copy.jsonl"),
     refused("data.train", "{tmp}/chat-more.jsonl"),
     refused("data.train", "{tmp}/text-copy.jsonl", base="stream"),
-    Case("data.evaluation", "{tmp}/chat-more.jsonl", "watch", before=HELD_OUT | {"data.evaluation": "{tmp}/chat.jsonl"}),
-    said("data.evaluation", "{tmp}/chat-copy.jsonl", before={"data.evaluation": "{tmp}/chat.jsonl"}),
+    Case("data.evaluation", "{tmp}/chat-more.jsonl", "watch", before=HELD_OUT),
+    said("data.evaluation", "{tmp}/chat-copy.jsonl", before=HELD_OUT),
     refused("data.evaluation_examples", 6),
     refused("data.split", "validation", base="apart"),
     Case("data.evaluation_split", "validation", "watch", base="apart"),
@@ -189,7 +189,7 @@ CASES = [
     said("task.label_smoothing", 0.125),
     said("task.neftune_alpha", 2.0),
     said("task.sample_prompt", "what?"),
-    said("task.sample_tokens", 3),
+    said("task.sample_tokens", 3, before={"task.sample_prompt": "what?"}),
     refused("batch.global_size", 4),
     said("batch.micro_size", 2),
     refused("batch.sequence_length", 32),
@@ -218,7 +218,7 @@ CASES = [
     said("schedule.milestones", [2], before={"schedule.type": "multi_step", "schedule.milestones": (1,)}),
     said("schedule.peak_fraction", 0.5, before={"schedule.type": "one_cycle"}),
     said("schedule.start_ratio", 0.5, before={"schedule.type": "one_cycle"}),
-    said("schedule.patience", 1, before={"schedule.type": "reduce_on_plateau"}),
+    said("schedule.patience", 1, before={"schedule.type": "reduce_on_plateau", "schedule.patience": 0}),
     said("precision.dtype", "fp32"),
     said("precision.accumulation_dtype", "bf16", before={"precision.dtype": "bf16"}),
     said("precision.initial_scale_power", 8, before={"precision.dtype": "fp16"}),
@@ -242,12 +242,12 @@ CASES = [
     said("checkpoint.export_dtype", "fp32"),
     said("evaluation.every_steps", 2),
     Case("evaluation.max_batches", 1, "watch"),
-    Case("evaluation.metric", "perplexity", "watch"),
+    Case("evaluation.metric", "perplexity", "watch", before={"checkpoint.keep_best": True}),
     Case("evaluation.higher_is_better", True, "watch"),
-    said("evaluation.early_stopping_patience", 3),
+    said("evaluation.early_stopping_patience", 2),
     said("tracking.tensorboard", False),
     said("tracking.trackers", ["aim"]),
-    said("tracking.project", "other"),
+    said("tracking.project", "other", before={"tracking.trackers": ["aim"]}),
     *(Case(name, now, "same") for name, now in {"launch.devices": 1, "launch.hosts": 2, "launch.device": "cpu",
       "launch.timeout_s": 60, "launch.host_timeout_s": 60, "note": "another"}.items()),
     said("steps", 8),
