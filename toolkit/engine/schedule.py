@@ -35,9 +35,15 @@ class EngineSchedule:
         if schedule.type == "reduce_on_plateau":
             floors = [schedule.min_ratio * group["initial_lr"] for group in optimizer.param_groups]
             mode: Literal["max", "min"] = "max" if higher_is_better else "min"
-            # threshold 0: any improvement counts, as for the best checkpoint.
+            # threshold 0: any improvement counts, as for the best checkpoint. eps 0: torch leaves out drops below 1e-8.
             self.plateau = ReduceLROnPlateau(
-                optimizer, mode, factor=schedule.gamma, patience=schedule.patience, threshold=0.0, min_lr=floors
+                optimizer,
+                mode,
+                factor=schedule.gamma,
+                patience=schedule.patience,
+                threshold=0.0,
+                min_lr=floors,
+                eps=0.0,
             )
         self.seek(0)
 
