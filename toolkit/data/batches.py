@@ -23,7 +23,7 @@ from toolkit.data.store import Store
 from toolkit.errors import CheckpointError
 
 KNOWN_ROWS = 64
-"""Rows at the beginning of a stream by which it is known: nothing says what a whole stream holds without reading it."""
+"""Rows at the beginning of a stream whose examples are compared: it is not encoded as a whole in advance."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from toolkit.data.packing import Counts
 from toolkit.data.storage import CLOSED, FULL
 from toolkit.errors import DataError, StorageError
 
-_FORMAT = 3  # part of every fingerprint: raise it when the files or the encoding in this package change
+_FORMAT = 4  # part of every fingerprint: raise it when the files or the encoding in this package change
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with the rows encoded so far and, where known, the rows there are."""

@@ -31,13 +31,14 @@ SOURCES = {
 
 def gather(recipe: Recipe, inputs: Inputs) -> Facts:
     """The facts of the run that `recipe` describes. Reads a few megabytes at most; for rank 0."""
-    template = inputs.tokenizer.chat_template
+    template, streaming = inputs.tokenizer.chat_template, recipe.data.streaming
     return {
         "config": _config(inputs.model_config),
         "weights": weights_digest(str(recipe.model.path)) if recipe.model.weights == "pretrained" else None,
         "tokenizer": tokenizer_hash(inputs.tokenizer),
         "chat_template": None if template is None else _digest(template),
-        "examples": asdict(inputs.batches.contents()),
+        # A stream is not encoded in advance: what its source holds, and how the first rows are read.
+        "examples": asdict(inputs.batches.contents()) | ({"source": inputs.data_content} if streaming else {}),
     }
 
 
