@@ -54,8 +54,7 @@ _TABLE: dict[Role, str] = {
         parallel.reduce_bucket_size parallel.overlap_comm parallel.param_persistence_threshold parallel.pipeline
         parallel.tensor parallel.sequence
         checkpoint.every_steps checkpoint.keep checkpoint.keep_best checkpoint.export checkpoint.export_dtype
-        evaluation.every_steps evaluation.max_batches evaluation.metric evaluation.higher_is_better
-        evaluation.early_stopping_patience
+        evaluation.every_steps evaluation.max_sequences evaluation.metric evaluation.early_stopping_patience
         tracking.tensorboard tracking.trackers tracking.project
         steps epochs
         """,

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.recipe import Recipe
+from toolkit.tasks import higher_is_better
 from toolkit.train.inputs import Inputs
 
-METRIC = ("metric", "higher_is_better")
 HELD_OUT = ("held_out", "sequences", "limit")
 WHAT = {
     "metric": "evaluation.metric",
-    "higher_is_better": "evaluation.higher_is_better",
     "held_out": "the held-out set",
     "sequences": "the held-out set",
-    "limit": "evaluation.max_batches",
+    "limit": "evaluation.max_sequences",
 }
 """Field of the owner -> what changed when it differs."""
 
@@ -33,7 +32,7 @@ class Watch:
     sequences: int = 0
     """Held-out sequences."""
     limit: int | None = None
-    """Most batches of them that are evaluated."""
+    """Most of them that are evaluated."""
     best: float | None = None
     best_step: int = 0
     bad_evaluations: int = 0
@@ -59,7 +58,7 @@ class Watch:
     @property
     def owner(self) -> dict[str, Any]:
         """What the numbers were measured with."""
-        return {name: getattr(self, name) for name in (*METRIC, *HELD_OUT)}
+        return {name: getattr(self, name) for name in ("metric", *HELD_OUT)}
 
     def state(self) -> dict[str, Any]:
         """JSON-able."""
@@ -104,8 +103,8 @@ def watch_of(recipe: Recipe, inputs: Inputs) -> Watch:
     evaluation, held_out = recipe.evaluation, inputs.held_out
     return Watch(
         evaluation.metric,
-        evaluation.higher_is_better,
+        higher_is_better(recipe.task.name, evaluation.metric),
         held_out=held_out.digest if held_out is not None else None,
         sequences=len(inputs.held_out_sequences),
-        limit=evaluation.max_batches,
+        limit=evaluation.max_sequences,
     )
