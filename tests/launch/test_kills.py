@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.distributed import RankFailed, run_distributed
 from tests.launch.runs import hashes, records, tiny_recipe, train_in_rank
 from tests.launch.strike import Strike, train_until_killed, train_until_stopped
+from toolkit.checkpoint.export_folder import is_current, read_stamp
 from toolkit.checkpoint.manifest import complete_steps
 from toolkit.cli.output import exit_code_of
 from toolkit.recipe import Checkpoint, Evaluation, Recipe
@@ -182,5 +184,26 @@ def test_killed_while_exporting_then_started_over_and_over(
         weights = (folder / "export" / "model.safetensors").read_bytes()
         assert weights == (short_run / "export" / "model.safetensors").read_bytes()
         assert not (folder / ".export.writing").exists()
-        (folder / "export" / "README.md").write_text("kept")  # a finished export is left alone
+        (folder / "export" / "README.md").write_text("kept")  # the same export is not made again
     assert (folder / "export" / "README.md").read_text() == "kept"
+
+
+def test_killed_while_an_export_takes_the_place_of_another(
+    short: Recipe, short_run: Path, cache: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(short_run, tmp_path / "run")
+    wider = short.model_copy(update={"checkpoint": Checkpoint(export_dtype="fp32")})
+    formats = []
+    # While the new one is written; and after the exchange, when the old one is about to be removed.
+    for operation in (16, 30):
+        kill(wider, folder, cache, Strike(signal.SIGKILL, (1, 0), operation=operation, below=".export.writing"))
+        assert (folder / ".export.writing").exists()
+        stamp, _ = read_stamp(folder / "export") or (None, {})
+        assert stamp is not None and is_current(folder / "export", stamp)
+        header = (folder / "export" / "model.safetensors").read_bytes()[:4096]
+        assert {"bf16": b'"BF16"', "fp32": b'"F32"'}[stamp.dtype] in header
+        formats.append(stamp.dtype)
+    assert formats == ["bf16", "fp32"], "the kills lie on both sides of the exchange"
+    (code, printed), _ = run_distributed(train_in_rank, 2, wider, str(folder), cache)
+    assert code == 0 and f"model in {folder}/export (step {SHORT}, fp32)" in printed
+    assert not (folder / ".export.writing").exists()

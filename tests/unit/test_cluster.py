@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.cli import host_probe, host_session
+from toolkit.cli import check_cluster, host_probe, host_session
 from toolkit.cli.check_cluster import PACKAGES, check_hostfile
 from toolkit.cli.check_network import check_network
 from toolkit.cli.compare_hosts import Clock, compare
@@ -133,6 +133,25 @@ def test_a_first_address_that_others_do_not_reach() -> None:
     (none,) = asyncio.run(check_network([Scripted("a"), *(Scripted(name) for name in "bcdef")], 29500))
     assert none.found.endswith("d does not reach 172.17.0.1, port 29500: timed out; and 2 more hosts")
     assert none.fix.startswith("open port 29500")
+
+
+class Elsewhere(Session):
+    """A host with a disk of its own."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    async def ask(self, action: str, *arguments: object, timeout_s: float = 1.0) -> Any:
+        assert action == "exists" and Path(str(arguments[0])).parent == Path.cwd()
+        return False
+
+
+def test_a_folder_that_others_do_not_see(project: Path) -> None:
+    (finding,) = asyncio.run(check_cluster._check_shared([Elsewhere("h1"), Elsewhere("h2")]))
+    assert (finding.status, finding.found) == ("warn", f"h1, h2 do not see what is written in {project}")
+    assert "--output_dir on a file system that all hosts share" in finding.fix
+    assert [path.name for path in project.iterdir()] == ["recipes"]
+    assert of(ask(project, "one"), "shared folder") == []
 
 
 def test_a_variable_that_stays_behind(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -221,6 +221,26 @@ def test_a_disk_that_fills_up_while_saving(finished: tuple[Recipe, Path, str], t
         verify_hashes(intact, read_manifest(intact).files)
 
 
+def test_a_disk_that_fills_up_while_exporting_keeps_the_export_there_was(
+    finished: tuple[Recipe, Path, str], tmp_path: Path
+) -> None:
+    from toolkit.checkpoint.export import renew
+    from toolkit.checkpoint.export_folder import is_current, read_stamp
+    from toolkit.errors import StorageError
+
+    def pages(folder: Path) -> int:
+        return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
+
+    original = finished[1]
+    with small_disk(tmp_path / "disk", pages(original) + pages(original / "export")) as disk:
+        run = Path(shutil.copytree(original, disk / "run"))
+        with pytest.raises(StorageError, match=f"exporting step 2 in {run} failed: No space left on device"):
+            renew(run, run / "export", "fp32", keep_best=False)
+        stamp, _ = read_stamp(run / "export") or (None, {})
+        assert stamp is not None and (stamp.step, stamp.dtype) == (2, "bf16") and is_current(run / "export", stamp)
+        assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in original.iterdir())
+
+
 @pytest.mark.parametrize(
     ("num_bytes", "what"),
     [

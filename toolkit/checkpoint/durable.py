@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -31,6 +32,27 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_files(folder: Path) -> None:
+    """Make the files below `folder`, and their names, durable."""
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            with Path(directory, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(directory))
+
+
+_AT_CWD, _EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places, in one operation of the file system; False where it has none (NFS, for instance)."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # not Linux, or a C library without it
+        return False
+    return bool(rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) == 0)
 
 
 @contextmanager

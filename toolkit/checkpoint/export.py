@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
+from toolkit.checkpoint import export_folder
 from toolkit.checkpoint.durable import storage_errors
+from toolkit.checkpoint.export_folder import Stamp
+from toolkit.checkpoint.finite import is_sound, largest, short_name
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
 from toolkit.checkpoint.reader import CheckpointReader
-from toolkit.errors import CheckpointError
+from toolkit.engine.fragments import WEIGHT
+from toolkit.errors import CheckpointError, RunFailed
 from toolkit.tasks import task_class
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,7 +34,8 @@ def export(source: Path, out: Path, dtype: str) -> Path:
     """Write the weights of `source` (a run folder, or one of its checkpoints) to `out` in `dtype`; returns the checkpoint used.
 
     Of a run, its best checkpoint where one is kept, else the newest. `out` must be absent or empty.
-    Raises CheckpointError for a source without checkpoints, StorageError for a full disk.
+    Raises CheckpointError for a source without checkpoints, RunFailed for weights that are not finite, StorageError for
+    a full disk.
     """
     folder = find_checkpoint(source)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -37,21 +44,56 @@ def export(source: Path, out: Path, dtype: str) -> Path:
             expected="an absent or empty folder",
             do="choose another folder, or delete that one",
         )
-    reader = CheckpointReader(folder)
-    run = folder.parent.parent
-    # Written beside its place and renamed: an interrupted export is never mistaken for a model.
-    temporary = out.with_name(f".{out.name}.writing")
+    _write(folder, out, Stamp.of(folder, dtype))
+    return folder
+
+
+def renew(run: Path, out: Path, dtype: str, *, keep_best: bool) -> tuple[Stamp, Path | None]:
+    """Make `out` the export of `run` in `dtype`, unless it is that already.
+
+    Returns what it is now, and where an `out` that holds files of others was moved. Raises as `export` does, and then
+    leaves the `out` there was.
+    """
+    folder = find_checkpoint(run, keep_best=keep_best)
+    wanted = Stamp.of(folder, dtype, best=keep_best)
+    out = out.resolve()  # an export that lies on another disk stays there
+    shutil.rmtree(export_folder.beside(out), ignore_errors=True)
+    if export_folder.is_current(out, wanted):
+        return wanted, None
+    return wanted, _write(folder, out, wanted)
+
+
+def _write(folder: Path, out: Path, stamp: Stamp) -> Path | None:
+    """Write checkpoint `folder` to `out`, in the place of what is there; where that went, if it was not ours to drop."""
+    model_folder = folder.parent.parent / MODEL_FOLDER
+    temporary = export_folder.beside(out)
+    with storage_errors(f"exporting step {stamp.step}", out.parent), _cleared(temporary):
+        try:
+            reader = CheckpointReader(folder)
+            model = _build(reader, model_folder, DTYPES[stamp.dtype])
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{error.filename or folder} went away while it was read",
+                expected="a checkpoint that stays: a run in progress deletes older ones",
+                do="export again, or raise checkpoint.keep",
+            ) from None
+        model.save_pretrained(temporary)
+        _tokenizer_files(model_folder, temporary)
+        (temporary / "README.md").write_text(_model_card(reader, stamp.dtype), encoding="utf-8")
+        export_folder.write_stamp(temporary, stamp)
+        return export_folder.put_in_place(temporary, out)
+
+
+@contextmanager
+def _cleared(temporary: Path) -> Iterator[None]:
+    """An empty folder for what is being written, which an error does not leave on a disk that is perhaps full."""
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    with storage_errors("exporting", out.parent):
-        model = _build(reader, run / MODEL_FOLDER, DTYPES[dtype])
-        model.save_pretrained(temporary)
-        _tokenizer_files(run / MODEL_FOLDER, temporary)
-        (temporary / "README.md").write_text(_model_card(reader, dtype), encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    return folder
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def find_checkpoint(source: Path, *, keep_best: bool | None = None) -> Path:
@@ -83,7 +125,7 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
     config.dtype = dtype
     with torch.device("meta"):
         model = task_class(reader.manifest.run["task"]).auto_class.from_config(config, dtype=dtype)
-    weights = {name: reader.weight(name).to(dtype) for name in reader.manifest.shapes}
+    weights = {name: _finite(reader, name, dtype).to(dtype) for name in reader.manifest.shapes}
     if (model_folder / UNTRAINED).is_file():
         # In the format they were loaded in: architectures keep such corrections in fp32.
         weights |= load_file(model_folder / UNTRAINED)
@@ -98,6 +140,34 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
         )
     _generation_config(model, model_folder)
     return model
+
+
+def _finite(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """The whole weight `name`. Raises RunFailed when it is not finite, or would not be in `dtype`."""
+    values = reader.weight(name)
+    if not is_sound(values, WEIGHT, torch.float32):
+        raise RunFailed(
+            f"{name} of {reader.folder} is not finite: the run had diverged when it was saved",
+            expected="finite weights in an export",
+            do=_older(reader),
+        )
+    if not is_sound(values, WEIGHT, dtype):
+        raise RunFailed(
+            f"{name} of {reader.folder} does not fit into {short_name(dtype)}: its largest number is {largest(values):.4g}",
+            expected=f"weights up to {torch.finfo(dtype).max:.6g}",
+            do="export it in bf16 or fp32 (checkpoint.export_dtype, or --dtype of `toolkit export`)",
+        )
+    return values
+
+
+def _older(reader: CheckpointReader) -> str:
+    """Advice on which checkpoint to take instead: the newest before it whose weights are finite."""
+    checkpoints = reader.folder.parent
+    for step in reversed([step for step in complete_steps(checkpoints) if step < reader.manifest.step]):
+        older = CheckpointReader(checkpoints / folder_name(step))
+        if all(is_sound(older.weight(name), WEIGHT, torch.float32) for name in older.manifest.shapes):
+            return f"take the last good one, step {step}: {older.folder}"
+    return "train again with a lower optimizer.learning_rate: no checkpoint before it is finite"
 
 
 def _tensor(model: Any, name: str) -> torch.Tensor:

@@ -10,8 +10,9 @@ import shlex
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,25 @@ async def _check_hosts(hosts: Mapping[str, int], ssh_port: int | None) -> list[F
             else:
                 reached.append(result)
                 findings += compare(host, hosts[host], here, result.facts, result.clock)
+        findings += await _check_shared([answer.talk for answer in reached])
         findings += _check_variables({answer.talk.host: answer.facts for answer in reached})
         findings += await check_network([answer.talk for answer in reached], _master_port())
     return findings
+
+
+async def _check_shared(hosts: Iterable[Session]) -> list[Finding]:
+    """Whether what is written in this folder is seen by the others, as the files of a run have to be."""
+    folder = Path.cwd()
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as token:
+            blind = [talk.host for talk in hosts if not await talk.ask("exists", token.name)]
+    except (OSError, Unreachable):
+        return []  # said elsewhere: the folder cannot be written to, or the host has gone
+    if not blind:
+        return []
+    found = f"{_some(blind)} {'does' if len(blind) == 1 else 'do'} not see what is written in {folder}"
+    fix = "pass an --output_dir on a file system that all hosts share: a checkpoint is made of a file of each rank"
+    return [Finding("shared folder", "warn", found, fix)]
 
 
 @dataclass(frozen=True)

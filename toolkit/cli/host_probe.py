@@ -150,6 +150,7 @@ def serve() -> None:
         "clock": clock,
         "facts": facts,
         "addresses": addresses,
+        "exists": os.path.exists,
         "listen": listener.listen,
         "connect": connect,
     }

@@ -108,10 +108,10 @@ class DeepSpeedRun:
         # fp16 answers an overflow with a smaller loss scale; _guarded tells when that has an end.
         if not math.isfinite(value) and not self._is_fp16:
             raise RunFailed(
-                f"{name}={value} at this step",
+                f"{name}={value}",
                 expected=f"a finite {name.replace('_', ' ')}",
                 do="lower optimizer.learning_rate, lengthen schedule.warmup_steps, set optimizer.max_grad_norm=1.0, "
-                "or look at the data with --preview; continue from the last checkpoint with --resume auto",
+                "or look at the data with --preview",
             )
 
     def _guarded(self, step: Callable[[], Any]) -> Any:

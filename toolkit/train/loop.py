@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from toolkit.checkpoint.finite import check_weights
 from toolkit.checkpoint.writer import retain, save
 from toolkit.data.batches import StepBatch, evaluation_batches
 from toolkit.engine import device, process
 from toolkit.engine.protocol import Engine, StepResult
+from toolkit.errors import RunFailed
 from toolkit.recipe import Recipe
+from toolkit.train.divergence import ADVICE, ADVICE_FP16, with_way_back
 from toolkit.train.inputs import Inputs
 from toolkit.train.interrupts import Interrupt
 from toolkit.train.metrics import MetricsLog
@@ -40,10 +45,29 @@ class Loop:
     log: MetricsLog | None = None
     trackers: Trackers | None = None
     saved_step: int = -1
+    last_good: Path | None = None
+    """The newest checkpoint: what is saved has been seen to be finite."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    _reached: int = field(init=False, default=0)
+    """The step in progress, or the last one."""
+    _is_trained: bool = field(init=False, default=False)
+    _skipped_in_a_row: int = field(init=False, default=0)
 
     def run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
-        """Train from optimizer step `first_step` (0-based); returns the number of steps taken in all."""
+        """Train from optimizer step `first_step` (0-based); returns the number of steps taken in all.
+
+        Raises RunFailed, with the checkpoint to go back to, when the run diverges.
+        """
+        self._reached, self._is_trained = first_step, first_step > 0
+        try:
+            return self._run(first_step, data_state)
+        except RunFailed as error:
+            self._write({"step": self._reached, "failed": error.what})
+            raise with_way_back(
+                error, self._reached, self.last_good, self.folder.path, is_trained=self._is_trained
+            ) from None
+
+    def _run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
         total = self.inputs.total_steps
         if first_step == 0:
             self._evaluate(0)
@@ -52,13 +76,15 @@ class Loop:
         batches = self.inputs.batches.iterate(first_step, total, prefetch=self.recipe.data.prefetch, state=data_state)
         with self.display.bar():
             for batch in batches:
+                self._reached = batch.step + 1
                 result = self.engine.train_step(batch.micro_batches, self._seeds(batch))
-                step = batch.step + 1
+                step, self._is_trained = batch.step + 1, True
+                self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.skipped else 0
                 device.synchronize()
                 now = time.perf_counter()
                 self._record(batch, result, now - began)
                 began = now
-                stop = self._after_step(step)
+                stop = self._after_step(step, batch)
                 began += time.perf_counter() - now
                 if stop:
                     break
@@ -104,7 +130,7 @@ class Loop:
         if self.log is not None:
             self.log.write(record)
 
-    def _after_step(self, step: int) -> bool:
+    def _after_step(self, step: int, batch: StepBatch) -> bool:
         """Evaluate and save where due; whether to stop."""
         evaluation, checkpoint = self.recipe.evaluation, self.recipe.checkpoint
         last = step == self.inputs.total_steps
@@ -115,7 +141,10 @@ class Loop:
         early = bool(patience) and self.watch.bad_evaluations >= patience
         interrupted = process.any_rank(self.interrupt.signal is not None)
         due = bool(checkpoint.every_steps) and step % checkpoint.every_steps == 0
-        if due or last or early or interrupted or (better and checkpoint.keep_best):
+        ends = last or early or interrupted
+        if (due or ends or (better and checkpoint.keep_best)) and self._has_gradients(step, ends):
+            if not self.evaluations or self.evaluations[-1]["step"] != step:
+                self._check_loss(step, self._loss_again(batch), "the loss of the last micro-batch")
             self.save(step)
         if early and not last:
             self.display.say(
@@ -124,9 +153,38 @@ class Loop:
             )
         return early or interrupted
 
+    def _has_gradients(self, step: int, ends: bool) -> bool:
+        """Whether the model still learns, as far as its gradients tell. Raises RunFailed when it does not and the run `ends`."""
+        # fp16 skips steps as a matter of course. Elsewhere one bad batch may be one step; a model without a gradient on
+        # two is likely to be dead, whatever its loss says.
+        if self._skipped_in_a_row < 2 or self.engine.loss_scale is not None:
+            return True
+        what = f"the gradients of the last {self._skipped_in_a_row} steps, up to step {step}, were not finite"
+        if ends:
+            raise RunFailed(what, expected="finite gradients where a run ends", do=ADVICE)
+        self.display.say(f"no checkpoint of step {step}: {what}")
+        return False
+
+    def _loss_again(self, batch: StepBatch) -> float:
+        """Summed loss of what was just trained, with the weights that this has left: finite weights may still compute NaN."""
+        return self.engine.evaluate(iter(batch.micro_batches[-1:]), self.inputs.task.evaluate).get("loss", 0.0)
+
+    def _check_loss(self, step: int, loss: float, what: str) -> None:
+        """Raise RunFailed when `loss`, taken without training, is not finite. Of fp16, only where the run would end with it."""
+        if math.isfinite(loss):
+            return
+        if self.engine.loss_scale is not None and step not in (0, self.inputs.total_steps):
+            # One text may overflow in fp16 where the others do not.
+            self.display.say(f"{what} is {loss} after step {step}: it does not fit into fp16")
+            return
+        advice = ADVICE if self.engine.loss_scale is None else ADVICE_FP16
+        raise RunFailed(f"{what} is {loss} after step {step}", expected="a finite loss", do=advice)
+
     def _evaluate(self, step: int) -> bool:
         """Evaluate if there is a held-out set; whether the watched metric is the best so far."""
         inputs, task = self.inputs, self.inputs.task
+        if step:
+            check_weights(self.engine, step)
         self._sample(step)
         if inputs.held_out is None:
             return False
@@ -146,11 +204,14 @@ class Loop:
         if self.trackers is not None:
             self.trackers.log(metrics, step, prefix="eval")
         self.display.say(f"eval at step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+        self._check_loss(step, metrics["loss"], "the held-out loss")
         if step == 0:
             # There is no checkpoint of the start to keep, and nothing to be patient about yet.
             return False
-        self.engine.observe(metrics[self.watch.metric])
-        return self.watch.observe(metrics[self.watch.metric], step)
+        # An accuracy is finite also where the loss behind it is not.
+        watched = metrics[self.watch.metric] if math.isfinite(metrics["loss"]) else math.nan
+        self.engine.observe(watched)
+        return self.watch.observe(watched, step)
 
     def _sample(self, step: int) -> None:
         if self.recipe.task.sample_prompt is None or step not in (0, self.inputs.total_steps):
@@ -168,7 +229,7 @@ class Loop:
             "data": {"position": self.inputs.batches.state(step), "owner": self.identity["facts"]["examples"]},
             "watch": self.watch.state(),
         }
-        save(self.engine, self.folder.checkpoints, step, run, self.me.rank, self.me.world_size)
+        self.last_good = save(self.engine, self.folder.checkpoints, step, run, self.me.rank, self.me.world_size)
         self.saved_step = step
         if self.me.is_main:
             has_best = self.recipe.checkpoint.keep_best and self.watch.best is not None

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per optimizer step, and one per evaluation."""
+"""metrics.jsonl: one JSON object per optimizer step, and one per evaluation; strict JSON whatever the numbers are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.durable import storage_errors
+from toolkit.checkpoint.durable import storage_errors, sync_folder
 
 
 class MetricsLog:
@@ -21,9 +21,9 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record. Raises StorageError when the disk is full."""
+        """Append one record, see `strict`. Raises StorageError when the disk is full."""
         with storage_errors("writing metrics", self.path.parent):
-            self._file.write(json.dumps({key: _plain(value) for key, value in record.items()}) + "\n")
+            self._file.write(json.dumps(strict(record), allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Flush to the disk."""
@@ -33,23 +33,47 @@ class MetricsLog:
             self._file.close()
 
 
-def _plain(value: Any) -> Any:
-    # JSON has no inf; an overflowed fp16 step has an infinite gradient norm.
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def strict(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` as JSON can say it: null for NaN and infinities, whose names are listed under "nonfinite".
+
+    An overflowed fp16 step, for instance, has an infinite gradient norm.
+    """
+    nonfinite: list[str] = []
+
+    def plain(value: Any, name: str) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            nonfinite.append(name)
+            return None
+        if isinstance(value, Mapping):
+            return {key: plain(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner, f"{name}.{index}") for index, inner in enumerate(value)]
+        return value
+
+    values: dict[str, Any] = plain(record, "")
+    return {**values, "nonfinite": nonfinite} if nonfinite else values
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the records that a run which begins at `step` writes again: those of later steps, and of step 0 from step 0 on."""
+    """Drop the records that a run resumed at `step` writes again: of later steps, and at step 0 of all."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the last line of a killed run
-        if 0 < step >= record.get("step", 0):
-            kept.append(line)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if 0 <= _step(line) <= step and step > 0]
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    with storage_errors("writing metrics", path.parent):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+def _step(line: str) -> int:
+    """The step of a record; -1 for what is none, such as the torn last line of a killed run."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return -1
+    return int(record["step"]) if isinstance(record, dict) and isinstance(record.get("step"), int) else -1

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.durable import storage_errors, write_json
-from toolkit.checkpoint.export import export, find_checkpoint
+from toolkit.checkpoint.export import renew
+from toolkit.checkpoint.export_folder import read_stamp
 from toolkit.checkpoint.manifest import remove_leftovers
 from toolkit.checkpoint.reader import load
 from toolkit.data.batches import StreamedBatches
@@ -25,6 +26,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.train import facts
 from toolkit.train.build import build_engine
+from toolkit.train.claim import claimed
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
@@ -68,7 +70,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
         process.start(me, timeout_s=launch.timeout_s)
         try:
             check_agreement(me, config)
-            with caught() as interrupt:
+            with caught() as interrupt, claimed(folder.path, me):
                 return _train(recipe, options, me, folder, config, inputs, interrupt)
         finally:
             if not keep_group:
@@ -102,7 +104,7 @@ def _train(
     loop = Loop(recipe, inputs, engine, me, folder, display, interrupt, watch, _identity(recipe, options, start))
     if start.checkpoint is not None:
         _restore(engine, start, start.checkpoint, me, display)
-        loop.saved_step = start.step
+        loop.saved_step, loop.last_good = start.step, start.checkpoint
     for note in start.notes:
         display.say(note)
     if me.is_main:
@@ -111,11 +113,13 @@ def _train(
             (folder.path / "ds_config.json").write_text(to_json(config), encoding="utf-8")
         cut_after(folder.metrics, start.step)
         loop.log = MetricsLog(folder.metrics)
-        loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe))
-    step = loop.run(start.step, start.data)
-    if me.is_main and loop.log is not None and loop.trackers is not None:
-        loop.log.close()
-        loop.trackers.close()
+        loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe), start.step, display.say)
+    try:
+        step = loop.run(start.step, start.data)
+    finally:
+        if loop.log is not None and loop.trackers is not None:
+            loop.log.close()
+            loop.trackers.close()
     engine.close()
     # One rank may have seen a signal that the others have not; all must take the same way out.
     interrupt.signal = next((seen for seen in process.gather_objects(interrupt.signal) if seen is not None), None)
@@ -197,21 +201,31 @@ def _finish(
     has_best: bool,
 ) -> int:
     """Export and say where everything lies. `has_best`: a best evaluation by the metric of this start is known."""
-    wanted = recipe.checkpoint.export
 
-    def write() -> None:
-        if me.is_main and wanted and not folder.export.is_dir():
-            source = find_checkpoint(folder.path, keep_best=recipe.checkpoint.keep_best and has_best)
-            export(source, folder.export, recipe.checkpoint.export_dtype)
+    def write() -> str:
+        exported = _export(recipe, folder, display, has_best=has_best) if me.is_main else ""
         if me.local_rank == 0:
             for leftover in folder.path.glob(".initial-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
+        return exported
 
-    process.agree(write)
+    exported = process.agree(write)
     seconds = time.monotonic() - began
-    where = {"metrics": folder.metrics, "checkpoints": folder.checkpoints}
-    if wanted:
-        where["model"] = folder.export
-    places = ", ".join(f"{what} in {path}" for what, path in where.items())
+    places = f"metrics in {folder.metrics}, checkpoints in {folder.checkpoints}{exported}"
     display.say(f"done: {step} steps in {seconds / 60:.1f} min; {places}")
     return 0
+
+
+def _export(recipe: Recipe, folder: RunFolder, display: Display, *, has_best: bool) -> str:
+    """Make export/ what this run's recipe asks for; says where the model is."""
+    wanted = recipe.checkpoint
+    if not wanted.export:
+        found = read_stamp(folder.export)
+        if found is not None:
+            display.say(f"{folder.export} stays the model of step {found[0].step}: checkpoint.export=False")
+        return ""
+    stamp, aside = renew(folder.path, folder.export, wanted.export_dtype, keep_best=wanted.keep_best and has_best)
+    if aside is not None:
+        display.say(f"{folder.export} held files that this run had not written: all of it is now {aside}")
+    which = f"step {stamp.step}, the best" if stamp.best else f"step {stamp.step}"
+    return f", model in {folder.export} ({which}, {stamp.dtype})"

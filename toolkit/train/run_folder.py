@@ -13,6 +13,7 @@ from pathlib import Path
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
 from toolkit.errors import CheckpointError, LaunchError
 from toolkit.recipe import Recipe
+from toolkit.train import run_lock
 from toolkit.train.resume_fields import Change, Flat, changes, flatten_json, is_about_data, refused
 
 
@@ -44,10 +45,11 @@ class RunFolder:
 
 
 def check(path: Path, resume: str | None, recipe: Recipe, *, changed_data: bool = False) -> None:
-    """Raise LaunchError when a run in `path` could not start: an earlier run there, or no right to write.
+    """Raise LaunchError when a run in `path` could not start: one in progress or an earlier one there, or no right to write.
 
     With `resume`, CheckpointError when there is nothing whole to continue, or it belongs to another run than `recipe`.
     """
+    run_lock.check_free(path)
     if resume is None and (path / "metrics.jsonl").exists():
         raise LaunchError(
             f"--output_dir {path} already holds a run",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import numbers
-from collections.abc import Mapping
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,19 @@ def _not_installed(name: str) -> LaunchError:
 
 
 class Trackers:
-    """Sends numbers to every tracker of the recipe; rank 0 only."""
+    """Sends numbers to every tracker of the recipe; rank 0 only.
 
-    def __init__(self, tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> None:
+    A run that continues at `first_step` shows each step once in TensorBoard, and goes on in the same W&B run.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        folder: Path,
+        config: Mapping[str, Any],
+        first_step: int = 0,
+        say: Callable[[str], None] = print,
+    ) -> None:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -44,6 +56,7 @@ class Trackers:
             # Only rank 0 comes here; accelerate's own check would make every call a question to its state.
             kind: Any = type(name, (LOGGER_TYPE_TO_CLASS[name],), {"main_process_only": False})
             options = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+            options |= _continued(name, folder, first_step, say)
             try:
                 tracker = kind("tensorboard" if name == "tensorboard" else tracking.project, **options)
                 tracker.start()
@@ -55,9 +68,11 @@ class Trackers:
 
     def log(self, values: Mapping[str, Any], step: int, prefix: str = "train") -> None:
         """Send the numbers among `values` as PREFIX/NAME."""
-        found = {
-            f"{prefix}/{key}": float(value) for key, value in values.items() if _is_number(value) and key != "step"
-        }
+        numbers = {key: float(value) for key, value in values.items() if _is_number(value) and key != "step"}
+        found = {f"{prefix}/{key}": value for key, value in numbers.items() if math.isfinite(value)}
+        if len(found) < len(numbers):
+            # As in metrics.jsonl: not every tracker takes a NaN.
+            found[f"{prefix}/nonfinite"] = float(len(numbers) - len(found))
         for tracker in self._trackers:
             tracker.log(found, step=step)
 
@@ -67,5 +82,21 @@ class Trackers:
             tracker.finish()
 
 
+def _continued(name: str, folder: Path, first_step: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """What tracker `name` must be told so that it goes on where a killed or finished run of `folder` has left off."""
+    if name == "tensorboard":
+        # What the run before wrote from here on is about to be written again. At the start there may be such, too: of
+        # a run that was killed before its first checkpoint.
+        return {"purge_step": first_step + 1 if first_step else 0}
+    if name == "wandb":
+        kept = folder / ".wandb"
+        if not first_step or not kept.is_file():
+            kept.write_text(secrets.token_hex(8), encoding="utf-8")
+        return {"id": kept.read_text(encoding="utf-8"), "resume": "allow"}
+    if first_step:
+        say(f"{name}: the steps after {first_step} go to a new run there, since it cannot be told to continue one")
+    return {}
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real)
+    return isinstance(value, Real)
