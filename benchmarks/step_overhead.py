@@ -142,10 +142,12 @@ def run_loop(recipe: Any, inputs: Any, engine: Any, me: Any, folder: Any, displa
     from toolkit.train.interrupts import Interrupt
     from toolkit.train.loop import Loop
     from toolkit.train.metrics import MetricsLog
-    from toolkit.train.run_folder import flatten
+    from toolkit.train.resume_fields import flatten
     from toolkit.train.trackers import Trackers
+    from toolkit.train.watch import watch_of
 
-    loop = Loop(recipe, inputs, engine, me, folder, display, Interrupt(), identity={})
+    identity = {"facts": {"examples": None}}
+    loop = Loop(recipe, inputs, engine, me, folder, display, Interrupt(), watch_of(recipe, inputs), identity)
     if me.is_main:
         loop.log = MetricsLog(folder.metrics)
         loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe))

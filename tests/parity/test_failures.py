@@ -12,6 +12,7 @@ from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, recipe
 from tests.parity.worker import run_recipe
 from tests.processor import require_number_format
+from toolkit.checkpoint.export import find_checkpoint
 from toolkit.recipe import (
     Batch,
     Checkpoint,
@@ -226,7 +227,7 @@ def test_early_stopping_keeps_the_best_checkpoint(tiny_llama_dir: Path, chat_fil
         record for record in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()) if "eval" in record
     ]
     best: Any = min((record for record in evaluations if record["step"]), key=lambda record: record["eval"]["loss"])
-    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text())["step"] == best["step"]
+    assert find_checkpoint(tmp_path).name == f"step-{best['step']:08d}"
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
     assert f"step-{best['step']:08d}" in kept and len(kept) == 2
     assert f"after {best['step']} optimizer steps" in (tmp_path / "export" / "README.md").read_text()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from toolkit.recipe import Tracking
-from toolkit.train.loop import Watch
 from toolkit.train.metrics import MetricsLog, cut_after
 from toolkit.train.trackers import Trackers
+from toolkit.train.watch import Watch
 
 
 def strictly(path: Path) -> list[dict[str, Any]]:

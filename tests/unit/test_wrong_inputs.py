@@ -182,6 +182,8 @@ COMMAND_LINE = [
     Wrong("output-dir-cannot-be-written", "--output_dir /proc/nowhere", "--output_dir /proc/nowhere: /proc cannot be written to", "a folder this user may write to", "pass another --output_dir"),
     Wrong("output-dir-holds-a-run", "--output_dir {tmp}/other_run", "--output_dir {tmp}/other_run already holds a run", "a new folder, or the wish to continue", "pass --resume auto to continue it"),
     Wrong("resume-of-another-recipe", "--output_dir {tmp}/other_run --resume auto --batch.global_size 8", "batch.global_size=8 (the run has 4)", "the fields that decide what a step is", "take the flags back"),
+    Wrong("changed-data-without-resume", "--resume_changed_data", "--resume_changed_data without --resume", "a run to continue on other data", "pass --resume auto as well"),
+    Wrong("resume-of-other-order", "--output_dir {tmp}/other_run --resume auto --data.shuffle False", "data.shuffle=False (the run has True)", "the fields that decide what a step is", "take the flags back, or start a new run in another --output_dir, or pass --resume_changed_data"),
     Wrong("resume-of-nothing", "--resume {tmp}/nowhere", "{tmp}/nowhere is no checkpoint: it has no manifest.json", "a folder such as RUN/checkpoints/step-00000100", "give the run folder or one of its checkpoints"),
     Wrong("resume-of-a-damaged-run", "--output_dir {tmp}/damaged_run --resume auto", "{tmp}/damaged_run/recipe.json is not readable as a recipe", "the recipe of the run", "start again in another --output_dir"),
 ]  # fmt: skip

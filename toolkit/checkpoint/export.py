@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +14,16 @@ from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME
 
 from toolkit.checkpoint import export_folder
-from toolkit.checkpoint.durable import storage_errors, write_json
+from toolkit.checkpoint.durable import storage_errors
 from toolkit.checkpoint.export_folder import Stamp
 from toolkit.checkpoint.finite import is_sound, largest, short_name
-from toolkit.checkpoint.manifest import complete_steps, folder_name
+from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
 from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.engine.fragments import WEIGHT
 from toolkit.errors import CheckpointError, RunFailed
 from toolkit.tasks import task_class
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BEST = "best.json"
-"""Beside the checkpoints: the step and metric of the best evaluation."""
 MODEL_FOLDER = "model"
 """In the run folder: config, tokenizer and settings of generation of the model that is trained."""
 UNTRAINED = "untrained.safetensors"
@@ -100,7 +97,10 @@ def _cleared(temporary: Path) -> Iterator[None]:
 
 
 def find_checkpoint(source: Path, *, keep_best: bool | None = None) -> Path:
-    """The checkpoint folder meant by `source`; of a run, its best where `keep_best` (None: as it was trained), else its newest."""
+    """The checkpoint folder meant by `source`; of a run, its best where `keep_best` (None: as it was trained), else its newest.
+
+    Which one is the best, the newest checkpoint knows: there is no other record that a kill could leave behind.
+    """
     if (source / "manifest.json").is_file():
         return source
     checkpoints = source / "checkpoints"
@@ -111,19 +111,12 @@ def find_checkpoint(source: Path, *, keep_best: bool | None = None) -> Path:
             expected="a run folder with checkpoints/step-*, or one of those folders",
             do="check the path; a run writes its first checkpoint after checkpoint.every_steps steps, and one at the end",
         )
-    best = read_best(checkpoints) if keep_best is not False else None
-    return checkpoints / folder_name(best["step"] if best and best["step"] in steps else steps[-1])
-
-
-def read_best(checkpoints: Path) -> dict[str, Any] | None:
-    """{"step", "metric"} of the best checkpoint, or None."""
-    path = checkpoints / BEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def write_best(checkpoints: Path, step: int, metric: float) -> None:
-    """Remember which checkpoint is the best."""
-    write_json(checkpoints / BEST, {"step": step, "metric": metric})
+    run = read_manifest(checkpoints / folder_name(steps[-1])).run
+    if keep_best is None:
+        keep_best = run["recipe"]["checkpoint.keep_best"]
+    watch = run["watch"]
+    is_kept = keep_best and watch["best"] is not None and watch["best_step"] in steps
+    return checkpoints / folder_name(watch["best_step"] if is_kept else steps[-1])
 
 
 def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 from toolkit.checkpoint.durable import sync_folder
 from toolkit.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step-(\d{8})")
 READ_BYTES = 1 << 22
@@ -63,7 +63,8 @@ class Manifest:
     shapes: dict[str, list[int]]
     files: list[RankFile]
     run: dict[str, Any] = field(default_factory=dict)
-    """State of the run: schedule, loss scaler, data position, best evaluation, what the run was."""
+    """State of the run, each with what it belongs to: schedule, loss scaler, data position, best evaluation; and what the
+    run was: its recipe, the facts behind it, and what was changed on the way."""
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

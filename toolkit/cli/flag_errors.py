@@ -15,6 +15,7 @@ from toolkit.recipe.field_type import describe_field
 OPTIONS = {
     "output_dir": "a folder",
     "resume": "auto, or a checkpoint folder",
+    "resume_changed_data": "no value: the flag stands alone",
     "dry_run": "no value: the flag stands alone",
     "preview": "an integer",
 }

@@ -32,6 +32,8 @@ class Invocation:
     """Folder of this run."""
     resume: str | None = None
     """"auto" continues the newest checkpoint in output_dir (or starts, if there is none); a checkpoint folder continues that one."""
+    resume_changed_data: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --resume: go on although the training data, the tokenizer or the order of the examples has changed; the steps to come are drawn from what is there now."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the resolved recipe, the DeepSpeed configuration and the learning-rate curve, then stop."""
     preview: int = 0
@@ -160,7 +162,7 @@ def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
         if plain not in known and _without_no(plain) not in known:
             raise RecipeError(
                 f"unknown flag {name}{_suggest(plain, known)}",
-                expected="a recipe field or one of --output_dir, --resume, --dry_run, --preview",
+                expected="a recipe field or one of --output_dir, --resume, --resume_changed_data, --dry_run, --preview",
                 do="see --help for every field",
             )
 

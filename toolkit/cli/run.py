@@ -68,7 +68,7 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
     mesh_of(recipe.parallel, _world_size() or 1)  # without a launcher this is one rank
     from toolkit.train import run_folder, trackers
 
-    run_folder.check(invocation.output_dir, invocation.resume, recipe)
+    run_folder.check(invocation.output_dir, invocation.resume, recipe, changed_data=invocation.resume_changed_data)
     trackers.check(recipe.tracking)
     return _train(recipe, invocation, name)
 
@@ -84,7 +84,7 @@ def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
 
     gc.freeze()
     gc.enable()
-    return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume))
+    return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume, invocation.resume_changed_data))
 
 
 def _expected_target(recipe: Recipe) -> Target:

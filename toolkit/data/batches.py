@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import datasets
 import numpy as np
 import torch
 
+from toolkit.data.columns import update_digest
 from toolkit.data.encoding import Encoder, Exchange, TeamEncoder
 from toolkit.data.example import Collate, Example, Sequences, masked
 from toolkit.data.order import Order, shard
@@ -19,6 +21,19 @@ from toolkit.data.packing import best_fit, one_each
 from toolkit.data.prefetch import ahead
 from toolkit.data.store import Store
 from toolkit.errors import CheckpointError
+
+KNOWN_ROWS = 64
+"""Rows at the beginning of a stream whose examples are compared: it is not encoded as a whole in advance."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the batches of a run are drawn from, to be compared with that of another start."""
+
+    digest: str
+    """SHA-256 of the encoded examples; of a stream, of those in its first KNOWN_ROWS rows."""
+    sequences: int | None
+    """Sequences of one pass; None for a stream."""
 
 
 @dataclass
@@ -48,6 +63,10 @@ class StoredBatches:
     rank: int
     world_size: int
     micro_size: int
+
+    def contents(self) -> Contents:
+        """The examples and the sequences packed from them."""
+        return Contents(self.store.digest, len(self.sequences))
 
     def iterate(
         self, start_step: int, stop_step: int, prefetch: int = 0, state: Mapping[str, Any] | None = None
@@ -115,6 +134,15 @@ class StreamedBatches:
     exchange: Exchange | None = None
     """Set once the ranks can talk to each other; None: this process encodes every row."""
     _positions: dict[int, Position] = field(default_factory=dict, init=False)
+
+    def contents(self) -> Contents:
+        """The beginning of the stream."""
+        encoder = Encoder(self.encoder.encode, self.encoder.capacity, self.encoder.overlong)
+        digest = hashlib.sha256()
+        for number, row in enumerate(itertools.islice(self.rows, KNOWN_ROWS), start=1):
+            for example in encoder.examples(row, number):
+                update_digest(digest, example)
+        return Contents(digest.hexdigest(), None)
 
     def iterate(
         self, start_step: int, stop_step: int, prefetch: int = 0, state: Mapping[str, Any] | None = None

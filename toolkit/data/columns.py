@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -61,6 +62,12 @@ class ColumnWriter:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._columns: dict[str, tuple[GrowingArray, GrowingArray]] = {}
+        self._digest = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the examples written so far, in hex digits: equal for equal examples in the same order."""
+        return self._digest.hexdigest()
 
     def append(self, example: Example) -> None:
         """Add one example."""
@@ -75,6 +82,7 @@ class ColumnWriter:
         for name, (values, ends) in self._columns.items():
             values.append(example[name])
             ends.append(np.array([values.size]))
+        update_digest(self._digest, example)
 
     def close(self) -> None:
         """Finish all files."""
@@ -88,6 +96,14 @@ class ColumnWriter:
             GrowingArray(self.directory / f"{name}.npy", np.int32),
             GrowingArray(self.directory / f"{name}.ends.npy", np.int64),
         )
+
+
+def update_digest(digest: Any, example: Example) -> None:
+    """Add the columns of `example`, as they are stored, to a hash of hashlib."""
+    for name in sorted(example):
+        values = np.ascontiguousarray(example[name], dtype=np.int32)
+        digest.update(f"{name}:{values.size}:".encode())
+        digest.update(values.tobytes())
 
 
 class ColumnReader:

@@ -26,7 +26,7 @@ from toolkit.data.packing import Counts
 from toolkit.data.storage import CLOSED, FULL
 from toolkit.errors import DataError, StorageError
 
-_FORMAT = 3  # part of every fingerprint: raise it when the files or the encoding in this package change
+_FORMAT = 4  # part of every fingerprint: raise it when the files or the encoding in this package change
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with the rows encoded so far and, where known, the rows there are."""
@@ -41,6 +41,8 @@ class Store:
         self.num_rows: int = summary["num_rows"]
         self.num_trained_tokens: int = summary["num_trained_tokens"]
         self.counts = Counts(**summary["counts"])
+        self.digest: str = summary["digest"]
+        """SHA-256 of the encoded examples: the same wherever their source lies and whoever encoded it."""
         self._columns = ColumnReader(directory)
         self.lengths: NDArray[np.int64] = self._columns.lengths("input_ids")
         self.digests: NDArray[np.int64] = np.load(directory / "digests.npy")
@@ -146,7 +148,9 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
             if progress is not None and (num_rows % 100 == 0 or num_rows == total):
                 progress(num_rows, total)
         encoder.check(num_rows)
-    return {"num_rows": num_rows, "num_trained_tokens": num_trained, "counts": asdict(encoder.counts)}
+        digest = writer.digest
+    counts = asdict(encoder.counts)
+    return {"num_rows": num_rows, "num_trained_tokens": num_trained, "counts": counts, "digest": digest}
 
 
 def _digest(example: Example) -> int:

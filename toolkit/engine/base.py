@@ -70,6 +70,7 @@ class DeepSpeedRun:
         )
         engine.lr_scheduler = self.schedule
         self._is_fp16 = "fp16" in config
+        self._initial_scale_power = config["fp16"]["initial_scale_power"] if self._is_fp16 else None
 
     @property
     def model(self) -> nn.Module:
@@ -133,6 +134,10 @@ class DeepSpeedRun:
         """Tell the schedule an evaluation's metric (reduce_on_plateau listens)."""
         self.schedule.observe(metric)
 
+    def forget_observed(self) -> None:
+        """Let the schedule forget the metrics so far: what is evaluated from now on is something else."""
+        self.schedule.forget_observed()
+
     def fragments(self) -> Iterator[states.Fragment]:
         """The fp32 weights and optimizer states that this rank writes to a checkpoint."""
         rank, ranks = self.mesh.gradient_rank(self.process.rank), self.mesh.gradient_ranks
@@ -163,12 +168,13 @@ class DeepSpeedRun:
         if self._is_fp16:
             scaler = self.engine.optimizer.loss_scaler
             state["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER_STATE}
+            state["initial_scale_power"] = self._initial_scale_power
         return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state()`; a loss scale is taken over only where this run has one."""
+        """Continue from `state()`; a loss scale is taken over only where this run has one that began at the same value."""
         self.schedule.load_state_dict(state["schedule"])
-        if self._is_fp16:
+        if self._is_fp16 and state.get("initial_scale_power") == self._initial_scale_power:
             scaler = self.engine.optimizer.loss_scaler
             for name, value in state.get("loss_scaler", {}).items():
                 setattr(scaler, name, value)

@@ -223,3 +223,13 @@ def agree(action: Callable[[], Result]) -> Result:
     if first is not None:
         raise first
     return result  # type: ignore[no-any-return]
+
+
+def from_main(action: Callable[[], Result]) -> Result:
+    """What `action` returns on rank 0, on every rank; the others do not run it. Raises on all what it raises there.
+
+    For what ranks must not find out one by one: each may see another state of a file system.
+    """
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    found: Result = gather_objects(agree(lambda: action() if is_main else None))[0]
+    return found

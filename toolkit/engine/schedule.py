@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -33,9 +35,15 @@ class EngineSchedule:
         if schedule.type == "reduce_on_plateau":
             floors = [schedule.min_ratio * group["initial_lr"] for group in optimizer.param_groups]
             mode: Literal["max", "min"] = "max" if higher_is_better else "min"
-            # threshold 0: any improvement counts, as for the best checkpoint.
+            # threshold 0: any improvement counts, as for the best checkpoint. eps 0: torch leaves out drops below 1e-8.
             self.plateau = ReduceLROnPlateau(
-                optimizer, mode, factor=schedule.gamma, patience=schedule.patience, threshold=0.0, min_lr=floors
+                optimizer,
+                mode,
+                factor=schedule.gamma,
+                patience=schedule.patience,
+                threshold=0.0,
+                min_lr=floors,
+                eps=0.0,
             )
         self.seek(0)
 
@@ -60,6 +68,11 @@ class EngineSchedule:
         elif self.plateau is None:
             self._lambda.step()
 
+    def forget_observed(self) -> None:
+        """Take the next metric for the first: the ones before it measured something else."""
+        if self.plateau is not None:
+            self.plateau.num_bad_epochs, self.plateau.best = 0, self.plateau.mode_worse
+
     def observe(self, metric: float) -> None:
         """Tell reduce_on_plateau the evaluation metric; nothing for the other schedules."""
         if self.plateau is not None:
@@ -76,21 +89,41 @@ class EngineSchedule:
 
     get_lr = get_last_lr
 
+    @property
+    def _peaks(self) -> list[float]:
+        return [float(group["initial_lr"]) for group in self.optimizer.param_groups]
+
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state: the position, and the plateau's memory."""
-        state: dict[str, Any] = {"position": self.position}
+        """JSON-able state: what it belongs to, the position, the rate of the next step, and the plateau's memory."""
+        state: dict[str, Any] = {
+            "type": self.schedule.type,
+            "peaks": self._peaks,
+            "total_steps": self.total_steps,
+            "position": self.position,
+            "next_rates": self.get_last_lr(),
+        }
         if self.plateau is not None:
+            best = float(self.plateau.best)
             state |= {
                 "num_bad_epochs": self.plateau.num_bad_epochs,
-                "best": float(self.plateau.best),
-                "rates": self.get_last_lr(),
+                "best": best if math.isfinite(best) else None,
             }
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`, also from that of another type, peak or length.
+
+        The rate follows from the position and this schedule; a plateau's drops so far are kept as a share of the peak.
+        """
         self.seek(int(state["position"]))
-        if self.plateau is not None:
-            self.plateau.num_bad_epochs, self.plateau.best = int(state["num_bad_epochs"]), float(state["best"])
-            for group, rate in zip(self.optimizer.param_groups, state["rates"], strict=True):
-                group["lr"] = rate
+        if self.plateau is None or state["type"] != self.schedule.type:
+            return
+        self.plateau.num_bad_epochs = int(state["num_bad_epochs"])
+        if state["best"] is not None:
+            self.plateau.best = float(state["best"])
+        # Groups differ between topologies; the share of the peak does not.
+        dropped = state["next_rates"][0] / state["peaks"][0]
+        same = state["peaks"] == self._peaks
+        for index, (group, floor) in enumerate(zip(self.optimizer.param_groups, self.plateau.min_lrs, strict=True)):
+            rate = state["next_rates"][index] if same else group["initial_lr"] * dropped
+            group["lr"] = max(rate, floor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from toolkit.errors import RecipeError
@@ -26,17 +25,3 @@ def removed_field(name: str, value: Any) -> RecipeError | None:
         return None
     expected, do = REMOVED[name]
     return RecipeError(f"{name}={value!r}: there is no such field any more", expected=expected, do=do)
-
-
-def without_removed(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe stored by an older version, sections as mappings, without removed fields that said nothing there."""
-    return {
-        section: {
-            name: value
-            for name, value in values.items()
-            if value not in (None, False) or f"{section}.{name}" not in REMOVED
-        }
-        if isinstance(values, Mapping)
-        else values
-        for section, values in stored.items()
-    }

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.export import read_best, write_best
 from toolkit.checkpoint.finite import check_weights
 from toolkit.checkpoint.writer import retain, save
 from toolkit.data.batches import StepBatch, evaluation_batches
@@ -18,7 +17,6 @@ from toolkit.engine.protocol import Engine, StepResult
 from toolkit.engine.seeds import mix
 from toolkit.errors import RunFailed
 from toolkit.recipe import Recipe
-from toolkit.tasks import higher_is_better
 from toolkit.train.divergence import ADVICE, ADVICE_FP16, with_way_back
 from toolkit.train.inputs import Inputs
 from toolkit.train.interrupts import Interrupt
@@ -26,38 +24,7 @@ from toolkit.train.metrics import MetricsLog
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
 from toolkit.train.trackers import Trackers
-
-
-@dataclass
-class Watch:
-    """The best evaluation so far, for early stopping and the best checkpoint."""
-
-    metric: str
-    higher_is_better: bool
-    best: float | None = None
-    best_step: int = 0
-    bad_evaluations: int = 0
-
-    def observe(self, value: float, step: int) -> bool:
-        """Whether `value` is the best so far."""
-        # NaN would be the first best and never be beaten.
-        better = math.isfinite(value) and (
-            self.best is None or (value > self.best if self.higher_is_better else value < self.best)
-        )
-        if better:
-            self.best, self.best_step, self.bad_evaluations = value, step, 0
-        else:
-            self.bad_evaluations += 1
-        return better
-
-    def state(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {"best": self.best, "best_step": self.best_step, "bad_evaluations": self.bad_evaluations}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state()`."""
-        self.best, self.best_step = state["best"], state["best_step"]
-        self.bad_evaluations = state["bad_evaluations"]
+from toolkit.train.watch import Watch
 
 
 @dataclass
@@ -71,23 +38,19 @@ class Loop:
     folder: RunFolder
     display: Display
     interrupt: Interrupt
+    watch: Watch
     identity: Mapping[str, Any]
-    """JSON-able facts about the run that go into each checkpoint."""
+    """JSON-able: what the run is, for each checkpoint. `facts` among it says what the data is."""
     log: MetricsLog | None = None
     trackers: Trackers | None = None
     saved_step: int = -1
     last_good: Path | None = None
     """The newest checkpoint: what is saved has been seen to be finite."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
-    watch: Watch = field(init=False)
     _reached: int = field(init=False, default=0)
     """The step in progress, or the last one."""
     _is_trained: bool = field(init=False, default=False)
     _skipped_in_a_row: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        metric = self.recipe.evaluation.metric
-        self.watch = Watch(metric, higher_is_better(self.recipe.task.name, metric))
 
     def run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
         """Train from optimizer step `first_step` (0-based); returns the number of steps taken in all.
@@ -184,11 +147,7 @@ class Loop:
         if early and not last:
             self.display.say(
                 f"stopping early at step {step}: {self.watch.metric} has not improved for {patience} evaluations "
-                + (
-                    "(none was finite)"
-                    if self.watch.best is None
-                    else f"(best {self.watch.best:.4f} at step {self.watch.best_step})"
-                )
+                f"({self.watch.best_so_far})"
             )
         return early or interrupted
 
@@ -238,6 +197,7 @@ class Loop:
         )
         metrics = task.metrics(self.engine.evaluate(batches, task.evaluate))
         self.evaluations.append({"step": step, **metrics})
+        self.watch.first = self.watch.first or self.evaluations[0]
         self._write({"step": step, "eval": metrics})
         if self.trackers is not None:
             self.trackers.log(metrics, step, prefix="eval")
@@ -264,14 +224,11 @@ class Loop:
         run = {
             **self.identity,
             "engine": self.engine.state(),
-            "data": self.inputs.batches.state(step),
+            "data": {"position": self.inputs.batches.state(step), "owner": self.identity["facts"]["examples"]},
             "watch": self.watch.state(),
         }
         self.last_good = save(self.engine, self.folder.checkpoints, step, run, self.me.rank, self.me.world_size)
         self.saved_step = step
         if self.me.is_main:
-            keep_best = self.recipe.checkpoint.keep_best and self.watch.best is not None
-            if keep_best and self.watch.best_step == step:
-                write_best(self.folder.checkpoints, step, float(self.watch.best or 0.0))
-            best = read_best(self.folder.checkpoints) if keep_best else None
-            retain(self.folder.checkpoints, self.recipe.checkpoint.keep, best["step"] if best else None)
+            has_best = self.recipe.checkpoint.keep_best and self.watch.best is not None
+            retain(self.folder.checkpoints, self.recipe.checkpoint.keep, self.watch.best_step if has_best else None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from toolkit.checkpoint.durable import storage_errors, write_json
 from toolkit.checkpoint.export import renew
 from toolkit.checkpoint.export_folder import read_stamp
-from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest, remove_leftovers
+from toolkit.checkpoint.manifest import remove_leftovers
 from toolkit.checkpoint.reader import load
 from toolkit.data.batches import StreamedBatches
 from toolkit.ds_config.check import check_config
@@ -22,10 +21,10 @@ from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.render import render
 from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
-from toolkit.errors import CheckpointError
+from toolkit.engine.protocol import Engine
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
-from toolkit.train import run_folder
+from toolkit.train import facts
 from toolkit.train.build import build_engine
 from toolkit.train.claim import claimed
 from toolkit.train.inputs import Inputs, prepare_inputs
@@ -33,8 +32,11 @@ from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
 from toolkit.train.metrics import MetricsLog, cut_after
 from toolkit.train.progress import Display
+from toolkit.train.resume import Start, adopt, find_start, rate_line, why_complete
+from toolkit.train.resume_fields import flatten
 from toolkit.train.run_folder import RunFolder
 from toolkit.train.trackers import Trackers
+from toolkit.train.watch import Watch, watch_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class RunOptions:
     output_dir: Path
     resume: str | None = None
     """None: a new run; "auto": continue if there is anything to continue; else a checkpoint folder."""
+    resume_changed_data: bool = False
+    """Continue also where the training data, the tokenizer or the order of the examples is another one."""
 
 
 def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> int:
@@ -83,29 +87,35 @@ def _train(
     interrupt: Interrupt,
 ) -> int:
     began = time.monotonic()
-    start = process.agree(lambda: _claim(recipe, options, folder, config, me))
+    watch = watch_of(recipe, inputs)
+    start = process.from_main(lambda: _claim(recipe, options, folder, inputs, watch))
+    if start.watch is not None:
+        watch.load(start.watch)
     display = Display(is_main=me.is_main, total_steps=inputs.total_steps, first_step=start.step)
     display.say(device.versions())
-    if start.step >= inputs.total_steps or _stopped_early(recipe, start):
-        display.say(f"{folder.path} is complete: {start.step} of {inputs.total_steps} steps are done")
-        return _finish(recipe, folder, me, display, start.step, began)
+    complete = why_complete(recipe, start, watch, inputs.total_steps)
+    if complete:
+        for note in (*start.notes, f"{folder.path} is complete: {complete}"):
+            display.say(note)
+        return _finish(recipe, folder, me, display, start.step, began, has_best=watch.best is not None)
     if isinstance(inputs.batches, StreamedBatches):
         inputs.batches.exchange = process.GlooExchange()
     engine = build_engine(recipe, inputs, config, me, folder, display)
-    loop = Loop(recipe, inputs, engine, me, folder, display, interrupt, identity=_identity(recipe, options))
-    data_state = None
+    loop = Loop(recipe, inputs, engine, me, folder, display, interrupt, watch, _identity(recipe, options, start))
     if start.checkpoint is not None:
-        manifest = load(engine, start.checkpoint, me.rank, me.world_size)
-        data_state = manifest.run["data"]
-        loop.watch.load(manifest.run["watch"])
+        _restore(engine, start, start.checkpoint, me, display)
         loop.saved_step, loop.last_good = start.step, start.checkpoint
-        display.say(f"continuing from {start.checkpoint} (written by {manifest.world_size} ranks)")
+    for note in start.notes:
+        display.say(note)
     if me.is_main:
+        with storage_errors("preparing the run folder", folder.path):
+            write_json(folder.path / "recipe.json", recipe.model_dump(mode="json"))
+            (folder.path / "ds_config.json").write_text(to_json(config), encoding="utf-8")
         cut_after(folder.metrics, start.step)
         loop.log = MetricsLog(folder.metrics)
-        loop.trackers = Trackers(recipe.tracking, folder.path, run_folder.flatten(recipe), start.step, display.say)
+        loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe), start.step, display.say)
     try:
-        step = loop.run(start.step, data_state)
+        step = loop.run(start.step, start.data)
     finally:
         if loop.log is not None and loop.trackers is not None:
             loop.log.close()
@@ -119,85 +129,81 @@ def _train(
         )
         return interrupt.exit_code
     _say_gain(loop, display)
-    return _finish(recipe, folder, me, display, step, began)
+    return _finish(recipe, folder, me, display, step, began, has_best=watch.best is not None)
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins."""
-
-    step: int
-    checkpoint: Path | None
-
-
-def _claim(
-    recipe: Recipe, options: RunOptions, folder: RunFolder, config: Mapping[str, Any], me: process.Process
-) -> Start:
-    """Find where to begin, and (rank 0) make the folder this run's."""
-    start = find_start(options, folder, recipe)
-    if me.is_main:
-        with storage_errors("preparing the run folder", folder.path):
-            folder.path.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder.checkpoints)
-            write_json(folder.path / "recipe.json", recipe.model_dump(mode="json"))
-            (folder.path / "ds_config.json").write_text(to_json(config), encoding="utf-8")
+def _claim(recipe: Recipe, options: RunOptions, folder: RunFolder, inputs: Inputs, watch: Watch) -> Start:
+    """Find where to begin, and make the folder ready for it. For rank 0."""
+    with storage_errors("preparing the run folder", folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.checkpoints)
+    found = facts.gather(recipe, inputs)
+    start = find_start(recipe, folder, options.resume, found, watch, changed_data=options.resume_changed_data)
+    adopt(start, folder, keep_best=recipe.checkpoint.keep_best)
     return start
 
 
-def find_start(options: RunOptions, folder: RunFolder, recipe: Recipe) -> Start:
-    """The checkpoint to continue from, or step 0. Raises CheckpointError when the one asked for cannot be used."""
-    if options.resume is None:
-        return Start(0, None)
-    run_folder.check_same_run(folder.path, recipe)
-    steps = complete_steps(folder.checkpoints)
-    if options.resume == "auto":
-        return Start(steps[-1], folder.checkpoints / folder_name(steps[-1])) if steps else Start(0, None)
-    checkpoint = Path(options.resume)
-    step = read_manifest(checkpoint).step
-    run_folder.check_same_run(checkpoint.resolve().parent.parent, recipe)
-    newer = [other for other in steps if other > step]
-    if newer:
-        raise CheckpointError(
-            f"--resume {options.resume} is step {step}, and {folder.path} already holds step {newer[-1]}",
-            expected="to continue from the newest checkpoint, or in another folder",
-            do=f"pass --resume auto, or --resume {options.resume} with a new --output_dir",
-        )
-    return Start(step, checkpoint)
+CARD = {
+    "base model": "model.path",
+    "data": "data.train",
+    "sequences per step": "batch.global_size",
+    "tokens per sequence": "batch.sequence_length",
+    "optimizer": "optimizer.type",
+    "peak learning rate": "optimizer.learning_rate",
+    "seed": "seed",
+}
+"""Line of the model card -> recipe field."""
 
 
-def _stopped_early(recipe: Recipe, start: Start) -> bool:
-    """Whether the run in the folder has ended before its last step because its metric no longer improved."""
-    patience = recipe.evaluation.early_stopping_patience
-    if not patience or start.checkpoint is None:
-        return False
-    return bool(read_manifest(start.checkpoint).run["watch"]["bad_evaluations"] >= patience)
-
-
-def _identity(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
-    card = {
-        "base model": recipe.model.path or f"{recipe.model.architecture} from scratch",
-        "data": recipe.data.train,
-        "sequences per step": recipe.batch.global_size,
-        "tokens per sequence": recipe.batch.sequence_length,
-        "optimizer": recipe.optimizer.type,
-        "peak learning rate": recipe.optimizer.learning_rate,
-        "seed": recipe.seed,
+def _identity(recipe: Recipe, options: RunOptions, start: Start) -> dict[str, Any]:
+    values = flatten(recipe)
+    card = {what: start.told(name, values[name]) for what, name in CARD.items()}
+    if recipe.model.path is None:
+        card["base model"] = f"{recipe.model.architecture} from scratch"
+    return {
+        "name": options.name,
+        "task": recipe.task.name,
+        "card": card,
+        "recipe": values,
+        "facts": start.found,
+        "history": start.history,
     }
-    return {"name": options.name, "task": recipe.task.name, "card": card}
+
+
+def _restore(engine: Engine, start: Start, checkpoint: Path, me: process.Process, display: Display) -> None:
+    """Put `engine` into the state saved in `checkpoint`, as far as it applies, and say what that does to the rate."""
+    manifest = load(engine, checkpoint, me.rank, me.world_size)
+    if start.forgets_metric:
+        engine.forget_observed()
+    display.say(f"continuing from {checkpoint} (written by {manifest.world_size} ranks)")
+    line = rate_line(start, manifest.run["engine"]["schedule"], engine.state()["schedule"])
+    if line:
+        display.say(line)
 
 
 def _say_gain(loop: Loop, display: Display) -> None:
-    if len(loop.evaluations) >= 2:
-        first, last = loop.evaluations[0], loop.evaluations[-1]
+    first = loop.watch.first
+    if loop.evaluations and first is not None and first["step"] < loop.evaluations[-1]["step"]:
+        last = loop.evaluations[-1]
         changes = (f"{key} {first[key]:.4f} -> {last[key]:.4f}" for key in last if key != "step")
-        display.say(f"held-out: {', '.join(changes)}")
+        since = f" (since step {first['step']:g})" if first["step"] else ""
+        display.say(f"held-out: {', '.join(changes)}{since}")
 
 
-def _finish(recipe: Recipe, folder: RunFolder, me: process.Process, display: Display, step: int, began: float) -> int:
-    """Export and say where everything lies."""
+def _finish(
+    recipe: Recipe,
+    folder: RunFolder,
+    me: process.Process,
+    display: Display,
+    step: int,
+    began: float,
+    *,
+    has_best: bool,
+) -> int:
+    """Export and say where everything lies. `has_best`: a best evaluation by the metric of this start is known."""
 
     def write() -> str:
-        exported = _export(recipe, folder, display) if me.is_main else ""
+        exported = _export(recipe, folder, display, has_best=has_best) if me.is_main else ""
         if me.local_rank == 0:
             for leftover in folder.path.glob(".initial-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -210,7 +216,7 @@ def _finish(recipe: Recipe, folder: RunFolder, me: process.Process, display: Dis
     return 0
 
 
-def _export(recipe: Recipe, folder: RunFolder, display: Display) -> str:
+def _export(recipe: Recipe, folder: RunFolder, display: Display, *, has_best: bool) -> str:
     """Make export/ what this run's recipe asks for; says where the model is."""
     wanted = recipe.checkpoint
     if not wanted.export:
@@ -218,7 +224,7 @@ def _export(recipe: Recipe, folder: RunFolder, display: Display) -> str:
         if found is not None:
             display.say(f"{folder.export} stays the model of step {found[0].step}: checkpoint.export=False")
         return ""
-    stamp, aside = renew(folder.path, folder.export, wanted.export_dtype, keep_best=wanted.keep_best)
+    stamp, aside = renew(folder.path, folder.export, wanted.export_dtype, keep_best=wanted.keep_best and has_best)
     if aside is not None:
         display.say(f"{folder.export} held files that this run had not written: all of it is now {aside}")
     which = f"step {stamp.step}, the best" if stamp.best else f"step {stamp.step}"

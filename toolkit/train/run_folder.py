@@ -1,4 +1,4 @@
-"""The folder of a run: who may write to it, and where a resumed run continues. Imports no torch.
+"""The folder of a run: who may write to it, and whether it is the run that a start wants to continue. Imports no torch.
 
 recipe.json  ds_config.json  metrics.jsonl  model/  checkpoints/  export/  tensorboard/
 """
@@ -9,36 +9,12 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from toolkit.checkpoint.manifest import read_manifest
-from toolkit.errors import CheckpointError, LaunchError, RecipeError
+from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
+from toolkit.errors import CheckpointError, LaunchError
 from toolkit.recipe import Recipe
-from toolkit.recipe.removed import without_removed
 from toolkit.train import run_lock
-
-IDENTITY = (
-    "model.path",
-    "model.architecture",
-    "model.weights",
-    "model.config",
-    "data.train",
-    "data.split",
-    "data.subset",
-    "data.max_examples",
-    "data.streaming",
-    "data.shuffle",
-    "data.packing",
-    "data.overlong",
-    "data.evaluation_examples",
-    "task.name",
-    "task.train_on",
-    "batch.global_size",
-    "batch.sequence_length",
-    "optimizer.type",
-    "seed",
-)
-"""Fields that a resumed run must share with the one it continues: they fix what step N means."""
+from toolkit.train.resume_fields import Change, Flat, changes, flatten_json, is_about_data, refused
 
 
 @dataclass(frozen=True)
@@ -68,7 +44,7 @@ class RunFolder:
         return self.path / "model"
 
 
-def check(path: Path, resume: str | None, recipe: Recipe) -> None:
+def check(path: Path, resume: str | None, recipe: Recipe, *, changed_data: bool = False) -> None:
     """Raise LaunchError when a run in `path` could not start: one in progress or an earlier one there, or no right to write.
 
     With `resume`, CheckpointError when there is nothing whole to continue, or it belongs to another run than `recipe`.
@@ -79,6 +55,12 @@ def check(path: Path, resume: str | None, recipe: Recipe) -> None:
             f"--output_dir {path} already holds a run",
             expected="a new folder, or the wish to continue",
             do="pass --resume auto to continue it, or another --output_dir",
+        )
+    if changed_data and resume is None:
+        raise LaunchError(
+            "--resume_changed_data without --resume",
+            expected="a run to continue on other data",
+            do="pass --resume auto as well, or take the flag back",
         )
     existing = path
     while not existing.exists():
@@ -91,11 +73,10 @@ def check(path: Path, resume: str | None, recipe: Recipe) -> None:
             do="pass another --output_dir",
         )
     if resume is not None:
-        check_same_run(path, recipe)
+        compare(path, stored_recipe(path), recipe, changed_data=changed_data)
     if resume not in (None, "auto"):
-        checkpoint = Path(str(resume))
-        read_manifest(checkpoint)
-        check_same_run(checkpoint.resolve().parent.parent, recipe)
+        stored = dict(read_manifest(Path(str(resume))).run["recipe"])
+        compare(Path(str(resume)), stored, recipe, changed_data=changed_data)
 
 
 def _problem_with_writing(folder: Path) -> str:
@@ -110,40 +91,47 @@ def _problem_with_writing(folder: Path) -> str:
         return f"cannot be written to ({error.strerror})"
 
 
-def flatten(recipe: Recipe) -> dict[str, Any]:
-    """Dotted name -> JSON-able value of every field."""
-    flat: dict[str, Any] = {}
-    for name, value in recipe.model_dump(mode="json").items():
-        if isinstance(value, dict) and isinstance(getattr(recipe, name), object) and name in type(recipe).model_fields:
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat
+def compare(path: Path, stored: Flat | None, recipe: Recipe, *, changed_data: bool = False) -> list[Change]:
+    """Fields of `recipe` that differ from `stored`, the recipe of the run or checkpoint `path`, and may.
+
+    Raises CheckpointError where one must not. What the fields point to is compared later, once it is read.
+    """
+    if stored is None:
+        return []
+    found = changes(stored, recipe)
+    streaming = bool(stored.get("data.streaming")) or recipe.data.streaming
+    wrong = [
+        change for change in refused(found, streaming=streaming) if not (changed_data and is_about_data(change.name))
+    ]
+    if wrong:
+        about_data = all(is_about_data(change.name) for change in wrong)
+        raise other_run(path, "; ".join(change.refusal() for change in wrong), about_data=about_data)
+    return found
 
 
-def check_same_run(path: Path, recipe: Recipe) -> None:
-    """Raise CheckpointError when the run in `path` was another one than `recipe` describes."""
-    file = path / "recipe.json"
+def other_run(path: Path, what: str, *, about_data: bool) -> CheckpointError:
+    """The refusal to continue `path` because of `what`."""
+    override = ", or pass --resume_changed_data to go on with the new data from the next step on" if about_data else ""
+    return CheckpointError(
+        f"cannot continue {path}: {what}",
+        expected="the fields that decide what a step is, as the run has them",
+        do=f"take the flags back, or start a new run in another --output_dir{override}",
+    )
+
+
+def stored_recipe(run: Path) -> Flat | None:
+    """The recipe that wrote the newest checkpoint of `run`; before the first, its recipe.json. None for a new folder."""
+    steps = complete_steps(run / "checkpoints")
+    if steps:
+        return dict(read_manifest(run / "checkpoints" / folder_name(steps[-1])).run["recipe"])
+    file = run / "recipe.json"
     if not file.is_file():
-        return
+        return None
     try:
-        stored = flatten(Recipe(**without_removed(json.loads(file.read_text(encoding="utf-8")))))
-    except RecipeError as error:
-        # What another version of the toolkit wrote.
-        raise CheckpointError(
-            f"{file}: {error.what}", expected=error.expected, do=f"in that file, {error.do}; or start a new run"
-        ) from None
-    except (ValueError, TypeError, OSError, AttributeError):
+        return flatten_json(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError, OSError):
         raise CheckpointError(
             f"{file} is not readable as a recipe",
             expected="the recipe of the run",
             do="start again in another --output_dir",
         ) from None
-    now = flatten(recipe)
-    changed = [f"{name}={now[name]!r} (the run has {stored[name]!r})" for name in IDENTITY if now[name] != stored[name]]
-    if changed:
-        raise CheckpointError(
-            f"cannot continue {path}: {'; '.join(changed)}",
-            expected="the fields that decide what a step is, as the run has them",
-            do="take the flags back, or start a new run in another --output_dir",
-        )

@@ -1,0 +1,414 @@
+"""Every recipe field, changed when a run is resumed: refused by name, or said and in effect. And contents, not names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import write_lines
+from toolkit.checkpoint.durable import write_json
+from toolkit.checkpoint.manifest import Manifest, folder_name
+from toolkit.errors import CheckpointError
+from toolkit.recipe import Recipe
+from toolkit.recipe.optimizers import DEFAULTS
+from toolkit.train import facts
+from toolkit.train.inputs import Inputs, prepare_inputs
+from toolkit.train.progress import Display
+from toolkit.train.resume import Start, find_start
+from toolkit.train.resume_fields import ROLES, Role, changes, flatten
+from toolkit.train.run import RunOptions, _identity
+from toolkit.train.run_folder import RunFolder
+from toolkit.train.watch import watch_of
+
+STEP = 2
+WORDS = ("left", "right", "above", "below", "inside", "outside", "before", "after")
+
+
+def rows(kind: str, count: int = 24) -> list[dict[str, Any]]:
+    """Rows of each form, each with a second column of the same form under another name."""
+    made: list[dict[str, Any]] = []
+    for number in range(count):
+        words = [f"{WORDS[number % 8]} {number}", f"{WORDS[(number + 3) % 8]} of {number} " * (1 + number % 5)]
+        if kind == "chat":
+            turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), words, strict=True)]
+            made.append({"messages": turns, "dialogue": [turns[0], {"role": "assistant", "content": "other"}]})
+        elif kind == "pairs":
+            made.append({"prompt": words[0], "completion": words[1], "question": words[1], "answer": words[0]})
+        elif kind == "text":
+            made.append({"text": words[1], "body": words[0]})
+        else:
+            made.append({"text": words[1], "body": words[0], "label": WORDS[number % 2], "other": number % 3})
+    return made
+
+
+@dataclass
+class Ground:
+    """The stored runs and what changed recipes point to."""
+
+    folder: Path
+    models: dict[str, str]
+    prepared: dict[str, Inputs] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind in ("chat", "pairs", "text", "classes"):
+            write_lines(self.folder / f"{kind}.jsonl", rows(kind))
+            write_lines(self.folder / f"{kind}-copy.jsonl", rows(kind))
+            write_lines(self.folder / f"{kind}-more.jsonl", rows(kind, 28))
+        (self.folder / "splits").mkdir()
+        for split, count in (("train", 16), ("test", 8), ("validation", 9)):
+            write_lines(self.folder / "splits" / f"{split}.jsonl", rows("text", count))
+
+    def recipe(self, base: str, changed: dict[str, Any]) -> Recipe:
+        """One of the bases below, with the dotted fields `changed`; {tmp} and {MODEL} in strings are filled in."""
+        values: dict[str, Any] = {}
+        for name, value in (COMMON | BASES[base] | changed).items():
+            section, _, last = name.rpartition(".")
+            target = values.setdefault(section, {}) if section else values
+            target[last] = value.format(tmp=self.folder, **self.models) if isinstance(value, str) else value
+        return Recipe(**values)
+
+    def inputs(self, recipe: Recipe) -> Inputs:
+        key = repr((recipe.model, recipe.data, recipe.task, recipe.batch, recipe.seed, recipe.steps, recipe.epochs))
+        if key not in self.prepared:
+            self.prepared[key] = prepare_inputs(recipe, 0, 1, Display(is_main=False))
+        return self.prepared[key]
+
+    def store(self, recipe: Recipe, folder: Path) -> RunFolder:
+        """A run of `recipe` at step 2, as it saves itself, without its numbers."""
+        inputs = self.inputs(recipe)
+        watch = watch_of(recipe, inputs)
+        watch.observe(2.77, STEP)
+        found = facts.gather(recipe, inputs)
+        run = {
+            **_identity(recipe, RunOptions("test", folder), Start(found=found)),
+            "data": {"position": {"step": STEP}, "owner": found["examples"]},
+            "watch": watch.state(),
+        }
+        checkpoint = folder / "checkpoints" / folder_name(STEP)
+        checkpoint.mkdir(parents=True)
+        write_json(checkpoint / "manifest.json", Manifest(STEP, 1, {}, [], run).to_json())
+        return RunFolder(folder)
+
+    def resume(self, recipe: Recipe, run: RunFolder, *, changed_data: bool = False) -> Start:
+        inputs = self.inputs(recipe)
+        found = facts.gather(recipe, inputs)
+        return find_start(recipe, run, "auto", found, watch_of(recipe, inputs), changed_data=changed_data)
+
+
+COMMON: dict[str, Any] = {
+    "model.path": "{llama}", "batch.global_size": 2, "batch.sequence_length": 24, "data.evaluation_examples": 4,
+    "evaluation.every_steps": 1, "steps": 4,
+}  # fmt: skip
+BASES: dict[str, dict[str, Any]] = {
+    "chat": {"data.train": "{tmp}/chat.jsonl"},
+    "pairs": {"data.train": "{tmp}/pairs.jsonl"},
+    "text": {"data.train": "{tmp}/text.jsonl", "data.packing": False, "data.shuffle": False},
+    "apart": {"data.train": "{tmp}/splits", "data.evaluation": "{tmp}/splits", "data.evaluation_examples": 0},
+    "stream": {
+        "data.train": "{tmp}/text.jsonl", "data.streaming": True, "data.evaluation": "{tmp}/text.jsonl",
+        "data.evaluation_examples": 0,
+    },
+    "classes": {
+        "data.train": "{tmp}/classes.jsonl", "data.packing": False, "task.name": "sequence_classification",
+        "model.path": "{bert}",
+    },
+    "scratch": {
+        "data.train": "{tmp}/chat.jsonl", "model.path": None, "model.architecture": "llama", "model.weights": "random",
+        "model.tokenizer": "{llama}", "model.config": {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 32},
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A field that is changed, on which run, and what must come of it."""
+
+    name: str
+    now: Any
+    right: str
+    """"refused": an error that names it; "said": a line with both values; "watch": besides, the best starts anew;
+    "same": neither, since it changes nothing about the model or what is kept of it."""
+    base: str = "chat"
+    before: dict[str, Any] = field(default_factory=dict)
+    """Other fields of the run, so that the field can act."""
+    also: dict[str, Any] = field(default_factory=dict)
+    """What must change with it."""
+
+
+refused, said = partial(Case, right="refused"), partial(Case, right="said")
+BIG = {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}  # fmt: skip
+HELD_OUT = {"data.evaluation": "{tmp}/chat.jsonl", "data.evaluation_examples": 0}
+CASES = [
+    said("model.path", "{llama_copy}"),
+    refused("model.path", "{llama_other}"),
+    refused("model.path", "{llama_wider}"),
+    refused("model.architecture", "mistral", base="scratch"),
+    refused("model.weights", "random"),
+    refused("model.config", BIG, base="scratch"),
+    refused("model.config", {"rms_norm_eps": 0.125}),
+    said("model.tokenizer", "{llama_copy}"),
+    refused("model.tokenizer", "{llama_template}"),
+    refused("model.tokenizer", "{llama_special}"),
+    said("model.dropout", 0.125),
+    said("model.attention", "eager"),
+    said("model.activation_checkpointing", True),
+    said("model.activation_offload", True, before={"model.activation_checkpointing": True}),
+    said("model.mlp_tiles", 2),
+    said("data.train", "{tmp}/chat-copy.jsonl"),
+    refused("data.train", "{tmp}/chat-more.jsonl"),
+    said("data.train", "{tmp}/text-copy.jsonl", base="stream"),
+    refused("data.train", "{tmp}/text-more.jsonl", base="stream"),
+    Case("data.evaluation", "{tmp}/chat-more.jsonl", "watch", before=HELD_OUT),
+    said("data.evaluation", "{tmp}/chat-copy.jsonl", before=HELD_OUT),
+    refused("data.evaluation_examples", 6),
+    refused("data.split", "validation", base="apart"),
+    Case("data.evaluation_split", "validation", "watch", base="apart"),
+    said("data.subset", "other"),
+    refused("data.max_examples", 20),
+    said("data.max_examples", 24),
+    refused("data.max_examples", 20, base="stream"),
+    refused("data.overlong", "drop", base="stream"),
+    refused("data.streaming", False, base="stream"),
+    refused("data.shuffle", True, base="text"),
+    refused("data.packing", False),
+    refused("data.overlong", "drop", base="text"),
+    refused("data.messages_field", "dialogue"),
+    refused("data.prompt_field", "question", base="pairs"),
+    refused("data.completion_field", "answer", base="pairs"),
+    refused("data.text_field", "body", base="text"),
+    refused("data.label_field", "other", base="classes"),
+    Case("data.prefetch", 0, "same"),
+    refused("task.name", "sequence_classification", base="text", also={"model.path": "{bert}", "data.train": "{tmp}/classes.jsonl"}),
+    refused("task.train_on", "all"),
+    said("task.label_smoothing", 0.125),
+    said("task.neftune_alpha", 2.0),
+    said("task.sample_prompt", "what?"),
+    said("task.sample_tokens", 3, before={"task.sample_prompt": "what?"}),
+    refused("batch.global_size", 4),
+    said("batch.micro_size", 2),
+    refused("batch.sequence_length", 32),
+    refused("optimizer.type", "adam"),
+    said("optimizer.learning_rate", 1e-3),
+    said("optimizer.weight_decay", 0.5),
+    said("optimizer.max_grad_norm", 0.5),
+    said("optimizer.betas", [0.5, 0.75]),
+    said("optimizer.eps", 0.25),
+    refused("optimizer.momentum", 0.5, before={"optimizer.type": "rmsprop"}),
+    said("optimizer.nesterov", True, before={"optimizer.type": "sgd_momentum"}),
+    said("optimizer.dampening", 0.5, before={"optimizer.type": "sgd_momentum"}),
+    said("optimizer.alpha", 0.5, before={"optimizer.type": "rmsprop"}),
+    refused("optimizer.centered", True, before={"optimizer.type": "rmsprop"}),
+    said("optimizer.lr_decay", 0.5, before={"optimizer.type": "adagrad"}),
+    refused("optimizer.initial_accumulator_value", 0.5, before={"optimizer.type": "adagrad"}),
+    said("optimizer.adam_learning_rate", 0.5, before={"optimizer.type": "muon"}),
+    said("optimizer.implementation", "torch"),
+    said("schedule.type", "cosine"),
+    said("schedule.warmup_steps", 1),
+    said("schedule.min_ratio", 0.25),
+    said("schedule.decay_steps", 1, before={"schedule.type": "warmup_stable_decay"}),
+    said("schedule.power", 2.0, before={"schedule.type": "polynomial"}),
+    said("schedule.gamma", 0.5, before={"schedule.type": "exponential"}),
+    said("schedule.step_size", 2, before={"schedule.type": "step", "schedule.step_size": 1}),
+    said("schedule.milestones", [2], before={"schedule.type": "multi_step", "schedule.milestones": (1,)}),
+    said("schedule.peak_fraction", 0.5, before={"schedule.type": "one_cycle"}),
+    said("schedule.start_ratio", 0.5, before={"schedule.type": "one_cycle"}),
+    said("schedule.patience", 1, before={"schedule.type": "reduce_on_plateau", "schedule.patience": 0}),
+    said("precision.dtype", "fp32"),
+    said("precision.accumulation_dtype", "bf16", before={"precision.dtype": "bf16"}),
+    said("precision.initial_scale_power", 8, before={"precision.dtype": "fp16"}),
+    said("precision.loss_scale_window", 8, before={"precision.dtype": "fp16"}),
+    said("precision.hysteresis", 1, before={"precision.dtype": "fp16"}),
+    said("precision.min_loss_scale", 2.0, before={"precision.dtype": "fp16"}),
+    said("parallel.zero_stage", 1),
+    said("parallel.offload_optimizer", "cpu"),
+    said("parallel.offload_param", "cpu", before={"parallel.zero_stage": 3}),
+    said("parallel.nvme_path", "/b", before={"parallel.zero_stage": 3, "parallel.offload_param": "nvme", "parallel.nvme_path": "/a"}),
+    said("parallel.reduce_bucket_size", 1000),
+    said("parallel.overlap_comm", True),
+    said("parallel.param_persistence_threshold", 10, before={"parallel.zero_stage": 3}),
+    said("parallel.pipeline", 2, before={"parallel.zero_stage": 1}),
+    said("parallel.tensor", 2),
+    said("parallel.sequence", 2),
+    said("checkpoint.every_steps", 1),
+    said("checkpoint.keep", 3),
+    said("checkpoint.keep_best", True),
+    said("checkpoint.export", False),
+    said("checkpoint.export_dtype", "fp32"),
+    said("evaluation.every_steps", 2),
+    Case("evaluation.max_sequences", 1, "watch"),
+    Case("evaluation.metric", "perplexity", "watch", before={"checkpoint.keep_best": True}),
+    said("evaluation.early_stopping_patience", 2),
+    said("tracking.tensorboard", False),
+    said("tracking.trackers", ["aim"]),
+    said("tracking.project", "other", before={"tracking.trackers": ["aim"]}),
+    *(Case(name, now, "same") for name, now in {"launch.devices": 1, "launch.hosts": 2, "launch.device": "cpu",
+      "launch.timeout_s": 60, "launch.host_timeout_s": 60, "note": "another"}.items()),
+    said("steps", 8),
+    said("epochs", 1.0, also={"steps": None}),
+    refused("seed", 7),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path, tiny_bert_dir: Path) -> Any:
+    folder = tmp_path_factory.mktemp("resumed")
+    models = {"llama": tiny_llama_dir, "bert": tiny_bert_dir}
+    for name in ("copy", "other", "wider", "template", "special"):
+        models[f"llama_{name}"] = shutil.copytree(tiny_llama_dir, folder / f"llama_{name}")
+    _edit_weights(models["llama_other"])
+    _edit_json(
+        models["llama_wider"] / "config.json", lambda config: config | {"rope_theta": 5000.0, "rms_norm_eps": 0.5}
+    )
+    (models["llama_template"] / "chat_template.jinja").write_text(
+        "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}<|im_end|>{% endfor %}"
+    )
+    _edit_json(
+        models["llama_special"] / "tokenizer_config.json", lambda config: config | {"unk_token": "<|endoftext|>"}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOOLKIT_CACHE", str(folder / "cache"))
+        yield Ground(folder, {name: str(path) for name, path in models.items()})
+
+
+def _edit_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def _edit_weights(model: Path) -> None:
+    """Other numbers, as training leaves them: same names, same sizes."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
+
+
+def test_every_field_has_a_role_and_a_case(ground: Ground) -> None:
+    """Made from the recipe itself: a field that nobody has thought about fails here."""
+    fields = set(flatten(ground.recipe("chat", {})))
+    assert set(ROLES) == fields
+    assert {case.name for case in CASES} == fields
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.right}-{case.base}")
+def test_a_changed_field_is_refused_or_said(case: Case, ground: Ground, tmp_path: Path) -> None:
+    before = ground.recipe(case.base, case.before)
+    now = ground.recipe(case.base, case.before | case.also | {case.name: case.now})
+    old, new = flatten(before)[case.name], flatten(now)[case.name]
+    assert old != new, "the case changes nothing"
+    if old is None and case.name.startswith("optimizer."):
+        old = json.loads(json.dumps(DEFAULTS[before.optimizer.type][case.name.removeprefix("optimizer.")]))
+    run = ground.store(before, tmp_path)
+    if case.right == "refused":
+        with pytest.raises(CheckpointError) as refusal:
+            ground.resume(now, run)
+        assert f"{case.name}={new!r} (the run has {old!r})" in refusal.value.what
+        assert "take the flags back, or start a new run in another --output_dir" in refusal.value.do
+        return
+    start = ground.resume(now, run)
+    assert start.step == STEP
+    spoken = "\n".join(start.notes)
+    if case.right == "same":
+        assert spoken == "" and start.history == []
+        return
+    assert f"changed after step {STEP}: " in spoken
+    assert f"{case.name} {old!r} -> {new!r}" in spoken
+    assert start.history[-1]["changed"][case.name] == [old, new]
+    assert start.watch is not None
+    if case.right == "watch":
+        assert "changed: best so far was loss 2.77 at step 2; " in spoken and "starts anew" in spoken
+        assert start.watch["best"] is None and start.forgets_metric
+    else:
+        assert start.watch["best"] == 2.77 and not start.forgets_metric
+
+
+def test_nothing_changed(ground: Ground, tmp_path: Path) -> None:
+    for base in BASES:
+        recipe = ground.recipe(base, {})
+        start = ground.resume(recipe, ground.store(recipe, tmp_path / base))
+        assert (start.step, start.notes, start.data) == (STEP, (), {"step": STEP})
+
+
+def test_a_default_written_out_is_no_change(ground: Ground) -> None:
+    plain = ground.recipe("chat", {"optimizer.type": "rmsprop"})
+    written = ground.recipe(
+        "chat", {"optimizer.type": "rmsprop", "optimizer.momentum": 0.0, "optimizer.centered": False}
+    )
+    assert changes(flatten(plain), written) == []
+
+
+def test_the_same_path_with_other_content(ground: Ground, tmp_path: Path) -> None:
+    """The file has grown: refused, named; with --resume_changed_data it goes on and says so."""
+    file = write_lines(tmp_path / "data.jsonl", rows("chat"))
+    recipe = ground.recipe("chat", {"data.train": str(file)})
+    run = ground.store(recipe, tmp_path / "run")
+    write_lines(file, rows("chat", 60))
+    ground.prepared.clear()
+    with pytest.raises(CheckpointError) as refusal:
+        ground.resume(recipe, run)
+    assert "the training examples have other content: " in refusal.value.what
+    assert "sequences (the run has " in refusal.value.what
+    assert "pass --resume_changed_data to go on with the new data from the next step on" in refusal.value.do
+    start = ground.resume(recipe, run, changed_data=True)
+    assert start.step == STEP and start.data is None
+    assert "the training examples have other content" in start.notes[0]
+    assert f"steps from {STEP + 1} on are drawn from what is there now" in start.notes[0]
+
+
+def test_the_same_stream_with_other_content(ground: Ground, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "data.jsonl", rows("text"))
+    recipe = ground.recipe("stream", {"data.train": str(file)})
+    run = ground.store(recipe, tmp_path / "run")
+    write_lines(file, list(reversed(rows("text"))))
+    ground.prepared.clear()
+    with pytest.raises(CheckpointError, match="the training examples have other content"):
+        ground.resume(recipe, run)
+    assert ground.resume(recipe, run, changed_data=True).data is None
+
+
+def test_changed_classes_are_named_and_not_to_be_overridden(ground: Ground, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "data.jsonl", rows("classes"))
+    recipe = ground.recipe("classes", {"data.train": str(file)})
+    run = ground.store(recipe, tmp_path / "run")
+    write_lines(file, [row | {"label": f"{row['label']}s"} for row in rows("classes")])
+    ground.prepared.clear()
+    for changed_data in (False, True):
+        with pytest.raises(CheckpointError) as refusal:
+            ground.resume(recipe, run, changed_data=changed_data)
+        assert "the classes: lefts, rights (the run has left, right)" in refusal.value.what
+        assert "--resume_changed_data" not in refusal.value.do
+
+
+def test_the_override_reaches_no_further_than_the_data(ground: Ground, tmp_path: Path) -> None:
+    run = ground.store(ground.recipe("chat", {}), tmp_path)
+    ground.resume(ground.recipe("chat", {"data.shuffle": False}), run, changed_data=True)
+    for name, value in {"seed": 7, "batch.global_size": 4, "model.path": "{llama_other}"}.items():
+        with pytest.raises(CheckpointError) as refusal:
+            ground.resume(ground.recipe("chat", {name: value}), run, changed_data=True)
+        assert name in refusal.value.what and "--resume_changed_data" not in refusal.value.do
+
+
+def test_a_best_whose_checkpoint_is_gone_starts_anew(ground: Ground, tmp_path: Path) -> None:
+    """The run kept none; keep_best from now on must not wait for a number that no checkpoint has."""
+    run = ground.store(ground.recipe("chat", {}), tmp_path)
+    checkpoint = run.checkpoints / folder_name(STEP)
+    checkpoint.rename(run.checkpoints / folder_name(STEP + 1))
+    start = ground.resume(ground.recipe("chat", {"checkpoint.keep_best": True}), run)
+    assert start.watch is not None and start.watch["best"] is None and not start.forgets_metric
+    assert "best so far was loss 2.77 at step 2, whose checkpoint was not kept" in start.notes[-1]
+
+
+def test_roles_of_data_fields_follow_the_seam() -> None:
+    """Names of places are compared by what is found there, never by themselves."""
+    assert {name for name, role in ROLES.items() if role is Role.CONTENT} >= {
+        "data.train",
+        "model.path",
+        "model.tokenizer",
+    }

@@ -1,0 +1,151 @@
+"""What each recipe field may do when a run is resumed: the one table of all of them. Imports no torch.
+
+A field that is not in the table fails a test, so a new one is classified when it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel
+
+from toolkit.recipe import Recipe
+from toolkit.recipe.optimizers import DEFAULTS, optimizer_parameters
+
+Flat = dict[str, Any]
+"""Dotted field name -> JSON-able value, of every field of a recipe."""
+
+
+class Role(Enum):
+    """What a changed field means for a run that goes on."""
+
+    IDENTITY = "decides what step N is: a change is refused"
+    CONTENT = "says where to find something: what is found there is compared, not the name"
+    SETTING = "holds from the next step on: a change is said"
+    SURROUNDING = "changes nothing about the model or what is kept of it"
+
+
+_TABLE: dict[Role, str] = {
+    Role.IDENTITY: """
+        model.weights data.streaming data.shuffle data.packing task.name batch.global_size batch.sequence_length
+        optimizer.type optimizer.momentum optimizer.centered optimizer.initial_accumulator_value seed
+        """,
+    Role.CONTENT: """
+        model.path model.architecture model.config model.tokenizer
+        data.train data.evaluation data.evaluation_examples data.split data.evaluation_split data.subset
+        data.max_examples data.overlong data.messages_field data.prompt_field data.completion_field data.text_field
+        data.label_field task.train_on
+        """,
+    Role.SETTING: """
+        model.dropout model.attention model.activation_checkpointing model.activation_offload model.mlp_tiles
+        task.label_smoothing task.neftune_alpha task.sample_prompt task.sample_tokens
+        batch.micro_size
+        optimizer.learning_rate optimizer.weight_decay optimizer.max_grad_norm optimizer.betas optimizer.eps
+        optimizer.nesterov optimizer.dampening optimizer.alpha optimizer.lr_decay optimizer.adam_learning_rate
+        optimizer.implementation
+        schedule.type schedule.warmup_steps schedule.min_ratio schedule.decay_steps schedule.power schedule.gamma
+        schedule.step_size schedule.milestones schedule.peak_fraction schedule.start_ratio schedule.patience
+        precision.dtype precision.accumulation_dtype precision.initial_scale_power precision.loss_scale_window
+        precision.hysteresis precision.min_loss_scale
+        parallel.zero_stage parallel.offload_optimizer parallel.offload_param parallel.nvme_path
+        parallel.reduce_bucket_size parallel.overlap_comm parallel.param_persistence_threshold parallel.pipeline
+        parallel.tensor parallel.sequence
+        checkpoint.every_steps checkpoint.keep checkpoint.keep_best checkpoint.export checkpoint.export_dtype
+        evaluation.every_steps evaluation.max_sequences evaluation.metric evaluation.early_stopping_patience
+        tracking.tensorboard tracking.trackers tracking.project
+        steps epochs
+        """,
+    Role.SURROUNDING: """
+        data.prefetch launch.devices launch.hosts launch.device launch.timeout_s launch.host_timeout_s note
+        """,
+}
+ROLES: dict[str, Role] = {name: role for role, names in _TABLE.items() for name in names.split()}
+
+DATA_IDENTITY = ("data.streaming", "data.shuffle", "data.packing")
+"""Fields of Role.IDENTITY that --resume_changed_data lets change: which examples come next, not what a step is."""
+
+DEPENDS_ON_MICRO_BATCHES = "the batches are the same; dropout and noise are drawn anew"
+"""What a change of batch.micro_size does."""
+
+
+def flatten(recipe: Recipe) -> Flat:
+    """Every field of `recipe`."""
+    flat: Flat = {}
+    values = recipe.model_dump(mode="json")
+    for name in type(recipe).model_fields:
+        if isinstance(getattr(recipe, name), BaseModel):
+            flat |= {f"{name}.{key}": inner for key, inner in values[name].items()}
+        else:
+            flat[name] = values[name]
+    return flat
+
+
+def flatten_json(values: Mapping[str, Any]) -> Flat:
+    """The same of a recipe's JSON, also of one that an older or newer version wrote."""
+    flat: Flat = {}
+    for name, value in values.items():
+        if name in Recipe.model_fields and isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field that differs from the run that is resumed."""
+
+    name: str
+    before: Any
+    now: Any
+
+    @property
+    def role(self) -> Role:
+        """What the change means."""
+        return ROLES[self.name]
+
+    def refusal(self) -> str:
+        """For an error."""
+        return f"{self.name}={self.now!r} (the run has {self.before!r})"
+
+    def line(self) -> str:
+        """For the screen."""
+        about = f" ({DEPENDS_ON_MICRO_BATCHES})" if self.name == "batch.micro_size" else ""
+        return f"{self.name} {self.before!r} -> {self.now!r}{about}"
+
+
+def changes(stored: Mapping[str, Any], recipe: Recipe) -> list[Change]:
+    """Fields of `recipe` whose value differs from that in `stored`, in the recipe's order.
+
+    A field that `stored` does not have did not exist when it was written, and counts as unchanged.
+    """
+    before, now = _with_defaults(stored), _with_defaults(flatten(recipe))
+    return [Change(name, before[name], now[name]) for name in now if name in before and before[name] != now[name]]
+
+
+def _with_defaults(flat: Mapping[str, Any]) -> Flat:
+    """None of an optimizer's parameter as the default it stands for: writing it out is no change."""
+    given = {name.removeprefix("optimizer."): value for name, value in flat.items() if name.startswith("optimizer.")}
+    own = optimizer_parameters(given["type"], given) if given.get("type") in DEFAULTS else {}
+    filled = {f"optimizer.{name}": list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+    return {**flat, **filled}
+
+
+def refused(found: list[Change], *, streaming: bool) -> Iterator[Change]:
+    """Those of `found` that a resumed run must not have.
+
+    A stream is not encoded in advance, so how its rows are read cannot be compared beyond the first: there the fields
+    that say so count by themselves.
+    """
+    for change in found:
+        by_name = streaming and (change.name in ("data.overlong", "task.train_on") or change.name.endswith("_field"))
+        if change.role is Role.IDENTITY or (change.role is Role.CONTENT and by_name):
+            yield change
+
+
+def is_about_data(name: str) -> bool:
+    """Whether --resume_changed_data lets the field `name` change."""
+    return name in DATA_IDENTITY or (ROLES[name] is Role.CONTENT and not name.startswith("model."))
