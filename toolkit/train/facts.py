@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from toolkit.data.store import tokenizer_hash
-from toolkit.models.loading import DROPOUT_NAMES
+from toolkit.models.config import DROPOUT_NAMES
 from toolkit.models.weights_digest import weights_digest
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import Inputs
