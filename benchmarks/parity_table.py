@@ -29,6 +29,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 from harness.page import parser, publish, table, tracked  # noqa: E402
 
 DTYPES = ("fp32", "bf16", "fp16")
+"""Measured as far as the processor computes in them."""
 TASKS = {"causal_lm": "Causal language modelling, packed", "sequence_classification": "Sequence classification, padded"}
 STEPS = 20
 ACCUMULATION = 4
@@ -42,16 +43,21 @@ Curves = dict[str, list[float]]
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
     options = parser(__doc__, __file__).parse_args(arguments)
+    from tests.processor import computes_in
+
     parts = [str(__doc__).strip()]
+    left_out = [dtype for dtype in DTYPES if not computes_in(dtype)]
     with tempfile.TemporaryDirectory(prefix="parity_table_") as folder:
         os.environ["TOOLKIT_CACHE"] = str(Path(folder) / "cache")
         for task in TASKS:
-            dtypes = DTYPES[:1] if options.tiny else DTYPES
+            dtypes = DTYPES[:1] if options.tiny else [dtype for dtype in DTYPES if dtype not in left_out]
             found = {dtype: deviations(options, task, dtype, Path(folder)) for dtype in dtypes}
             header = ["", *(f"{dtype} {what}" for dtype in found for what in ("loss", "grad norm"))]
             names = list(next(iter(found.values())))
             rows = [[name, *(f"{value:.1e}" for dtype in found for value in found[dtype][name])] for name in names]
             parts += [f"## {TASKS[task]}", table(header, rows)]
+    if left_out:
+        parts.append(f"Not measured: {', '.join(left_out)}, in which this processor does not compute.")
     publish(options, "Parity with plain PyTorch", parts)
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 
 
-def require_number_format(dtype: str) -> None:
-    """Skip the test where DeepSpeed would refuse `dtype` on the CPU: it asks torch's oneDNN, and fp16 takes AVX-512."""
+def computes_in(dtype: str) -> bool:
+    """Whether DeepSpeed accepts `dtype` on this CPU: for fp16 it asks torch's oneDNN, which takes AVX-512."""
     import torch
 
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
-    if dtype == "fp16" and not supported():
+    return dtype != "fp16" or bool(supported())
+
+
+def require_number_format(dtype: str) -> None:
+    """Skip the test where the processor does not compute in `dtype`."""
+    if not computes_in(dtype):
         pytest.skip("this processor has no matrix products in fp16; to run it: a processor with AVX-512")
