@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,19 +108,7 @@ def _train(
         loop.saved_step, loop.last_good = start.step, start.checkpoint
     for note in start.notes:
         display.say(note)
-    if me.is_main:
-        with storage_errors("preparing the run folder", folder.path):
-            write_json(folder.path / "recipe.json", recipe.model_dump(mode="json"))
-            (folder.path / "ds_config.json").write_text(to_json(config), encoding="utf-8")
-        cut_after(folder.metrics, start.step)
-        loop.log = MetricsLog(folder.metrics)
-        loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe), start.step, display.say)
-    try:
-        step = loop.run(start.step, start.data)
-    finally:
-        if loop.log is not None and loop.trackers is not None:
-            loop.log.close()
-            loop.trackers.close()
+    step = _run(loop, start, config)
     engine.close()
     # One rank may have seen a signal that the others have not; all must take the same way out.
     interrupt.signal = next((seen for seen in process.gather_objects(interrupt.signal) if seen is not None), None)
@@ -130,6 +119,24 @@ def _train(
         return interrupt.exit_code
     _say_gain(loop, display)
     return _finish(recipe, folder, me, display, step, began, has_best=watch.best is not None)
+
+
+def _run(loop: Loop, start: Start, config: Mapping[str, Any]) -> int:
+    """Train, with the run's records open on rank 0; returns the number of steps taken in all."""
+    recipe, folder = loop.recipe, loop.folder
+    if loop.me.is_main:
+        with storage_errors("preparing the run folder", folder.path):
+            write_json(folder.path / "recipe.json", recipe.model_dump(mode="json"))
+            (folder.path / "ds_config.json").write_text(to_json(config), encoding="utf-8")
+        cut_after(folder.metrics, start.step)
+        loop.log = MetricsLog(folder.metrics)
+        loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe), start.step, loop.display.say)
+    try:
+        return loop.run(start.step, start.data)
+    finally:
+        if loop.log is not None and loop.trackers is not None:
+            loop.log.close()
+            loop.trackers.close()
 
 
 def _claim(recipe: Recipe, options: RunOptions, folder: RunFolder, inputs: Inputs, watch: Watch) -> Start:
