@@ -185,7 +185,7 @@ def flash_on_two_ranks(rank: int, world_size: int, kinds: list[str]) -> dict[str
         whole = build((kind, {})).double().eval()
         wanted = _loss(whole, batch)
         flash.use(part := copy.deepcopy(whole))
-        attention = SequenceAttention(part.config, "flash_attention_2", dist.get_world_group())  # type: ignore[arg-type]
+        attention = SequenceAttention(part.config, dist.get_world_group())  # type: ignore[arg-type]
         with torch.no_grad():
             check_sequence_attention(use_sequence_attention(part, attention, LONGEST), kind)
         cut = {key: value[:, rank * 8 : rank * 8 + 8] for key, value in batch.items() if key != DOCUMENT_LENGTHS}

@@ -69,7 +69,7 @@ def build_engine(
     if recipe.model.activation_checkpointing:
         # Non-reentrant: reentrant checkpointing needs inputs that require gradients, which embeddings' do not.
         offload = recipe.model.activation_offload and device.has_own_memory()
-        model.gradient_checkpointing_enable({"use_reentrant": False}, offload=offload)  # type: ignore[operator]
+        model.activation_checkpointing_enable({"use_reentrant": False}, offload=offload)  # type: ignore[operator]
     tiles = tile_mlps(model, recipe.model.mlp_tiles) if recipe.model.mlp_tiles > 1 else None
     is_first_stage = me.mesh.coordinate(me.rank, "pipeline") == 0
     if recipe.task.neftune_alpha and is_first_stage:
