@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.launch.shrink import RECIPES
+from toolkit.cli.flag_errors import OPTIONS
 from toolkit.cli.flags import flag_names, parse
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
@@ -91,8 +92,7 @@ def recipe(fields: dict[str, Any]) -> Recipe:
 
 
 def test_every_field_says_when_it_acts() -> None:
-    options = {"output_dir", "resume", "dry_run", "preview"}
-    assert sorted(FIELDS) == sorted(name for name in flag_names(recipe({})) if name not in options)
+    assert sorted(FIELDS) == sorted(name for name in flag_names(recipe({})) if name not in OPTIONS)
     assert sorted(CASES) == sorted(name for name, acts in FIELDS.items() if acts is not None)
 
 
