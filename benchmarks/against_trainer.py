@@ -96,7 +96,7 @@ def build_recipe(options: argparse.Namespace, world_size: int) -> Any:
         batch=Batch(global_size=ACCUMULATION * SEQUENCES * world_size, micro_size=SEQUENCES, sequence_length=512),
         optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
         schedule=Schedule(type="linear"),
-        precision=Precision(dtype="bf16"),
+        precision=Precision(dtype="fp32" if options.tiny else "bf16"),
         parallel=Parallel(zero_stage=2),
         checkpoint=Checkpoint(export=False),
         steps=options.steps + 1,
@@ -173,7 +173,7 @@ def make_trainer(options: argparse.Namespace, recipe: Any, inputs: Any, world_si
     arguments = TrainingArguments(
         output_dir=str(shared_folder() / "trainer"),
         deepspeed=config,
-        bf16=True,
+        bf16=not options.tiny,
         use_cpu=device.kind() == "cpu",
         per_device_train_batch_size=EXAMPLES,
         gradient_accumulation_steps=ACCUMULATION,

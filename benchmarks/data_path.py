@@ -111,7 +111,7 @@ def build_recipe(options: argparse.Namespace, world_size: int, **changes: Any) -
         "data": Data(train="python-docstrings"),
         "batch": Batch(global_size=2 * world_size, micro_size=1, sequence_length=512),
         "optimizer": Optimizer(learning_rate=1e-4),
-        "precision": Precision(dtype="bf16"),
+        "precision": Precision(dtype="fp32" if options.tiny else "bf16"),
         "parallel": Parallel(zero_stage=2),
         "checkpoint": Checkpoint(export=False),
         "steps": options.steps + 1,

@@ -17,7 +17,9 @@ from toolkit.recipe import Batch, Data, Model, Parallel, Recipe
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.location import at_home
 
-RECIPE = Recipe(model=Model(path="m"), data=Data(train="d"), batch=Batch(global_size=1), steps=1)
+# An NVMe path has to be of use.
+SWAPPING = Parallel(zero_stage=3, offload_optimizer="nvme", nvme_path="/n")
+RECIPE = Recipe(model=Model(path="m"), data=Data(train="d"), batch=Batch(global_size=1), parallel=SWAPPING, steps=1)
 FIELDS = {"model.path", "model.tokenizer", "data.train", "data.evaluation", "parallel.nvme_path"}
 
 SPLITS = {"data.split", "data.evaluation_split"}
@@ -77,7 +79,7 @@ def test_in_a_recipe_file(tmp_path: Path) -> None:
     file = tmp_path / "tilde.py"
     file.write_text(
         "from toolkit import *\nrecipe = Recipe(model=Model(path='~/m', tokenizer='~/t'), batch=Batch(global_size=1), steps=1,\n"
-        "    data=Data(train='~/d', evaluation='~/e'), parallel=Parallel(nvme_path='~/n'))\n"
+        "    data=Data(train='~/d', evaluation='~/e'), parallel=Parallel(zero_stage=3, offload_optimizer='nvme', nvme_path='~/n'))\n"
     )
     recipe = load_recipe(file)
     assert [value(recipe, name) for name in sorted(FIELDS)] == [f"/home/me/{letter}" for letter in "edmtn"]
