@@ -6,12 +6,16 @@ import ctypes
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import StorageError
+
+VISIBLE_S = 90.0
+"""So long what one host writes may take to be seen on another: NFS remembers for up to a minute that a name was not there."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -62,8 +66,9 @@ def storage_errors(doing: str, folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        # safetensors raises its own type and keeps the number in the text
-        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) and "os error 28" not in str(error):
+        # safetensors and shutil raise their own types and keep the number in the text
+        is_full = re.search(rf"(os error |Errno ){errno.ENOSPC}\b", str(error))
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) and not is_full:
             raise
         reason = os.strerror(number or errno.ENOSPC)
         raise disk_problem(doing, folder, reason) from None

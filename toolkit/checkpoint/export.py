@@ -37,14 +37,14 @@ def export(source: Path, out: Path, dtype: str) -> Path:
     Raises CheckpointError for a source without checkpoints, RunFailed for weights that are not finite, StorageError for
     a full disk.
     """
-    folder = find_checkpoint(source)
+    folder, is_best = _choose(source, None)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CheckpointError(
             f"{out} already holds files" if out.is_dir() else f"{out} is a file",
             expected="an absent or empty folder",
             do="choose another folder, or delete that one",
         )
-    _write(folder, out, Stamp.of(folder, dtype))
+    _write(folder, out, Stamp.of(folder, dtype, best=is_best))
     return folder
 
 
@@ -54,8 +54,8 @@ def renew(run: Path, out: Path, dtype: str, *, keep_best: bool) -> tuple[Stamp, 
     Returns what it is now, and where an `out` that holds files of others was moved. Raises as `export` does, and then
     leaves the `out` there was.
     """
-    folder = find_checkpoint(run, keep_best=keep_best)
-    wanted = Stamp.of(folder, dtype, best=keep_best)
+    folder, is_best = _choose(run, keep_best)
+    wanted = Stamp.of(folder, dtype, best=is_best)
     out = out.resolve()  # an export that lies on another disk stays there
     shutil.rmtree(export_folder.beside(out), ignore_errors=True)
     if export_folder.is_current(out, wanted):
@@ -101,8 +101,13 @@ def find_checkpoint(source: Path, *, keep_best: bool | None = None) -> Path:
 
     Which one is the best, the newest checkpoint knows: there is no other record that a kill could leave behind.
     """
+    return _choose(source, keep_best)[0]
+
+
+def _choose(source: Path, keep_best: bool | None) -> tuple[Path, bool]:
+    """The same, and whether it was taken as the best."""
     if (source / "manifest.json").is_file():
-        return source
+        return source, False
     checkpoints = source / "checkpoints"
     steps = complete_steps(checkpoints)
     if not steps:
@@ -116,7 +121,7 @@ def find_checkpoint(source: Path, *, keep_best: bool | None = None) -> Path:
         keep_best = run["recipe"]["checkpoint.keep_best"]
     watch = run["watch"]
     is_kept = keep_best and watch["best"] is not None and watch["best_step"] in steps
-    return checkpoints / folder_name(watch["best_step"] if is_kept else steps[-1])
+    return checkpoints / folder_name(watch["best_step"] if is_kept else steps[-1]), is_kept
 
 
 def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> Any:

@@ -28,7 +28,7 @@ class Stamp:
     dtype: str
     """Number format of its weights."""
     best: bool = False
-    """Whether it was to be the run's best checkpoint, and not the newest."""
+    """Whether it was taken as the run's best checkpoint, and not as the newest."""
 
     @classmethod
     def of(cls, checkpoint: Path, dtype: str, *, best: bool = False) -> Stamp:

@@ -13,16 +13,13 @@ from typing import Any
 
 import torch
 
-from toolkit.checkpoint.durable import disk_problem, sync_folder, write_json
+from toolkit.checkpoint.durable import VISIBLE_S, disk_problem, sync_folder, write_json
 from toolkit.checkpoint.finite import is_sound, largest, training_dtype, unsound
 from toolkit.checkpoint.manifest import MANIFEST, Manifest, Piece, RankFile, complete_steps, folder_name, remove
 from toolkit.engine import process
 from toolkit.engine.fragments import Fragment
 from toolkit.engine.protocol import Engine
 from toolkit.errors import CheckpointError, RunFailed, ToolkitError
-
-VISIBLE_S = 30.0
-"""So long a file that another host has written may take to appear here: network file systems remember for a while."""
 
 
 def save(engine: Engine, checkpoints: Path, step: int, run: dict[str, Any], rank: int, world_size: int) -> Path:

@@ -97,12 +97,16 @@ class DeepSpeedRun:
         """Book the step that the engine has just taken; `norm` where it was known before."""
         if norm is None and self._norm_is_true:
             norm = float(self.engine.get_global_grad_norm())
-        skipped = not self.engine.was_step_applied()
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        self._skipped_in_a_row = 0 if self.engine.was_step_applied() else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == MOST_SKIPPED:
             self._check_finite("grad_norm", math.inf)
         return StepResult(
-            loss=loss, grad_norm=norm, learning_rate=rate, targets=int(targets), loss_scale=scale, skipped=skipped
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            targets=int(targets),
+            loss_scale=scale,
+            skipped_in_a_row=self._skipped_in_a_row,
         )
 
     def _check_finite(self, name: str, value: float) -> None:

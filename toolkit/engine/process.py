@@ -6,6 +6,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -223,6 +224,29 @@ def agree(action: Callable[[], Result]) -> Result:
     if first is not None:
         raise first
     return result  # type: ignore[no-any-return]
+
+
+PATIENCE_S = 1.0
+"""So long ranks wait at a time for what `from_main_at_length` does."""
+
+
+def from_main_at_length(action: Callable[[], Result]) -> Result:
+    """`from_main` for what may take longer than a collective waits. `action` runs in a thread, beside short collectives.
+
+    It must not use the device or the process group.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return action()
+    with ThreadPoolExecutor(1) as threads:
+        work = threads.submit(action) if dist.get_rank() == 0 else None
+        while not from_main(lambda: _has_ended(work)):
+            pass
+        return from_main(lambda: work.result() if work is not None else action())
+
+
+def _has_ended(work: Future[Any] | None) -> bool:
+    """Whether `work` ends within PATIENCE_S, well or not."""
+    return work is None or bool(wait([work], timeout=PATIENCE_S).done)
 
 
 def from_main(action: Callable[[], Result]) -> Result:

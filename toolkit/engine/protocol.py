@@ -33,10 +33,15 @@ class StepResult:
     """Targets (trained tokens, or labels) in the global batch."""
     loss_scale: float | None
     """fp16's loss scale in this step; None in other formats."""
-    skipped: bool
-    """The step was not applied, because gradients overflowed."""
+    skipped_in_a_row: int
+    """Steps up to and with this one that were not applied, because gradients overflowed."""
     aux_loss: float | None = None
     """What was trained on top of `loss` (the balancing loss of a mixture's routers, times its coefficient); None: nothing."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether this step was not applied."""
+        return self.skipped_in_a_row > 0
 
 
 class Engine(Protocol):

@@ -6,16 +6,13 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from toolkit.checkpoint.durable import storage_errors
+from toolkit.checkpoint.durable import VISIBLE_S, storage_errors
 from toolkit.engine import process
 from toolkit.errors import LaunchError
 from toolkit.train.run_lock import RunLock
-
-VISIBLE_S = 20.0
-"""So long what one host writes may take to be seen on another: network file systems remember for a while."""
 
 
 @contextmanager
@@ -47,6 +44,10 @@ def check_shared(folder: Path, me: process.Process, wait_s: float = VISIBLE_S) -
     if me.is_main:
         token.touch()
     names = process.gather_objects(socket.gethostname())
+    # A host that has looked for the folder before it was there remembers that it is not; making it asks anew. A rank that
+    # cannot is told below that it does not see it.
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_s
     while not (is_seen := token.exists()) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -50,7 +50,6 @@ class Loop:
     _reached: int = field(init=False, default=0)
     """The step in progress, or the last one."""
     _is_trained: bool = field(init=False, default=False)
-    _skipped_in_a_row: int = field(init=False, default=0)
 
     def run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
         """Train from optimizer step `first_step` (0-based); returns the number of steps taken in all.
@@ -78,12 +77,11 @@ class Loop:
                 self._reached = batch.step + 1
                 result = self.engine.train_step(batch.micro_batches, self._seeds(batch))
                 step, self._is_trained = batch.step + 1, True
-                self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.skipped else 0
                 device.synchronize()
                 now = time.perf_counter()
                 self._record(batch, result, now - began)
                 began = now
-                stop = self._after_step(step, batch)
+                stop = self._after_step(step, batch, result)
                 began += time.perf_counter() - now
                 if stop:
                     break
@@ -128,22 +126,29 @@ class Loop:
         if self.log is not None:
             self.log.write(record)
 
-    def _after_step(self, step: int, batch: StepBatch) -> bool:
-        """Evaluate and save where due; whether to stop."""
+    def _after_step(self, step: int, batch: StepBatch, result: StepResult) -> bool:
+        """Evaluate and save where due; whether to stop. Raises RunFailed where the run would end with a dead model."""
         evaluation, checkpoint = self.recipe.evaluation, self.recipe.checkpoint
         last = step == self.inputs.total_steps
-        better = False
+        why_not = self._without_gradients(step, result)
+        loss, better = None, False
         if last or (evaluation.every_steps and step % evaluation.every_steps == 0):
-            better = self._evaluate(step)
+            metrics = self._evaluate(step)
+            if metrics is not None:
+                loss = metrics["loss"]
+                # Where no checkpoint will be written, there is none that could be the best.
+                better = not why_not and self._observe(step, metrics)
         patience = evaluation.early_stopping_patience
         early = bool(patience) and self.watch.bad_evaluations >= patience
         interrupted = process.any_rank(self.interrupt.signal is not None)
         due = bool(checkpoint.every_steps) and step % checkpoint.every_steps == 0
         ends = last or early or interrupted
-        if (due or ends or (better and checkpoint.keep_best)) and self._has_gradients(step, ends):
-            if not self.evaluations or self.evaluations[-1]["step"] != step:
-                self._check_loss(step, self._loss_again(batch), "the loss of the last micro-batch")
-            self.save(step)
+        if due or ends or (better and checkpoint.keep_best):
+            if loss is None and not why_not:
+                self._check_loss(step, self._loss_again(batch), "the loss of the last micro-batch", ends=ends)
+            elif loss is not None and ends:
+                self._check_loss(step, loss, "the held-out loss", ends=True)
+            self._keep(step, why_not, ends=ends)
         if early and not last:
             self.display.say(
                 f"stopping early at step {step}: {self.watch.metric} has not improved for {patience} evaluations "
@@ -151,41 +156,46 @@ class Loop:
             )
         return early or interrupted
 
-    def _has_gradients(self, step: int, ends: bool) -> bool:
-        """Whether the model still learns, as far as its gradients tell. Raises RunFailed when it does not and the run `ends`."""
+    def _keep(self, step: int, why_not: str, *, ends: bool) -> None:
+        """Save, or say `why_not`. Raises RunFailed when there is such a reason and the run `ends`."""
+        if why_not and ends:
+            raise RunFailed(why_not, expected="finite gradients where a run ends", do=ADVICE)
+        if why_not:
+            self.display.say(f"no checkpoint of step {step}: {why_not}")
+        else:
+            self.save(step)
+
+    def _without_gradients(self, step: int, result: StepResult) -> str:
+        """Why the model is likely to be dead, as far as its gradients tell; empty where it still learns."""
         # fp16 skips steps as a matter of course. Elsewhere one bad batch may be one step; a model without a gradient on
         # two is likely to be dead, whatever its loss says.
-        if self._skipped_in_a_row < 2 or self.engine.loss_scale is not None:
-            return True
-        what = f"the gradients of the last {self._skipped_in_a_row} steps, up to step {step}, were not finite"
-        if ends:
-            raise RunFailed(what, expected="finite gradients where a run ends", do=ADVICE)
-        self.display.say(f"no checkpoint of step {step}: {what}")
-        return False
+        if result.skipped_in_a_row < 2 or self.engine.loss_scale is not None:
+            return ""
+        return f"the gradients of the last {result.skipped_in_a_row} steps, up to step {step}, were not finite"
 
     def _loss_again(self, batch: StepBatch) -> float:
         """Summed loss of what was just trained, with the weights that this has left: finite weights may still compute NaN."""
         return self.engine.evaluate(iter(batch.micro_batches[-1:]), self.inputs.task.evaluate).get("loss", 0.0)
 
-    def _check_loss(self, step: int, loss: float, what: str) -> None:
-        """Raise RunFailed when `loss`, taken without training, is not finite. Of fp16, only where the run would end with it."""
+    def _check_loss(self, step: int, loss: float, what: str, *, ends: bool) -> None:
+        """Raise RunFailed when `loss`, taken without training, is not finite. Of fp16, only where the run `ends` with it."""
         if math.isfinite(loss):
             return
-        if self.engine.loss_scale is not None and step not in (0, self.inputs.total_steps):
+        if self.engine.loss_scale is not None and not ends:
             # One text may overflow in fp16 where the others do not.
             self.display.say(f"{what} is {loss} after step {step}: it does not fit into fp16")
             return
         advice = ADVICE if self.engine.loss_scale is None else ADVICE_FP16
         raise RunFailed(f"{what} is {loss} after step {step}", expected="a finite loss", do=advice)
 
-    def _evaluate(self, step: int) -> bool:
-        """Evaluate if there is a held-out set; whether the watched metric is the best so far."""
+    def _evaluate(self, step: int) -> dict[str, float] | None:
+        """Evaluate if there is a held-out set; its metrics."""
         inputs, task = self.inputs, self.inputs.task
         if step:
             check_weights(self.engine, step)
         self._sample(step)
         if inputs.held_out is None:
-            return False
+            return None
         batches = evaluation_batches(
             inputs.held_out,
             inputs.held_out_sequences,
@@ -202,10 +212,12 @@ class Loop:
         if self.trackers is not None:
             self.trackers.log(metrics, step, prefix="eval")
         self.display.say(f"eval at step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
-        self._check_loss(step, metrics["loss"], "the held-out loss")
-        if step == 0:
-            # There is no checkpoint of the start to keep, and nothing to be patient about yet.
-            return False
+        # Nothing comes of a start that computes no number. Later, it is known only after this whether the run ends here.
+        self._check_loss(step, metrics["loss"], "the held-out loss", ends=step in (0, inputs.total_steps))
+        return metrics
+
+    def _observe(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Judge an evaluation after training; whether the watched metric is the best so far."""
         # An accuracy is finite also where the loss behind it is not.
         watched = metrics[self.watch.metric] if math.isfinite(metrics["loss"]) else math.nan
         self.engine.observe(watched)

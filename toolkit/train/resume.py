@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.durable import storage_errors, sync_folder
+from toolkit.checkpoint.durable import storage_errors, sync_files, sync_folder
 from toolkit.checkpoint.manifest import Manifest, complete_steps, folder_name, read_manifest
 from toolkit.errors import CheckpointError
 from toolkit.recipe import Recipe
@@ -173,11 +173,12 @@ def rate_line(start: Start, before: Mapping[str, Any], now: Mapping[str, Any]) -
     return f"{what}: {old:.{digits}e} -> {new:.{digits}e}"
 
 
-def adopt(start: Start, folder: RunFolder, *, keep_best: bool) -> None:
+def adopt(start: Start, folder: RunFolder, *, keep_best: bool, say: Callable[[str], None]) -> None:
     """Bring what `start` needs of another run into `folder`: its checkpoint, the best one where it is kept, the model's files, its metrics.
 
     So that the new folder is whole by itself: a kill before its first save loses nothing, and the best so far can be
-    exported. Files are linked where the file system can: checkpoints are never changed once they are written.
+    exported. Files are linked where the file system can: checkpoints are never changed once they are written. Where it
+    cannot, copying may take long, and is said.
     """
     if start.checkpoint is None or start.watch is None:
         return
@@ -186,31 +187,45 @@ def adopt(start: Start, folder: RunFolder, *, keep_best: bool) -> None:
         return
     with storage_errors("bringing the checkpoint over", folder.path):
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        if keep_best and start.watch["best"] is not None and start.watch["best_step"] != start.step:
-            name = folder_name(start.watch["best_step"])
-            _bring(checkpoint.parent / name, folder.checkpoints / name)
-        _bring(checkpoint, folder.checkpoints / folder_name(start.step))
         model = checkpoint.parent.parent / folder.model.name
-        if model.is_dir() and not folder.model.exists():
-            shutil.copytree(model, folder.model)
+        # The metrics first: a folder with a checkpoint is taken for a run that has them.
         metrics = model.with_name(folder.metrics.name)
         if metrics.is_file() and not folder.metrics.exists():
             shutil.copy2(metrics, folder.metrics)
             cut_after(folder.metrics, start.step)
+        if model.is_dir() and not folder.model.exists():
+            shutil.copytree(model, folder.model)
+        if keep_best and start.watch["best"] is not None and start.watch["best_step"] != start.step:
+            name = folder_name(start.watch["best_step"])
+            _bring(checkpoint.parent / name, folder.checkpoints / name, say)
+        _bring(checkpoint, folder.checkpoints / folder_name(start.step), say)
 
 
-def _bring(checkpoint: Path, target: Path) -> None:
+def _bring(checkpoint: Path, target: Path, say: Callable[[str], None]) -> None:
     if target.exists():
         return
     temporary = target.with_name(f".writing-{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(checkpoint, temporary, copy_function=_link)
+    temporary.mkdir()
+    files = list(checkpoint.iterdir())
+    try:
+        for file in files:
+            os.link(file, temporary / file.name)
+    except OSError:  # another file system, or one without links
+        size = sum(file.stat().st_size for file in files) / 2**30
+        say(f"copying {checkpoint} ({size:.1f} GiB) to {target.parent}: it cannot be linked there")
+        _copy(files, temporary)
+    sync_files(temporary)
     temporary.rename(target)
     sync_folder(target.parent)
 
 
-def _link(source: str, target: str) -> None:
+def _copy(files: list[Path], folder: Path) -> None:
+    """Copy `files` into `folder`, which an error does not leave on a disk that is perhaps full."""
     try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
+        for file in files:
+            (folder / file.name).unlink(missing_ok=True)
+            shutil.copy2(file, folder / file.name)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -90,6 +90,8 @@ def _train(
     began = time.monotonic()
     watch = watch_of(recipe, inputs)
     start = process.from_main(lambda: _claim(recipe, options, folder, inputs, watch))
+    say = Display(is_main=me.is_main).say
+    process.from_main_at_length(lambda: adopt(start, folder, keep_best=recipe.checkpoint.keep_best, say=say))
     if start.watch is not None:
         watch.load(start.watch)
     display = Display(is_main=me.is_main, total_steps=inputs.total_steps, first_step=start.step)
@@ -140,14 +142,12 @@ def _run(loop: Loop, start: Start, config: Mapping[str, Any]) -> int:
 
 
 def _claim(recipe: Recipe, options: RunOptions, folder: RunFolder, inputs: Inputs, watch: Watch) -> Start:
-    """Find where to begin, and make the folder ready for it. For rank 0."""
+    """Clear the folder of leftovers, and find where to begin. For rank 0."""
     with storage_errors("preparing the run folder", folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder.checkpoints)
     found = facts.gather(recipe, inputs)
-    start = find_start(recipe, folder, options.resume, found, watch, changed_data=options.resume_changed_data)
-    adopt(start, folder, keep_best=recipe.checkpoint.keep_best)
-    return start
+    return find_start(recipe, folder, options.resume, found, watch, changed_data=options.resume_changed_data)
 
 
 CARD = {
@@ -209,14 +209,10 @@ def _finish(
 ) -> int:
     """Export and say where everything lies. `has_best`: a best evaluation by the metric of this start is known."""
 
-    def write() -> str:
-        exported = _export(recipe, folder, display, has_best=has_best) if me.is_main else ""
-        if me.local_rank == 0:
-            for leftover in folder.path.glob(".initial-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        return exported
-
-    exported = process.agree(write)
+    exported = process.from_main_at_length(lambda: _export(recipe, folder, display, has_best=has_best))
+    if me.local_rank == 0:
+        for leftover in folder.path.glob(".initial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     seconds = time.monotonic() - began
     places = f"metrics in {folder.metrics}, checkpoints in {folder.checkpoints}{exported}"
     display.say(f"done: {step} steps in {seconds / 60:.1f} min; {places}")

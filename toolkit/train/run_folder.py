@@ -50,9 +50,10 @@ def check(path: Path, resume: str | None, recipe: Recipe, *, changed_data: bool 
     With `resume`, CheckpointError when there is nothing whole to continue, or it belongs to another run than `recipe`.
     """
     run_lock.check_free(path)
-    if resume is None and (path / "metrics.jsonl").exists():
+    remains = _remains(path) if resume is None else ""
+    if remains:
         raise LaunchError(
-            f"--output_dir {path} already holds a run",
+            f"--output_dir {path} already holds a run ({remains})",
             expected="a new folder, or the wish to continue",
             do="pass --resume auto to continue it, or another --output_dir",
         )
@@ -77,6 +78,22 @@ def check(path: Path, resume: str | None, recipe: Recipe, *, changed_data: bool 
     if resume not in (None, "auto"):
         stored = dict(read_manifest(Path(str(resume))).run["recipe"])
         compare(Path(str(resume)), stored, recipe, changed_data=changed_data)
+
+
+def _remains(path: Path) -> str:
+    """What a run has left in `path` that a new one would write over or take for its own; empty where there is nothing.
+
+    Not recipe.json and model/: a start that failed before its first step leaves them, and may be repeated.
+    """
+    run = RunFolder(path)
+    if run.metrics.exists():
+        return run.metrics.name
+    steps = complete_steps(run.checkpoints)
+    if steps:
+        return f"{run.checkpoints.name}/{folder_name(steps[-1])}"
+    if run.export.is_dir() and any(run.export.iterdir()):
+        return run.export.name
+    return ""
 
 
 def _problem_with_writing(folder: Path) -> str:

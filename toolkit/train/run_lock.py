@@ -1,8 +1,7 @@
 """One run at a time in a folder.
 
 Rank 0 holds a lock on the file .lock in it, which the operating system takes back when the process dies, however it
-dies. Where the file system has no locks, the file's holder changes it every few seconds instead, and a start that finds
-the file watches whether it does. Imports no torch.
+dies. Where the file system has no locks, `beat_lock` takes its place. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,24 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
-import socket
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import psutil
+from toolkit.train.beat_lock import BeatLock
+from toolkit.train.lock_holder import LOCK, describe_me, in_use
 
-from toolkit.errors import LaunchError
-
-LOCK = ".lock"
 TRIES, PAUSE_S = 10, 0.1
 """A start that only looks holds the lock for an instant, too."""
-BEAT_S = 5.0
-WATCH_BEATS = 4
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+TAKEN = (BlockingIOError, PermissionError)
+"""What a lock that another has raises: SMB says that access is denied."""
 
 _held: set[int] = set()
 
@@ -49,24 +42,22 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
         self._descriptor = -1
-        self._ended = threading.Event()
-        self._beating: threading.Thread | None = None
+        self._beats: BeatLock | None = None
 
     def take(self) -> None:
         """Hold the folder until `release`, or the end of this process."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._lock():
-            self._write(0)
+            self._write()
             return
-        self._wait_for_silence()
-        self._write(0)
-        self._beating = threading.Thread(target=self._beat, daemon=True)
-        self._beating.start()
+        beats = BeatLock(self.path)
+        beats.take()
+        self._beats = beats
 
     def _lock(self) -> bool:
         """Lock the file; False where the file system has no locks."""
         for _ in range(TRIES):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor, is_new = self._open()
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_the_file(descriptor, self.path):
@@ -74,58 +65,41 @@ class RunLock:
                     _held.add(descriptor)
                     return True
                 # The holder before has just removed it.
-            except BlockingIOError:
+            except TAKEN:
                 time.sleep(PAUSE_S)
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
+                if is_new:  # or it would look like another's
+                    self.path.unlink(missing_ok=True)
                 return False
             finally:
                 if self._descriptor != descriptor:
                     os.close(descriptor)
         raise in_use(self.path)
 
+    def _open(self) -> tuple[int, bool]:
+        """A descriptor of the file, and whether it was made for it."""
+        with contextlib.suppress(FileExistsError):
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), False
+
     def release(self) -> None:
         """Let go; the file goes as well. Nothing to do where nothing is held."""
-        if self._descriptor < 0 and self._beating is None:
-            return
-        self._ended.set()
-        if self._beating is not None:
-            self._beating.join()
-            self._beating = None
-        self.path.unlink(missing_ok=True)
+        if self._beats is not None:
+            self._beats.release()
+            self._beats = None
         if self._descriptor >= 0:
+            self.path.unlink(missing_ok=True)
             _held.discard(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _write(self, beat: int) -> None:
-        # In place: the lock is on this very file.
-        with self.path.open("r+" if self.path.exists() else "w", encoding="utf-8") as file:
-            began = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(psutil.Process().create_time()))
-            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "began": began, "beat": beat}, file)
-            file.truncate()
-
-    def _wait_for_silence(self) -> None:
-        """Return when nobody has the folder, on a file system without locks. Raises LaunchError when somebody has."""
-        before = holder(self.path)
-        if not before:
-            return
-        if before.get("host") == socket.gethostname():
-            if psutil.pid_exists(int(before["pid"])):
-                raise in_use(self.path)
-            return
-        for _ in range(WATCH_BEATS):
-            time.sleep(BEAT_S)
-            if holder(self.path) != before:
-                raise in_use(self.path)
-
-    def _beat(self) -> None:
-        beat = 0
-        while not self._ended.wait(BEAT_S):
-            beat += 1
-            with contextlib.suppress(OSError):
-                self._write(beat)
+    def _write(self) -> None:
+        # Through the descriptor that holds the lock: on SMB no other may write. The text serves messages only.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, describe_me().encode(), 0)
 
 
 def check_free(folder: Path) -> None:
@@ -136,37 +110,12 @@ def check_free(folder: Path) -> None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except TAKEN:
         raise in_use(folder / LOCK) from None
     except OSError:
         pass
     finally:
         os.close(descriptor)
-
-
-def holder(path: Path) -> dict[str, Any]:
-    """What the lock file says about its holder; empty where it says nothing."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and "pid" in found else {}
-
-
-def in_use(path: Path) -> LaunchError:
-    """The refusal to start in a folder that has a run in progress."""
-    found = holder(path)
-    who = (
-        f"process {found['pid']} on {found['host']} has had it since {found['began']}"
-        if found
-        else "another process has it"
-    )
-    stop = f"stop it (on {found['host']}: kill {found['pid']})" if found else "stop it"
-    return LaunchError(
-        f"--output_dir {path.parent} is in use: {who}",
-        expected="one run at a time in a folder",
-        do=f"wait until it ends, {stop}, or pass another --output_dir; if that process is gone, delete {path}",
-    )
 
 
 def _is_the_file(descriptor: int, path: Path) -> bool:
