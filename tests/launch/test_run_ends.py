@@ -272,7 +272,8 @@ def look(rank: int, world_size: int, shared: str, own: str) -> list[str]:
 
     said = []
     for folder in (shared, f"{own}-{rank}"):
-        Path(folder).mkdir(exist_ok=True)
+        if rank == 0:  # which holds it by then
+            Path(folder).mkdir(exist_ok=True)
         try:
             check_shared(Path(folder), process.from_environment(), wait_s=0.3)
             said.append("")
@@ -285,4 +286,35 @@ def test_hosts_without_a_shared_folder_are_refused_at_the_start(tmp_path: Path) 
     for shared, own in run_distributed(look, 2, str(tmp_path / "shared"), str(tmp_path / "own")):
         assert shared == ""
         assert "is not one folder: rank 1 on " in own and "pass an --output_dir on a file system that all hosts" in own
-    assert list((tmp_path / "shared").iterdir()) == list((tmp_path / "own-0").iterdir()) == []
+    # Each rank has made it, so that a host that remembers its absence looks again.
+    assert [list((tmp_path / name).iterdir()) for name in ("shared", "own-0", "own-1")] == [[], [], []]
+
+
+def wait_at_length(rank: int, world_size: int) -> list[object]:
+    """What each rank gets of work that takes longer than a collective waits, and of work that fails."""
+    import time
+    from datetime import timedelta
+
+    from torch.distributed import distributed_c10d
+
+    from toolkit.engine import process
+
+    def work() -> int:
+        time.sleep(2.0)
+        return rank
+
+    def fail() -> int:
+        raise LaunchError(f"rank {rank} failed", expected="x", do="y")
+
+    process.PATIENCE_S = 0.2
+    distributed_c10d._set_pg_timeout(timedelta(seconds=1.5))
+    found: list[object] = [process.from_main_at_length(work)]
+    try:
+        process.from_main_at_length(fail)
+    except LaunchError as error:
+        found.append(error.what)
+    return found
+
+
+def test_ranks_wait_for_long_work_of_rank_0() -> None:
+    assert run_distributed(wait_at_length, 2) == [[0, "rank 0 failed"]] * 2
