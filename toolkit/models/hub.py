@@ -87,9 +87,9 @@ def _not_given(name: str, field: str, known: Sequence[str], error: Exception) ->
     elif isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
         what = f"{begin} the hub's cache, {place}, has no model of this name; HF_HUB_OFFLINE forbids to ask the hub"
     elif isinstance(error, LocalEntryNotFoundError):
-        what = f"{begin} the hub's cache, {place}, has no model of this name; the hub cannot be reached: {_first_line(error)}"
+        what = f"{begin} the hub's cache, {place}, has no model of this name; the hub cannot be reached: {_reason(error.__cause__ or error)}"
     else:
-        what = f"{begin} the hub did not give it: {_first_line(error)}"
+        what = f"{begin} the hub did not give it: {_reason(error)}"
     return ModelError(
         what,
         expected="a Hugging Face directory (config.json, model.safetensors, tokenizer.json), a name `toolkit fetch` knows, or a reachable hub name",
@@ -97,7 +97,5 @@ def _not_given(name: str, field: str, known: Sequence[str], error: Exception) ->
     )
 
 
-def _first_line(error: Exception) -> str:
-    # Where the cache has nothing either, the library wraps what the network said.
-    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
