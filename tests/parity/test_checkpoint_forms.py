@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -17,7 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.distributed import run_distributed
 from tests.parity.worker import global_batches, run_recipe
+from tests.unit.test_hub import NAME, put
 from toolkit.errors import ToolkitError
+from toolkit.models.weights_digest import weights_digest
 from toolkit.recipe import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule, Tracking
 from toolkit.train.run import RunOptions, train
 
@@ -98,6 +101,42 @@ def test_one_model_under_every_strategy(
         assert loss_of(Path(out) / "export", wanted[source]) == pytest.approx(right, rel=TOLERANCE), out
         tied = AutoConfig.from_pretrained(Path(out) / "export").tie_word_embeddings
         assert tied is (source.name == "head_alone")
+
+
+def from_the_hub(
+    rank: int, world_size: int, cache: str, runs: list[tuple[Recipe, str, str | None]]
+) -> list[list[dict[str, Any]]]:
+    """`run_recipe` with the hub's cache at `cache`."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_CACHE = cache
+    return run_recipe(rank, world_size, runs)
+
+
+def test_a_hub_checkpoint_is_one_model_too(
+    tiny_llama_dir: Path, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained as stock transformers reads it, and continued: from a checkpoint that did not know its weights, too."""
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    source = put(tiny_llama_dir, tmp_path / "hub")
+    stored_head(source)
+    _, (batches,) = global_batches(recipe(source, chat_file), 1)
+    right = loss_of(source, batches)
+    named = {
+        name: recipe(source, chat_file, model=Model(path=NAME), parallel=STRATEGIES[name])
+        for name in ("zero3", "tensor")
+    }
+    first = [(trained, str(tmp_path / name), None) for name, trained in named.items()]
+    for (step,) in run_distributed(from_the_hub, 2, str(tmp_path / "hub"), first)[0]:
+        assert step["loss"] == pytest.approx(right, rel=TOLERANCE)
+    manifest = tmp_path / "zero3" / "checkpoints" / "step-00000001" / "manifest.json"
+    known = json.loads(manifest.read_text())
+    assert known["run"]["facts"]["weights"] == weights_digest(str(source))
+    known["run"]["facts"]["weights"] = None
+    manifest.write_text(json.dumps(known))
+    again = [(named["zero3"].model_copy(update={"steps": 2}), str(tmp_path / "zero3"), "auto")]
+    (steps,) = run_distributed(from_the_hub, 2, str(tmp_path / "hub"), again)[0]
+    assert [step["step"] for step in steps] == [1, 2]
 
 
 def starts(rank: int, world_size: int, cases: list[tuple[Recipe, str]], cache: str) -> list[tuple[int, str, str]]:

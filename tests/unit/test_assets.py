@@ -209,9 +209,8 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     assert (target / "rest").exists()
 
 
-def test_resolve_leaves_directories_and_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_leaves_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert assets.resolve(str(tmp_path)) == str(tmp_path)
-    assert assets.resolve("owner/model") == "owner/model"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "minilm-l6").mkdir()
     assert assets.resolve("minilm-l6") == "minilm-l6"

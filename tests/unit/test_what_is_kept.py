@@ -11,8 +11,9 @@ import torch
 
 from toolkit.checkpoint import export_folder, writer
 from toolkit.checkpoint.export_folder import Stamp
-from toolkit.checkpoint.finite import is_sound, largest, limit
+from toolkit.checkpoint.finite import is_sound, largest, limit, unsound
 from toolkit.checkpoint.writer import write_fragments
+from toolkit.engine.advice import ADVICE, ADVICE_FP16
 from toolkit.engine.fragments import WEIGHT, Fragment
 from toolkit.errors import RunFailed
 
@@ -67,6 +68,13 @@ def test_one_number_of_one_state_is_enough(state: str, place: int, message: str,
     with pytest.raises(RunFailed) as refused:
         write_fragments(tmp_path / "bad.bin", fragments(True), step=7, dtype=torch.bfloat16)
     assert refused.value.what == message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "do"), [(torch.bfloat16, ADVICE), (torch.float32, ADVICE), (torch.float16, ADVICE_FP16)]
+)
+def test_the_advice_is_that_of_any_divergence(dtype: torch.dtype, do: str) -> None:
+    assert unsound("a.weight", WEIGHT, math.nan, 3, dtype).do == do
 
 
 def test_no_manifest_of_files_that_rank_0_does_not_see(tmp_path: Path) -> None:

@@ -175,6 +175,32 @@ def test_export_into_a_folder_with_files(finished: tuple[Recipe, Path, str], tmp
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_export_of_a_checkpoint_away_from_its_run(
+    finished: tuple[Recipe, Path, str], tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, copied, out = finished[1], tmp_path / "away" / "kept" / "step", tmp_path / "out"
+    shutil.copytree(original / "checkpoints" / folder_name(1), copied)
+    assert verbs.main(["export", str(copied), str(out)]) == 2
+    missing = tmp_path / "away" / "model"
+    said = capfd.readouterr().err
+    assert (
+        f"error: {copied} is a checkpoint without the files of its model: there is no {missing}/config.json\n" in said
+    )
+    assert f"do this:  export it where the run is, or copy that folder along: RUN/model to {missing}" in said
+    shutil.copytree(original / "model", missing)  # what the message says works, from inside the folder too
+    monkeypatch.chdir(copied)
+    assert verbs.main(["export", ".", str(out)]) == 0 and (out / "model.safetensors").is_file()
+    (missing / "config.json").write_text("{")
+    capfd.readouterr()
+    assert verbs.main(["export", str(copied), str(tmp_path / "again")]) == 2
+    assert f"error: {missing}/config.json cannot be read: " in capfd.readouterr().err
+    assert not (tmp_path / "again").exists()
+    # Checkpoints may lie on another disk than the rest of their run.
+    shutil.copytree(original, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    (tmp_path / "run" / "checkpoints").symlink_to(original / "checkpoints")
+    assert verbs.main(["export", str(tmp_path / "run"), str(tmp_path / "linked")]) == 0
+
+
 def test_weights_of_another_shape_than_the_config(
     finished: tuple[Recipe, Path, str], tiny_llama_dir: Path, tmp_path: Path
 ) -> None:

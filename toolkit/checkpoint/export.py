@@ -65,7 +65,7 @@ def renew(run: Path, out: Path, dtype: str, *, keep_best: bool) -> tuple[Stamp, 
 
 def _write(folder: Path, out: Path, stamp: Stamp) -> Path | None:
     """Write checkpoint `folder` to `out`, in the place of what is there; where that went, if it was not ours to drop."""
-    model_folder = folder.parent.parent / MODEL_FOLDER
+    model_folder = _model_folder(folder)
     temporary = export_folder.beside(out)
     with storage_errors(f"exporting step {stamp.step}", out.parent), _cleared(temporary):
         try:
@@ -82,6 +82,18 @@ def _write(folder: Path, out: Path, stamp: Stamp) -> Path | None:
         (temporary / "README.md").write_text(_model_card(reader, stamp.dtype), encoding="utf-8")
         export_folder.write_stamp(temporary, stamp)
         return export_folder.put_in_place(temporary, out)
+
+
+def _model_folder(folder: Path) -> Path:
+    """Where the run of checkpoint `folder` keeps the files of its model. Raises CheckpointError where there are none."""
+    found = folder.absolute().parent.parent / MODEL_FOLDER
+    if not (found / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{folder} is a checkpoint without the files of its model: there is no {found / CONFIG_NAME}",
+            expected=f"the {MODEL_FOLDER} folder of its run, beside the folder of the checkpoints",
+            do=f"export it where the run is, or copy that folder along: RUN/{MODEL_FOLDER} to {found}",
+        )
+    return found
 
 
 @contextmanager
@@ -126,7 +138,7 @@ def _choose(source: Path, keep_best: bool | None) -> tuple[Path, bool]:
 
 def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> Any:
     """The model of the checkpoint on the CPU; weights as they were trained, cast to `dtype`."""
-    config = AutoConfig.from_pretrained(model_folder)
+    config = _config(model_folder)
     config.dtype = dtype
     with torch.device("meta"):
         model = task_class(reader.manifest.run["task"]).auto_class.from_config(config, dtype=dtype)
@@ -138,6 +150,17 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
     model.tie_weights()
     _check_whole(model, weights, unexpected, reader.folder)
     return model
+
+
+def _config(model_folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(model_folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{model_folder / CONFIG_NAME} cannot be read: {' '.join(str(error).split())[:200]}",
+            expected="the config that the run wrote",
+            do="put that file back, from a copy of the run or from one of its exports",
+        ) from None
 
 
 def _check_whole(model: Any, weights: Mapping[str, torch.Tensor], unexpected: Sequence[str], source: Path) -> None:

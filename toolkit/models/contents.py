@@ -52,7 +52,7 @@ def compare(kind: Any, config: PretrainedConfig, source: str, remade: Collection
             model = build_skeleton(kind, config)
     except Exception as error:
         # Every architecture fails in its own way on what it lacks (a package, a field).
-        raise unreadable("model", "model.path", source, error) from None
+        raise unreadable("model", "model.path", source, source, error) from None
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     renaming = Renaming(model, wanted)
     found: dict[str, Placement] = {}

@@ -9,8 +9,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from toolkit.errors import ModelError, did_you_mean
-from toolkit.models.assets import ASSETS
+from toolkit.errors import ModelError
 
 PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 """What a checkpoint directory holds: configuration, weights, tokenizer, templates."""
@@ -92,8 +91,11 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(names)]
 
 
-def unreadable(what: str, field: str, name: str, error: Exception) -> ModelError:
-    """The message for `error`, raised by transformers while it read the `what` ("model", ...) of the checkpoint `name`."""
+def unreadable(what: str, field: str, name: str, source: str, error: Exception) -> ModelError:
+    """The message for `error`, raised by transformers while it read the `what` ("model", ...) of the checkpoint `name`.
+
+    `source` is the directory of that checkpoint.
+    """
     reason = next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
     begin = f"{field}={name!r}: its {what} cannot be loaded"
     if isinstance(error, ImportError):
@@ -102,15 +104,8 @@ def unreadable(what: str, field: str, name: str, error: Exception) -> ModelError
             expected="the optional package that it is read with",
             do="install the package that is named",
         )
-    directory = Path(name)
-    if not directory.is_dir():
-        return ModelError(
-            f"{begin}{did_you_mean(name, ASSETS)}: {reason}",
-            expected="a Hugging Face directory (config.json, model.safetensors, tokenizer.json), a name `toolkit fetch` knows, or a reachable hub name",
-            do="check the path, or run `toolkit fetch NAME`",
-        )
     needed = NEEDED[what]
-    if not any((directory / file).is_file() for file in needed):
+    if not any((Path(source) / file).is_file() for file in needed):
         where = "model.tokenizer" if what == "tokenizer" else "model.path"
         return ModelError(
             f"{begin}: the directory has no {needed[0]}",

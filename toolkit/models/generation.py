@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
@@ -68,12 +68,12 @@ def stated_generation(path: str | None, config: PretrainedConfig) -> dict[str, A
 
     Raises ModelError for a file that transformers cannot load: the export would not load either.
     """
-    file = path and cached_file(resolve(path), GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
-    if not file:
+    file = Path(resolve(path)) / GENERATION_CONFIG_NAME if path else None
+    if file is None or not file.is_file():
         derived = GenerationConfig.from_model_config(config).to_diff_dict()
         return {key: value for key, value in derived.items() if not key.startswith("_") and value is not None}
     try:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
         GenerationConfig.from_dict(dict(values))
         unknown = [token for name in SPECIAL_IDS for token in end_ids(values.get(name)) if not isinstance(token, int)]
         if unknown:

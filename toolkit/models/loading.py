@@ -35,15 +35,15 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer. Raises ModelError when there is none."""
     field = "model.path" if model.tokenizer is None else "model.tokenizer"
     name = model.tokenizer or model.path or ""
-    source = resolve(name)
+    source = resolve(name, field)
     check_files(field, source)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
     except READ_ERRORS as error:
-        raise unreadable("tokenizer", field, name, error) from None
+        raise unreadable("tokenizer", field, name, source, error) from None
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise unreadable("tokenizer", field, name, TypeError("no tokenizer files"))
+        raise unreadable("tokenizer", field, name, source, TypeError("no tokenizer files"))
     return tokenizer
 
 
@@ -66,7 +66,7 @@ def materialise(
             raise unbuildable(model.config, error) from None
         fresh: list[str] = []
     else:
-        source = resolve(str(model.path))
+        source = resolve(str(model.path), weights=True)
         network, fresh = _from_pretrained(kind, source, config, remade=head)
         check_missing([name for name in fresh if not _is_of_a_head(network, name)], source, network)
         renew(network, [name for name in head if name not in fresh])
@@ -119,7 +119,7 @@ def _from_pretrained(
             name, stored, wanted = min(mismatched)
             raise ValueError(f"{name} has shape {tuple(stored)} in the file and {tuple(wanted)} in the model")
     except READ_ERRORS as error:
-        raise unreadable("model", "model.path", source, error) from None
+        raise unreadable("model", "model.path", source, source, error) from None
     fresh = {*info["missing_keys"], *(found[0] for found in info["mismatched_keys"])}
     return network, sorted(fresh)
 

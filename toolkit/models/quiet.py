@@ -1,4 +1,4 @@
-"""transformers' own warnings kept off the screen: what they are about is checked, and said once, by us."""
+"""Libraries' own warnings kept off the screen: what they are about is checked, and said once, by us."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Let transformers log errors only, for a while."""
-    logger = logging.getLogger("transformers")
+def quiet(library: str = "transformers") -> Iterator[None]:
+    """Let `library` log errors only, for a while."""
+    logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

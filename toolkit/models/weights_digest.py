@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from transformers.utils import cached_file
-
 from toolkit.models.assets import resolve
+from toolkit.models.weight_files import weight_files
 
-SUFFIXES = (".safetensors", ".bin")
 BLOCK_BYTES = 4096
 BLOCKS = 64
 """Blocks read of each file, spread evenly over it: training moves every matrix, so that any of them tells."""
@@ -17,15 +15,7 @@ BLOCKS = 64
 
 def weights_digest(name: str) -> str | None:
     """SHA-256 over sizes and samples of the weight files of the checkpoint `name`, wherever it lies; None without any."""
-    folder = Path(resolve(name))
-    if not folder.is_dir():  # a hub name: its files are in the hub's cache
-        config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
-        if config is None:
-            return None
-        folder = Path(config).parent
-    files: list[Path] = []
-    for suffix in SUFFIXES:
-        files = files or sorted(path for path in folder.iterdir() if path.suffix == suffix)
+    files = weight_files(Path(resolve(name, weights=True)))
     digest = hashlib.sha256()
     for file in files:
         _add(digest, file)

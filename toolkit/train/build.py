@@ -42,6 +42,7 @@ from toolkit.models.stage_plan import balance
 from toolkit.models.stages import build_skeleton, cut
 from toolkit.models.tensor_plan import tensor_plan
 from toolkit.models.tiling import check_tiles, tile_mlps
+from toolkit.models.weight_files import weight_files
 from toolkit.recipe import Recipe
 from toolkit.tasks import higher_is_better
 from toolkit.train.inputs import Inputs
@@ -58,7 +59,7 @@ def build_engine(
     """Load the weights and hand them to DeepSpeed. Collective."""
     task = inputs.task
     if recipe.model.weights == "pretrained":
-        _settle_contents(inputs, resolve(str(recipe.model.path)), me, display)
+        _settle_contents(inputs, resolve(str(recipe.model.path), weights=True), me, display)
     source = _starting_weights(recipe, inputs, me, folder, display)
     model, missing = _load(recipe, inputs, config, me, source)
     check_missing(missing, source, model)
@@ -156,7 +157,7 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
 def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folder: RunFolder, display: Display) -> str:
     """The checkpoint directory every rank reads its weights from."""
     if recipe.model.weights == "pretrained" and not inputs.task.config_overrides():
-        return resolve(str(recipe.model.path))
+        return resolve(str(recipe.model.path), weights=True)
     # One per host: hosts may not share a file system, and the same seed gives the same weights on each. Its name says what
     # the weights are made from: a start that failed may have left others.
     prefix = f"{STARTING_WEIGHTS}{socket.gethostname()}-"
@@ -183,8 +184,8 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
 
 def _digest(recipe: Recipe, inputs: Inputs) -> str:
     """What decides the starting weights, in 16 characters: model, its config, seed, and the files they come from."""
-    source = Path(resolve(recipe.model.path)) if recipe.model.path else None
-    files = sorted(source.glob("*")) if source is not None and source.is_dir() else []
+    is_pretrained = recipe.model.weights == "pretrained"
+    files = weight_files(Path(resolve(str(recipe.model.path), weights=True))) if is_pretrained else []
     parts = [
         recipe.model.model_dump(mode="json"),
         inputs.model_config.to_dict(),

@@ -8,11 +8,6 @@ from pathlib import Path
 from toolkit.checkpoint.manifest import read_manifest
 from toolkit.errors import RunFailed
 
-ADVICE = (
-    "lower optimizer.learning_rate, lengthen schedule.warmup_steps, set optimizer.max_grad_norm=1.0, "
-    "or look at the data with --preview"
-)
-ADVICE_FP16 = "set precision.dtype='bf16' (fp16 ends at 65504), or lower optimizer.learning_rate"
 ADVICE_UNTRAINED = (
     "look at the data with --preview, and try the starting weights with precision.dtype='fp32': nothing was trained yet"
 )

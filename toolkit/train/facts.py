@@ -64,7 +64,8 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[t
         if before[name] != after[name]:
             what = "the classes" if name == "id2label" else f"the model's {name}"
             yield "config", f"{what}: {_short(after[name])} (the run has {_short(before[name])})"
-    if stored["weights"] != now["weights"]:
+    # An older checkpoint of a run from a hub name may not know.
+    if None not in (stored["weights"], now["weights"]) and stored["weights"] != now["weights"]:
         yield "weights", "the weights that the run started from have other content"
     if stored["chat_template"] != now["chat_template"]:
         yield "chat_template", "the chat template has other content"

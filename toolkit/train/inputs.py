@@ -134,7 +134,7 @@ def _model_config(recipe: Recipe, task: Task, vocabulary_size: int, display: Dis
         unchanged = load_config(plain, vocabulary_size=vocabulary_size, overrides=overrides)
         check_overrides(task.auto_class, model, config, unchanged)
     if model.weights == "pretrained":
-        check_weights(resolve_model(str(model.path)))
+        check_weights(resolve_model(str(model.path), weights=True))
     return config
 
 

@@ -13,11 +13,12 @@ from toolkit.checkpoint.finite import check_weights
 from toolkit.checkpoint.writer import retain, save
 from toolkit.data.batches import StepBatch, evaluation_batches
 from toolkit.engine import device, process
+from toolkit.engine.advice import ADVICE, ADVICE_FP16
 from toolkit.engine.protocol import Engine, StepResult
 from toolkit.engine.seeds import mix
 from toolkit.errors import RunFailed
 from toolkit.recipe import Recipe
-from toolkit.train.divergence import ADVICE, ADVICE_FP16, with_way_back
+from toolkit.train.divergence import with_way_back
 from toolkit.train.inputs import Inputs
 from toolkit.train.interrupts import Interrupt
 from toolkit.train.metrics import MetricsLog

@@ -26,7 +26,7 @@ from toolkit.engine.protocol import Engine
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.train import facts
-from toolkit.train.build import build_engine
+from toolkit.train.build import STARTING_WEIGHTS, build_engine
 from toolkit.train.claim import claimed
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
@@ -211,7 +211,7 @@ def _finish(
 
     exported = process.from_main_at_length(lambda: _export(recipe, folder, display, has_best=has_best))
     if me.local_rank == 0:
-        for leftover in folder.path.glob(".initial-*"):
+        for leftover in folder.path.glob(f"{STARTING_WEIGHTS}*"):
             shutil.rmtree(leftover, ignore_errors=True)
     seconds = time.monotonic() - began
     places = f"metrics in {folder.metrics}, checkpoints in {folder.checkpoints}{exported}"
