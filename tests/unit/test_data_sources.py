@@ -7,11 +7,15 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from toolkit.data import content as content_module
 from toolkit.data.sources import _open_hub, open_source
@@ -119,6 +123,7 @@ def test_the_content_is_that_of_the_rows_wherever_they_are(tmp_path):
 
 def test_a_file_is_hashed_again_only_when_it_may_have_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(content_module, "SETTLED_S", 0.0)
+    monkeypatch.setattr(content_module, "SMALL", 0)
     hashed = []
     digest = hashlib.file_digest
     monkeypatch.setattr(content_module.hashlib, "file_digest", lambda *given: hashed.append(1) or digest(*given))
@@ -132,9 +137,49 @@ def test_a_file_is_hashed_again_only_when_it_may_have_changed(tmp_path, monkeypa
     assert content_module.file_digest(path, tmp_path / "cache") != first and len(hashed) == 2
 
 
-def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path):
-    content_module.file_digest(write(tmp_path / "rows.jsonl"), tmp_path / "cache")
+def test_a_small_file_is_not_remembered_and_one_changed_a_moment_ago_is_waited_for(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.jsonl")
+    content_module.file_digest(path, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(content_module, "SMALL", 0)
+    monkeypatch.setattr(content_module, "SETTLED_S", 0.2)
+    write(path, ROWS[:2])
+    digest = content_module.file_digest(path, tmp_path / "cache")
+    [note] = (tmp_path / "cache" / "content").glob("*[0-9a-f]")
+    assert json.loads(note.read_text())["sha256"] == digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.stat().st_dev not in json.loads(note.read_text())["state"]
+
+
+def test_of_processes_that_start_together_one_hashes(tmp_path, monkeypatch):
+    monkeypatch.setattr(content_module, "SMALL", 0)
+    monkeypatch.setattr(content_module, "SETTLED_S", 0.1)
+    hashed = []
+    digest = content_module._hashed
+
+    def slowly(path):
+        hashed.append(path)
+        time.sleep(0.1)
+        return digest(path)
+
+    monkeypatch.setattr(content_module, "_hashed", slowly)
+    path = write(tmp_path / "rows.jsonl")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: content_module.file_digest(path, tmp_path / "cache"), range(4)))
+    assert len({*found}) == 1 and hashed == [path]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".txt"])
+def test_a_stream_is_not_read_through_before_it_starts(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(content_module, "SAMPLE_BLOCKS", 3)
+    monkeypatch.setattr(content_module, "SAMPLE_BLOCK", 16)
+    monkeypatch.setattr(content_module, "_hashed", lambda _: pytest.fail("read through"))
+    path = write(tmp_path / f"rows{suffix}", ROWS * 2000)
+    assert len(list(opened(path, tmp_path, streaming=True))) == 6000
+    before = content(path, tmp_path, streaming=True)
+    assert content(shutil.copy(path, tmp_path / f"copy{suffix}"), tmp_path, streaming=True) == before
+    others = [ROWS * 1999, [*ROWS[::-1], *ROWS * 1999]] if suffix != ".parquet" else [ROWS * 1999]
+    for number, rows in enumerate(others):
+        assert content(write(tmp_path / f"{number}{suffix}", rows), tmp_path, streaming=True) != before
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -176,6 +221,9 @@ def test_csv_fields_are_the_text_that_is_written(tmp_path, streaming):
         ('a,b\n1,"2\n3,4\n', "is not CSV: unexpected end of data"),
         ('a,b\n1,"2" x\n', "line 2 is not CSV: ',' expected after"),
         ("a,b,a\n1,2,3\n", "has the column 'a' 2 times"),
+        (",,\n1,2,3\n", "has no name of a column in its first line"),
+        ("a,b,,\nx,y,z,\n", "line 2 has 'z' in column 3, which has no name"),
+        ("a,,b\nx,y,z\n", "line 2 has 'y' in column 2, which has no name"),
     ],
 )
 def test_bad_csv_is_named(tmp_path, written, said):
@@ -183,6 +231,30 @@ def test_bad_csv_is_named(tmp_path, written, said):
     for streaming in (False, True):
         message = refused(tmp_path / "rows.csv", tmp_path, streaming=streaming)
         assert message.startswith(f"data.train={str(tmp_path / 'rows.csv')!r}") and said in message
+
+
+def test_a_faulty_row_of_a_stream_is_named_where_it_is_read(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n" * 1 + "1,2\n" * 2000 + "3\n")
+    rows = iter(opened(tmp_path / "rows.csv", tmp_path, streaming=True))
+    with pytest.raises(DataError, match="line 2,003 has 1 fields, the header 2"):
+        list(rows)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "prompt,completion,,\na,b,,\nc,d,,\n",
+        "prompt,completion,\r\na,b,\r\nc,d, \r\n",
+        ",prompt,completion\n0,a,b\n1,c,d\n",
+        "prompt,completion\na,b\n   \nc,d\n \t\n",
+    ],
+    ids=["spreadsheet", "one more", "row numbers", "blanks"],
+)
+def test_csv_with_columns_and_lines_that_hold_nothing(tmp_path, written, streaming):
+    (tmp_path / "rows.csv").write_text(written, newline="")
+    found = list(opened(tmp_path / "rows.csv", tmp_path, streaming=streaming))
+    assert found == [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 
 
 JSON_VALUES = [
@@ -208,19 +280,47 @@ def test_rows_of_json_keep_their_form_through_a_split(tmp_path):
     assert sorted(map(str, [*found["train"], *found["test"]])) == sorted(map(str, rows))
 
 
-def test_parquet_files_of_one_source(tmp_path):
-    write(tmp_path / "set" / "a.parquet", ROWS)
-    write(tmp_path / "set" / "b.parquet", [{"text": None}])
-    assert list(opened(tmp_path / "set", tmp_path)) == [*ROWS, {"text": None}]
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_of_one_source(tmp_path, streaming):
+    write(tmp_path / "set" / "a.parquet", ROWS[:1])
+    write(tmp_path / "set" / "b.parquet", ROWS[1:])
+    write(tmp_path / "set" / "c.parquet", [{"text": None}])
+    assert list(opened(tmp_path / "set", tmp_path, streaming=streaming)) == [*ROWS, {"text": None}]
     labels = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"])})
     datasets.Dataset.from_dict({"label": [1]}, features=labels).to_parquet(str(tmp_path / "labels.parquet"))
-    assert opened(tmp_path / "labels.parquet", tmp_path).features == labels
+    rows = opened(tmp_path / "labels.parquet", tmp_path, streaming=streaming)
+    assert rows.features == labels and list(rows) == [{"label": 1}]
     write(tmp_path / "set" / "c.parquet", [{"txt": "x"}])
-    assert "has the columns txt, but" in refused(tmp_path / "set", tmp_path)
+    assert "has the columns txt, but" in refused(tmp_path / "set", tmp_path, streaming=streaming)
     write(tmp_path / "set" / "c.parquet", [{"text": [1]}])
-    assert "differ in type" in refused(tmp_path / "set", tmp_path)
+    assert "differ in type" in refused(tmp_path / "set", tmp_path, streaming=streaming)
     (tmp_path / "set" / "c.parquet").write_bytes((tmp_path / "set" / "a.parquet").read_bytes()[:-9])
-    assert "cannot be read as parquet" in refused(tmp_path / "set", tmp_path)
+    assert "cannot be read as parquet" in refused(tmp_path / "set", tmp_path, streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_columns_of_types_that_rows_cannot_hold_are_left_out(tmp_path, streaming):
+    texts = pyarrow.array(["a", "b", "a"])
+    extra = pyarrow.array([[("k", "v")]] * 3, pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"text": texts.dictionary_encode(), "extra": extra, "n": [1, 2, 3]}), path)
+    source = open_source(str(path), split="train", cache_dir=tmp_path / "cache", streaming=streaming)
+    assert list(source.rows) == [{"text": text, "n": n} for text, n in (("a", 1), ("b", 2), ("a", 3))]
+    assert source.unread == ("extra",)
+    parquet.write_table(pyarrow.table({"extra": extra}), path)
+    said = refused(path, tmp_path, streaming=streaming)
+    assert "has no column of a type that can be read: extra (map<string, string" in said
+    parquet.write_table(pyarrow.table([texts, texts], names=["text", "text"]), path)
+    assert "has the column 'text' 2 times" in refused(path, tmp_path, streaming=streaming)
+
+
+def test_class_names_stay_beside_a_column_that_is_left_out(tmp_path):
+    labels = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"])})
+    datasets.Dataset.from_dict({"label": [1]}, features=labels).to_parquet(str(tmp_path / "rows.parquet"))
+    table = parquet.read_table(tmp_path / "rows.parquet")
+    extra = pyarrow.array([[("k", "v")]], pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    parquet.write_table(table.append_column("extra", extra), tmp_path / "rows.parquet")
+    assert opened(tmp_path / "rows.parquet", tmp_path).features == labels
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -319,11 +419,59 @@ def test_a_split_of_any_name_and_files_of_none(tmp_path):
     assert list(opened(tmp_path / "set", tmp_path, split="validation")) == ROWS[1:]
 
 
-def test_a_file_of_two_splits_and_saved_sets_side_by_side_are_refused(tmp_path):
-    write(tmp_path / "set" / "train" / "test_cases.jsonl")
+def found(tmp_path, *names, split="train") -> list[str]:
+    for name in names:
+        write(tmp_path / "set" / f"{name}.jsonl", [{"text": name}])
+    source = open_source(str(tmp_path / "set"), split=split, cache_dir=tmp_path / "cache")
+    assert sorted([*source.files, *source.left_out]) == sorted({*source.files, *source.left_out})
+    return [row["text"] for row in source.rows]
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "read"),
+    [
+        (["train/part-0", "train/training_01", "train/train_02"], "train", [0, 2, 1]),
+        (["train_v1", "training_v2", "test"], "train", [0, 1]),
+        (["val_math", "validation_code", "train"], "validation", [0, 1]),
+        (["val_math", "validation_code", "train"], "dev", [0, 1]),
+        (["train/test_cases", "test/training_set"], "train", [0]),
+        (["train/test_cases", "test/training_set"], "test", [1]),
+        (["my_unit_test_generation", "code"], "train", [1, 0]),
+        (["a_train_sft", "a_test_sft"], "train", [0]),
+        (["c4-train.00000-of-01024", "c4-validation.00000-of-00008"], "train", [0]),
+        (["apples_train_v2", "apples_test_v2", "my_dev_notes"], "test", [1]),
+    ],
+)
+def test_all_files_of_a_split_are_read_and_no_others(tmp_path, names, split, read):
+    assert found(tmp_path, *names, split=split) == [names[number] for number in read]
+
+
+def test_a_split_read_from_a_name_by_mistake_is_traced_to_it(tmp_path):
+    with pytest.raises(DataError) as caught:
+        found(tmp_path, "test_generation", "code")
+    message = str(caught.value)
+    assert "the name of 'test_generation.jsonl' says 'test'" in message
+    assert (
+        f"do this:  for files whose names say no split, give a pattern: data.train='{tmp_path / 'set'}/**/*.jsonl'"
+        in (message)
+    )
+    assert len(list(opened(tmp_path / "set" / "**" / "*.jsonl", tmp_path))) == 2
+
+
+def test_a_file_of_two_splits_is_refused(tmp_path):
+    write(tmp_path / "set" / "train_test.jsonl")
     assert "says several splits, train and test" in refused(tmp_path / "set", tmp_path)
-    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "sets" / "train"))
-    assert "holds data sets written by `save_to_disk`: train" in refused(tmp_path / "sets", tmp_path)
+
+
+def test_saved_sets_in_a_directory(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "sets" / "sub" / "one"))
+    said = refused(tmp_path / "sets", tmp_path)
+    assert "holds data sets written by `save_to_disk`: sub/one" in said
+    assert f"data.train={str(tmp_path / 'sets' / 'sub' / 'one')!r}" in said
+    write(tmp_path / "sets" / "train.jsonl", ROWS[:1])
+    (tmp_path / "sets" / "dataset_info.json").write_text("{}")
+    source = open_source(str(tmp_path / "sets"), split="train", cache_dir=tmp_path / "cache")
+    assert list(source.rows) == ROWS[:1] and source.left_out == (tmp_path / "sets" / "sub" / "one",)
 
 
 def test_a_directory_of_other_files_and_a_pattern(tmp_path):
@@ -414,6 +562,8 @@ def test_a_file_read_before_is_not_read_again(tmp_path, monkeypatch):
         yield
 
     monkeypatch.setattr("toolkit.data.files.json_texts", never)
+    assert list(opened(path, tmp_path)) == ROWS
+    monkeypatch.setattr("toolkit.data.tables.json_texts", never)
     assert list(opened(path, tmp_path)) == ROWS
     with pytest.raises(datasets.exceptions.DatasetGenerationError):
         opened(write(path, ROWS[:2]), tmp_path)

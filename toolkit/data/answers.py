@@ -7,7 +7,7 @@ when a mark that occurs nowhere takes the answer's place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -35,17 +35,24 @@ class Frame:
     """What follows the last answer: the token that ends it, white space. None: not known."""
 
 
-def answer_spans(tokenizer: Any, turns: Sequence[Turn], text: str, where: str) -> dict[int, Span]:
+def answer_spans(
+    tokenizer: Any, turns: Sequence[Turn], text: str, where: str, *, optional: Container[int] = ()
+) -> dict[int, Span]:
     """Character spans in `text`, the rendering of `turns`, of what the model has to produce, by index of the message.
 
     From the generation prompt to the token that ends the turn, without white space after it. Raises DataError where the
-    template loses an answer's text.
+    template loses an answer's text; those of the messages `optional` are left out then.
     """
     spans: dict[int, Span] = {}
     floor = 0
     for index, turn in enumerate(turns):
         if turn["role"] == "assistant":
-            spans[index] = _span(tokenizer, turns, index, text, floor, where)
+            try:
+                spans[index] = _span(tokenizer, turns, index, text, floor, where)
+            except DataError:
+                if index not in optional:
+                    raise
+                continue
             floor = spans[index][1]
     return spans
 

@@ -41,12 +41,15 @@ def encode_messages(tokenizer: Any, messages: object, *, train_on: TrainOn, wher
             expected="at least one answer in each conversation",
             do="remove the row, or set task.train_on='all'",
         )
+    elif _GENERATION_BLOCK.search(tokenizer.get_chat_template()):
+        # The template decides; a span is needed to add the token that ends an answer, and to leave one out.
+        spans = answer_spans(
+            tokenizer, turns, text, where, optional=[index for index, weighs in enumerate(learned) if weighs]
+        )
+        trained = _marked_by_template(tokenizer, turns, text, ids, offsets, list(spans.values()))
     else:
         spans = answer_spans(tokenizer, turns, text, where)
-        if _GENERATION_BLOCK.search(tokenizer.get_chat_template()):
-            trained = _marked_by_template(tokenizer, turns, text, ids, offsets, list(spans.values()))
-        else:
-            trained = np.logical_or.reduce([_inside(offsets, span) for span in spans.values()])
+        trained = np.logical_or.reduce([_inside(offsets, span) for span in spans.values()])
     for index, span in spans.items():
         if not learned[index]:
             trained &= ~_inside(offsets, span)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from toolkit.data.column_names import check_once
 from toolkit.data.text_files import open_text
 from toolkit.errors import DataError
 
@@ -15,33 +15,57 @@ _REPAIR = "repair the file there, or write it anew with every field quoted"
 
 
 def csv_header(path: Path) -> list[str]:
-    """The names in the first line of `path`, empty for a file without any. Raises DataError for one that is there twice."""
+    """The columns of `path`: the names in its first line, empty for a file without any. Raises DataError for one twice."""
     with open_text(path, newline="") as file:
         names = next(_lines(file, path), (0, []))[1]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
+    named = [names[place] for place in _named(names)]
+    check_once(path, named)
+    if names and not named:
         raise DataError(
-            f"{str(path)!r} has the column {twice[0]!r} {Counter(names)[twice[0]]} times",
-            expected="a first line with the name of each column once",
-            do="rename the columns; a file without such a line needs one",
+            f"{str(path)!r} has no name of a column in its first line",
+            expected="a first line with the name of each column",
+            do="write such a line above the rows",
         )
-    return names
+    return named
 
 
-def csv_rows(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of `path` below its header; an empty field is the empty text. Raises DataError, with the line."""
-    names = csv_header(path)
+def csv_rows(path: Path) -> Iterator[list[str]]:
+    """The fields of each row of `path`, one for each column of its header; an empty field is the empty text.
+
+    A column without a name is left out where it is empty, as spreadsheets leave it at the end, or where it is the
+    first one, as pandas writes the numbers of the rows. Raises DataError, with the line, for any other.
+    """
     with open_text(path, newline="") as file:
         lines = _lines(file, path)
-        next(lines, None)
+        names = next(lines, (0, []))[1]
+        named = _named(names)
+        unnamed = sorted({*range(1, len(names))} - {*named})
+        all_named = len(named) == len(names)
         for number, fields in lines:
             if len(fields) != len(names):
+                if len(fields) == 1 and not fields[0].strip():
+                    continue  # a line of white space only
                 raise DataError(
                     f"{str(path)!r}, line {number:,} has {len(fields)} fields, the header {len(names)}",
                     expected="as many fields in every line as the header has, separated by commas",
                     do=_REPAIR,
                 )
-            yield dict(zip(names, fields, strict=True))
+            if all_named:
+                yield fields
+                continue
+            for place in unnamed:
+                if fields[place].strip():
+                    raise DataError(
+                        f"{str(path)!r}, line {number:,} has {fields[place][:60]!r} in column {place + 1}, "
+                        "which has no name",
+                        expected="a name in the first line for every column that holds something",
+                        do="name the column, or quote the text before it if a comma in it has split it",
+                    )
+            yield [fields[place] for place in named]
+
+
+def _named(names: list[str]) -> list[int]:
+    return [place for place, name in enumerate(names) if name.strip()]
 
 
 def _lines(file: Iterator[str], path: Path) -> Iterator[tuple[int, list[str]]]:

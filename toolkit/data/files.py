@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
-from pyarrow import parquet
+import filelock
 
-from toolkit.data.content import combined, files_digest
-from toolkit.data.csv_rows import csv_header, csv_rows
+from toolkit.data.arrow_cache import cached_rows
+from toolkit.data.column_names import check_same
+from toolkit.data.content import combined, files_digest, sampled_digest
+from toolkit.data.csv_rows import csv_header
 from toolkit.data.json_rows import decode, json_texts
-from toolkit.data.text_files import check_is_data, open_text
+from toolkit.data.parquet_rows import parquet_features
+from toolkit.data.tables import tables
+from toolkit.data.text_files import check_is_data
 from toolkit.errors import DataError
 
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 SUFFIXES = ", ".join(KINDS)
 
-_FORMAT = 1  # part of every cache entry: raise it when this package reads a file differently
+_FORMAT = 1  # part of what says that a stream was checked: raise it when the check finds more
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of some files."""
+
+    rows: Any
+    content: str
+    """Digest of what the files hold."""
+    unread: tuple[str, ...] = ()
+    """Columns left out, since rows cannot hold values of their type."""
 
 
 def kind_of(path: Path, field: str) -> str:
@@ -36,131 +50,68 @@ def kind_of(path: Path, field: str) -> str:
     )
 
 
-def no_rows(location: str, field: str = "the recipe") -> DataError:
-    """The error for a source without a single row; `field` is what names it."""
-    return DataError(
-        f"{location!r} has no rows",
-        expected="at least one row",
-        do=f"check how the file was written, or point {field} to another one",
-    )
-
-
-def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: Path) -> tuple[Any, str]:
-    """The rows of `paths`, all of one `kind`, and a digest of their content.
+def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: Path) -> Read:
+    """The rows of `paths`, all of one `kind`.
 
     Paths are taken as they are, never as patterns. Raises DataError, with the file and the line, for what cannot be
-    read; a stream is read through once for that, unless its content was before.
+    read. A stream of JSON is read through once for that, unless its content was before; other streams may be too large
+    for it: their content is known by a sample, and what is wrong with a row is found where the row is read.
     """
     for path in paths:
         check_is_data(path)
-    content = combined(kind, files_digest(paths, cache_dir))
     names = tuple(str(path.resolve()) for path in paths)
-    features = _features(paths, kind)
+    features, unread = _features(paths, kind)
+    if streaming and kind != "json":
+        rows = datasets.IterableDataset.from_generator(
+            _stream,
+            features=features if kind == "parquet" else None,
+            gen_kwargs={"names": names, "kind": kind, "columns": tuple(features)},
+        )
+        return Read(rows, combined(kind, sampled_digest(paths)), unread)
+    content = combined(kind, files_digest(paths, cache_dir))
     if streaming:
-        checked = cache_dir / "checked" / combined(_FORMAT, content)
-        if kind != "parquet" and not checked.exists():
-            for _ in _stored(names, kind):
-                pass
-            checked.parent.mkdir(parents=True, exist_ok=True)
-            checked.touch()
-        return datasets.IterableDataset.from_generator(_plain, gen_kwargs={"names": names, "kind": kind}), content
-    rows = datasets.Dataset.from_generator(
-        _cached,
-        features=features,
-        cache_dir=str(cache_dir / "datasets"),
-        gen_kwargs={"names": names, "kind": kind, "content": content, "version": _FORMAT},
-    )
-    return (rows.with_transform(_decoded) if kind == "json" else rows), content
+        _check_json(paths, cache_dir / "checked" / combined(_FORMAT, content))
+        return Read(datasets.IterableDataset.from_generator(_json_stream, gen_kwargs={"names": names}), content)
+    rows = cached_rows(names, kind, features, content, cache_dir / "datasets")
+    return Read(rows.with_transform(_decoded) if kind == "json" else rows, content, unread)
 
 
-def _features(paths: Sequence[Path], kind: str) -> datasets.Features:
+def _features(paths: Sequence[Path], kind: str) -> tuple[datasets.Features, tuple[str, ...]]:
     """The columns of the cached table. JSON stays text there: a table's columns have one type, JSON values do not."""
-    if kind == "csv":
-        names = _same_in_all(paths, [csv_header(path) for path in paths])
-        return datasets.Features({name: datasets.Value("large_string") for name in names})
     if kind == "parquet":
-        schemas = [_parquet_schema(path) for path in paths]
-        _same_in_all(paths, [sorted(schema.names) for schema in schemas])
-        return datasets.Features.from_arrow_schema(_one_schema(paths, schemas))
-    return datasets.Features({kind: datasets.Value("large_string")})
+        features, unread = parquet_features(paths)
+        return features, tuple(unread)
+    names = [kind]
+    if kind == "csv":
+        columns = [csv_header(path) for path in paths]
+        check_same(paths, columns)
+        names = columns[0]
+    return datasets.Features({name: datasets.Value("large_string") for name in names}), ()
 
 
-def _same_in_all(paths: Sequence[Path], columns: Sequence[list[str]]) -> list[str]:
-    for path, found in zip(paths, columns, strict=True):
-        if found != columns[0]:
-            raise DataError(
-                f"{str(path)!r} has the columns {', '.join(found)}, but {str(paths[0])!r} has {', '.join(columns[0])}",
-                expected="the same columns in all files of one source",
-                do="read the files apart, or write them with the same columns",
-            )
-    return columns[0]
+def _check_json(paths: Sequence[Path], note: Path) -> None:
+    """Read every row of `paths` unless `note` says that one process did."""
+    if note.exists():
+        return
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{note}.lock"):
+        if not note.exists():
+            for path in paths:
+                for _ in json_texts(path):
+                    pass
+            note.touch()
 
 
-def _one_schema(paths: Sequence[Path], schemas: Sequence[pyarrow.Schema]) -> pyarrow.Schema:
-    try:
-        return pyarrow.unify_schemas(schemas, promote_options="permissive")
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-        raise DataError(
-            f"the columns of {str(paths[0])!r} and the {len(paths) - 1:,} files beside it differ in type: {error}",
-            expected="the same type of a column in all files of one source",
-            do="read the files apart, or write them with the same types",
-        ) from None
+def _stream(names: tuple[str, ...], kind: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for name in names:
+        for table in tables(name, kind, columns):
+            yield from table.to_pylist()
 
 
-def _parquet_schema(path: Path) -> pyarrow.Schema:
-    with _parquet_errors(path):
-        return parquet.read_schema(path)
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with _parquet_errors(path), parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000):
-            yield from batch.to_pylist()
-
-
-@contextlib.contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise DataError(
-            f"{str(path)!r} cannot be read as parquet: {' '.join(str(error).split())[:300]}",
-            expected="what its name says, a well-formed parquet file",
-            do="write it anew from its source",
-        ) from None
-
-
-def _cached(names: tuple[str, ...], kind: str, content: str, version: int) -> Iterator[dict[str, Any]]:
-    """What the cache holds; `content` and `version` are there to be part of the cache's key."""
-    rows = _stored(names, kind)
-    first = next(rows, None)
-    if first is None:
-        raise no_rows(names[0])
-    yield first
-    yield from rows
-
-
-def _stored(names: tuple[str, ...], kind: str) -> Iterator[dict[str, Any]]:
-    for path in map(Path, names):
-        if kind == "json":
-            yield from ({"json": text} for text in json_texts(path))
-        elif kind == "csv":
-            yield from csv_rows(path)
-        elif kind == "parquet":
-            yield from _parquet_rows(path)
-        else:
-            with open_text(path) as file:
-                yield from ({"text": line.removesuffix("\n")} for line in file)
-
-
-def _plain(names: tuple[str, ...], kind: str) -> Iterator[dict[str, Any]]:
-    """The rows themselves, for a stream."""
-    stored = _stored(names, kind)
-    if kind != "json":
-        return stored
-    return ({name: values[0] for name, values in decode([row["json"]]).items()} for row in stored)
+def _json_stream(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for name in names:
+        for text in json_texts(Path(name)):
+            yield {key: values[0] for key, values in decode([text]).items()}
 
 
 def _decoded(batch: dict[str, list[str]]) -> dict[str, list[Any]]:

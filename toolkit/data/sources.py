@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 import datasets
 import pyarrow
 
-from toolkit.data.content import combined, files_digest
-from toolkit.data.files import KINDS, SUFFIXES, kind_of, no_rows, read_files
+from toolkit.data.arrow_cache import no_rows
+from toolkit.data.content import combined, files_digest, sampled_digest
+from toolkit.data.files import KINDS, SUFFIXES, kind_of, read_files
 from toolkit.data.splits import files_of_split, unknown_split
 from toolkit.data.storage import CLOSED, FULL
 from toolkit.data.text_files import check_is_data
-from toolkit.errors import DataError, StorageError, did_you_mean
+from toolkit.errors import DataError, StorageError, did_you_mean, first_few
+
+_DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # as in datasets
 
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -29,12 +32,14 @@ class Source:
     rows: Rows
     """In order; a row is a mapping from column to value."""
     content: str
-    """Digest of what decides the rows: their files' bytes (a hub's own identity), the split and the number of rows
-    taken. The same on every host, under every path and in every cache folder."""
+    """Digest of what decides the rows: their files' bytes (of most streams a sample, a hub's own identity), the split and
+    the number of rows taken. The same on every host, under every path and in every cache folder."""
     files: tuple[Path, ...] = ()
     """The local files read; none for a hub data set."""
     left_out: tuple[Path, ...] = ()
-    """Files of the same directory that are named after no split, while others are."""
+    """What else is in the same directory: files named after no split while others are, saved data sets beside files."""
+    unread: tuple[str, ...] = ()
+    """Columns left out, since rows cannot hold values of their type."""
 
 
 def open_source(
@@ -60,9 +65,17 @@ def open_source(
         if max_examples is not None:
             rows = rows.take(max_examples) if streaming else rows.select(range(min(max_examples, len(rows))))
             content = combined(content, max_examples)
-        if next(iter(rows), None) is None:
-            raise _named(no_rows(location, field), field)
-    return Source(rows, content, source.files, source.left_out)
+        _check_first(rows, location, field)
+    return replace(source, rows=rows, content=content)
+
+
+def _check_first(rows: Rows, location: str, field: str) -> None:
+    try:
+        first = next(iter(rows), None)
+    except DataError as error:  # the first row of a stream
+        raise _named(error, field) from None
+    if first is None:
+        raise _named(no_rows(location, field), field)
 
 
 def _open(location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path) -> Source:
@@ -70,8 +83,9 @@ def _open(location: str, split: str, subset: str | None, streaming: bool, field:
     if path.is_dir():
         if _is_saved(path):
             return _open_saved(path, split, streaming, field, cache_dir)
-        files, left_out = files_of_split(_data_files(path, field), path, split, field)
-        return _open_files(files, location, streaming, field, cache_dir, left_out)
+        found, saved = _data_files(path, field)
+        files, left_out = files_of_split(found, path, split, field)
+        return _open_files(files, location, streaming, field, cache_dir, [*left_out, *saved])
     if path.exists():
         return _open_files([path], location, streaming, field, cache_dir)
     if any(mark in location for mark in "*?["):
@@ -85,28 +99,40 @@ def _is_saved(directory: Path) -> bool:
     return (directory / "state.json").exists() or (directory / "dataset_dict.json").exists()
 
 
-def _data_files(directory: Path, field: str) -> list[Path]:
-    """The files of `directory` and the folders in it that can be read, by name; hidden ones are left out."""
+def _data_files(directory: Path, field: str) -> tuple[list[Path], list[Path]]:
+    """The files of `directory` and the folders in it that can be read, by name, and the saved data sets beside them.
+
+    Hidden ones are left out, and what describes a data set.
+    """
     found = sorted(
         path
         for path in directory.rglob("*")
         if not any(part.startswith(".") for part in path.relative_to(directory).parts)
     )
-    saved = [path.name for path in found if path.is_dir() and _is_saved(path)]
+    folders = {path for path in found if path.is_dir() and _is_saved(path)}
+    saved = [path for path in found if path in folders and folders.isdisjoint(path.parents)]
+    files = [
+        path
+        for path in found
+        if path.suffix.lower() in KINDS
+        and path.name not in _DESCRIPTIONS
+        and path.is_file()
+        and folders.isdisjoint(path.parents)
+    ]
+    if files:
+        return files, saved
     if saved:
         raise DataError(
-            f"{field}={str(directory)!r} holds data sets written by `save_to_disk`: {_some(saved)}",
+            f"{field}={str(directory)!r} holds data sets written by `save_to_disk`: "
+            f"{first_few([str(path.relative_to(directory)) for path in saved])}",
             expected="one of them",
-            do=f"point {field} to it, for instance {field}={str(directory / saved[0])!r}",
+            do=f"point {field} to it, for instance {field}={str(saved[0])!r}",
         )
-    files = [path for path in found if path.suffix.lower() in KINDS and path.is_file()]
-    if not files:
-        raise DataError(
-            f"{field}={str(directory)!r} holds no data file",
-            expected=f"files ending in {SUFFIXES}, or what `save_to_disk` of datasets writes",
-            do=f"point {field} to the directory with the files",
-        )
-    return files
+    raise DataError(
+        f"{field}={str(directory)!r} holds no data file",
+        expected=f"files ending in {SUFFIXES}, or what `save_to_disk` of datasets writes",
+        do=f"point {field} to the directory with the files",
+    )
 
 
 def _matches(pattern: Path, location: str, field: str) -> list[Path]:
@@ -139,7 +165,7 @@ def _missing(path: Path, location: str, field: str) -> DataError:
     beside = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
     return DataError(
         f"{field}={location!r} does not exist{did_you_mean(path.name, beside)}",
-        expected=f"an existing file or directory; beside it are: {_some(beside)}",
+        expected=f"an existing file or directory; beside it are: {first_few(beside)}",
         do="correct the path; relative paths start at the current directory",
     )
 
@@ -150,7 +176,7 @@ def _open_files(
     kinds = {kind_of(path, field) for path in files}
     if len(kinds) > 1:
         raise DataError(
-            f"{field}={location!r} mixes kinds of files: {_some([path.name for path in files])}",
+            f"{field}={location!r} mixes kinds of files: {first_few([path.name for path in files])}",
             expected="files of one kind",
             do=f"select them with a pattern, for instance {field}='{Path(location) / '*.jsonl'}'",
         )
@@ -159,7 +185,7 @@ def _open_files(
             raise _named(no_rows(str(path), field), field)
     kind = kinds.pop()
     try:
-        rows, content = read_files(files, kind, streaming=streaming, cache_dir=cache_dir)
+        read = read_files(files, kind, streaming=streaming, cache_dir=cache_dir)
     except DataError as error:
         raise _named(error, field) from None
     except datasets.exceptions.DatasetsError as error:
@@ -173,7 +199,7 @@ def _open_files(
             expected=f"what its name says, a well-formed {kind} file",
             do="repair the file, or write it anew from its source",
         ) from None
-    return Source(rows, content, tuple(files), tuple(left_out))
+    return Source(read.rows, read.content, tuple(files), tuple(left_out), read.unread)
 
 
 def _named(error: DataError, field: str) -> DataError:
@@ -198,7 +224,7 @@ def _open_saved(path: Path, split: str, streaming: bool, field: str, cache_dir: 
         saved, path = saved[split], path / split
     state = json.loads((path / "state.json").read_text())
     files = tuple(path / entry["filename"] for entry in state["_data_files"])
-    content = combined("saved", files_digest(files, cache_dir))
+    content = combined("saved", sampled_digest(files) if streaming else files_digest(files, cache_dir))
     return Source(saved.to_iterable_dataset() if streaming else saved, content, files)
 
 
@@ -241,10 +267,6 @@ def _reason(error: BaseException) -> str:
     """The innermost cause in one line."""
     cause = _innermost(error)
     return " ".join(str(cause).split())[:300] or type(cause).__name__
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"
 
 
 @contextlib.contextmanager

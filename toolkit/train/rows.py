@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.cache import cache_dir
 from toolkit.data.built import resolve
 from toolkit.data.content import combined
 from toolkit.data.sources import Source, open_source
-from toolkit.errors import DataError
+from toolkit.errors import DataError, first_few
 from toolkit.recipe import Data, Recipe
 
 LOOK_AT = 100
@@ -74,19 +75,29 @@ def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Source, Sourc
 
 
 def _check_apart(data: Data, train: Source, held_out: Source, say: Callable[[str], None]) -> None:
-    both = sorted(str(path) for path in {*train.files} & {*held_out.files})
+    both = sorted(str(path) for path in {*_resolved(train)} & {*_resolved(held_out)})
     if not both:
         return
     assert data.evaluation is not None
-    if Path(resolve(data.evaluation)).is_dir() and data.split != data.evaluation_split:
+    directory = Path(resolve(data.evaluation))
+    if directory.is_dir() and data.split != data.evaluation_split:
+        if directory.resolve() == Path(resolve(data.train)).resolve():
+            cause = f"nothing in their names tells the split {data.split!r} from {data.evaluation_split!r}"
+        else:
+            cause = f"data.evaluation is a directory that they belong to, for the split {data.evaluation_split!r}"
         raise DataError(
-            f"data.train={data.train!r} and data.evaluation={data.evaluation!r} are the same files: {_some(both)}; "
-            f"nothing in their names says which belong to the splits {data.split!r} and {data.evaluation_split!r}",
+            f"data.train={data.train!r} and data.evaluation={data.evaluation!r} are the same files: "
+            f"{first_few(both, 4)}; {cause}",
             expected="different rows to train on and to hold out",
-            do="name the files, or set data.evaluation_examples to split some off instead of data.evaluation",
+            do="name other files in one of them, or set data.evaluation_examples to split some off instead of "
+            "data.evaluation",
         )
     if data.streaming:  # a stream is not known in advance; for prepared data the rows themselves are compared
-        say(f"note: data.evaluation reads what data.train reads: {_some(both)}")
+        say(f"note: data.evaluation reads what data.train reads: {first_few(both, 4)}")
+
+
+def _resolved(source: Source) -> list[Path]:
+    return [path.resolve() for path in source.files]
 
 
 def _hold_out(source: Source, count: int, seed: int | None, say: Callable[[str], None]) -> tuple[Source, Source]:
@@ -105,7 +116,7 @@ def _hold_out(source: Source, count: int, seed: int | None, say: Callable[[str],
         shuffled = source.rows.train_test_split(test_size=count, seed=seed)
         parts = shuffled["train"], shuffled["test"]
     trained, held_out = (
-        Source(rows, combined(source.content, name, count, seed), source.files, source.left_out)
+        replace(source, rows=rows, content=combined(source.content, name, count, seed))
         for name, rows in zip(("without", "held out"), parts, strict=True)
     )
     return trained, held_out
@@ -115,9 +126,12 @@ def _remark(field: str, source: Source, data: Data, say: Callable[[str], None]) 
     """Say what of `source` is not read."""
     if source.left_out:
         say(
-            f"note: {field} reads {_some([path.name for path in source.files])}; left out, since the names of others say "
-            f"a split and theirs do not: {_some([path.name for path in source.left_out])}"
+            f"note: {field} reads {first_few([path.name for path in source.files], 4)}; left out, since it is a saved data "
+            "set of its own or its name says no split while others do: "
+            f"{first_few([path.name for path in source.left_out], 4)}"
         )
+    if source.unread:
+        say(f"note: {field} is read without columns of a type that rows cannot hold: {first_few(source.unread, 4)}")
     read = {value for name, value in data if name.endswith("_field")}
     columns = {
         name for row in itertools.islice(source.rows, LOOK_AT) for name, value in row.items() if value is not None
@@ -127,7 +141,3 @@ def _remark(field: str, source: Source, data: Data, say: Callable[[str], None]) 
             f"note: {field} has the column{'s' if len(unread) > 1 else ''} {', '.join(unread)}, which "
             f"{'are' if len(unread) > 1 else 'is'} not read: every row counts, and all alike"
         )
-
-
-def _some(names: list[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,32 @@
+"""Names of the columns of files that are read as one table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.errors import DataError, first_few
+
+
+def check_once(path: Path, names: Sequence[str]) -> None:
+    """Raise DataError for a name that `names`, the columns of `path`, hold twice."""
+    twice = [(name, count) for name, count in Counter(names).items() if count > 1]
+    if twice:
+        name, count = twice[0]
+        raise DataError(
+            f"{str(path)!r} has the column {name!r} {count} times",
+            expected="each column once, with a name of its own (in CSV: in the first line)",
+            do="rename the columns",
+        )
+
+
+def check_same(paths: Sequence[Path], columns: Sequence[list[str]]) -> None:
+    """Raise DataError unless all `paths` have the same `columns`."""
+    for path, found in zip(paths, columns, strict=True):
+        if found != columns[0]:
+            raise DataError(
+                f"{str(path)!r} has the columns {first_few(found)}, but {str(paths[0])!r} has {first_few(columns[0])}",
+                expected="the same columns in all files of one source",
+                do="read the files apart, or write them with the same columns",
+            )
