@@ -96,6 +96,15 @@ BLOCK = CHATML.replace(
     "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}",
 )
 
+# The answers before the last are left out, or are there and not marked; conversations that end with a user are refused.
+LAST_ONLY = (
+    "{% if messages[-1]['role'] == 'user' and not add_generation_prompt %}{{ raise_exception('no answer') }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] != 'assistant' %}{{ m['content'] }}"
+    "{% elif loop.last %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+    "{% else %}EARLIER{% endif %}{{ '<|im_end|>\n' if not (loop.last and m['role'] == 'assistant') else '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 ENDS = {
     "chatml": (CHATML, "{0}<|im_end|>"),
     "block": (BLOCK, "{0}<|im_end|>"),
@@ -226,6 +235,16 @@ def test_an_answer_of_weight_0_is_context_and_one_of_weight_1_is_trained(tokeniz
         assert found == [everything[0], everything[2]]
     else:
         assert found == everything[0].split("London.<|im_end|>")
+
+
+@pytest.mark.parametrize("earlier", ["", "{{ m['content'] }}"], ids=["left out", "not marked"])
+def test_a_template_with_blocks_may_leave_out_or_not_mark_earlier_answers(tokenizers, monkeypatch, earlier):
+    monkeypatch.setattr(tokenizers["block"], "chat_template", LAST_ONLY.replace("EARLIER", earlier))
+    assert runs(tokenizers["block"], talk("one", "two", "d")) == ["d<|im_end|>"]
+    assert runs(tokenizers["block"], talk("d")) == ["d<|im_end|>"]
+    messages = talk("one", "d")
+    messages[1]["weight"] = 0
+    assert runs(tokenizers["block"], messages) == ["d<|im_end|>"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import datasets
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from toolkit.cli import run
 from toolkit.data.store import Store
@@ -85,7 +88,46 @@ def test_one_directory_for_both_whose_names_say_no_split_is_refused(recipe, tmp_
     write(tmp_path / "d" / "a.jsonl", "ab")
     with pytest.raises(DataError) as caught:
         open_rows(recipe(tmp_path / "d", evaluation=tmp_path / "d"), print)
-    assert f"are the same files: {tmp_path / 'd' / 'a.jsonl'}; nothing in their names says" in str(caught.value)
+    assert f"are the same files: {tmp_path / 'd' / 'a.jsonl'}; nothing in their names tells the split " in (
+        str(caught.value)
+    )
+
+
+def test_a_file_of_the_directory_that_is_held_out_is_refused_for_that(recipe, tmp_path, monkeypatch):
+    write(tmp_path / "d" / "test.jsonl", "ab")
+    write(tmp_path / "d" / "train.jsonl", "cd")
+    monkeypatch.chdir(tmp_path)
+    for train in (tmp_path / "d" / "test.jsonl", Path("d/test.jsonl")):
+        with pytest.raises(DataError) as caught:
+            open_rows(recipe(train, evaluation=tmp_path / "d"), print)
+        assert f"are the same files: {tmp_path / 'd' / 'test.jsonl'}; data.evaluation is a directory" in str(
+            caught.value
+        )
+    said = Said()
+    open_rows(recipe(Path("d/test.jsonl"), evaluation=tmp_path / "d" / "test.jsonl", streaming=True), said.say)
+    assert said.lines == [f"note: data.evaluation reads what data.train reads: {tmp_path / 'd' / 'test.jsonl'}"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_of_classes_in_a_table_are_those_of_the_held_out_rows(recipe, tmp_path, tiny_bert_dir, streaming):
+    rows = {"text": ["a", "b", "c"], "label": [0, 1, 0]}
+    table = datasets.Dataset.from_dict(rows).cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))
+    table.to_parquet(str(tmp_path / "rows.parquet"))
+    plain = recipe(tmp_path / "rows.parquet", evaluation=tmp_path / "rows.parquet", packing=False, streaming=streaming)
+    update = {
+        "model": Model(path=str(tiny_bert_dir)),
+        "task": plain.task.model_copy(update={"name": "sequence_classification"}),
+    }
+    inputs, _ = prepared(plain.model_copy(update=update))
+    assert inputs.task.classes == ["neg", "pos"] and len(inputs.held_out) == 3
+
+
+def test_columns_of_a_table_that_rows_cannot_hold_are_named(recipe, tmp_path):
+    extra = pyarrow.array([[("k", "v")]], pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    parquet.write_table(pyarrow.table({"text": ["a"], "extra": extra}), tmp_path / "rows.parquet")
+    said = Said()
+    open_rows(recipe(tmp_path / "rows.parquet"), said.say)
+    assert said.lines == ["note: data.train is read without columns of a type that rows cannot hold: extra"]
 
 
 def test_held_out_rows_that_are_trained_as_well_are_counted(recipe, tmp_path):

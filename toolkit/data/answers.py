@@ -23,6 +23,10 @@ MARK = "\ue0a1\ue0a2\ue0a3"
 """Characters for private use: no text of a data set has them in this order."""
 
 
+class _LeftOut(DataError):
+    """The template does not render an answer's text."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """What a template puts around an answer."""
@@ -36,12 +40,13 @@ class Frame:
 
 
 def answer_spans(
-    tokenizer: Any, turns: Sequence[Turn], text: str, where: str, *, optional: Container[int] = ()
+    tokenizer: Any, turns: Sequence[Turn], text: str, where: str, *, optional: Container[int] | None = None
 ) -> dict[int, Span]:
     """Character spans in `text`, the rendering of `turns`, of what the model has to produce, by index of the message.
 
     From the generation prompt to the token that ends the turn, without white space after it. Raises DataError where the
-    template loses an answer's text; those of the messages `optional` are left out then.
+    template loses an answer's text, unless `optional` is given: then such an answer has no span, and neither has one of
+    the messages in it whose place cannot be told.
     """
     spans: dict[int, Span] = {}
     floor = 0
@@ -49,8 +54,9 @@ def answer_spans(
         if turn["role"] == "assistant":
             try:
                 spans[index] = _span(tokenizer, turns, index, text, floor, where)
-            except DataError:
-                if index not in optional:
+            except DataError as error:
+                nowhere = isinstance(error, _LeftOut) and not {"tool_calls", "reasoning_content"} & turn.keys()
+                if optional is None or not (nowhere or index in optional):
                     raise
                 continue
             floor = spans[index][1]
@@ -134,7 +140,7 @@ def _marked(turn: Turn) -> Turn:
 def _content(text: str, marked: str, where: str) -> Span:
     """Where in `text` stands what MARK replaces in `marked`."""
     if MARK not in marked:
-        raise DataError(
+        raise _LeftOut(
             f"the tokenizer's chat template leaves out the text of {where}",
             expected="a template that keeps an answer's text, or one with {% generation %} blocks",
             do="choose a tokenizer with such a template, or set task.train_on='all'",
