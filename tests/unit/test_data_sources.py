@@ -569,6 +569,13 @@ def test_a_file_read_before_is_not_read_again(tmp_path, monkeypatch):
         opened(write(path, ROWS[:2]), tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".txt"])
+def test_rows_go_to_the_cache_in_batches(tmp_path, monkeypatch, suffix):
+    path = write(tmp_path / f"rows{suffix}", ROWS * 1000)
+    monkeypatch.setattr(datasets.Features, "encode_example", lambda *_: pytest.fail("a single row was converted"))
+    assert list(opened(path, tmp_path)) == ROWS * 1000
+
+
 def test_files_that_are_not_what_their_name_says(tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1,2\n3,4,5\n")
     assert "line 3 has 3 fields, the header 2" in refused(tmp_path / "a.csv", tmp_path)
