@@ -173,20 +173,30 @@ class DeepSpeedRun:
             scaler = self.engine.optimizer.loss_scaler
             state["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER_STATE}
             state["initial_scale_power"] = self._initial_scale_power
+            state["hysteresis"] = scaler.delayed_shift
         return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`; a loss scale is taken over only where this run has one that began at the same value."""
         self.schedule.load_state_dict(state["schedule"])
         if self._is_fp16 and state.get("initial_scale_power") == self._initial_scale_power:
-            scaler = self.engine.optimizer.loss_scaler
-            for name, value in state.get("loss_scaler", {}).items():
-                setattr(scaler, name, value)
+            restore_scaler(self.engine.optimizer.loss_scaler, state)
 
     def close(self) -> None:
         """Free what DeepSpeed holds (hooks)."""
         self.engine.destroy()
         release()
+
+
+def restore_scaler(scaler: Any, state: Mapping[str, Any]) -> None:
+    """Continue with the loss scale of `state`, by the settings that `scaler` (DeepSpeed's DynamicLossScaler) has now."""
+    hysteresis = scaler.cur_hysteresis
+    for name, value in state.get("loss_scaler", {}).items():
+        setattr(scaler, name, value)
+    if state.get("hysteresis", scaler.delayed_shift) != scaler.delayed_shift:
+        # What is left of it counts down from the setting, which is another one now.
+        scaler.cur_hysteresis = hysteresis
+    scaler.cur_scale = max(scaler.cur_scale, scaler.min_scale)
 
 
 class _Named:

@@ -25,6 +25,7 @@ class Role(Enum):
     IDENTITY = "decides what step N is: a change is refused"
     CONTENT = "says where to find something: what is found there is compared, not the name"
     SETTING = "holds from the next step on: a change is said"
+    PLACEMENT = "says how or where the same numbers are computed, up to what dropout draws: a change is said"
     SURROUNDING = "changes nothing about the model or what is kept of it"
 
 
@@ -40,23 +41,25 @@ _TABLE: dict[Role, str] = {
         data.label_field task.train_on
         """,
     Role.SETTING: """
-        model.dropout model.attention model.activation_checkpointing model.activation_offload model.mlp_tiles
+        model.dropout
         task.label_smoothing task.neftune_alpha task.sample_prompt task.sample_tokens
-        batch.micro_size
         optimizer.learning_rate optimizer.weight_decay optimizer.max_grad_norm optimizer.betas optimizer.eps
         optimizer.nesterov optimizer.dampening optimizer.alpha optimizer.lr_decay optimizer.adam_learning_rate
-        optimizer.implementation
         schedule.type schedule.warmup_steps schedule.min_ratio schedule.decay_steps schedule.power schedule.gamma
         schedule.step_size schedule.milestones schedule.peak_fraction schedule.start_ratio schedule.patience
         precision.dtype precision.accumulation_dtype precision.initial_scale_power precision.loss_scale_window
         precision.hysteresis precision.min_loss_scale
-        parallel.zero_stage parallel.offload_optimizer parallel.offload_param parallel.nvme_path
-        parallel.reduce_bucket_size parallel.overlap_comm parallel.param_persistence_threshold parallel.pipeline
-        parallel.tensor parallel.sequence
         checkpoint.every_steps checkpoint.keep checkpoint.keep_best checkpoint.export checkpoint.export_dtype
         evaluation.every_steps evaluation.max_sequences evaluation.metric evaluation.early_stopping_patience
         tracking.tensorboard tracking.trackers tracking.project
         steps epochs
+        """,
+    Role.PLACEMENT: """
+        model.attention model.activation_checkpointing model.activation_offload model.mlp_tiles
+        batch.micro_size optimizer.implementation
+        parallel.zero_stage parallel.offload_optimizer parallel.offload_param parallel.nvme_path
+        parallel.reduce_bucket_size parallel.overlap_comm parallel.param_persistence_threshold parallel.pipeline
+        parallel.tensor parallel.sequence
         """,
     Role.SURROUNDING: """
         data.prefetch launch.devices launch.hosts launch.device launch.timeout_s launch.host_timeout_s note
