@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import datasets
 import pytest
-from transformers import BertConfig, LlamaConfig
+from transformers import AutoConfig, BertConfig, LlamaConfig
 
 from tests import tiny
 from toolkit.data.class_names import class_names, naming
 from toolkit.data.example import Example, Row
 from toolkit.errors import DataError, RecipeError
-from toolkit.recipe import Data, Task
-from toolkit.tasks.classes import Head, head_of, in_order, match
+from toolkit.models.config import load_config
+from toolkit.recipe import Data, Model, Task
+from toolkit.tasks.classes import Head, head_of, in_order, match, number
 from toolkit.tasks.sequence_classification import SequenceClassification
 
 SENTIMENT = Head(3, ("negative", "neutral", "positive"))
@@ -20,7 +23,7 @@ TOKENIZER = tiny.wordpiece_tokenizer()
 
 
 def outputs(labels: list[str], head: Head, wanted: int | None = None) -> list[int | None]:
-    classes = match(labels, head, wanted)
+    classes = match(labels, head, {"num_labels": wanted})
     assert not classes.new_head and classes.remark is not None and classes.remark.startswith("head kept")
     return [classes.index(label) for label in labels]
 
@@ -56,7 +59,6 @@ def test_what_is_kept_is_said() -> None:
     ("labels", "head", "remark"),
     [
         (["class", "function"], SENTIMENT, "2 classes (class, function) instead of the checkpoint's 3 (negative, neutral, positive)"),
-        (["a", "b", "c"], SENTIMENT, "3 classes (a, b, c) instead of the checkpoint's 3 classes (negative, neutral, positive)"),
         (["a", "b"], NAMELESS, "2 classes (a, b) instead of the checkpoint's 3"),
         (["0", "1"], SENTIMENT, "2 classes (0, 1) instead of the checkpoint's 3 (negative, neutral, positive)"),
         (["0", "1", "2", "3"], NAMELESS, "4 classes (0, 1, 2, 3) instead of the checkpoint's 3"),
@@ -71,13 +73,13 @@ def test_other_classes_get_a_new_head_aloud(labels: list[str], head: Head, remar
 
 def test_num_labels_of_the_recipe_decides() -> None:
     assert outputs(["0", "1"], SENTIMENT, wanted=3) == [0, 1]
-    assert match(["neutral", "positive"], SENTIMENT, wanted=2).new_head
-    assert match(["neutral", "negative", "positive", "irony"], SENTIMENT, wanted=4).new_head
+    assert match(["neutral", "positive"], SENTIMENT, {"num_labels": 2}).new_head
+    assert match(["neutral", "negative", "positive", "irony"], SENTIMENT, {"num_labels": 4}).new_head
     with pytest.raises(RecipeError, match=r"num_labels=5; the data has 2 classes: a, b") as refused:
-        match(["a", "b"], SENTIMENT, wanted=5)
+        match(["a", "b"], SENTIMENT, {"num_labels": 5})
     assert refused.value.expected == "2 or 3"
     with pytest.raises(RecipeError, match="whose classes are not the data's: a, b"):
-        match(["a", "b"], SENTIMENT, wanted=3)
+        match(["a", "b"], SENTIMENT, {"num_labels": 3})
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,48 @@ def test_some_classes_of_a_head_and_some_others_are_refused(labels: list[str], f
     assert f"does not have: {foreign} (all: {', '.join(labels)})" in refused.value.what
     assert refused.value.expected == "the classes of the checkpoint: 0 = negative, 1 = neutral, 2 = positive"
     assert ("set num_labels=4" in refused.value.do) == (len(labels) == 4)
+
+
+POLAR = Head(2, ("NEGATIVE", "POSITIVE"))
+
+
+@pytest.mark.parametrize("labels", [["neg", "pos"], ["pos", "neg"], ["3", "7"], ["--3", "a"]])
+def test_a_trained_head_of_the_same_size_is_not_lost_unasked(labels: list[str]) -> None:
+    with pytest.raises(DataError) as refused:
+        match(labels, POLAR)
+    assert refused.value.what.endswith(
+        f"none of the classes of the checkpoint's head, but as many: {', '.join(labels)}"
+    )
+    assert refused.value.expected == "the classes of the checkpoint: 0 = NEGATIVE, 1 = POSITIVE"
+    assert "id2label" in refused.value.do and "set num_labels=2 in model.config to train a new head" in refused.value.do
+    new = match(labels, POLAR, {"num_labels": 2})
+    assert new.new_head and "2 classes instead of" in str(new.remark).replace(f" ({', '.join(labels)})", "")
+
+
+def test_the_recipe_names_the_outputs_of_a_head(tmp_path: Path) -> None:
+    """Both ways out that the refusal names, up to the config of the model."""
+    polar = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+    BertConfig(architectures=["BertForSequenceClassification"], **polar).save_pretrained(tmp_path)
+    stored = AutoConfig.from_pretrained(tmp_path)
+    rows = [{"text": "a", "label": "pos"}, {"text": "b", "label": "neg"}]
+    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    for fields, classes, is_new in (
+        ({"id2label": '{"0": "neg", "1": "pos"}'}, ["neg", "pos"], False),
+        ({"id2label": '{"0": "pos", "1": "neg"}'}, ["pos", "neg"], False),
+        ({"num_labels": 2}, ["neg", "pos"], True),
+    ):
+        task.fit(rows, stored, fields)
+        assert (task.classes, task.new_head) == (classes, is_new)
+        config = load_config(
+            Model(path=str(tmp_path), config=fields), vocabulary_size=9, overrides=task.config_overrides()
+        )
+        assert config.id2label == dict(enumerate(classes))
+
+
+@pytest.mark.parametrize("label", ["--3", "-", "\u0663", "9" * 5000, "1_0", "007", ""])
+def test_what_is_no_number(label: str) -> None:
+    assert number(label) is None
+    assert in_order([label, "a"]) == sorted([label, "a"])
 
 
 def test_numbers_that_count_from_one_are_refused() -> None:

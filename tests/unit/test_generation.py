@@ -12,8 +12,10 @@ from transformers import BertConfig, Gemma3Config, GenerationConfig, LlamaConfig
 
 from tests import tiny
 from toolkit.errors import ModelError
+from toolkit.models.config import load_config
 from toolkit.models.generation import (
     flaw,
+    restore_use_cache,
     set_field,
     stated_generation,
     stop_at,
@@ -21,7 +23,7 @@ from toolkit.models.generation import (
     train_shared_padding,
     use_special_ids,
 )
-from toolkit.recipe import Data, Task
+from toolkit.recipe import Data, Model, Task
 from toolkit.tasks.causal_lm import CausalLM
 
 CHAT = [{"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes,\nit is."}]}] * 3
@@ -115,8 +117,23 @@ def test_settings_of_a_checkpoint_survive_as_they_are(tmp_path: Path) -> None:
     assert found == SETTINGS
     with pytest.raises(ValueError):
         GenerationConfig(**{key: SETTINGS[key] for key in ("temperature", "top_p")}).save_pretrained(tmp_path)
-    assert "kept as it is, though transformers objects" in str(flaw(found))
-    assert flaw({**found, "do_sample": True}) is None
+    assert str(flaw(str(tmp_path), found)).startswith("generation_config.json of the checkpoint is kept as it is")
+    (tmp_path / "generation_config.json").unlink()
+    for path in (str(tmp_path), None):
+        assert str(flaw(path, found)).startswith("what the config says of generation is kept as it is")
+        assert flaw(path, {**found, "do_sample": True}) is None
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_the_export_says_of_the_cache_what_the_checkpoint_does(tmp_path: Path, stated: bool) -> None:
+    LlamaConfig(use_cache=stated).save_pretrained(tmp_path)
+    config = load_config(Model(path=str(tmp_path)), vocabulary_size=9, overrides={})
+    assert config.use_cache is False
+    restore_use_cache(config, str(tmp_path))
+    assert config.use_cache is stated
+    with pytest.raises(ModelError) as refused:
+        load_config(Model(path=str(tmp_path), config={"use_cache": True}), vocabulary_size=9, overrides={})
+    assert refused.value.do.endswith("the export says of it what the checkpoint or the architecture does")
 
 
 def test_without_a_file_the_config_decides(tmp_path: Path) -> None:

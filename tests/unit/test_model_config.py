@@ -36,11 +36,18 @@ def build(architecture: str, config: dict[str, Any]) -> PretrainedConfig:
 
 
 def own(architecture: str, fields: dict[str, Any]) -> PretrainedConfig:
-    """transformers' own, under the class's own names: a value given under another name is set too late to be derived from."""
+    """transformers' own class of the same fields; a value under another name would be set too late to be derived from.
+
+    Under which of its own names the class keeps such a value is seen from what changes when it is set afterwards.
+    """
     kind = CONFIG_MAPPING[architecture]
-    aliased = {kind.attribute_map[name]: value for name, value in fields.items() if name in kind.attribute_map}
-    plain = {name: value for name, value in fields.items() if name not in kind.attribute_map}
-    config: PretrainedConfig = kind(**{**plain, **aliased})
+    named = {name: value for name, value in fields.items() if name in kind.__dataclass_fields__}
+    instance = kind()
+    for name in [name for name in fields if name not in named]:
+        before = dict(vars(instance))
+        setattr(instance, name, fields[name])
+        named |= {own: value for own, value in vars(instance).items() if own not in before or before[own] != value}
+    config: PretrainedConfig = kind(**named)
     config.use_cache = False
     return config
 

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import transformers
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
@@ -19,6 +18,7 @@ from toolkit.errors import ModelError, did_you_mean
 from toolkit.models import rope
 from toolkit.models.assets import resolve
 from toolkit.models.files import check_files, unreadable
+from toolkit.models.output_layer import parameter_shapes
 from toolkit.models.quiet import quiet
 from toolkit.recipe import Model
 
@@ -30,7 +30,7 @@ ELSEWHERE = {
     "attn_implementation": "set model.attention",
     "_attn_implementation": "set model.attention",
     "gradient_checkpointing": "set model.activation_checkpointing",
-    "use_cache": "leave it out: training needs no cache, and the export has it switched on",
+    "use_cache": "leave it out: training needs no cache, and the export says of it what the checkpoint or the architecture does",
     "model_type": "set model.architecture, or model.path to another checkpoint",
     "architectures": "leave it out: task.name chooses the model's class",
     "quantization_config": "leave it out: weights are trained unquantised",
@@ -49,7 +49,7 @@ def load_config(model: Model, *, vocabulary_size: int, overrides: Mapping[str, A
     that does not act.
     """
     kind, stored, before = _stored(model) if model.path is not None else (_architecture(model), {}, None)
-    given = {name: _parsed(value) for name, value in model.config.items()}
+    given = {name: parsed(value) for name, value in model.config.items()}
     _check_fields(kind, stored, given, overrides)
     default = before or _default(kind)
     changes = {**given, **overrides, **_dropout(kind, default, model.dropout)}
@@ -119,7 +119,7 @@ def _default(kind: type[PretrainedConfig]) -> PretrainedConfig | None:
         return None
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
     """A value of model.config: text that holds a JSON list, object or null stands for that."""
     if isinstance(value, str) and (value[:1] in "{[" or value == "null"):
         try:
@@ -127,6 +127,11 @@ def _parsed(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _as_json(value: Any) -> Any:
+    """`value` as it comes out of a file: numbers that are keys are text there."""
+    return json.loads(json.dumps(value))
 
 
 def _check_fields(
@@ -139,7 +144,7 @@ def _check_fields(
         begin = f"model.config[{name!r}]={value!r}"
         if name in ELSEWHERE:
             raise ModelError(f"{begin} does not act here", expected="fields of the network", do=ELSEWHERE[name])
-        if name in overrides and overrides[name] != value:
+        if name in overrides and _as_json(overrides[name]) != _as_json(value):
             raise ModelError(
                 f"{begin}: the task sets {name} itself, to {overrides[name]!r}",
                 expected="fields that nothing else decides",
@@ -268,7 +273,7 @@ def overruled(config: PretrainedConfig, model: Model) -> list[str]:
     """One line for each field of model.config that the class has replaced by what it derives from others."""
     lines = []
     for name, text in model.config.items():
-        value, found = _parsed(text), getattr(config, name, None)
+        value, found = parsed(text), getattr(config, name, None)
         # Some classes make a list of it, one entry per layer.
         same = found == value or (isinstance(found, list) and set(map(str, found)) == {str(value)})
         if isinstance(value, int | float | str) and found is not None and not same:
@@ -284,13 +289,13 @@ def check_overrides(kind: Any, model: Model, config: PretrainedConfig, unchanged
     if not model.config:
         return
     try:
-        wanted = _shapes(kind, config)
+        wanted = parameter_shapes(kind, config)
     except Exception as error:
         # Every architecture fails in its own way on numbers that do not fit together.
         raise unbuildable(model.config, error) from None
     if model.weights == "random":
         return
-    stored = _shapes(kind, unchanged)
+    stored = parameter_shapes(kind, unchanged)
     changed = [name for name, shape in wanted.items() if stored.get(name, shape) != shape]
     if changed:
         name = changed[0]
@@ -299,12 +304,6 @@ def check_overrides(kind: Any, model: Model, config: PretrainedConfig, unchanged
             expected="with pretrained weights, only fields that change no weight's shape",
             do="take the field that changes it out of model.config, or train from scratch with model.weights='random'",
         )
-
-
-def _shapes(kind: Any, config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"), quiet():
-        network = kind.from_config(copy.deepcopy(config))
-    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
 def unbuildable(given: Mapping[str, Any], error: Exception) -> ModelError:

@@ -13,7 +13,6 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
-from toolkit.recipe import Model
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -53,10 +52,10 @@ def train_shared_padding(model: nn.Module, config: PretrainedConfig) -> None:
             module.padding_idx = None
 
 
-def restore_use_cache(config: PretrainedConfig, model: Model) -> None:
-    """Training needs no cache of keys and values; what the checkpoint or the architecture says of it is for its users."""
-    original = AutoConfig.from_pretrained(resolve(model.path)) if model.path else type(config)()
-    stated = model.config.get("use_cache", getattr(original, "use_cache", None))
+def restore_use_cache(config: PretrainedConfig, path: str | None) -> None:
+    """Training needs no cache of keys and values; what the checkpoint at `path` or the architecture says of it is for users."""
+    original = AutoConfig.from_pretrained(resolve(path)) if path else type(config)()
+    stated = getattr(original, "use_cache", None)
     if stated is None:
         vars(config).pop("use_cache", None)
     else:
@@ -68,8 +67,8 @@ def stated_generation(path: str | None, config: PretrainedConfig) -> dict[str, A
 
     Raises ModelError for a file that transformers cannot load: the export would not load either.
     """
-    file = Path(resolve(path)) / GENERATION_CONFIG_NAME if path else None
-    if file is None or not file.is_file():
+    file = _file(path)
+    if file is None:
         derived = GenerationConfig.from_model_config(config).to_diff_dict()
         return {key: value for key, value in derived.items() if not key.startswith("_") and value is not None}
     try:
@@ -88,13 +87,23 @@ def stated_generation(path: str | None, config: PretrainedConfig) -> dict[str, A
     return found
 
 
-def flaw(values: Mapping[str, Any]) -> str | None:
-    """A line about settings that transformers would not save, None for sound ones. They are kept as they are: so does it."""
+def _file(path: str | None) -> Path | None:
+    """The checkpoint's own settings of generation, or None."""
+    file = Path(resolve(path)) / GENERATION_CONFIG_NAME if path else None
+    return file if file is not None and file.is_file() else None
+
+
+def flaw(path: str | None, values: Mapping[str, Any]) -> str | None:
+    """A line about settings that transformers would not save, None for sound ones. They are kept as they are: so does it.
+
+    They are those of `stated_generation` for the checkpoint at `path`.
+    """
     try:
         GenerationConfig.from_dict(dict(values)).validate(strict=True)
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
-        return f"generation_config.json of the checkpoint is kept as it is, though transformers objects: {reason}"
+        origin = "generation_config.json of the checkpoint" if _file(path) else "what the config says of generation"
+        return f"{origin} is kept as it is, though transformers objects: {reason}"
     return None
 
 

@@ -9,12 +9,21 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from toolkit.models.quiet import quiet
+
+
+def parameter_shapes(kind: Any, config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each parameter of the model that `kind` makes of `config`; nothing is allocated."""
+    with torch.device("meta"), quiet():
+        network = kind.from_config(copy.deepcopy(config))
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+
 
 def output_layer(kind: Any, config: PretrainedConfig) -> list[str]:
     """Names of the parameters whose shape follows from the number of classes; nothing is allocated."""
     wider = copy.deepcopy(config)
     wider.num_labels = config.num_labels + 1
-    shapes, others = _shapes(kind, config), _shapes(kind, wider)
+    shapes, others = parameter_shapes(kind, config), parameter_shapes(kind, wider)
     return [name for name, shape in shapes.items() if others[name] != shape]
 
 
@@ -29,9 +38,3 @@ def renew(network: nn.Module, names: list[str]) -> None:
         owners[path] = owner
     for owner in owners.values():
         network._init_weights(owner)  # type: ignore[operator]
-
-
-def _shapes(kind: Any, config: PretrainedConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        network = kind.from_config(copy.deepcopy(config))
-    return {name: parameter.shape for name, parameter in network.named_parameters()}

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 
 from toolkit.errors import ModelError
 from toolkit.models.agreement import vocabulary_size
+from toolkit.models.attention_choice import model_class
 
 REAL = "real_tokens"
 """Key of a batch with a balanced model: [B, T], 1 for tokens of examples, 0 for padding."""
@@ -50,7 +51,7 @@ def explain_balance(auto_class: Any, config: PretrainedConfig) -> str | None:
     if not any(isinstance(count := getattr(text, key, None), int) and count > 1 for key in EXPERT_COUNTS):
         return None
     weight = coefficient(config)
-    if _function(_model_class(auto_class, config)) is None or weight is None:
+    if _function(model_class(auto_class, config)) is None or weight is None:
         if getattr(text, "output_router_logits", False):
             raise ModelError(
                 f"output_router_logits=True in the model's config: transformers has no balancing loss for {name}",
@@ -64,13 +65,8 @@ def explain_balance(auto_class: Any, config: PretrainedConfig) -> str | None:
     return f"experts: no balancing loss is trained, as the model's config says; model.config={fields} adds it"
 
 
-def _model_class(auto_class: Any, config: PretrainedConfig) -> Any:
-    found = auto_class._model_mapping.get(type(config), None)
-    return found[0] if isinstance(found, tuple | list) else found
-
-
-def _function(model_class: Any) -> Callable[..., Any] | None:
-    module = sys.modules.get(getattr(model_class, "__module__", ""))
+def _function(network: type) -> Callable[..., Any] | None:
+    module = sys.modules.get(network.__module__)
     return getattr(module, "load_balancing_loss_func", None)
 
 

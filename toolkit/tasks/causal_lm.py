@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,8 @@ from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
-from toolkit.tasks.protocol import Batch, Sums
+from toolkit.tasks.protocol import NO_FIELDS, Batch, Sums
 from toolkit.tasks.stop_tokens import trained_ends
-
-NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class CausalLM:

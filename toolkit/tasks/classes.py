@@ -1,18 +1,23 @@
 """Which output of a classification head stands for which label of the data.
 
 A trained head has an order of its own, and what the checkpoint says about it wins: labels are matched by name, then by
-name without regard to case, then by number. What cannot be matched gets a new head or is refused, never guessed in silence.
+name without regard to case, then by number. As many classes under other names are refused until the recipe says which is
+which, or that a new head is wanted; another number of other classes gets a new head, aloud.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from toolkit.errors import DataError, RecipeError
+from toolkit.tasks.protocol import NO_FIELDS
 
 BOOLEANS = {"False": 0, "True": 1}
+INTEGER = r"-?[0-9]{1,18}"
+"""Longer ones are names: Python does not even read the longest."""
 SHOWN = 12
 """Most classes listed in a message."""
 
@@ -76,7 +81,7 @@ def number(label: str) -> int | None:
     """The integer that `label` is ("3", "True"; not "007"), or None."""
     if label in BOOLEANS:
         return BOOLEANS[label]
-    return int(label) if label.lstrip("-").isdecimal() and str(int(label)) == label else None
+    return int(label) if re.fullmatch(INTEGER, label) and str(int(label)) == label else None
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
@@ -89,12 +94,15 @@ def _is_integer(label: str) -> bool:
     return label not in BOOLEANS and number(label) is not None
 
 
-def match(labels: Sequence[str], head: Head | None, wanted: int | None = None) -> Classes:
-    """The classes of a run whose data has `labels`, on a checkpoint with `head`; `wanted` is model.config's num_labels.
+def match(labels: Sequence[str], head: Head | None, fields: Mapping[str, Any] = NO_FIELDS) -> Classes:
+    """The classes of a run whose data has `labels`, on a checkpoint with `head`.
 
-    Raises DataError where some of the labels are the head's and others are not, RecipeError for a `wanted` that fits
-    neither.
+    `fields` is model.config: its id2label names the outputs of a head in the place of the checkpoint, its num_labels
+    decides which head it is where that is in doubt. Raises DataError where the head may or may not be meant for the
+    labels, RecipeError for a num_labels that fits neither.
     """
+    wanted: int | None = fields.get("num_labels")
+    head = _renamed(head, fields.get("id2label"))
     _check_wanted(labels, head, wanted)
     if head is None:
         return Classes(tuple(labels))
@@ -104,6 +112,14 @@ def match(labels: Sequence[str], head: Head | None, wanted: int | None = None) -
     if kept is not None:
         return kept
     _check_overlap(labels, head)
+    if wanted is None and len(labels) == head.size:
+        raise DataError(
+            f"data.label_field has none of the classes of the checkpoint's head, but as many: {_listed(labels)}",
+            expected=f"the classes of the checkpoint: {_numbered(head.names or ())}",
+            do="write the labels as the checkpoint does, or name its outputs as the data does, in their order, with "
+            """model.config={'id2label': '{"0": ..., "1": ...}'}, """
+            f"or set num_labels={head.size} in model.config to train a new head",
+        )
     if wanted is not None and wanted != len(labels):
         raise RecipeError(
             f"model.config num_labels={wanted} keeps the checkpoint's head ({_listed(head.names or ())}), whose classes are not the data's: {_listed(labels)}",
@@ -111,6 +127,16 @@ def match(labels: Sequence[str], head: Head | None, wanted: int | None = None) -
             do=f"rename the labels, or set num_labels={len(labels)} for a new head",
         )
     return _new_head(labels, head)
+
+
+def _renamed(head: Head | None, id2label: Any) -> Head | None:
+    """`head` with the names that the recipe gives its outputs, if it gives each of them one."""
+    if head is None or not isinstance(id2label, Mapping):
+        return head
+    numbers = [str(index) for index in range(head.size)]
+    if id2label.keys() != {*numbers} or len({*id2label.values()}) < head.size:
+        return head
+    return replace(head, names=tuple(str(id2label[index]) for index in numbers))
 
 
 def _check_wanted(labels: Sequence[str], head: Head | None, wanted: int | None) -> None:

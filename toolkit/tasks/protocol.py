@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from toolkit.recipe import Task as Options
 
 Batch = dict[str, torch.Tensor]
 Sums = dict[str, float]
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Task(Protocol):
@@ -31,7 +33,7 @@ class Task(Protocol):
 
     def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None: ...
 
-    def fit(self, rows: Iterable[Row], checkpoint: Any = None, fields: Mapping[str, Any] = ...) -> None:
+    def fit(self, rows: Iterable[Row], checkpoint: Any = None, fields: Mapping[str, Any] = NO_FIELDS) -> None:
         """Look once at the training rows, before any is encoded (to find the classes, for instance).
 
         `checkpoint` is the config of the checkpoint whose weights are loaded, None for a model from scratch; `fields`

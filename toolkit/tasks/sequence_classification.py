@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from toolkit.data.class_names import class_names, with_names
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.errors import DataError, RecipeError, did_you_mean
+from toolkit.models.config import parsed
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 from toolkit.tasks.classes import Classes, head_of, in_order, match
-from toolkit.tasks.protocol import Batch, Sums
+from toolkit.tasks.protocol import NO_FIELDS, Batch, Sums
 
 MOST_CLASSES = 10_000
 """More distinct labels than this are taken for a mistake in data.label_field."""
 PROBLEM_TYPE = "single_label_classification"
-NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class SequenceClassification:
@@ -70,7 +69,8 @@ class SequenceClassification:
                 do="check data.label_field and the training rows",
             )
         self.checkpoint = checkpoint
-        self.mapping = match(named or in_order(counts), head_of(checkpoint), fields.get("num_labels"))
+        given = {name: parsed(value) for name, value in fields.items()}
+        self.mapping = match(named or in_order(counts), head_of(checkpoint), given)
         self.classes = list(self.mapping.names)
         self.majority = self._index(max(counts, key=lambda name: counts[name]))
 

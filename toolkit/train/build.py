@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import shutil
 import socket
 from collections.abc import Mapping
@@ -51,6 +52,9 @@ from toolkit.train.run_folder import RunFolder
 
 STARTING_WEIGHTS = ".initial-"
 """How the names of folders with starting weights begin."""
+
+DIGEST_LENGTH = 16
+"""Hexadecimal digits with which they end."""
 
 
 def build_engine(
@@ -160,10 +164,10 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
         return resolve(str(recipe.model.path), weights=True)
     # One per host: hosts may not share a file system, and the same seed gives the same weights on each. Its name says what
     # the weights are made from: a start that failed may have left others.
-    prefix = f"{STARTING_WEIGHTS}{socket.gethostname()}-"
-    directory = folder.path / f"{prefix}{_digest(recipe, inputs)}"
+    host = socket.gethostname()
+    directory = folder.path / f"{STARTING_WEIGHTS}{host}-{_digest(recipe, inputs)}"
     if me.local_rank == 0 and not (directory / "config.json").is_file():
-        for stale in folder.path.glob(f"{prefix}*"):
+        for stale in starting_weights_of(host, folder.path):
             shutil.rmtree(stale, ignore_errors=True)
         temporary = directory.with_name(f"{directory.name}.writing")
         with storage_errors("writing the starting weights", folder.path):
@@ -182,8 +186,14 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
     return str(directory)
 
 
+def starting_weights_of(host: str, folder: Path) -> list[Path]:
+    """The folders with starting weights that `host` has left in `folder`; another host's name may begin with this one's."""
+    name = re.compile(rf"{re.escape(STARTING_WEIGHTS + host)}-[0-9a-f]{{{DIGEST_LENGTH}}}(\.writing)?")
+    return [path for path in folder.iterdir() if name.fullmatch(path.name)]
+
+
 def _digest(recipe: Recipe, inputs: Inputs) -> str:
-    """What decides the starting weights, in 16 characters: model, its config, seed, and the files they come from."""
+    """What decides the starting weights, in DIGEST_LENGTH characters: model, its config, seed, and the files they come from."""
     is_pretrained = recipe.model.weights == "pretrained"
     files = weight_files(Path(resolve(str(recipe.model.path), weights=True))) if is_pretrained else []
     parts = [
@@ -193,13 +203,13 @@ def _digest(recipe: Recipe, inputs: Inputs) -> str:
         inputs.task.auto_class.__name__,
         [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrained: dict[str, torch.Tensor]) -> None:
     """Write what the export takes over: config, tokenizer, settings of generation, and tensors that stay as they are."""
     config = copy.deepcopy(inputs.model_config)
-    restore_use_cache(config, recipe.model)
+    restore_use_cache(config, recipe.model.path)
     with storage_errors("writing the model's files", folder.path):
         folder.model.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(folder.model)

@@ -44,7 +44,7 @@ def decide_generation(
         generation["pad_token_id"] = tokenizer.pad_token_id
     before = end_ids(generation.get("eos_token_id"))
     added = stop_at(config, generation, stops)
-    for line in (_where_it_stops(tokenizer, added, before), flaw(generation)):
+    for line in (_where_it_stops(tokenizer, added, before), flaw(model.path, generation)):
         if line:
             say(line)
     return {name: value for name, value in generation.items() if value is not None}
