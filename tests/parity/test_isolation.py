@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 from tests import flash
 from toolkit.data.example import Example
@@ -51,6 +52,15 @@ def test_documents_do_not_see_each_other(kind: str, attention: str, monkeypatch:
     flash.install(monkeypatch)
     with torch.no_grad():
         assert leak(build(kind, attention)) < 1e-12
+
+
+def test_a_model_that_takes_no_positions_is_told_so() -> None:
+    """No measurement, and no attention to choose: BLOOM has eager only."""
+    model = AutoModelForCausalLM.from_config(BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=64))
+    with pytest.raises(ModelError) as refused:
+        check_isolation(leak(model), "BloomForCausalLM")
+    assert refused.value.what.startswith("data.packing=True: BloomForCausalLM takes no positions")
+    assert "%" not in refused.value.what and refused.value.do == "set data.packing=False for this model"
 
 
 def packed_batch() -> dict[str, torch.Tensor]:
@@ -122,6 +132,7 @@ def test_bounds_of_another_row_are_found_out() -> None:
     model = build("llama", DOCUMENTS)
     inner = model.base_model.forward
 
+    @wraps(inner)
     def with_bounds_of_the_first_row(*args: Any, **kwargs: Any) -> Any:
         lengths = kwargs[DOCUMENT_LENGTHS]
         return inner(*args, **{**kwargs, DOCUMENT_LENGTHS: [[1, 1, 1, 3, 2, 4], *lengths[1:]]})
@@ -137,6 +148,7 @@ def test_a_leaking_architecture_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_LIKE)).eval()
     inner = model.base_model.forward
 
+    @wraps(inner)
     def without_positions(*args: object, **kwargs: object) -> object:
         kwargs.pop("position_ids", None)
         return inner(*args, **kwargs)

@@ -18,14 +18,14 @@ TOLERANCE = 1e-2
 """Of the largest activation. A leak moves it by its own size; rounding in bf16 stays far below."""
 
 
-def leak(model: nn.Module) -> float:
-    """How far hidden states move that should not, relative to their size; 1.0 for a model that takes no positions.
+def leak(model: nn.Module) -> float | None:
+    """How far hidden states move that should not, relative to their size; None for a model that takes no positions.
 
     Two rows of documents in one batch, told apart as in training: the first document of each row changes, and the
     others must not move; and a row must come out of the batch as it does alone, but for rounding.
     """
     if not takes_positions(model):
-        return 1.0
+        return None
     once, again = (_probe(model, shift) for shift in (7, 23))
     moved = max(
         _difference(one[first:], other[first:]) for one, other, (first, *_) in zip(once, again, ROWS, strict=True)
@@ -66,8 +66,14 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
 
 
-def check_isolation(moved: float, architecture: str) -> None:
-    """Raise ModelError when `leak` is more than rounding."""
+def check_isolation(moved: float | None, architecture: str) -> None:
+    """Raise ModelError when `leak` is more than rounding, or could not be measured."""
+    if moved is None:
+        raise ModelError(
+            f"data.packing=True: {architecture} takes no positions, and so cannot be told where a packed document begins",
+            expected="an architecture whose forward takes position_ids",
+            do="set data.packing=False for this model",
+        )
     if not moved < TOLERANCE:
         raise ModelError(
             f"data.packing=True: {architecture} lets a document see another one (activations move by {moved:.0%})",
