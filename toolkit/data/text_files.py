@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from toolkit.errors import DataError
+from toolkit.git_lfs import is_pointer
 
 _BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark starts with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -23,18 +24,17 @@ _COMPRESSED = {
     b"\xfd7zXZ": "xz",
     b"PK\x03\x04": "zip",
 }
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def check_is_data(path: Path) -> None:
     """Raise DataError for a file that only stands for the data: a Git LFS pointer, or a compressed one under another name."""
-    start = _start(path)
-    if start.startswith(_LFS_POINTER):
+    if is_pointer(path):
         raise DataError(
             f"{str(path)!r} is a Git LFS pointer: the data itself was not downloaded",
             expected="the file that the pointer stands for",
             do="run `git lfs pull` in its repository",
         )
+    start = _start(path)
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
             raise DataError(

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside what the model has: compared from the files' headers, before any weight is loaded.
+"""What a checkpoint holds beside what the model has: compared by names and shapes, before any weight is loaded.
 
 The same under every strategy, where transformers' own report depends on how it loads.
 """
@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -21,6 +20,7 @@ from toolkit.models.files import unreadable
 from toolkit.models.quiet import quiet
 from toolkit.models.stages import build_skeleton
 from toolkit.models.stored_names import Placement, Renaming, files, shapes
+from toolkit.models.stored_tensors import open_tensors
 
 CHUNK_ROWS = 4096
 """Of two matrices that are compared."""
@@ -39,10 +39,9 @@ class Contents:
 
 
 def compare(kind: Any, config: PretrainedConfig, source: str, remade: Collection[str] = ()) -> Contents:
-    """Compare the safetensors files in directory `source` with the model that `kind` makes of `config`.
+    """Compare the weights in directory `source`, in either of transformers' formats, with the model `kind` makes of `config`.
 
-    Weights named in `remade` start anew, so that their shape in the files is of no interest. Nothing is found in other
-    formats.
+    Weights named in `remade` start anew, so that their shape in the files is of no interest.
     """
     stored = files(Path(source))
     if not stored:
@@ -83,11 +82,12 @@ def _untied(model: Any, found: Mapping[str, Placement]) -> list[tuple[str, str]]
 
 
 def _are_equal(one: Placement, other: Placement) -> bool:
-    with safe_open(one[0], "pt") as first, safe_open(other[0], "pt") as second:
-        left, right = first.get_slice(one[1]), second.get_slice(other[1])
-        if left.get_shape() != right.get_shape():
+    with open_tensors(one[0]) as first, open_tensors(other[0]) as second:
+        shape = first.shape(one[1])
+        if shape != second.shape(other[1]):
             return False
-        rows = left.get_shape()[0] if left.get_shape() else 0
+        left, right = first.part(one[1]), second.part(other[1])
+        rows = shape[0] if shape else 0
         starts = range(0, rows, CHUNK_ROWS)
         return all(torch.equal(left[start : start + CHUNK_ROWS], right[start : start + CHUNK_ROWS]) for start in starts)
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import transformers
-from safetensors import SafetensorError, safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from toolkit.errors import ModelError
+from toolkit.git_lfs import is_pointer
+from toolkit.models.stored_tensors import DAMAGE, open_tensors
+from toolkit.models.weight_files import ORDER, chosen, shards
 
 PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 """What a checkpoint directory holds: configuration, weights, tokenizer, templates."""
 
-POINTER = b"version https://git-lfs.github.com/spec/"
-"""How Git LFS begins what it leaves in the place of a large file."""
-
-LARGEST_POINTER = 1024
-"""Bytes; by the specification a pointer is smaller."""
-
 NEEDED = {
     "configuration": ("config.json",),
     "tokenizer": ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"),
-    "model": (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    "model": ORDER,
 }
 """One of these has to be there."""
 
@@ -42,53 +36,44 @@ def check_files(field: str, source: str) -> None:
         )
 
 
-def is_pointer(file: Path) -> bool:
-    """Whether `file` is a Git LFS pointer and not the content it stands for."""
-    if not file.is_file() or file.stat().st_size >= LARGEST_POINTER:
-        return False
-    with file.open("rb") as opened:
-        return opened.read(len(POINTER)) == POINTER
-
-
 def check_weights(source: str) -> None:
-    """Raise ModelError when a shard that the index names is missing, or a safetensors file is cut off or damaged.
+    """Raise ModelError when a file that the index names is missing, or a file of weights is cut off or damaged.
 
     Reads the files' headers alone.
     """
-    directory = Path(source)
-    index = directory / SAFE_WEIGHTS_INDEX_NAME
-    files = _shards(index) if index.is_file() else [directory / SAFE_WEIGHTS_NAME]
+    first = chosen(Path(source))
+    if first is None:
+        return
+    files = _shards(first)
     for file in files:
-        if index.is_file() and not file.is_file():
+        if not file.is_file():
             raise ModelError(
-                f"model.path={source!r}: {index.name} lists {file.name}, which is not there",
+                f"model.path={source!r}: {first.name} lists {file.name}, which is not there",
                 expected=f"all of its {len(files)} files",
                 do=f"download {file.name} into the same directory",
             )
-        if not file.is_file():
-            continue
         try:
-            with safe_open(file, "pt"):
+            with open_tensors(file):
                 pass
-        except (OSError, SafetensorError) as error:
+        except DAMAGE as error:
+            is_safe = file.suffix == ".safetensors"
+            state = "is cut off or damaged" if is_safe else "cannot be read"
             raise ModelError(
-                f"model.path={source!r}: {file.name} ({file.stat().st_size:,} bytes) is cut off or damaged: {error}",
-                expected="a whole safetensors file",
+                f"model.path={source!r}: {file.name} ({file.stat().st_size:,} bytes) {state}: {' '.join(str(error).split())[:300]}",
+                expected="a whole safetensors file" if is_safe else "a whole file of tensors, as torch.save writes it",
                 do=f"download {file.name} again",
             ) from None
 
 
-def _shards(index: Path) -> list[Path]:
-    """The files that hold the tensors of `index`."""
+def _shards(first: Path) -> list[Path]:
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return shards(first)
+    except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.path={str(index.parent)!r}: {index.name} cannot be read: {error}",
+            f"model.path={str(first.parent)!r}: {first.name} cannot be read: {error}",
             expected='a JSON object with a "weight_map" from tensors to files',
-            do=f"download {index.name} again",
+            do=f"download {first.name} again",
         ) from None
-    return [index.parent / name for name in sorted(names)]
 
 
 def unreadable(what: str, field: str, name: str, source: str, error: Exception) -> ModelError:

@@ -72,12 +72,15 @@ def _wanted(model: nn.Module, shards: Mapping[str, Shard]) -> dict[str, tuple[in
 
 
 def _locate(model: nn.Module, source: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Placement] | None:
-    """Where each wanted tensor lies as it is, or None when one of them is not there or has to be converted."""
+    """Where each wanted tensor lies as it is, or None when one is not there or is to be converted, and for other files."""
     # Beside what is wanted, what the whole model ties to it: a checkpoint may hold either.
     ties: Mapping[str, str] = getattr(model, "ties_of_the_whole", None) or model.all_tied_weights_keys  # type: ignore[assignment]
     renaming = Renaming(model, {*wanted, *ties})
     found: dict[str, Placement] = {}
-    for stored, file in files(Path(source)).items():
+    where = files(Path(source))
+    if any(file.suffix != ".safetensors" for file in where.values()):
+        return None
+    for stored, file in where.items():
         name, is_converted = renaming(stored)
         if not is_converted:
             found[name] = (file, stored)

@@ -1,44 +1,43 @@
-"""Tensors of a safetensors checkpoint: where each lies, and which of the model's it is."""
+"""Tensors of a checkpoint: where each lies, and which of the model's it is."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from toolkit.models.stored_tensors import DAMAGE, open_tensors
+from toolkit.models.weight_files import weight_files
 
 Placement = tuple[Path, str]
 """A file and the name of a tensor in it."""
 
 
 def files(directory: Path) -> dict[str, Path]:
-    """The file of every tensor of a safetensors checkpoint; empty for any other."""
+    """The file of every tensor of the checkpoint in `directory`; empty where there is none that can be read."""
+    found: dict[str, Path] = {}
     try:
-        index = directory / SAFE_WEIGHTS_INDEX_NAME
-        if index.is_file():
-            weights = json.loads(index.read_text())["weight_map"]
-            return {name: directory / file for name, file in weights.items()}
-        file = directory / SAFE_WEIGHTS_NAME
-        with safe_open(file, "pt") as opened:
-            return dict.fromkeys(opened.keys(), file)
-    except (OSError, ValueError, KeyError, SafetensorError):
+        # An index says which files there are; what is in them is what is loaded.
+        for file in weight_files(directory):
+            with open_tensors(file) as opened:
+                found |= dict.fromkeys(opened.names, file)
+    except DAMAGE:
         # What is wrong with it is said where transformers reads it.
         return {}
+    return found
 
 
-def shapes(placements: Mapping[str, Placement]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes(found: Mapping[str, Placement]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of each tensor, file by file."""
-    for file in sorted({file for file, _ in placements.values()}):
-        with safe_open(file, "pt") as opened:
-            for name, (place, stored) in placements.items():
+    for file in sorted({file for file, _ in found.values()}):
+        with open_tensors(file) as opened:
+            for name, (place, stored) in found.items():
                 if place == file:
-                    yield name, tuple(opened.get_slice(stored).get_shape())
+                    yield name, opened.shape(stored)
 
 
 class Renaming:
