@@ -15,3 +15,4 @@ def test_a_host_whose_name_begins_anothers_leaves_the_others_weights(tmp_path: P
     for name in own | {f"{STARTING_WEIGHTS}{name}" for name in others}:
         (tmp_path / name).mkdir()
     assert {path.name for path in starting_weights_of("gpu", tmp_path)} == own
+    assert starting_weights_of("gpu", tmp_path / "not yet there") == []

@@ -189,7 +189,7 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
 def starting_weights_of(host: str, folder: Path) -> list[Path]:
     """The folders with starting weights that `host` has left in `folder`; another host's name may begin with this one's."""
     name = re.compile(rf"{re.escape(STARTING_WEIGHTS + host)}-[0-9a-f]{{{DIGEST_LENGTH}}}(\.writing)?")
-    return [path for path in folder.iterdir() if name.fullmatch(path.name)]
+    return [path for path in folder.glob(f"{STARTING_WEIGHTS}*") if name.fullmatch(path.name)]
 
 
 def _digest(recipe: Recipe, inputs: Inputs) -> str:
