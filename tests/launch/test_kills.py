@@ -195,7 +195,7 @@ def test_killed_while_an_export_takes_the_place_of_another(
     wider = short.model_copy(update={"checkpoint": Checkpoint(export_dtype="fp32")})
     formats = []
     # While the new one is written; and later and later, until it is after the exchange, while the old one is removed.
-    for operation in (16, *range(24, 80, 6)):
+    for operation in (16, *range(28, 60, 2)):
         shutil.rmtree(folder / ".export.writing", ignore_errors=True)  # removing it would count as well
         kill(wider, folder, cache, Strike(signal.SIGKILL, (1, 0), operation=operation, below=".export.writing"))
         assert (folder / ".export.writing").exists()
