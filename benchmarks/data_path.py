@@ -4,7 +4,7 @@ First use: rows through chat template, tokenizer and loss mask into the store on
 lengths packed into sequences. Every step: the store's examples collated into the tensors of micro-batches, in the
 training thread, or ahead of it in a background thread; here one thread makes the whole global batch, in training each
 rank makes only its share. From a stream nothing is stored: tokens are made while training, by each rank for itself or
-by all ranks together, a part of the rows each. Training is the quick start's recipe (SmolLM2-135M, ZeRO-2, bf16), measured
+by all ranks together, a part of the rows each. Training is the quick start's recipe (SmolLM2-135M, ZeRO-2), measured
 for a few steps on this machine, all ranks together: on faster devices it consumes more, so compare the rates with your
 own. Rates count tokens of the examples, never padding.
 """

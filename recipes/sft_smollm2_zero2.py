@@ -21,14 +21,14 @@ from toolkit import (
 )
 
 recipe = Recipe(
-    note="The quick start: supervised fine-tuning, ZeRO-2, bf16, packed, loss on answers only.",
+    note="The quick start: supervised fine-tuning, ZeRO-2, bf16 where the processor has it, packed, loss on answers only.",
     model=Model(path="smollm2-135m-instruct"),
     data=Data(train="python-docstrings", evaluation="python-docstrings"),
     task=Task(sample_prompt="What does the Python function `os.path.join` do?"),
     batch=Batch(global_size=4, micro_size=2, sequence_length=512),
     optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
     schedule=Schedule(type="linear", warmup_steps=3),
-    precision=Precision(dtype="bf16"),
+    precision=Precision(dtype="auto"),
     parallel=Parallel(zero_stage=2),
     checkpoint=Checkpoint(every_steps=10),
     evaluation=Evaluation(max_sequences=32),

@@ -29,8 +29,15 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
             "more micro-batches per step make it less"
         )
     dtype = next((name for name in ("bf16", "fp16") if name in config), "fp32")
+    emulated = target.bf16 and not target.bf16_is_native
     if recipe.precision.dtype == "auto":
-        lines.append(f"precision: auto -> {dtype} on this {target.device} device")
+        why = ", which has no instructions for bf16" if emulated else ""
+        lines.append(f"precision: auto -> {dtype} on this {target.device} device{why}")
+    elif dtype == "bf16" and emulated:
+        lines.append(
+            f"precision: this {target.device} device has no instructions for bf16 and emulates it, many times slower than fp32; "
+            "--precision.dtype auto takes fp32 here"
+        )
     if config["zero_optimization"]["stage"] != recipe.parallel.zero_stage:
         why = (
             "in a pipeline clips by each stage's own gradient norm"
