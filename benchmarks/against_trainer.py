@@ -1,7 +1,7 @@
 """Speed and memory against the Hugging Face Trainer with DeepSpeed, on ragged instruction data.
 
 Both fine-tune SmolLM2-135M-Instruct on the same chats (same template, loss on the answers), with the same DeepSpeed
-configuration (ZeRO-2, bf16, AdamW, clipping), the same number of ranks, micro-batches and, on average, examples per
+configuration (ZeRO-2, AdamW, clipping; bf16 where the processor has it), the same number of ranks, micro-batches and, on average, examples per
 optimizer step. The Trainer pads each micro-batch to its longest example (DataCollatorForSeq2Seq) and computes all
 logits; the toolkit packs examples into full sequences and computes logits only where there is a loss, in chunks.
 "Trainer, grouped" is the Trainer with examples of like length put into a batch (train_sampling_strategy), which is
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
         return
     world_size = options.ranks or (1 if options.tiny else default_world_size())
     sides = ["toolkit", "trainer"] if options.tiny else list(SIDES)
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(options.rounds or (1 if options.tiny else 2)):
         for side, results in found.items():
             if side == "grouped" and number:
@@ -56,14 +56,20 @@ def main(arguments: list[str]) -> None:
     _publish(options, found, world_size)
 
 
-def _one_run(ranks: list[dict[str, Any]]) -> dict[str, float]:
+def _one_run(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = max(rank["seconds"] for rank in ranks)
     tokens, padded, examples = (sum(rank[key] for rank in ranks) for key in ("tokens", "padded", "examples"))
     memory = max(rank["gib"] for rank in ranks)
-    return {"speed": tokens / seconds, "full": tokens / padded, "examples": examples / ranks[0]["steps"], "gib": memory}
+    return {
+        "speed": tokens / seconds,
+        "full": tokens / padded,
+        "examples": examples / ranks[0]["steps"],
+        "gib": memory,
+        "dtype": ranks[0]["dtype"],
+    }
 
 
-def _publish(options: argparse.Namespace, found: dict[str, list[dict[str, float]]], world_size: int) -> None:
+def _publish(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]], world_size: int) -> None:
     rows = []
     for side, results in found.items():
         speed, full, examples, gib = (
@@ -76,7 +82,7 @@ def _publish(options: argparse.Namespace, found: dict[str, list[dict[str, float]
     header = ["", "tokens/s", "toolkit is faster by", "peak memory, GiB", "not padding", "examples per step"]
     speedup = rows[1][2]
     setting = (
-        f"{world_size} rank(s), {ACCUMULATION} micro-batch(es) per rank and step, {SEQUENCES} packed sequences or {EXAMPLES} examples each; medians of {len(found['toolkit'])} run(s) of "
+        f"{found['toolkit'][0]['dtype']}, {world_size} rank(s), {ACCUMULATION} micro-batch(es) per rank and step, {SEQUENCES} packed sequences or {EXAMPLES} examples each; medians of {len(found['toolkit'])} run(s) of "
         f"{options.steps} steps (one where grouped). Against the Trainer as it comes: **{speedup}x** the tokens per second "
         f"(target: at least {TARGET}x), **{rows[0][3]} GiB** against **{rows[1][3]} GiB**."
     )
@@ -96,7 +102,7 @@ def build_recipe(options: argparse.Namespace, world_size: int) -> Any:
         batch=Batch(global_size=ACCUMULATION * SEQUENCES * world_size, micro_size=SEQUENCES, sequence_length=512),
         optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
         schedule=Schedule(type="linear"),
-        precision=Precision(dtype="fp32" if options.tiny else "bf16"),
+        precision=Precision(dtype="auto"),
         parallel=Parallel(zero_stage=2),
         checkpoint=Checkpoint(export=False),
         steps=options.steps + 1,
@@ -110,6 +116,7 @@ def _shape(options: argparse.Namespace) -> dict[str, Any]:
 
 def toolkit_rank(options: argparse.Namespace) -> dict[str, Any]:
     """One rank of a run through `toolkit.train`, its numbers taken from metrics.jsonl."""
+    from toolkit.ds_config.render import resolved_dtype
     from toolkit.engine import device, process
     from toolkit.train.run import RunOptions, train
 
@@ -127,6 +134,7 @@ def toolkit_rank(options: argparse.Namespace) -> dict[str, Any]:
     padded = len(records) * ACCUMULATION * recipe.batch.micro_size * recipe.batch.sequence_length
     seconds = sum(record["step_time_s"] for record in records)
     return {
+        "dtype": resolved_dtype(recipe, device.target(me.world_size, wanted="auto")),
         "steps": len(records),
         "seconds": seconds,
         "tokens": total["tokens"],
@@ -153,7 +161,7 @@ def trainer_rank(options: argparse.Namespace) -> dict[str, Any]:
     tokens, padded, examples = (sum(count[index] for count in counts) for index in range(3))
     seconds = marks[-1] - marks[0]
     measured = {"steps": len(marks) - 1, "seconds": seconds, "tokens": tokens, "padded": padded, "examples": examples}
-    measured["gib"] = device.peak_memory_gib()
+    measured |= {"gib": device.peak_memory_gib(), "dtype": "bf16" if trainer.args.bf16 else "fp32"}
     process.barrier()
     process.stop()
     return measured
@@ -173,7 +181,7 @@ def make_trainer(options: argparse.Namespace, recipe: Any, inputs: Any, world_si
     arguments = TrainingArguments(
         output_dir=str(shared_folder() / "trainer"),
         deepspeed=config,
-        bf16=not options.tiny,
+        bf16="bf16" in config,
         use_cpu=device.kind() == "cpu",
         per_device_train_batch_size=EXAMPLES,
         gradient_accumulation_steps=ACCUMULATION,

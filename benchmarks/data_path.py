@@ -56,26 +56,29 @@ def main(arguments: list[str]) -> None:
     full = [[about, *(f"{packed(name, length):.1%}" for length in LENGTHS)] for name, about in SETS.items()]
     packing = table(["not padding, at a sequence length of", *map(str, LENGTHS)], full)
     targets = f"Targets: at least {FASTER:.0f} times training; at least {FULL:.0%} of the tokens not padding."
-    setting = f"Training: {world_size} rank(s), {options.steps} steps."
+    setting = f"Training: {world_size} rank(s), {options.steps} steps, {measured['dtype']}."
     publish(options, "The data path", [str(__doc__).strip(), speed, packing, targets, setting])
 
 
-def training_rank(options: argparse.Namespace) -> dict[str, float]:
+def training_rank(options: argparse.Namespace) -> dict[str, Any]:
     """One rank of the quick start; tokens per second of all ranks in training, and of reading the same rows as a stream."""
-    from toolkit.engine import process
+    from toolkit.ds_config.render import resolved_dtype
+    from toolkit.engine import device, process
     from toolkit.train.run import RunOptions, train
 
     me = process.from_environment()
     folder = shared_folder() / "run"
     process.start(me)
-    train(build_recipe(options, me.world_size), RunOptions("data_path", folder), keep_group=True)
+    recipe = build_recipe(options, me.world_size)
+    dtype = resolved_dtype(recipe, device.target(me.world_size, wanted="auto"))
+    train(recipe, RunOptions("data_path", folder), keep_group=True)
     streams = {name: stream(options, me, name == "together") for name in ("alone", "together")}
     process.barrier()
     process.stop()
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if "loss" in record][1:]
     rate = sum(record["tokens"] for record in records) / sum(record["step_time_s"] for record in records)
-    return {"training": float(rate), **streams}
+    return {"training": float(rate), "dtype": dtype, **streams}
 
 
 def stream(options: argparse.Namespace, me: Any, together: bool) -> float:
@@ -111,7 +114,7 @@ def build_recipe(options: argparse.Namespace, world_size: int, **changes: Any) -
         "data": Data(train="python-docstrings"),
         "batch": Batch(global_size=2 * world_size, micro_size=1, sequence_length=512),
         "optimizer": Optimizer(learning_rate=1e-4),
-        "precision": Precision(dtype="fp32" if options.tiny else "bf16"),
+        "precision": Precision(dtype="auto"),
         "parallel": Parallel(zero_stage=2),
         "checkpoint": Checkpoint(export=False),
         "steps": options.steps + 1,
