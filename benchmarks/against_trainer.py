@@ -215,7 +215,8 @@ def make_trainer(options: argparse.Namespace, recipe: Any, inputs: Any, world_si
     if options.tiny:
         model = AutoModelForCausalLM.from_config(inputs.model_config)
     else:
-        model = AutoModelForCausalLM.from_pretrained(resolve(str(recipe.model.path)))
+        # As stored it is bf16, which DeepSpeed leaves as it is in an fp32 run, and turns into what a bf16 run computes in.
+        model = AutoModelForCausalLM.from_pretrained(resolve(str(recipe.model.path)), dtype="float32")
     store = inputs.batches.store
     rows = [{name: column.tolist() for name, column in store[index].items()} for index in range(len(store))]
     collate = DataCollatorForSeq2Seq(inputs.tokenizer, label_pad_token_id=-100)

@@ -34,8 +34,8 @@ def main(arguments: list[str]) -> None:
         losses = build_losses(options.dtype, tokens, vocabulary, width)
         report(take_turns(losses) if options.measure == "time" else measure_memory(losses[options.measure]))
         return
-    rows = []
-    for dtype in ("bfloat16",) if options.tiny else ("bfloat16", "float32"):
+    rows, formats = [], ["bfloat16"] if options.tiny or multiplies_bf16() else []
+    for dtype in formats if options.tiny else [*formats, "float32"]:
         memory, seconds, loss = measure_dtype(arguments, dtype)
         for side, name in SIDES.items():
             rows.append([f"{name}, {dtype}", f"{memory[side]:.2f}", f"{seconds[side]:.2f}", f"{loss[side]:.5f}"])
@@ -43,7 +43,15 @@ def main(arguments: list[str]) -> None:
         rows.append([f"full logits / linear_cross_entropy, {dtype}", f"**{less:.1f}**", f"{faster:.2f}", ""])
     lines = table(["", "peak memory, GiB", "time, s", "loss per token"], rows)
     setting = f"{tokens:,} tokens, vocabulary {vocabulary:,}, width {width}."
-    publish(options, "Memory of the loss", [str(__doc__).strip(), lines, setting])
+    left_out = [] if formats else ["Not measured: bfloat16, for which this processor has no instructions."]
+    publish(options, "Memory of the loss", [str(__doc__).strip(), lines, setting, *left_out])
+
+
+def multiplies_bf16() -> bool:
+    """Whether this machine does so in hardware: emulated, a matrix product may take a hundred times as long."""
+    from toolkit.engine import device
+
+    return device.target(1, wanted="auto").bf16_is_native
 
 
 def measure_dtype(arguments: list[str], dtype: str) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:

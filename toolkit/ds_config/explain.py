@@ -35,7 +35,8 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
         lines.append(f"precision: auto -> {dtype} on this {target.device} device{why}")
     elif dtype == "bf16" and emulated:
         lines.append(
-            f"precision: this {target.device} device has no instructions for bf16 and emulates it, many times slower than fp32; "
+            f"precision: this {target.device} device has no instructions for bf16: emulated, a step takes longer than in fp32, "
+            "on some processors ten times as long; "
             "--precision.dtype auto takes fp32 here"
         )
     if config["zero_optimization"]["stage"] != recipe.parallel.zero_stage:
