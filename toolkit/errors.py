@@ -11,6 +11,7 @@
     +-- RunFailed           exit 3: the run diverged, or a check did not hold
     +-- StorageError        exit 1: a disk that filled up or went away during the run
     +-- HostLost            exit 1: another host, or a process on it, went away during the run
+    +-- RankLost            exit 1: another process on this host did
 
 Each message answers three questions, in this order: what is wrong (key and value), what was expected, what to do.
 """
@@ -94,6 +95,10 @@ class HostLost(ToolkitError):
 
     Not exit 3: the numbers are good as far as they go, and the same command continues them.
     """
+
+
+class RankLost(ToolkitError):
+    """Another process of the run on this host ended. Each rank says so for itself: the one that usually speaks may be gone."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

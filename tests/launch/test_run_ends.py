@@ -124,7 +124,9 @@ def test_an_early_stop_with_more_patience_and_the_choice_of_the_best(short: Reci
     steps = complete_steps(run / "checkpoints")
     for [(code, said, found)], is_best in ((first, True), (second, True), (third, False)):
         assert code == 0 and found["card"]
-        which = f"step {found['step']}, the best, bf16" if is_best else f"step {found['step']}, bf16"
+        lines = strict_lines(run / "metrics.jsonl")
+        best = next(line["eval"]["loss"] for line in lines if line["step"] == found["step"] and "eval" in line)
+        which = f"step {found['step']}, the best: loss {best:.4f}, bf16" if is_best else f"step {found['step']}, bf16"
         assert f"model in {run}/export ({which})" in said
         assert found["weight"] == weight_of(run, found["step"], "bfloat16")
     assert third[0][2]["step"] == steps[-1] > first[0][2]["step"]

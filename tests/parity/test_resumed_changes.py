@@ -183,7 +183,7 @@ def test_a_best_belongs_to_its_metric_and_its_folder(train: Train, finished: Pat
     # A run that no longer keeps its best exports its last, by itself and by `toolkit export` of the folder.
     assert complete_steps(none / "checkpoints") == [5] and find_checkpoint(none).name == folder_name(5)
     # In another folder nothing is better than the best so far, which has come along.
-    assert f"continuing from {source} (written by 1 ranks)" in said[2]
+    assert f"continuing from {source} (written by 1 rank)" in said[2]
     assert complete_steps(moved / "checkpoints") == [1, 5] and find_checkpoint(moved).name == folder_name(1)
     watch = read_manifest(moved / "checkpoints" / folder_name(5)).run["watch"]
     assert (watch["best_step"], watch["bad_evaluations"]) == (1, 4)

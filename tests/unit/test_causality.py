@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.architectures import tiny_config
 from toolkit.errors import ModelError
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
+from toolkit.models.isolation import leak
 
 CAUSAL = ("llama", "gpt2", "qwen3_moe", "deepseek_v3", "gemma3_text", "mamba", "bloom", "opt", "falcon", "gpt_oss")
 BLIND: dict[str, tuple[dict[str, Any], str]] = {
@@ -61,3 +62,16 @@ def test_positions_that_do_not_begin_at_zero_are_refused(dtype: torch.dtype) -> 
     _, model = probed("roberta", dtype, is_decoder=True)
     with pytest.raises(ModelError, match="RobertaForCausalLM does not count positions from 0"), torch.no_grad():
         check_positions(shift(model), model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_the_cause_that_is_named(value: float) -> None:
+    """And not that the model looks ahead, which NaN would look like."""
+    model = AutoModelForCausalLM.from_config(tiny_config("llama"), dtype=torch.float32).eval()
+    model.model.layers[0].mlp.up_proj.weight.data[3, 5] = value
+    for probe in (foresight, shift, leak):
+        with (
+            torch.no_grad(),
+            pytest.raises(ModelError, match="NaN or infinite numbers from its starting weights, in float32"),
+        ):
+            probe(model)

@@ -14,7 +14,7 @@ from toolkit.data.example import Example, Row
 from toolkit.errors import DataError, RecipeError
 from toolkit.models.config import load_config
 from toolkit.recipe import Data, Model, Task
-from toolkit.tasks.classes import Head, head_of, in_order, match, number
+from toolkit.tasks.classes import Head, alike, head_of, in_order, match, number
 from toolkit.tasks.sequence_classification import SequenceClassification
 
 SENTIMENT = Head(3, ("negative", "neutral", "positive"))
@@ -227,3 +227,11 @@ def test_names_of_the_data_set_reach_the_config() -> None:
     assert [naming(task.encode, rows)(row)[0]["labels"].tolist() for row in rows] == [[1], [0], [1]]
     task.fit(rows.to_iterable_dataset())
     assert task.classes == ["up", "down", "across"]
+
+
+def test_names_that_white_space_or_case_keep_apart_are_said() -> None:
+    assert alike(["Dog", "cat", "cat ", "CAT", "dog-house"]) == [["cat", "cat ", "CAT"]]
+    assert labels(["Dog", "cat", "cat "]).remarks([]) == [
+        "classes: 0 = Dog, 1 = cat, 2 = cat ",
+        "note: 'cat' and 'cat ' are classes of their own, apart by white space or case alone",
+    ]

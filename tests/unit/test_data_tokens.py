@@ -181,7 +181,7 @@ def test_text_has_bos_where_the_tokenizer_adds_it_and_one_end():
         ),
         ([{"role": "human", "content": "hi"}], "messages[0].role='human'"),
         ([{"role": "user", "content": 7}], "messages[0].content is int '7'"),
-        ([{"role": "user", "content": None}], "messages[0] has no 'content'"),
+        ([{"role": "user", "content": None}], "messages[0].content is null"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "an empty answer would be trained"),
         ([{"role": "user", "content": "a"}], "messages has no message of the role 'assistant'"),
     ],
@@ -252,6 +252,9 @@ def test_row_kind_names_the_columns_there_are():
     with pytest.raises(DataError) as caught:
         row_kind({"mesages": TALK, "id": 3}, **FIELDS)
     assert "the columns id, mesages hold no training text (did you mean 'messages'?)" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        row_kind({"messages": None, "id": 3}, **FIELDS)
+    assert caught.value.what == "messages is null, and no other column holds training text"
     with pytest.raises(DataError, match="several forms of training text: messages, text"):
         row_kind({"messages": TALK, "text": "a"}, **FIELDS)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,3 +109,42 @@ def test_hosts_that_render_different_configurations() -> None:
     host = socket.gethostname()
     expected = f"host {host} renders another configuration than host {host}: bf16.enabled=None (there True)"
     assert run_distributed(agree, 2, [one, {"zero_optimization": {"stage": 2}}]) == [expected, expected]
+
+
+WAITS_FOR_A_RANK_THAT_DIES = """
+import os, sys
+import torch
+import torch.distributed as dist
+from toolkit.cli.output import exit_code_of
+from toolkit.engine import process
+from toolkit.engine.hosts import watched
+
+def run():
+    me = process.from_environment()
+    with watched(me, timeout_s=60, host_timeout_s=60, say=print):
+        dist.init_process_group("gloo")
+        dist.all_reduce(torch.ones(1))
+        if me.rank == 1:
+            os._exit(9)
+        dist.all_reduce(torch.ones(1))
+    return 0
+
+sys.exit(exit_code_of(run))
+"""
+
+
+def test_a_rank_that_dies_is_said_and_no_traceback_shown(launched: int) -> None:
+    """What the others meet is a broken connection somewhere in gloo."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITS_FOR_A_RANK_THAT_DIES],
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 9], said
+    assert "error: another process of this run has ended, and the others cannot go on without it\n" in said[0]
+    assert "continue with --resume auto" in said[0] and "Traceback" not in said[0]

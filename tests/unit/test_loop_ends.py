@@ -12,12 +12,13 @@ from typing import Any, cast
 import pytest
 import torch
 
-from toolkit.checkpoint.manifest import complete_steps
+from toolkit.checkpoint.manifest import complete_steps, read_manifest
 from toolkit.data.batches import StepBatch
 from toolkit.engine import process
 from toolkit.engine.protocol import StepResult
 from toolkit.errors import RunFailed
 from toolkit.recipe import Checkpoint, Data, Evaluation, Recipe
+from toolkit.train.divergence import with_way_back
 from toolkit.train.interrupts import Interrupt
 from toolkit.train.loop import Loop
 from toolkit.train.progress import Display
@@ -140,3 +141,59 @@ def test_a_best_that_is_not_saved_is_none(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(RunFailed, match="the gradients of the last 3 steps, up to step 5, were not finite"):
         cast("Any", loop.engine).losses = iter([2.0])
         loop._after_step(5, BATCH, result(3))
+
+
+def zero_gradient() -> StepResult:
+    return StepResult(1.0, 0.0, 1e-5, 1, None, 0)
+
+
+def test_weights_without_a_gradient_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A gradient of exactly zero under a loss that is not: saturated, and one step later perhaps not even finite."""
+    loop = make_loop(tmp_path, [1.0] * 9, fp16=False, held_out=False, checkpoint=Checkpoint(every_steps=1))
+    assert not loop._after_step(1, BATCH, result()) and not loop._after_step(2, BATCH, result())
+    assert not loop._after_step(3, BATCH, zero_gradient())
+    assert "no checkpoint of step 3: the gradient of step 3 is zero, though its loss is 1" in capsys.readouterr().out
+    assert kept(loop) == [1, 2]
+    with pytest.raises(
+        RunFailed, match="the gradients of the last 7 steps, up to step 9, were not finite or zero"
+    ) as failed:
+        for step in range(4, TOTAL + 1):
+            loop._after_step(step, BATCH, result(step - 3))
+    assert failed.value.exit_code == 3 and kept(loop) == [1, 2]
+
+
+def test_a_loss_of_zero_needs_no_gradient(tmp_path: Path) -> None:
+    """What has nothing left to learn is no dead model."""
+    loop = make_loop(tmp_path, [0.0], fp16=False, held_out=False, checkpoint=Checkpoint(every_steps=1))
+    assert not loop._after_step(1, BATCH, StepResult(0.0, 0.0, 1e-5, 1, None, 0))
+    assert kept(loop) == [1]
+
+
+def test_steps_without_a_gradient_are_counted_on_after_a_resume(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, [1.0], fp16=False, held_out=False, checkpoint=Checkpoint(every_steps=1))
+    assert not loop._after_step(1, BATCH, result(1))
+    assert read_manifest(loop.folder.checkpoints / "step-00000001").run["without_gradient"] == 1
+    again = make_loop(tmp_path, [], fp16=False, held_out=False, checkpoint=Checkpoint(every_steps=1))
+    again.without_gradient = 1
+    assert not again._after_step(2, BATCH, result(1))
+    assert kept(again) == [1]
+
+
+@pytest.mark.parametrize(
+    ("suspect_from", "said"),
+    [
+        (None, "the last good checkpoint is step 3, {0}/checkpoints/step-00000003: continue from it with --resume auto --output_dir {0}"),
+        (4, "the last good checkpoint is step 3, {0}/checkpoints/step-00000003: continue from it with --resume auto --output_dir {0}"),
+        (3, "the last good checkpoint is step 2, since the weights of later ones gave no gradient: continue from it with "
+            "--resume {0}/checkpoints/step-00000002 and another --output_dir"),
+        (1, "the weights gave no gradient any more from step 1 on, and {0} has no checkpoint before it: "
+            "start again in another --output_dir"),
+    ],
+)  # fmt: skip
+def test_the_way_back_leads_to_weights_that_learned(tmp_path: Path, suspect_from: int | None, said: str) -> None:
+    loop = make_loop(tmp_path, [1.0] * 3, fp16=False, held_out=False, checkpoint=Checkpoint(every_steps=1, keep=9))
+    for step in (1, 2, 3):
+        loop._after_step(step, BATCH, result())
+    error = RunFailed("the loss is nan", expected="a finite loss", do="lower it")
+    told = with_way_back(error, 5, loop.last_good, tmp_path, is_trained=True, suspect_from=suspect_from)
+    assert told.do == f"lower it; {said.format(tmp_path)}"

@@ -177,14 +177,14 @@ COMMAND_LINE = [
     Wrong("no-deepspeed-config", "--deepspeed_config {tmp}/nowhere.json", "--deepspeed_config {tmp}/nowhere.json does not exist", "a DeepSpeed JSON file", "check the path, or leave it out"),
     Wrong("deepspeed-config-is-no-json", "--deepspeed {tmp}/broken.json", "{tmp}/broken.json is not JSON", "a DeepSpeed JSON file", "correct the file"),
     Wrong("deepspeed-config-contradicts", "--deepspeed_config={tmp}/edited.json", "{tmp}/edited.json: zero_optimization.stage is 3 there and 2 in the recipe", "the one source of truth", "set the recipe's fields to these values"),
-    Wrong("accelerate-contradicts", "", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7, the recipe has gradient_accumulation_steps=2", "the one source of truth", "set the recipe's fields", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7 ACCELERATE_USE_DEEPSPEED=true"),
+    Wrong("accelerate-contradicts", "", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7, the recipe has gradient_accumulation_steps=4", "the one source of truth", "set the recipe's fields", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7 ACCELERATE_USE_DEEPSPEED=true"),
     Wrong("output-dir-is-a-file", "--output_dir {tmp}/a_file", "--output_dir {tmp}/a_file: {tmp}/a_file is a file", "a folder this user may write to", "pass another --output_dir"),
     Wrong("output-dir-cannot-be-written", "--output_dir /proc/nowhere", "--output_dir /proc/nowhere: /proc cannot be written to", "a folder this user may write to", "pass another --output_dir"),
-    Wrong("output-dir-holds-a-run", "--output_dir {tmp}/other_run", "--output_dir {tmp}/other_run already holds a run", "a new folder, or the wish to continue", "pass --resume auto to continue it"),
+    Wrong("output-dir-holds-a-run", "--output_dir {tmp}/other_run", "--output_dir {tmp}/other_run already holds a run", "a new folder, or --resume", "pass --resume auto to continue it"),
     Wrong("resume-of-another-recipe", "--output_dir {tmp}/other_run --resume auto --batch.global_size 8", "batch.global_size=8 (the run has 4)", "the fields that decide what a step is", "take the flags back"),
     Wrong("changed-data-without-resume", "--resume_changed_data", "--resume_changed_data without --resume", "a run to continue on other data", "pass --resume auto as well"),
     Wrong("resume-of-other-order", "--output_dir {tmp}/other_run --resume auto --data.shuffle False", "data.shuffle=False (the run has True)", "the fields that decide what a step is", "take the flags back, or start a new run in another --output_dir, or pass --resume_changed_data"),
-    Wrong("resume-of-nothing", "--resume {tmp}/nowhere", "{tmp}/nowhere is no checkpoint: it has no manifest.json", "a folder such as RUN/checkpoints/step-00000100", "give the run folder or one of its checkpoints"),
+    Wrong("resume-of-nothing", "--resume {tmp}/nowhere", "{tmp}/nowhere does not exist", "a folder such as RUN/checkpoints/step-00000100", "give the run folder or one of its checkpoints"),
     Wrong("resume-of-a-damaged-run", "--output_dir {tmp}/damaged_run --resume auto", "{tmp}/damaged_run/recipe.json is not readable as a recipe", "the recipe of the run", "start again in another --output_dir"),
 ]  # fmt: skip
 

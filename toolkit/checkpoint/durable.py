@@ -79,5 +79,5 @@ def disk_problem(doing: str, folder: Path, reason: str) -> StorageError:
     return StorageError(
         f"{doing} in {folder} failed: {reason}",
         expected="room on the disk",
-        do="free space, lower checkpoint.keep or move --output_dir, then continue with --resume auto: the last complete checkpoint is intact",
+        do="free space, lower checkpoint.keep or move --output_dir, then continue with --resume auto: complete checkpoints are intact",
     )

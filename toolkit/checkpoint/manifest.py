@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} is no checkpoint: it has no {MANIFEST}",
+            f"{folder} is no checkpoint: it has no {MANIFEST}" if folder.exists() else f"{folder} does not exist",
             expected="a folder such as RUN/checkpoints/step-00000100",
             do="give the run folder or one of its checkpoints",
         )

@@ -15,7 +15,6 @@ from toolkit.cli.launcher_environment import check_launcher_environment
 from toolkit.cli.output import exit_code_of
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
-from toolkit.ds_config.target import Target
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import mesh_of
 from toolkit.tasks import check_metric, check_task
@@ -50,10 +49,15 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
     """
     recipe = invocation.recipe
     check_process_count()
-    check_launcher_environment(will_start=not invocation.dry_run and not invocation.preview)
+    starts = not invocation.dry_run and not invocation.preview
+    check_launcher_environment(will_start=starts)
     check_task(recipe.task.name)
     check_metric(recipe.task.name, recipe.evaluation.metric)
-    target = _expected_target(recipe)
+    # Without a launcher, what starts is one rank; what is only shown is meant for the recipe's own launch section.
+    world_size = _world_size() or (1 if starts else None)
+    if world_size is not None and not invocation.dry_run:
+        mesh_of(recipe.parallel, world_size)
+    target = assumed_target(recipe, world_size)
     config = render(recipe, target)
     check_launcher_config(config, deepspeed_config, file=file)
     if invocation.dry_run:
@@ -65,7 +69,6 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
         from toolkit.cli.preview import print_preview
 
         return print_preview(recipe, invocation.preview)
-    mesh_of(recipe.parallel, _world_size() or 1)  # without a launcher this is one rank
     from toolkit.train import run_folder, trackers
 
     run_folder.check(invocation.output_dir, invocation.resume, recipe, changed_data=invocation.resume_changed_data)
@@ -85,11 +88,6 @@ def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
     gc.freeze()
     gc.enable()
     return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume, invocation.resume_changed_data))
-
-
-def _expected_target(recipe: Recipe) -> Target:
-    """The target as far as it is known before torch is: the launcher's world size, the recipe's device."""
-    return assumed_target(recipe, _world_size())
 
 
 def _world_size() -> int | None:

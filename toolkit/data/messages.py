@@ -65,6 +65,13 @@ def _check_message(message: object, where: str) -> Turn:
     turn = {key: value for key, value in message.items() if value is not None}
     calls_tools = turn.get("role") == "assistant" and bool(turn.get("tool_calls"))
     missing = [key for key in ("role", "content") if key not in turn and not (key == "content" and calls_tools)]
+    empty = [key for key in missing if key in message]
+    if empty:
+        raise DataError(
+            f"{where}.{empty[0]} is null",
+            expected="text in every message",
+            do="fill it in, or remove the message or the row",
+        )
     if missing:
         raise DataError(
             f"{where} has no {' and no '.join(repr(key) for key in missing)}; its keys are {sorted(message)}",

@@ -33,6 +33,13 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
             do="remove the columns that are not meant, or set the field of the others to a name that is not there",
         )
     fields = (messages_field, prompt_field, completion_field, text_field)
+    empty = [name for name in fields if name in row and row[name] is None]
+    if empty:
+        raise DataError(
+            f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} null, and no other column holds training text",
+            expected=wanted,
+            do="remove the row, or fill it in; if another column holds the text, set the field of data to it",
+        )
     hints = "".join(dict.fromkeys(did_you_mean(name, fields) for name in sorted(row)))
     raise DataError(
         f"the columns {', '.join(sorted(row)) or '(none)'} hold no training text{hints}",

@@ -101,5 +101,10 @@ def versions() -> str:
     """One line: torch, DeepSpeed, device."""
     import deepspeed
 
-    name = torch.cuda.get_device_name() if kind() == "cuda" else f"cpu, {torch.get_num_threads()} threads per rank"
+    threads = torch.get_num_threads()
+    name = (
+        torch.cuda.get_device_name()
+        if kind() == "cuda"
+        else f"cpu, {threads} thread{'s' if threads > 1 else ''} per rank"
+    )
     return f"torch {torch.__version__}, deepspeed {deepspeed.__version__}, {name}"

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from toolkit.engine.heartbeat import Heartbeat
 from toolkit.engine.process import Process, check_rendezvous, gather_objects
-from toolkit.errors import LaunchError, ToolkitError
+from toolkit.errors import LaunchError, RankLost, ToolkitError
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 NAMED_HOSTS = 4
@@ -54,11 +55,13 @@ def watched(me: Process, *, timeout_s: float, host_timeout_s: float, say: Callab
     """Meet the ranks of the other hosts, and see to it until the block ends that none of them is waited for in vain.
 
     Waits `timeout_s` for all ranks. A host that then gives no sign of life for `host_timeout_s` ends this process with a
-    message that names it: by raising HostLost here, or on the spot where a collective would never return. On one host,
-    nothing happens: there the launcher ends every process when one has died. Raises LaunchError when ranks do not come.
+    message that names it: by raising HostLost here, or on the spot where a collective would never return. On one host
+    the launcher ends every process when one has died; RankLost is raised where a collective learns of it before. Raises
+    LaunchError when ranks do not come.
     """
     if not me.spans_hosts:
-        yield
+        with _rank_loss():
+            yield
         return
     check_rendezvous(me)
     store = _store(me, timeout_s)
@@ -79,6 +82,26 @@ def watched(me: Process, *, timeout_s: float, host_timeout_s: float, say: Callab
         heartbeat.tell(error.what if isinstance(error, ToolkitError) else f"{type(error).__name__} {error}")
         raise
     heartbeat.leave()
+
+
+BROKEN = re.compile(r"(reset|closed) by peer|broken pipe|remote process exited", re.IGNORECASE)
+"""What gloo, NCCL and the system say of a connection whose other end is gone."""
+
+
+@contextlib.contextmanager
+def _rank_loss() -> Iterator[None]:
+    """Raise RankLost for a connection that broke."""
+    try:
+        yield
+    except Exception as error:
+        if _may_come_from_a_peer(error) and BROKEN.search(str(error)):
+            raise RankLost(
+                "another process of this run has ended, and the others cannot go on without it",
+                expected="all processes of a run to stay until its end",
+                do="look for its own message, or whether it was killed (`dmesg` says so of one that took too much memory); "
+                "then continue with --resume auto",
+            ) from None
+        raise
 
 
 def _may_come_from_a_peer(error: BaseException) -> bool:

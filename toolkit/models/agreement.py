@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import ModelError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_by_positions, lengths_tensor, tell_documents
 
 LARGEST = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -23,7 +24,8 @@ def hidden_states(
     """Last hidden states [B, T, D] of token ids [B, T] at positions [B, T], in fp32; None: at the model's own.
 
     `documents` are each row's lengths, of the whole row where these are its tokens on one rank; found in the positions
-    where not given. Logits [B, T, V] where the architecture does not show its base model (Llama 4).
+    where not given. Logits [B, T, V] where the architecture does not show its base model (Llama 4). Raises ModelError
+    for numbers that are not finite.
     """
     base: nn.Module = model.base_model  # type: ignore[assignment]
     inputs = {"input_ids": tokens}
@@ -32,6 +34,13 @@ def hidden_states(
         inputs[DOCUMENT_LENGTHS] = lengths_tensor(documents or lengths_by_positions(positions))
     output = base(**tell_documents(model, inputs), use_cache=False)
     found: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output.logits
+    if not found.isfinite().all():
+        dtype = str(found.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{type(model).__name__} computes NaN or infinite numbers from its starting weights, in {dtype}",
+            expected="finite weights, and a number format that holds what they compute",
+            do="download the weights at model.path again; in fp16 set precision.dtype='bf16'",
+        )
     return found.float()
 
 

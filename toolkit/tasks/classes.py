@@ -115,7 +115,7 @@ def match(labels: Sequence[str], head: Head | None, fields: Mapping[str, Any] = 
     if wanted is None and len(labels) == head.size:
         raise DataError(
             f"data.label_field has none of the classes of the checkpoint's head, but as many: {_listed(labels)}",
-            expected=f"the classes of the checkpoint: {_numbered(head.names or ())}",
+            expected=f"the classes of the checkpoint: {numbered(head.names or ())}",
             do="write the labels as the checkpoint does, or name its outputs as the data does, in their order, with "
             """model.config={'id2label': '{"0": ..., "1": ...}'}, """
             f"or set num_labels={head.size} in model.config to train a new head",
@@ -168,7 +168,7 @@ def _kept(labels: Sequence[str], head: Head, *, keep_size: bool) -> Classes | No
         )
     if head.names is None and len(labels) == head.size:
         how = "; the checkpoint does not name its classes, so this order is a guess: name them in its config.json (id2label) if it is another"
-        return Classes(tuple(labels), "name", False, f"head kept: {_numbered(labels)}{how}")
+        return Classes(tuple(labels), "name", False, f"head kept: {numbered(labels)}{how}")
     return None
 
 
@@ -177,7 +177,7 @@ def _keep(names: tuple[str, ...], by: Literal["name", "case", "number"], labels:
     present = {classes.index(label) for label in labels}
     absent = [name for index, name in enumerate(names) if index not in present]
     missing = f"; not in the training rows: {_listed(absent)}" if absent else ""
-    remark = f"head kept, with the checkpoint's order: {_numbered(names)}{how}{missing}"
+    remark = f"head kept, with the checkpoint's order: {numbered(names)}{how}{missing}"
     return Classes(names, by, False, remark)
 
 
@@ -192,7 +192,7 @@ def _check_overlap(labels: Sequence[str], head: Head) -> None:
     other = len(labels) != head.size
     raise DataError(
         f"data.label_field has classes that the checkpoint's head does not have: {_listed(foreign)} (all: {_listed(labels)})",
-        expected=f"the classes of the checkpoint: {_numbered(head.names or ())}",
+        expected=f"the classes of the checkpoint: {numbered(head.names or ())}",
         do="write the labels as the checkpoint does"
         + (f", or set num_labels={len(labels)} in model.config to train a new head" if other else ""),
     )
@@ -209,5 +209,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _numbered(names: Sequence[str]) -> str:
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Groups of `names` that are spellings of one name."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(fold(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def numbered(names: Sequence[str]) -> str:
+    """`names` with their places, the first few of them."""
     return _listed([f"{index} = {name}" for index, name in enumerate(names)])

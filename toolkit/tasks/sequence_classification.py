@@ -18,7 +18,7 @@ from toolkit.errors import DataError, RecipeError, did_you_mean
 from toolkit.models.config import parsed
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
-from toolkit.tasks.classes import Classes, head_of, in_order, match
+from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
 from toolkit.tasks.protocol import NO_FIELDS, Batch, Sums
 
 MOST_CLASSES = 10_000
@@ -124,8 +124,12 @@ class SequenceClassification:
         return self.mapping.new_head
 
     def remarks(self, rows: Iterable[Row]) -> list[str]:
-        """What the checkpoint's head and its classes become."""
-        found = [self.mapping.remark] if self.mapping.remark else []
+        """The classes, what the checkpoint's head becomes, and names that may be meant for one."""
+        found = [self.mapping.remark or f"classes: {numbered(self.classes)}"]
+        for names in alike(self.classes):
+            found.append(
+                f"note: {' and '.join(map(repr, names))} are classes of their own, apart by white space or case alone"
+            )
         before = getattr(self.checkpoint, "problem_type", None)
         if not self.new_head and before not in (None, PROBLEM_TYPE):
             found.append(f"the checkpoint's problem_type {before} becomes {PROBLEM_TYPE}: one class per text")

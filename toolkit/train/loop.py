@@ -47,9 +47,13 @@ class Loop:
     saved_step: int = -1
     last_good: Path | None = None
     """The newest checkpoint: what is saved has been seen to be finite."""
+    without_gradient: int = 0
+    """Steps in a row, up to now and also before a resume, whose gradient was not finite or zero."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
     _reached: int = field(init=False, default=0)
     """The step in progress, or the last one."""
+    _booked: int = field(init=False, default=0)
+    """The last step whose gradient is known."""
     _is_trained: bool = field(init=False, default=False)
 
     def run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
@@ -57,13 +61,19 @@ class Loop:
 
         Raises RunFailed, with the checkpoint to go back to, when the run diverges.
         """
-        self._reached, self._is_trained = first_step, first_step > 0
+        self._reached, self._booked, self._is_trained = first_step, first_step, first_step > 0
         try:
             return self._run(first_step, data_state)
         except RunFailed as error:
             self._write({"step": self._reached, "failed": error.what})
+            suspect = self._booked - self.without_gradient if self.without_gradient else None
             raise with_way_back(
-                error, self._reached, self.last_good, self.folder.path, is_trained=self._is_trained
+                error,
+                self._reached,
+                self.last_good,
+                self.folder.path,
+                is_trained=self._is_trained,
+                suspect_from=suspect,
             ) from None
 
     def _run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
@@ -160,7 +170,8 @@ class Loop:
     def _keep(self, step: int, why_not: str, *, ends: bool) -> None:
         """Save, or say `why_not`. Raises RunFailed when there is such a reason and the run `ends`."""
         if why_not and ends:
-            raise RunFailed(why_not, expected="finite gradients where a run ends", do=ADVICE)
+            check_weights(self.engine, step)  # which may know the cause
+            raise RunFailed(why_not, expected="finite gradients, not zero, where a run ends", do=ADVICE)
         if why_not:
             self.display.say(f"no checkpoint of step {step}: {why_not}")
         else:
@@ -168,11 +179,20 @@ class Loop:
 
     def _without_gradients(self, step: int, result: StepResult) -> str:
         """Why the model is likely to be dead, as far as its gradients tell; empty where it still learns."""
-        # fp16 skips steps as a matter of course. Elsewhere one bad batch may be one step; a model without a gradient on
-        # two is likely to be dead, whatever its loss says.
-        if result.skipped_in_a_row < 2 or self.engine.loss_scale is not None:
+        self._booked = step
+        if self.engine.loss_scale is not None:
+            # fp16 skips steps as a matter of course.
             return ""
-        return f"the gradients of the last {result.skipped_in_a_row} steps, up to step {step}, were not finite"
+        is_zero = result.grad_norm == 0.0 and result.loss > 0.0
+        self.without_gradient = (
+            max(self.without_gradient + 1, result.skipped_in_a_row) if result.skipped or is_zero else 0
+        )
+        if is_zero:
+            return f"the gradient of step {step} is zero, though its loss is {result.loss:.4g}: nothing can be learned any more"
+        # One bad batch may be one step; a model without a gradient on two is likely to be dead, whatever its loss says.
+        if self.without_gradient < 2:
+            return ""
+        return f"the gradients of the last {self.without_gradient} steps, up to step {step}, were not finite or zero"
 
     def _loss_again(self, batch: StepBatch) -> float:
         """Summed loss of what was just trained, with the weights that this has left: finite weights may still compute NaN."""
@@ -239,6 +259,7 @@ class Loop:
             "engine": self.engine.state(),
             "data": {"position": self.inputs.batches.state(step), "owner": self.identity["facts"]["examples"]},
             "watch": self.watch.state(),
+            "without_gradient": self.without_gradient,
         }
         self.last_good = save(self.engine, self.folder.checkpoints, step, run, self.me.rank, self.me.world_size)
         self.saved_step = step

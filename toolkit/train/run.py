@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.checkpoint.durable import storage_errors, write_json
 from toolkit.checkpoint.export import renew
 from toolkit.checkpoint.export_folder import read_stamp
-from toolkit.checkpoint.manifest import remove_leftovers
+from toolkit.checkpoint.manifest import read_manifest, remove_leftovers
 from toolkit.checkpoint.reader import load
 from toolkit.data.batches import StreamedBatches
 from toolkit.ds_config.check import check_config
@@ -98,9 +98,11 @@ def _train(
     display.say(device.versions())
     complete = why_complete(recipe, start, watch, inputs.total_steps)
     if complete:
-        for note in (*start.notes, f"{folder.path} is complete: {complete}"):
+        for note in start.notes:
             display.say(note)
-        return _finish(recipe, folder, me, display, start.step, began, has_best=watch.best is not None)
+        unused = "; nothing is trained, so of what changed only what concerns the export acts" if start.notes else ""
+        display.say(f"{folder.path} is complete: {complete}{unused}")
+        return _finish(recipe, folder, me, display, start.step, began, watch)
     if isinstance(inputs.batches, StreamedBatches):
         inputs.batches.exchange = process.GlooExchange()
     engine = build_engine(recipe, inputs, config, me, folder, display)
@@ -108,6 +110,7 @@ def _train(
     if start.checkpoint is not None:
         _restore(engine, start, start.checkpoint, me, display)
         loop.saved_step, loop.last_good = start.step, start.checkpoint
+        loop.without_gradient = read_manifest(start.checkpoint).run.get("without_gradient", 0)
     for note in start.notes:
         display.say(note)
     step = _run(loop, start, config)
@@ -120,7 +123,7 @@ def _train(
         )
         return interrupt.exit_code
     _say_gain(loop, display)
-    return _finish(recipe, folder, me, display, step, began, has_best=watch.best is not None)
+    return _finish(recipe, folder, me, display, step, began, watch)
 
 
 def _run(loop: Loop, start: Start, config: Mapping[str, Any]) -> int:
@@ -165,8 +168,12 @@ CARD = {
 def _identity(recipe: Recipe, options: RunOptions, start: Start) -> dict[str, Any]:
     values = flatten(recipe)
     card = {what: start.told(name, values[name]) for what, name in CARD.items()}
-    if recipe.model.path is None:
-        card["base model"] = f"{recipe.model.architecture} from scratch"
+    if recipe.model.weights == "random":
+        fields = ", ".join(f"{name}={value}" for name, value in recipe.model.config.items())
+        card["base model"] = (
+            f"none: from scratch, the architecture of {recipe.model.path or recipe.model.architecture}"
+            + (f" with {fields}" if fields else "")
+        )
     return {
         "name": options.name,
         "task": recipe.task.name,
@@ -182,7 +189,9 @@ def _restore(engine: Engine, start: Start, checkpoint: Path, me: process.Process
     manifest = load(engine, checkpoint, me.rank, me.world_size)
     if start.forgets_metric:
         engine.forget_observed()
-    display.say(f"continuing from {checkpoint} (written by {manifest.world_size} ranks)")
+    display.say(
+        f"continuing from {checkpoint} (written by {manifest.world_size} rank{'s' if manifest.world_size > 1 else ''})"
+    )
     line = rate_line(start, manifest.run["engine"]["schedule"], engine.state()["schedule"])
     if line:
         display.say(line)
@@ -204,12 +213,10 @@ def _finish(
     display: Display,
     step: int,
     began: float,
-    *,
-    has_best: bool,
+    watch: Watch,
 ) -> int:
-    """Export and say where everything lies. `has_best`: a best evaluation by the metric of this start is known."""
-
-    exported = process.from_main_at_length(lambda: _export(recipe, folder, display, has_best=has_best))
+    """Export and say where everything lies."""
+    exported = process.from_main_at_length(lambda: _export(recipe, folder, display, watch))
     if me.local_rank == 0:
         for leftover in folder.path.glob(f"{STARTING_WEIGHTS}*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -219,7 +226,7 @@ def _finish(
     return 0
 
 
-def _export(recipe: Recipe, folder: RunFolder, display: Display, *, has_best: bool) -> str:
+def _export(recipe: Recipe, folder: RunFolder, display: Display, watch: Watch) -> str:
     """Make export/ what this run's recipe asks for; says where the model is."""
     wanted = recipe.checkpoint
     if not wanted.export:
@@ -227,8 +234,10 @@ def _export(recipe: Recipe, folder: RunFolder, display: Display, *, has_best: bo
         if found is not None:
             display.say(f"{folder.export} stays the model of step {found[0].step}: checkpoint.export=False")
         return ""
-    stamp, aside = renew(folder.path, folder.export, wanted.export_dtype, keep_best=wanted.keep_best and has_best)
+    stamp, aside = renew(
+        folder.path, folder.export, wanted.export_dtype, keep_best=wanted.keep_best and watch.best is not None
+    )
     if aside is not None:
         display.say(f"{folder.export} held files that this run had not written: all of it is now {aside}")
-    which = f"step {stamp.step}, the best" if stamp.best else f"step {stamp.step}"
+    which = f"step {stamp.step}, the best: {watch.metric} {watch.best:.4f}" if stamp.best else f"step {stamp.step}"
     return f", model in {folder.export} ({which}, {stamp.dtype})"

@@ -54,7 +54,7 @@ def check(path: Path, resume: str | None, recipe: Recipe, *, changed_data: bool 
     if remains:
         raise LaunchError(
             f"--output_dir {path} already holds a run ({remains})",
-            expected="a new folder, or the wish to continue",
+            expected="a new folder, or --resume",
             do="pass --resume auto to continue it, or another --output_dir",
         )
     if changed_data and resume is None:
