@@ -219,6 +219,13 @@ def test_a_bf16_export_is_the_model_cast(ground: Ground) -> None:
         assert model.config.dtype == model.dtype == torch.bfloat16
 
 
+def test_the_card_of_a_model_from_scratch_names_no_base(ground: Ground) -> None:
+    assert "- base model: none: from scratch, the architecture of llama with hidden_size=32, " in (
+        (ground.export("scratch") / "README.md").read_text()
+    )
+    assert f"- base model: {ground.folder}/untied\n" in (ground.export("chat") / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", GENERATING)
 def test_a_batch_of_three_is_continued(name: str, ground: Ground) -> None:
     out = ground.export(name)
