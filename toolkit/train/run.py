@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.checkpoint.durable import storage_errors, write_json
 from toolkit.checkpoint.export import renew
 from toolkit.checkpoint.export_folder import read_stamp
-from toolkit.checkpoint.manifest import read_manifest, remove_leftovers
+from toolkit.checkpoint.manifest import Manifest, remove_leftovers
 from toolkit.checkpoint.reader import load
 from toolkit.data.batches import StreamedBatches
 from toolkit.ds_config.check import check_config
@@ -108,9 +108,9 @@ def _train(
     engine = build_engine(recipe, inputs, config, me, folder, display)
     loop = Loop(recipe, inputs, engine, me, folder, display, interrupt, watch, _identity(recipe, options, start))
     if start.checkpoint is not None:
-        _restore(engine, start, start.checkpoint, me, display)
+        manifest = _restore(engine, start, start.checkpoint, me, display)
         loop.saved_step, loop.last_good = start.step, start.checkpoint
-        loop.without_gradient = read_manifest(start.checkpoint).run.get("without_gradient", 0)
+        loop.without_gradient = manifest.run.get("without_gradient", 0)
     for note in start.notes:
         display.say(note)
     step = _run(loop, start, config)
@@ -184,7 +184,7 @@ def _identity(recipe: Recipe, options: RunOptions, start: Start) -> dict[str, An
     }
 
 
-def _restore(engine: Engine, start: Start, checkpoint: Path, me: process.Process, display: Display) -> None:
+def _restore(engine: Engine, start: Start, checkpoint: Path, me: process.Process, display: Display) -> Manifest:
     """Put `engine` into the state saved in `checkpoint`, as far as it applies, and say what that does to the rate."""
     manifest = load(engine, checkpoint, me.rank, me.world_size)
     if start.forgets_metric:
@@ -195,6 +195,7 @@ def _restore(engine: Engine, start: Start, checkpoint: Path, me: process.Process
     line = rate_line(start, manifest.run["engine"]["schedule"], engine.state()["schedule"])
     if line:
         display.say(line)
+    return manifest
 
 
 def _say_gain(loop: Loop, display: Display) -> None:
