@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any
 
-from harness.page import parser, publish, table
+from harness.page import number_format, parser, publish, table
 from harness.ranks import default_world_size, is_rank, measure, report, shared_folder
 
 TARGET = 1.5
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
         return
     world_size = options.ranks or (1 if options.tiny else default_world_size())
     sides = ["toolkit", "trainer"] if options.tiny else list(SIDES)
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for number in range(options.rounds or (1 if options.tiny else 2)):
         for side, results in found.items():
             if side == "grouped" and number:
@@ -56,20 +56,14 @@ def main(arguments: list[str]) -> None:
     _publish(options, found, world_size)
 
 
-def _one_run(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def _one_run(ranks: list[dict[str, Any]]) -> dict[str, float]:
     seconds = max(rank["seconds"] for rank in ranks)
     tokens, padded, examples = (sum(rank[key] for rank in ranks) for key in ("tokens", "padded", "examples"))
     memory = max(rank["gib"] for rank in ranks)
-    return {
-        "speed": tokens / seconds,
-        "full": tokens / padded,
-        "examples": examples / ranks[0]["steps"],
-        "gib": memory,
-        "dtype": ranks[0]["dtype"],
-    }
+    return {"speed": tokens / seconds, "full": tokens / padded, "examples": examples / ranks[0]["steps"], "gib": memory}
 
 
-def _publish(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]], world_size: int) -> None:
+def _publish(options: argparse.Namespace, found: dict[str, list[dict[str, float]]], world_size: int) -> None:
     rows = []
     for side, results in found.items():
         speed, full, examples, gib = (
@@ -82,7 +76,7 @@ def _publish(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]
     header = ["", "tokens/s", "toolkit is faster by", "peak memory, GiB", "not padding", "examples per step"]
     speedup = rows[1][2]
     setting = (
-        f"{found['toolkit'][0]['dtype']}, {world_size} rank(s), {ACCUMULATION} micro-batch(es) per rank and step, {SEQUENCES} packed sequences or {EXAMPLES} examples each; medians of {len(found['toolkit'])} run(s) of "
+        f"{number_format()}, {world_size} rank(s), {ACCUMULATION} micro-batch(es) per rank and step, {SEQUENCES} packed sequences or {EXAMPLES} examples each; medians of {len(found['toolkit'])} run(s) of "
         f"{options.steps} steps (one where grouped). Against the Trainer as it comes: **{speedup}x** the tokens per second "
         f"(target: at least {TARGET}x), **{rows[0][3]} GiB** against **{rows[1][3]} GiB**."
     )
@@ -116,7 +110,6 @@ def _shape(options: argparse.Namespace) -> dict[str, Any]:
 
 def toolkit_rank(options: argparse.Namespace) -> dict[str, Any]:
     """One rank of a run through `toolkit.train`, its numbers taken from metrics.jsonl."""
-    from toolkit.ds_config.render import resolved_dtype
     from toolkit.engine import device, process
     from toolkit.train.run import RunOptions, train
 
@@ -134,7 +127,6 @@ def toolkit_rank(options: argparse.Namespace) -> dict[str, Any]:
     padded = len(records) * ACCUMULATION * recipe.batch.micro_size * recipe.batch.sequence_length
     seconds = sum(record["step_time_s"] for record in records)
     return {
-        "dtype": resolved_dtype(recipe, device.target(me.world_size, wanted="auto")),
         "steps": len(records),
         "seconds": seconds,
         "tokens": total["tokens"],
@@ -161,7 +153,7 @@ def trainer_rank(options: argparse.Namespace) -> dict[str, Any]:
     tokens, padded, examples = (sum(count[index] for count in counts) for index in range(3))
     seconds = marks[-1] - marks[0]
     measured = {"steps": len(marks) - 1, "seconds": seconds, "tokens": tokens, "padded": padded, "examples": examples}
-    measured |= {"gib": device.peak_memory_gib(), "dtype": "bf16" if trainer.args.bf16 else "fp32"}
+    measured["gib"] = device.peak_memory_gib()
     process.barrier()
     process.stop()
     return measured

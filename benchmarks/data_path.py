@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.page import parser, publish, table
+from harness.page import number_format, parser, publish, table
 from harness.ranks import default_world_size, is_rank, measure, report, shared_folder
 
 FASTER, FULL = 10.0, 0.98
@@ -56,29 +56,26 @@ def main(arguments: list[str]) -> None:
     full = [[about, *(f"{packed(name, length):.1%}" for length in LENGTHS)] for name, about in SETS.items()]
     packing = table(["not padding, at a sequence length of", *map(str, LENGTHS)], full)
     targets = f"Targets: at least {FASTER:.0f} times training; at least {FULL:.0%} of the tokens not padding."
-    setting = f"Training: {world_size} rank(s), {options.steps} steps, {measured['dtype']}."
+    setting = f"Training: {world_size} rank(s), {options.steps} steps, {number_format()}."
     publish(options, "The data path", [str(__doc__).strip(), speed, packing, targets, setting])
 
 
-def training_rank(options: argparse.Namespace) -> dict[str, Any]:
+def training_rank(options: argparse.Namespace) -> dict[str, float]:
     """One rank of the quick start; tokens per second of all ranks in training, and of reading the same rows as a stream."""
-    from toolkit.ds_config.render import resolved_dtype
-    from toolkit.engine import device, process
+    from toolkit.engine import process
     from toolkit.train.run import RunOptions, train
 
     me = process.from_environment()
     folder = shared_folder() / "run"
     process.start(me)
-    recipe = build_recipe(options, me.world_size)
-    dtype = resolved_dtype(recipe, device.target(me.world_size, wanted="auto"))
-    train(recipe, RunOptions("data_path", folder), keep_group=True)
+    train(build_recipe(options, me.world_size), RunOptions("data_path", folder), keep_group=True)
     streams = {name: stream(options, me, name == "together") for name in ("alone", "together")}
     process.barrier()
     process.stop()
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if "loss" in record][1:]
     rate = sum(record["tokens"] for record in records) / sum(record["step_time_s"] for record in records)
-    return {"training": float(rate), "dtype": dtype, **streams}
+    return {"training": float(rate), **streams}
 
 
 def stream(options: argparse.Namespace, me: Any, together: bool) -> float:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from harness.page import parser, publish, table
+from harness.page import number_format, parser, publish, table
 from harness.ranks import is_rank, measure, report
 
 SIDES = {"full": "full logits", "fused": "linear_cross_entropy"}
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         losses = build_losses(options.dtype, tokens, vocabulary, width)
         report(take_turns(losses) if options.measure == "time" else measure_memory(losses[options.measure]))
         return
-    rows, formats = [], ["bfloat16"] if options.tiny or multiplies_bf16() else []
+    rows, formats = [], ["bfloat16"] if options.tiny or number_format() == "bf16" else []
     for dtype in formats if options.tiny else [*formats, "float32"]:
         memory, seconds, loss = measure_dtype(arguments, dtype)
         for side, name in SIDES.items():
@@ -45,13 +45,6 @@ def main(arguments: list[str]) -> None:
     setting = f"{tokens:,} tokens, vocabulary {vocabulary:,}, width {width}."
     left_out = [] if formats else ["Not measured: bfloat16, for which this processor has no instructions."]
     publish(options, "Memory of the loss", [str(__doc__).strip(), lines, setting, *left_out])
-
-
-def multiplies_bf16() -> bool:
-    """Whether this machine does so in hardware: emulated, a matrix product may take a hundred times as long."""
-    from toolkit.engine import device
-
-    return device.target(1, wanted="auto").bf16_is_native
 
 
 def measure_dtype(arguments: list[str], dtype: str) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:

@@ -72,6 +72,13 @@ def conditions(script: str) -> str:
     )
 
 
+def number_format() -> str:
+    """What precision.dtype "auto" takes on this machine: emulated, a product in bf16 may take a hundred times as long."""
+    from toolkit.engine import device
+
+    return "bf16" if device.target(1, wanted="auto").bf16_is_native else "fp32"
+
+
 def machine() -> str:
     """The GPUs where there are any, else the processor; with cores and memory."""
     import torch

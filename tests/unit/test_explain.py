@@ -18,8 +18,7 @@ from toolkit.recipe import Batch, Data, Model, Precision, Recipe
             "bf16",
             False,
             "precision: this cpu device has no instructions for bf16: emulated, a step takes longer than in fp32, "
-            "on some processors ten times as long; "
-            "--precision.dtype auto takes fp32 here",
+            "on some processors ten times as long; --precision.dtype auto takes fp32 here",
         ),
         ("fp32", False, None),
     ],

@@ -172,9 +172,9 @@ def test_a_loss_of_zero_needs_no_gradient(tmp_path: Path) -> None:
 def test_steps_without_a_gradient_are_counted_on_after_a_resume(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, [1.0], fp16=False, held_out=False, checkpoint=Checkpoint(every_steps=1))
     assert not loop._after_step(1, BATCH, result(1))
-    assert read_manifest(loop.folder.checkpoints / "step-00000001").run["without_gradient"] == 1
+    assert read_manifest(loop.folder.checkpoints / "step-00000001").run["suspect_from"] == 0
     again = make_loop(tmp_path, [], fp16=False, held_out=False, checkpoint=Checkpoint(every_steps=1))
-    again.without_gradient = 1
+    again.suspect_from = 0
     assert not again._after_step(2, BATCH, result(1))
     assert kept(again) == [1]
 
@@ -195,5 +195,5 @@ def test_the_way_back_leads_to_weights_that_learned(tmp_path: Path, suspect_from
     for step in (1, 2, 3):
         loop._after_step(step, BATCH, result())
     error = RunFailed("the loss is nan", expected="a finite loss", do="lower it")
-    told = with_way_back(error, 5, loop.last_good, tmp_path, is_trained=True, suspect_from=suspect_from)
+    told = with_way_back(error, 5, loop.last_good, loop.folder, is_trained=True, suspect_from=suspect_from)
     assert told.do == f"lower it; {said.format(tmp_path)}"

@@ -53,9 +53,10 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
     check_launcher_environment(will_start=starts)
     check_task(recipe.task.name)
     check_metric(recipe.task.name, recipe.evaluation.metric)
-    # Without a launcher, what starts is one rank; what is only shown is meant for the recipe's own launch section.
-    world_size = _world_size() or (1 if starts else None)
-    if world_size is not None and not invocation.dry_run:
+    world_size = _world_size()
+    if starts:
+        # Without a launcher it is one rank; what is only shown is meant for the recipe's own launch section.
+        world_size = world_size or 1
         mesh_of(recipe.parallel, world_size)
     target = assumed_target(recipe, world_size)
     config = render(recipe, target)

@@ -36,8 +36,7 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
     elif dtype == "bf16" and emulated:
         lines.append(
             f"precision: this {target.device} device has no instructions for bf16: emulated, a step takes longer than in fp32, "
-            "on some processors ten times as long; "
-            "--precision.dtype auto takes fp32 here"
+            "on some processors ten times as long; --precision.dtype auto takes fp32 here"
         )
     if config["zero_optimization"]["stage"] != recipe.parallel.zero_stage:
         why = (

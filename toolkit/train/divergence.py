@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
 from toolkit.errors import RunFailed
+from toolkit.train.run_folder import RunFolder
 
 ADVICE_UNTRAINED = (
     "look at the data with --preview, and try the starting weights with precision.dtype='fp32', or download them again: "
@@ -18,7 +19,7 @@ def with_way_back(
     error: RunFailed,
     step: int,
     last_good: Path | None,
-    folder: Path,
+    folder: RunFolder,
     *,
     is_trained: bool,
     suspect_from: int | None = None,
@@ -34,23 +35,23 @@ def with_way_back(
     return RunFailed(what, expected=error.expected, do=f"{do}; {back}")
 
 
-def _way_back(last_good: Path | None, folder: Path, suspect_from: int | None) -> str:
+def _way_back(last_good: Path | None, folder: RunFolder, suspect_from: int | None) -> str:
     if last_good is None:
-        return f"{folder} has no checkpoint before it: start again in another --output_dir"
-    checkpoints, step = folder / "checkpoints", read_manifest(last_good).step
+        return f"{folder.path} has no checkpoint before it: start again in another --output_dir"
+    step = read_manifest(last_good).step
     if suspect_from is None or step < suspect_from:
-        where = "auto" if last_good.parent == checkpoints else str(last_good)
+        where = "auto" if last_good.parent == folder.checkpoints else str(last_good)
         return (
             f"the last good checkpoint is step {step}, {last_good}: "
-            f"continue from it with --resume {where} --output_dir {folder}"
+            f"continue from it with --resume {where} --output_dir {folder.path}"
         )
-    sound = [found for found in complete_steps(checkpoints) if found < suspect_from]
+    sound = [found for found in complete_steps(folder.checkpoints) if found < suspect_from]
     if not sound:
         return (
-            f"the weights gave no gradient any more from step {suspect_from} on, and {folder} has no checkpoint before it: "
+            f"the weights gave no gradient any more from step {suspect_from} on, and {folder.path} has no checkpoint before it: "
             "start again in another --output_dir"
         )
     return (
         f"the last good checkpoint is step {sound[-1]}, since the weights of later ones gave no gradient: "
-        f"continue from it with --resume {checkpoints / folder_name(sound[-1])} and another --output_dir"
+        f"continue from it with --resume {folder.checkpoints / folder_name(sound[-1])} and another --output_dir"
     )

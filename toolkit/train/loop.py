@@ -47,13 +47,11 @@ class Loop:
     saved_step: int = -1
     last_good: Path | None = None
     """The newest checkpoint: what is saved has been seen to be finite."""
-    without_gradient: int = 0
-    """Steps in a row, up to now and also before a resume, whose gradient was not finite or zero."""
+    suspect_from: int | None = None
+    """The step whose weights were the first to give no gradient, where none has given one since; also from before a resume."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
     _reached: int = field(init=False, default=0)
     """The step in progress, or the last one."""
-    _booked: int = field(init=False, default=0)
-    """The last step whose gradient is known."""
     _is_trained: bool = field(init=False, default=False)
 
     def run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
@@ -61,19 +59,18 @@ class Loop:
 
         Raises RunFailed, with the checkpoint to go back to, when the run diverges.
         """
-        self._reached, self._booked, self._is_trained = first_step, first_step, first_step > 0
+        self._reached, self._is_trained = first_step, first_step > 0
         try:
             return self._run(first_step, data_state)
         except RunFailed as error:
             self._write({"step": self._reached, "failed": error.what})
-            suspect = self._booked - self.without_gradient if self.without_gradient else None
             raise with_way_back(
                 error,
                 self._reached,
                 self.last_good,
-                self.folder.path,
+                self.folder,
                 is_trained=self._is_trained,
-                suspect_from=suspect,
+                suspect_from=self.suspect_from,
             ) from None
 
     def _run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
@@ -179,20 +176,22 @@ class Loop:
 
     def _without_gradients(self, step: int, result: StepResult) -> str:
         """Why the model is likely to be dead, as far as its gradients tell; empty where it still learns."""
-        self._booked = step
         if self.engine.loss_scale is not None:
             # fp16 skips steps as a matter of course.
             return ""
         is_zero = result.grad_norm == 0.0 and result.loss > 0.0
-        self.without_gradient = (
-            max(self.without_gradient + 1, result.skipped_in_a_row) if result.skipped or is_zero else 0
-        )
+        if not result.skipped and not is_zero:
+            self.suspect_from = None
+            return ""
+        first = step - max(1, result.skipped_in_a_row)
+        self.suspect_from = first if self.suspect_from is None else min(self.suspect_from, first)
         if is_zero:
             return f"the gradient of step {step} is zero, though its loss is {result.loss:.4g}: nothing can be learned any more"
         # One bad batch may be one step; a model without a gradient on two is likely to be dead, whatever its loss says.
-        if self.without_gradient < 2:
-            return ""
-        return f"the gradients of the last {self.without_gradient} steps, up to step {step}, were not finite or zero"
+        count = step - self.suspect_from
+        return (
+            f"the gradients of the last {count} steps, up to step {step}, were not finite or zero" if count > 1 else ""
+        )
 
     def _loss_again(self, batch: StepBatch) -> float:
         """Summed loss of what was just trained, with the weights that this has left: finite weights may still compute NaN."""
@@ -259,7 +258,7 @@ class Loop:
             "engine": self.engine.state(),
             "data": {"position": self.inputs.batches.state(step), "owner": self.identity["facts"]["examples"]},
             "watch": self.watch.state(),
-            "without_gradient": self.without_gradient,
+            "suspect_from": self.suspect_from,
         }
         self.last_good = save(self.engine, self.folder.checkpoints, step, run, self.me.rank, self.me.world_size)
         self.saved_step = step

@@ -110,7 +110,7 @@ def _train(
     if start.checkpoint is not None:
         manifest = _restore(engine, start, start.checkpoint, me, display)
         loop.saved_step, loop.last_good = start.step, start.checkpoint
-        loop.without_gradient = manifest.run.get("without_gradient", 0)
+        loop.suspect_from = manifest.run.get("suspect_from")
     for note in start.notes:
         display.say(note)
     step = _run(loop, start, config)
