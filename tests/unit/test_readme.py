@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from toolkit.cli import verbs
-from toolkit.cli.readme import PARTS, updated
+from toolkit.cli import docs, verbs
 from toolkit.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -83,9 +83,34 @@ def test_the_examples_of_help_are_accepted(name: str, capsys: pytest.CaptureFixt
         assert verbs.parser().parse_args(words[1:]).run is not None, line
 
 
-def test_generated_parts_are_current() -> None:
-    """`toolkit config --write` would change nothing; a lost marker is named."""
-    assert updated(TEXT, ROOT) == TEXT
-    for name in PARTS:
-        with pytest.raises(ConfigError, match=f"the markers of the part '{name}'"):
-            updated(TEXT.replace(f"<!-- end {name} -->", ""), ROOT)
+def test_generated_pages_are_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`toolkit config --write` would change nothing; a stale, a missing and an orphaned page are named and mended."""
+    copy = tmp_path / "docs"
+    shutil.copytree(ROOT / "docs", copy)
+    monkeypatch.setattr(docs, "FOLDER", copy)
+    monkeypatch.setattr(docs, "ROOT", ROOT)
+    monkeypatch.chdir(ROOT)
+    assert docs.verify() == len(docs.PAGES)
+    (copy / "rules.md").write_text("old")
+    (copy / "verbs.md").unlink()
+    (copy / "gone.md").write_text(f"{docs.MARK}\n\n# Of a page that nothing makes any more\n")
+    with pytest.raises(ConfigError) as failure:
+        docs.verify()
+    assert failure.value.what == (
+        f"{copy}/: gone.md belongs to no part of the code; rules.md is out of date; verbs.md is missing"
+    )
+    assert docs.write() == ["gone.md", "rules.md", "verbs.md"]
+    assert docs.verify() == len(docs.PAGES)
+
+
+def test_docs_of_another_project_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who has recipes and a docs/ folder of their own gets ds_configs/ only."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "rules.md").write_text("ours")
+    monkeypatch.chdir(tmp_path)
+    assert verbs.main(["config", "--write"]) == 0 == verbs.main(["config", "--verify"])
+    assert "docs" not in capsys.readouterr().out
+    assert [path.read_text() for path in (tmp_path / "docs").iterdir()] == ["ours"]

@@ -8,23 +8,18 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import NoReturn
 
+from toolkit.cli import config
+from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.output import exit_code_of
-from toolkit.cli.readme import updated
-from toolkit.ds_config.accelerate_yaml import render_accelerate
 from toolkit.ds_config.findings import raise_findings
-from toolkit.ds_config.golden import assumed_target, to_json, verify, write
+from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
-from toolkit.ds_config.slurm import render_slurm
 from toolkit.ds_config.target import Target
-from toolkit.errors import ConfigError, InputError, did_you_mean
+from toolkit.errors import InputError, did_you_mean
 from toolkit.parity.problem import LEAST_STEPS
 from toolkit.recipe.load import load_recipe
-from toolkit.recipe.location import path
-
-RECIPES, CONFIGS, README = Path("recipes"), Path("ds_configs"), Path("README.md")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,21 +33,6 @@ class _Parser(argparse.ArgumentParser):
             expected=" ".join(self.format_usage().split()),
             do=f"see `{self.prog} --help`",
         )
-
-
-def _count(text: str) -> int:
-    """An integer of at least 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
-    return int(text)
-
-
-def _path(text: str) -> Path:
-    """A path, "~" expanded."""
-    try:
-        return path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,10 +72,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_check(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("file", type=_path, help="the DeepSpeed JSON")
-    verb.add_argument("--recipe", type=_path, help="also compare it with what this recipe renders")
-    verb.add_argument("--training-args", type=_path, help="JSON of Hugging Face TrainingArguments it is used with")
-    verb.add_argument("--world-size", type=_count, help="processes it is meant for")
+    verb.add_argument("file", type=file_path, help="the DeepSpeed JSON")
+    verb.add_argument("--recipe", type=file_path, help="also compare it with what this recipe renders")
+    verb.add_argument("--training-args", type=file_path, help="JSON of Hugging Face TrainingArguments it is used with")
+    verb.add_argument("--world-size", type=count, help="processes it is meant for")
     verb.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda", help="device it is meant for (default: cuda)"
     )
@@ -122,66 +102,6 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_config(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", type=_path, nargs="?", help="a recipe file")
-    verb.add_argument("--world-size", type=_count, help="processes; default: the recipe's launch section")
-    other = verb.add_mutually_exclusive_group()
-    other.add_argument("--slurm", action="store_true", help="print a SLURM batch script instead")
-    other.add_argument(
-        "--accelerate", action="store_true", help="print the YAML of `accelerate launch --config_file` instead"
-    )
-    verb.add_argument("--hosts", type=_count, help="hosts; default: the recipe's launch section")
-    verb.add_argument("--write", action="store_true", help="render every recipe into ds_configs/")
-    verb.add_argument("--verify", action="store_true", help="compare ds_configs/ with the recipes (exit 2: it differs)")
-    verb.set_defaults(run=_config)
-
-
-def _config(options: argparse.Namespace) -> int:
-    if options.write:
-        changed = write(RECIPES, CONFIGS) + _write_readme()
-        print(f"{CONFIGS}/: {', '.join(changed)} written" if changed else f"{CONFIGS}/ is up to date")
-    elif options.verify:
-        print(f"{CONFIGS}/: {verify(RECIPES, CONFIGS)} files are what the recipes render to")
-        _verify_readme()
-    elif options.recipe is None:
-        raise InputError(
-            "toolkit config: no recipe", expected="a recipe file, --write or --verify", do="name a file under recipes/"
-        )
-    else:
-        print(_rendering(options), end="")
-    return 0
-
-
-def _rendering(options: argparse.Namespace) -> str:
-    recipe, name = load_recipe(options.recipe), options.recipe.stem
-    launch = recipe.launch.model_copy(update={"hosts": options.hosts or recipe.launch.hosts})
-    recipe = recipe.model_copy(update={"launch": launch})
-    config = to_json(render(recipe, assumed_target(recipe, options.world_size)))
-    if options.slurm:
-        return render_slurm(launch, name, str(options.recipe))
-    return render_accelerate(launch, f"{CONFIGS}/{name}.json") if options.accelerate else config
-
-
-def _write_readme() -> list[str]:
-    if not README.is_file():
-        return []
-    text = README.read_text(encoding="utf-8")
-    new = updated(text, Path())
-    if new == text:
-        return []
-    README.write_text(new, encoding="utf-8")
-    return [README.name]
-
-
-def _verify_readme() -> None:
-    if README.is_file() and updated(text := README.read_text(encoding="utf-8"), Path()) != text:
-        raise ConfigError(
-            f"{README}: its generated parts are out of date",
-            expected="what the recipes, rules and files are now",
-            do="run `toolkit config --write` and commit the difference",
-        )
-
-
 def _add_rules(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="one JSON list")
     verb.set_defaults(run=_rules)
@@ -199,8 +119,8 @@ def _rules(options: argparse.Namespace) -> int:
 
 
 def _add_export(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("source", type=_path, help="a run folder, or one of its checkpoints")
-    verb.add_argument("out", type=_path, help="folder to write")
+    verb.add_argument("source", type=file_path, help="a run folder, or one of its checkpoints")
+    verb.add_argument("out", type=file_path, help="folder to write")
     verb.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: bf16")
     verb.set_defaults(run=_export)
 
@@ -214,7 +134,9 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _add_parity(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", type=_path, help="a recipe file; its architecture is scaled down, no weight is read")
+    verb.add_argument(
+        "recipe", type=file_path, help="a recipe file; its architecture is scaled down, no weight is read"
+    )
     verb.add_argument(
         "--strategies", type=_words, default=[], help="comma-separated names, or all (default: one of each kind)"
     )
@@ -234,7 +156,7 @@ def _words(text: str) -> list[str]:
 
 def _count_of_steps(text: str) -> int:
     """Room for the warm-up and one step after it."""
-    if _count(text) < LEAST_STEPS:
+    if count(text) < LEAST_STEPS:
         raise argparse.ArgumentTypeError(f"{text!r} is less than {LEAST_STEPS}")
     return int(text)
 
@@ -270,8 +192,8 @@ def _add_doctor(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first compile DeepSpeed's CPU kernels, a minute each at first use otherwise",
     )
-    verb.add_argument("--hostfile", type=_path, help="also ask every host of this file over ssh, and compare them")
-    verb.add_argument("--ssh-port", type=_count, help="as for `deepspeed --ssh_port`")
+    verb.add_argument("--hostfile", type=file_path, help="also ask every host of this file over ssh, and compare them")
+    verb.add_argument("--ssh-port", type=count, help="as for `deepspeed --ssh_port`")
     verb.add_argument(
         "--write-env",
         action="store_true",
@@ -303,13 +225,13 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]
         ],
     ),
     "config": (
-        "print a recipe's DeepSpeed JSON, or render and verify ds_configs/",
-        _add_config,
+        "print a recipe's DeepSpeed JSON, or render and verify ds_configs/ and docs/",
+        config.add,
         [
             "recipes/NAME.py                               the DeepSpeed JSON",
             "recipes/NAME.py --accelerate --hosts 2        the YAML of `accelerate launch --config_file`",
             "recipes/NAME.py --slurm > job.sh              a batch script for sbatch",
-            "--write                                       after changing a recipe: ds_configs/ and README.md",
+            "--write                                       after changing a recipe: ds_configs/ and docs/",
         ],
     ),
     "rules": ("list every rule that `check` and each start apply", _add_rules, ["", "--json"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,19 @@ def rendered_files(recipes: Path) -> dict[str, str]:
 
 def write(recipes: Path, folder: Path) -> list[str]:
     """Make `folder` hold exactly the rendered files; returns the names that changed."""
-    wanted = rendered_files(recipes)
+    return write_files(rendered_files(recipes), folder, _present(folder))
+
+
+def verify(recipes: Path, folder: Path) -> int:
+    """Number of files in `folder`; ConfigError when one is missing, stale or belongs to no recipe."""
+    return verify_files(rendered_files(recipes), folder, _present(folder), "recipe")
+
+
+def write_files(wanted: Mapping[str, str], folder: Path, present: Sequence[Path]) -> list[str]:
+    """Of the files `present` in `folder` leave exactly `wanted`, name -> content; returns the names that changed."""
     folder.mkdir(exist_ok=True)
     changed = []
-    for path in _present(folder):
+    for path in present:
         if path.name not in wanted:
             path.unlink()
             changed.append(path.name)
@@ -58,24 +67,19 @@ def write(recipes: Path, folder: Path) -> list[str]:
     return sorted(changed)
 
 
-def verify(recipes: Path, folder: Path) -> int:
-    """Number of files in `folder`; ConfigError when one is missing, stale or belongs to no recipe."""
-    wanted = rendered_files(recipes)
-    present = {path.name: path for path in _present(folder)}
-    problems = [f"{name} is missing" for name in wanted if name not in present]
-    problems += [f"{name} belongs to no recipe" for name in present if name not in wanted]
-    problems += [
-        f"{name} is out of date"
-        for name, text in wanted.items()
-        if name in present and present[name].read_text(encoding="utf-8") != text
-    ]
+def verify_files(wanted: Mapping[str, str], folder: Path, present: Sequence[Path], origin: str) -> int:
+    """Number of files; ConfigError unless those `present` in `folder` are exactly `wanted`. Each is made from an `origin`."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in present}
+    problems = [f"{name} is missing" for name in wanted if name not in texts]
+    problems += [f"{name} belongs to no {origin}" for name in texts if name not in wanted]
+    problems += [f"{name} is out of date" for name, text in wanted.items() if texts.get(name, text) != text]
     if problems:
         raise ConfigError(
             f"{folder}/: {'; '.join(sorted(problems))}",
-            expected="exactly what the recipes render to",
+            expected=f"exactly what each {origin} renders to",
             do="run `toolkit config --write`, read the difference and commit it",
         )
-    return len(present)
+    return len(texts)
 
 
 def _present(folder: Path) -> list[Path]:
