@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from toolkit.ds_config.check import check_config, check_file
-from toolkit.ds_config.findings import Finding, raise_findings
+from toolkit.ds_config.findings import Finding, raise_errors, sorted_findings
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
 from toolkit.errors import ConfigError, RecipeError
@@ -97,13 +97,13 @@ def test_duplicate_keys_are_named_at_every_level(tmp_path: Path) -> None:
 def test_hjson_is_read_but_named(tmp_path: Path) -> None:
     text = "// two ranks\n" + json.dumps(SOUND)[:-1] + ",}"
     (found,) = check_file(written(tmp_path, text))
-    assert (found.rule, found.expected) == ("not-strict-json", "strict JSON")
+    assert (found.rule, found.expected, found.severity) == ("not-strict-json", "strict JSON", "warning")
     assert found.what == "the file is Hjson, not JSON (line 1: Expecting value)"
 
 
 def test_duplicates_in_hjson_are_named_once(tmp_path: Path) -> None:
     text = json.dumps(SOUND)[:-1] + ', "gradient_clipping": 0.5,}'
-    assert [finding.rule for finding in check_file(written(tmp_path, text))] == ["not-strict-json", "duplicate-key"]
+    assert [finding.rule for finding in check_file(written(tmp_path, text))] == ["duplicate-key", "not-strict-json"]
 
 
 def test_nan_is_no_json(tmp_path: Path) -> None:
@@ -117,13 +117,16 @@ def test_trainer_arguments_come_from_a_file(tmp_path: Path) -> None:
     path = written(tmp_path, json.dumps(arguments), "args.json")
     (found,) = check_file(config, training_args_path=path)
     assert found.what == "gradient_clipping=0.5 but max_grad_norm gives 1.0"
+    assert found.severity == "error"
     assert found.do == 'write "auto", or change max_grad_norm'
     assert "args_missing.json does not exist" in refusal(config, training_args_path=tmp_path / "args_missing.json").what
 
 
 def test_findings_are_sorted_and_unique() -> None:
     found = check_config({"zzz": 1, "aaa": 1, "zero_optimization": {"stage": 5, "bbb": 1}})
-    assert found == sorted(set(found))
+    assert found == sorted_findings([*found, *found])
+    severities = [finding.severity for finding in found]
+    assert severities == sorted(severities) and set(severities) == {"error", "warning"}, "errors first"
     assert [finding.where for finding in found if finding.rule == "unknown-key"] == [
         "aaa",
         "zero_optimization.bbb",
@@ -131,18 +134,19 @@ def test_findings_are_sorted_and_unique() -> None:
     ]
 
 
-def test_raise_findings_holds_them_all_in_one_error() -> None:
-    raise_findings([], "ds.json")
+def test_raise_errors_holds_them_all_in_one_error() -> None:
+    raise_errors([], "ds.json")
+    raise_errors([Finding("stage", "a-rule", "stage=9", "0 to 3", "write 2", "warning")], "ds.json")
     one = Finding("stage", "a-rule", "stage=9", "0 to 3", "write 2")
     with pytest.raises(ConfigError) as caught:
-        raise_findings([one], "ds.json")
+        raise_errors([one], "ds.json")
     assert str(caught.value) == "ds.json: [a-rule] stage=9\n  expected: 0 to 3\n  do this:  write 2"
     two = Finding("bf16", "b-rule", "bf16=3", "an object", "correct it")
     with pytest.raises(ConfigError) as caught:
-        raise_findings([one, two, one], "ds.json")
+        raise_errors([one, two, one], "ds.json")
     text = str(caught.value)
     assert text.startswith(
-        "ds.json: 2 findings\n  1. [b-rule] bf16=3\n    expected: an object\n    do this:  correct it\n  2. "
+        "ds.json: 2 errors\n  1. [b-rule] bf16=3\n    expected: an object\n    do this:  correct it\n  2. "
     )
     assert caught.value.exit_code == 2
 

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
+import torch
+from accelerate.utils import DeepSpeedPlugin
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import TrainingArguments
 
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.config_file import FILE_RULES
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.rules import RULES, Context
-from toolkit.ds_config.rules.trainer_values import TRAINER_DEFAULTS
-from toolkit.ds_config.rules.zero import KEY_STAGES
+from toolkit.ds_config.rules.inert import NEVER_READ
+from toolkit.ds_config.rules.trainer_values import ACCELERATE_STAGE, TRAINER_DEFAULTS
+from toolkit.ds_config.rules.zero import KEY_STAGES, OWN_RULE
 from toolkit.ds_config.schema_keys import Key, Section
+from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
 from toolkit.ds_config.schema_top import TOP
-from toolkit.ds_config.schema_zero import ZERO
+from toolkit.ds_config.schema_zero import ZERO, ZERO_DEFAULTS
 from toolkit.ds_config.target import Target
 
 CPU = Target(world_size=2, device="cpu")
@@ -29,7 +40,7 @@ BASE: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 2,
     "gradient_accumulation_steps": 4,
     "gradient_clipping": 1.0,
-    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "weight_decay": 0.0, "torch_adam": True}},
     "bf16": {"enabled": True},
     "data_types": {"grad_accum_dtype": "fp32"},
     "zero_optimization": {"stage": 2},
@@ -75,6 +86,34 @@ class Case:
     arguments: dict[str, Any] | None = None
     also: tuple[str, ...] = ()
     """Other rules that rightly fire on the bad configuration."""
+    severity: str = ""
+    """Where it is not the one that WARNINGS gives the rule."""
+
+
+WARNINGS = {
+    "accumulation-dtype-unwritten",
+    "activation-checkpointing-inert",
+    "adam-or-adamw",
+    "autocast-dtype",
+    "clipping-unwritten",
+    "data-efficiency-inert",
+    "key-of-another-stage",
+    "learning-rate-unwritten",
+    "not-strict-json",
+    "one-cycle-momentum",
+    "scheduler-without-optimizer",
+    "stage-0-in-16-bits",
+    "trainer-accumulation-unwritten",
+    "trainer-no-warmup",
+    "trainer-saves-no-weights",
+    "warmup-longer-than-run",
+    "warmup-max-lr",
+    "warmup-steps-unwritten",
+    "warmup-type-unwritten",
+    "zero-as-boolean",
+    "zero-section-missing",
+}
+"""Rules that usually warn; all others usually refuse."""
 
 
 Z = "zero_optimization"
@@ -108,8 +147,24 @@ CASES = [
         "deprecated-key",
         {f"{Z}.cpu_offload": True},
         f"{Z}.cpu_offload",
-        "cpu_offload=true is deprecated or refused",
+        "cpu_offload=true is deprecated",
         {f"{Z}.cpu_offload": REMOVE, f"{OFFLOAD}.device": "cpu"},
+        severity="warning",
+    ),
+    Case(
+        "deprecated-key",
+        {f"{Z}.legacy_stage1": True, f"{Z}.stage": 1},
+        f"{Z}.legacy_stage1",
+        "legacy_stage1=true is refused or ignored by DeepSpeed",
+        {f"{Z}.legacy_stage1": REMOVE},
+    ),
+    Case(
+        "deprecated-key",
+        {"bfloat16": {"enabled": True}, **FP32},
+        "bfloat16",
+        'bfloat16={"enabled": true} is deprecated',
+        {"bfloat16": REMOVE, "bf16": {"enabled": True}},
+        severity="warning",
     ),
     Case(
         "wrong-type",
@@ -130,8 +185,24 @@ CASES = [
         "leftover-auto",
         {"train_batch_size": "auto"},
         "train_batch_size",
-        "only Hugging Face fills it in",
+        "only Hugging Face fills that in",
         {"train_batch_size": 16},
+        severity="warning",
+    ),
+    Case(
+        "leftover-auto",
+        {f"{Z}.overlap_comm": "auto", "wall_clock_breakdown": "auto"},
+        f"{Z}.overlap_comm",
+        '2 keys are "auto" (zero_optimization.overlap_comm, wall_clock_breakdown): nothing fills that in',
+        {f"{Z}.overlap_comm": True, "wall_clock_breakdown": REMOVE},
+    ),
+    Case(
+        "leftover-auto",
+        {"data_types.keep_in_fp32_modules": "auto"},
+        "data_types.keep_in_fp32_modules",
+        "DeepSpeed knows the word, but accelerate stops at it",
+        {"data_types.keep_in_fp32_modules": REMOVE},
+        **TRAINER,
     ),
     Case(
         "alias-twice",
@@ -139,6 +210,14 @@ CASES = [
         f"{Z}.stage3_max_live_parameters",
         "are the same key",
         {f"{Z}.max_live_parameters": REMOVE},
+    ),
+    Case(
+        "alias-twice",
+        {f"{Z}.cpu_offload": False, f"{OFFLOAD}.device": "cpu"},
+        f"{Z}.cpu_offload",
+        "cpu_offload and zero_optimization.offload_optimizer are the same key",
+        {f"{Z}.cpu_offload": REMOVE},
+        also=("deprecated-key",),
     ),
     Case(
         "optimizer-type",
@@ -217,6 +296,49 @@ CASES = [
         {f"{Z}.stage": 0},
     ),
     Case(
+        "zero-section-missing",
+        {Z: REMOVE, **FP32},
+        Z,
+        "accelerate, and so the Trainer, refuses the file",
+        {Z: {"stage": 0}},
+        target=CPU,
+        arguments={**ARGUMENTS, "bf16": False},
+        severity="error",
+    ),
+    Case("zero-as-boolean", {Z: True}, Z, "zero_optimization=true is the form of old files", {Z: {"stage": 1}}),
+    Case(
+        "zero-as-boolean",
+        {Z: True},
+        Z,
+        "zero_optimization=true is the form of old files",
+        {Z: {"stage": 1}},
+        severity="error",
+        **TRAINER,
+    ),
+    Case(
+        "fp16-at-stage-0",
+        {f"{Z}.stage": 0, **FP32, "fp16.enabled": True, "data_types.grad_accum_dtype": "fp16"},
+        f"{Z}.stage",
+        "stage=0 with fp16.enabled=true: gradients are divided by a loss scale that was never applied",
+        {f"{Z}.stage": 1},
+    ),
+    Case(
+        "fp16-at-stage-0",
+        {f"{Z}.stage": 0, **FP32, "data_types.grad_accum_dtype": "fp16"},
+        f"{Z}.stage",
+        "stage=0 with fp16=true among the arguments",
+        {f"{Z}.stage": 1},
+        target=CPU,
+        arguments={**ARGUMENTS, "bf16": False, "fp16": True},
+    ),
+    Case(
+        "stage-0-in-16-bits",
+        {f"{Z}.stage": 0, **FP32, "fp16": {"enabled": True, "loss_scale": 1}, "data_types.grad_accum_dtype": "fp16"},
+        f"{Z}.stage",
+        "zero_optimization.stage=0 with fp16.enabled=true computes other losses than stages 1, 2 and 3",
+        {f"{Z}.stage": 1},
+    ),
+    Case(
         "stage-0-in-16-bits",
         {f"{Z}.stage": 0, "data_types.grad_accum_dtype": "bf16"},
         f"{Z}.stage",
@@ -225,7 +347,7 @@ CASES = [
     ),
     Case(
         "key-of-another-stage",
-        {f"{Z}.sub_group_size": 1e9},
+        {f"{Z}.sub_group_size": 2e9},
         f"{Z}.sub_group_size",
         "is ignored at stage 2",
         {f"{Z}.stage": 3},
@@ -381,6 +503,7 @@ CASES = [
         f"{OFFLOAD}.nvme_path",
         "is ignored with device 'cpu'",
         {f"{OFFLOAD}.nvme_path": REMOVE},
+        severity="warning",
     ),
     Case(
         "partial-offload",
@@ -427,6 +550,16 @@ CASES = [
         {"gradient_clipping": 0.0},
     ),
     Case(
+        "clipping-unwritten",
+        {"gradient_clipping": REMOVE},
+        "gradient_clipping",
+        "clips the gradient norm at 1.0, whatever max_grad_norm=0.0 says",
+        {"gradient_clipping": "auto"},
+        target=CPU,
+        arguments={**ARGUMENTS, "max_grad_norm": 0.0},
+        severity="error",
+    ),
+    Case(
         "fp16-and-bf16",
         {"fp16.enabled": True},
         "fp16.enabled",
@@ -461,6 +594,13 @@ CASES = [
         "data_types.grad_accum_dtype",
         "4 micro-batches are summed in bf16",
         {"data_types.grad_accum_dtype": "fp32"},
+    ),
+    Case(
+        "loss-scale-range",
+        {"bf16.enabled": False, "fp16": {"enabled": True, "min_loss_scale": 0}},
+        "fp16.min_loss_scale",
+        "min_loss_scale=0 with a dynamic loss scale",
+        {"fp16.loss_scale": 128},
     ),
     Case(
         "accumulation-dtype-at-stage-0",
@@ -660,6 +800,20 @@ CASES = [
         {"data_efficiency.data_routing.enabled": False},
     ),
     Case(
+        "never-read",
+        {"disable_allgather": True},
+        "disable_allgather",
+        "disable_allgather=true changes nothing: DeepSpeed never reads it",
+        {"disable_allgather": False},
+    ),
+    Case(
+        "never-read",
+        {f"{Z}.allgather_partitions": False},
+        f"{Z}.allgather_partitions",
+        "allgather_partitions=false changes nothing",
+        {f"{Z}.allgather_partitions": True},
+    ),
+    Case(
         "pipeline-keys-unused",
         {f"{Z}.stage": 1, "pipeline.stages": 2},
         "pipeline.stages",
@@ -707,6 +861,62 @@ CASES = [
         "compile.offload_activation",
         "compile.offload_activation and compile.offload_parameters are both true",
         {"compile.offload_parameters": False},
+    ),
+    Case(
+        "deepcompile",
+        {"compile": {"deepcompile": True, "passes": ["autosp"]}},
+        "compile.passes",
+        "compile.passes with autosp at stage 2 falls back to torch.compile",
+        {f"{Z}.stage": 1},
+    ),
+    Case(
+        "deepcompile",
+        {"compile": {"deepcompile": True, "passes": ["autotp"]}},
+        "compile.passes",
+        "autotp and no tensor_parallel.autotp_size above 1 falls back",
+        {"tensor_parallel.autotp_size": 2},
+    ),
+    Case(
+        "deepcompile",
+        {"compile": {"deepcompile": True, "passes": ["autotp", "z1"]}, "tensor_parallel.autotp_size": 2},
+        "compile.passes",
+        'compile.passes=["autotp", "z1"]: autotp combines with no other',
+        {"compile.passes": ["autotp"]},
+    ),
+    Case(
+        "trainer-accumulation-unwritten",
+        {"gradient_accumulation_steps": REMOVE},
+        "gradient_accumulation_steps",
+        "the Trainer accumulates 4 micro-batches: accelerate writes 1, which contradicts train_batch_size",
+        {"gradient_accumulation_steps": "auto"},
+        severity="error",
+        **TRAINER,
+    ),
+    Case(
+        "trainer-accumulation-unwritten",
+        {"gradient_accumulation_steps": REMOVE, "train_batch_size": REMOVE},
+        "gradient_accumulation_steps",
+        "the Trainer accumulates 4 micro-batches: accelerate writes 1",
+        {"gradient_accumulation_steps": 4},
+        **TRAINER,
+    ),
+    Case(
+        "trainer-optimizer-values",
+        {"optimizer.params.betas": REMOVE},
+        "optimizer.params.betas",
+        "betas is missing: [0.9, 0.999] is used, not adam_beta1, adam_beta2=[0.9, 0.98]",
+        {"optimizer.params.betas": "auto"},
+        target=CPU,
+        arguments={**ARGUMENTS, "adam_beta2": 0.98},
+    ),
+    Case(
+        "trainer-optimizer-values",
+        {"optimizer.params.weight_decay": REMOVE},
+        "optimizer.params.weight_decay",
+        "0.01 is used, not weight_decay=0.0 (TrainingArguments' default)",
+        {"optimizer.params.weight_decay": "auto"},
+        severity="warning",
+        **TRAINER,
     ),
     Case(
         "trainer-mismatch",
@@ -815,6 +1025,7 @@ def test_rule_fires_where_it_should_and_nothing_else_does(case: Case) -> None:
     assert [finding.where for finding in mine] == [case.where], found
     assert case.what in mine[0].what
     assert mine[0].expected and mine[0].do
+    assert mine[0].severity == (case.severity or ("warning" if case.rule in WARNINGS else "error"))
     assert {finding.rule for finding in found} == {case.rule, *case.also}, found
 
 
@@ -826,6 +1037,10 @@ def test_cured_configuration_is_clean(case: Case) -> None:
 def test_every_rule_has_a_case() -> None:
     # tests/unit/test_check.py has the cases of the rules about files.
     assert {case.rule for case in CASES} | set(FILE_RULES) == {rule.id for rule in RULES}
+
+
+def test_each_rule_says_its_usual_severity() -> None:
+    assert {rule.id for rule in RULES if rule.severity == "warning"} == WARNINGS
 
 
 def test_rules_are_documented_and_named_once() -> None:
@@ -890,10 +1105,81 @@ def test_auto_values_are_judged_by_what_the_trainer_fills_in() -> None:
     assert {finding.rule for finding in in_fp32} == {"accumulation-dtype-at-stage-0"}
 
 
-def test_clipping_names_the_trainers_own_norm() -> None:
-    config = edited({"gradient_clipping": REMOVE})
-    (found,) = check_config(config, training_args={**ARGUMENTS, "max_grad_norm": 0.0})
-    assert found.what.endswith("clips the gradient norm at 1.0, whatever max_grad_norm=0.0 says")
+FAULTLESS: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+    ({"steps_per_print": 1e5}, None),
+    ({"bf16.enabled": False, "fp16": {"enabled": True, "loss_scale": 128, "min_loss_scale": 0, "hysteresis": 0}}, None),
+    ({"_comment": "for eight GPUs", "// note": 1, "optimizer.#why": "as published", "$schema": "x"}, None),
+    (
+        {
+            "bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True},
+            "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
+        },
+        None,
+    ),
+    ({"compile": {"deepcompile": True, "passes": ["autosp"]}, f"{Z}.stage": 0, **FP32}, None),
+    ({"steps_per_print": "auto", f"{Z}.stage": "auto"}, ARGUMENTS),
+    ({f"{OFFLOAD}.device": "auto", f"{Z}.offload_param.device": "auto"}, ARGUMENTS),
+    ({f"{Z}.sub_group_size": 1e9, f"{Z}.stage3_max_live_parameters": 1_000_000_000}, None),
+    ({f"{Z}.stage3_prefetch_bucket_size": "auto"}, ARGUMENTS),
+]
+"""Edits of BASE, and the arguments, at which nothing is to be found."""
+
+
+@pytest.mark.parametrize(("edits", "arguments"), FAULTLESS, ids=lambda value: ",".join(value or []))
+def test_what_is_right_is_left_alone(edits: dict[str, Any], arguments: dict[str, Any] | None) -> None:
+    assert check_config(edited(edits), training_args=arguments) == []
+
+
+def test_accelerate_fills_in_or_overwrites_what_the_schema_says_it_does() -> None:
+    def keys(section: Section, prefix: str = "") -> Iterator[str]:
+        for name, inner in section.keys.items():
+            if isinstance(inner, Section):
+                yield from keys(inner, f"{prefix}{name}.")
+            elif inner.accelerate:
+                yield f"{prefix}{name}"
+
+    marked = sorted(keys(TOP))
+    config = edited(dict.fromkeys(marked, "auto"))
+    plugin = DeepSpeedPlugin(hf_ds_config=config)
+    assert marked and [name for name in marked if plugin.get_value(name) == "auto"] == []
+    assert plugin.get_value(f"{Z}.stage") == ACCELERATE_STAGE
+    refused = DeepSpeedPlugin(hf_ds_config=edited({"data_types.keep_in_fp32_modules": "auto"}))
+    with pytest.raises(ValueError, match="keep_in_fp32_modules"):
+        refused.deepspeed_config_process(must_match=False)
+
+
+def test_optimizer_defaults_are_those_of_the_classes() -> None:
+    built = {"FusedAdam": FusedAdam, "DeepSpeedCPUAdam": DeepSpeedCPUAdam}
+    for name, defaults in CLASS_DEFAULTS.items():
+        made = built.get(name) or getattr(torch.optim, name.removeprefix("torch.optim."))
+        parameters = inspect.signature(made.__init__).parameters
+        found = {key: parameters[key].default for key in defaults}
+        assert {**found, "betas": list(found["betas"])} == defaults, name
+
+
+def test_stage_defaults_are_those_of_deepspeed() -> None:
+    for name, value in ZERO_DEFAULTS.items():
+        assert DeepSpeedZeroConfig.model_fields[name].default == value, name
+    for name in set(KEY_STAGES) - set(OWN_RULE):
+        bare = name.removeprefix("stage3_")
+        default = DeepSpeedZeroConfig.model_fields[bare].default
+        assert (
+            bare in ZERO_DEFAULTS or default in (None, False) or bare in ("leaf_module", "model_persistence_threshold")
+        ), name
+
+
+def test_keys_that_are_never_read_have_no_reader() -> None:
+    root = Path(deepspeed.__file__).parent
+    readers = re.compile("|".join(rf"\.{name.rpartition('.')[2]}\b(?! *=[^=])" for name in NEVER_READ))
+    found = [
+        (path.name, line.strip())
+        for path in root.rglob("*.py")
+        for line in path.read_text(errors="ignore").splitlines()
+        if readers.search(line)
+    ]
+    # A getter that nothing calls, and a copy from one record to another.
+    assert {name for name, _ in found} <= {"engine.py", "autotp_config.py"}, found
+    assert not any("zero_allgather_partitions()" in path.read_text(errors="ignore") for path in root.rglob("*.py"))
 
 
 def test_trainer_defaults_are_those_of_transformers() -> None:

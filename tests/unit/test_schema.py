@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 import types
 import typing
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 import torch
 from deepspeed.autotuning.config import DeepSpeedAutotuningConfig
 from deepspeed.comm.config import CommsLoggerConfig
-from deepspeed.compile.config import CompileConfig
+from deepspeed.compile.config import CompileConfig, PassName
 from deepspeed.inference.config import WeightQuantConfig
 from deepspeed.module_inject.auto_ep_config import parse_autoep_config
 from deepspeed.module_inject.autotp_config import AutoTPConfig, AutoTPPresets
@@ -434,7 +435,7 @@ def test_removed_and_deprecated_keys_say_what_replaces_them() -> None:
     [
         ({"zero_optimization": {"stage": "2"}}, 'zero_optimization.stage="2"', "an integer >= 0 and <= 3"),
         ({"zero_optimization": {"stage": True}}, "zero_optimization.stage=true", "an integer >= 0 and <= 3"),
-        ({"zero_optimization": True}, "zero_optimization=true", "an object {...}"),
+        ({"zero_optimization": 1}, "zero_optimization=1", "an object {...}"),
         ({"bf16": {"enabled": "yes"}}, 'bf16.enabled="yes"', "true or false"),
         ({"bf16": {"enabled": 1}}, "bf16.enabled=1", "true or false"),
         ({"steps_per_print": "x"}, 'steps_per_print="x"', "an integer >= 1 or null"),
@@ -503,14 +504,96 @@ def test_two_spellings_of_one_key() -> None:
 
 def test_auto() -> None:
     config = {"train_batch_size": "auto"}
-    assert only(config).what == 'train_batch_size="auto": only Hugging Face fills it in'
+    assert only(config).what.startswith('train_batch_size="auto": only Hugging Face fills that in')
     assert "--training-args FILE.json" in only(config).do
-    assert texts(config, allow_auto=True) == []
+    assert only(config).severity == "warning"
+    assert texts(config, for_trainer=True) == []
     late = {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": "auto"}}
-    assert only(late, allow_auto=True).what.endswith('"auto": Hugging Face does not fill it in')
-    assert only({"wall_clock_breakdown": "auto"}).what == 'wall_clock_breakdown="auto": nothing fills it in'
+    assert only(late, for_trainer=True).what.endswith('"auto": Hugging Face does not fill that in and stops')
+    assert only(late, for_trainer=True).severity == "error"
+    assert only({"wall_clock_breakdown": "auto"}).what == 'wall_clock_breakdown="auto": nothing fills that in'
     own = {"zero_optimization": {"stage": 3, "zenflow": {"select_strategy": "auto", "update_interval": "auto"}}}
     assert texts(own) == []
+    # Another "auto" says that the file is for Hugging Face.
+    kinds = {found.severity: found.what for found in check_schema({**own, **config})}
+    assert "but accelerate stops at it" in kinds["error"] and "train_batch_size" in kinds["warning"]
+
+
+def test_all_that_is_left_auto_is_one_finding() -> None:
+    found = only(
+        {
+            "train_batch_size": "auto",
+            "bf16": {"enabled": "auto"},
+            "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+            "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
+            "gradient_clipping": "auto",
+            "steps_per_print": "auto",
+        }
+    )
+    assert found.what.startswith('7 keys are "auto" (train_batch_size, bf16.enabled, ')
+    assert (found.rule, found.severity, found.expected) == (
+        "leftover-auto",
+        "warning",
+        "values, or the arguments that they come from",
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "what", "do"),
+    [
+        (
+            {"max_grad_norm": 1.0},
+            'max_grad_norm (DeepSpeed: "gradient_clipping" at the top level)',
+            "gradient_clipping",
+        ),
+        ({"fp16": {"fp16": True}}, "fp16.fp16: fp16 is that section", 'remove it (and write "enabled")'),
+        (
+            {"fp16": {"_comment": ""}},
+            "fp16._comment: DeepSpeed refuses every key it does not know in fp16",
+            "top level",
+        ),
+        ({"learning_rate": 1e-4}, 'learning_rate (DeepSpeed: "lr" in optimizer.params)', "optimizer.params"),
+        ({"lr": 1e-4}, "unknown key lr (it belongs in optimizer.params)", "move it"),
+        ({"gradient_cliping": 1}, "did you mean 'gradient_clipping'?", "rename it"),
+    ],
+)
+def test_hints_name_what_was_meant(config: dict[str, Any], what: str, do: str) -> None:
+    assert what in only(config).what and do in only(config).do
+
+
+@pytest.mark.parametrize("path", MODELS)
+def test_closed_sections_are_the_ones_in_which_deepspeed_refuses_unknown_keys(path: str) -> None:
+    assert section(path).is_closed
+    with pytest.raises(pydantic.ValidationError):
+        MODELS[path](_comment=1)
+
+
+def test_plain_sections_are_open() -> None:
+    assert not any(section(path).is_closed for path in ("", *PLAIN_SECTIONS, "tensor_parallel.partition_config"))
+
+
+def test_the_passes_of_deepcompile_are_deepspeeds() -> None:
+    key = section("compile").keys["passes"]
+    assert isinstance(key, Key)
+    assert key.members == get_args(PassName)
+    found = only({"compile": {"passes": ["z1", "zero3"]}})
+    assert (found.rule, found.expected) == ("wrong-type", 'a list out of "z1", "z3", "autosp", "autotp" or null')
+
+
+def test_integers_that_no_64_bits_hold() -> None:
+    huge = 10**309
+    found = check_schema({"train_batch_size": huge, "gradient_clipping": huge, "zero_optimization": {"stage": huge}})
+    assert {item.rule for item in found} == {"wrong-type"} and len(found) == 3
+    assert all(len(item.what) < 150 for item in found)
+
+
+def test_a_section_of_200_000_unknown_keys_takes_no_time() -> None:
+    config = {f"unknown_key_{number}": number for number in range(200_000)}
+    began = time.monotonic()
+    found = check_schema(config)
+    assert time.monotonic() - began < 3.0
+    assert len(found) == 21
+    assert found[-1].what.startswith("199980 more unknown keys at the top level: unknown_key_20, ")
 
 
 def test_optimizer_names() -> None:

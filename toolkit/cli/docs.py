@@ -166,13 +166,13 @@ def _arguments(verb: argparse.ArgumentParser) -> Iterator[list[str]]:
 
 
 def _rules(root: Path) -> str:
-    rows = [[f"`{rule.id}`", rule.looks_at, rule.why] for rule in RULES]
+    rows = [[f"`{rule.id}`", rule.severity, rule.looks_at, rule.why] for rule in RULES]
     return f"""# Rules
 
 The {len(RULES)} rules that `toolkit check`, `toolkit config` and every start apply to a DeepSpeed configuration.
 [checking.md](checking.md) says how to use them.
 
-{_table(["rule", "looks at", "why"], rows)}"""
+{_table(["rule", "usually", "looks at", "why"], rows)}"""
 
 
 def _files(root: Path) -> str:

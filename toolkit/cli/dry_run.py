@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.explain import explain
-from toolkit.ds_config.findings import raise_findings
+from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.target import Target
 from toolkit.recipe import Recipe
@@ -19,7 +19,7 @@ MOST_ROWS = 60
 
 def print_dry_run(recipe: Recipe, target: Target, config: Mapping[str, Any], name: str) -> None:
     """Print everything about the run that is known before it starts. Raises ConfigError when the check finds something."""
-    raise_findings(check_config(config, target=target), f"the configuration of {name}")
+    raise_errors(check_config(config, target=target), f"the configuration of {name}")
     versions = ", ".join(
         f"{package} {importlib.metadata.version(package)}" for package in ("torch", "deepspeed", "transformers")
     )

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import hjson
-
+from toolkit.ds_config.config_file import read_config
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
 from toolkit.errors import ConfigError, InputError, LaunchError
@@ -82,19 +81,10 @@ def _files(given: Path | None) -> Iterator[tuple[str, Path]]:
 
 
 def _read(path: Path, source: str) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise ConfigError(
-            f"{source} {path} does not exist", expected="a DeepSpeed JSON file", do="check the path, or leave it out"
-        )
     try:
-        handed = hjson.loads(path.read_text(encoding="utf-8"))
-    except (hjson.HjsonDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{source} {path} is not JSON: {error}", expected="a DeepSpeed JSON file", do="correct the file"
-        ) from None
-    if not isinstance(handed, dict):
-        raise ConfigError(f"{source} {path} holds no object", expected="a DeepSpeed JSON file", do="correct the file")
-    return handed
+        return read_config(path)[0]
+    except ConfigError as error:
+        raise ConfigError(f"{source} {error.what}", expected=error.expected, do=f"{error.do}, or leave it out") from None
 
 
 def disagreements(

@@ -1,4 +1,4 @@
-"""The one place where a command's outcome becomes an exit code."""
+"""The one place where a command's outcome becomes an exit code, whatever its standard output is connected to."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import signal
 import sys
 from collections.abc import Callable
 
-from toolkit.errors import ToolkitError, show
+from toolkit.errors import StorageError, ToolkitError, show
 
 
 def exit_code_of(action: Callable[[], int]) -> int:
     """What `action` returns; the code of a ToolkitError, after its message; 0 when the reader of the output has left.
 
-    130 after a Ctrl-C that found no loop to end, or did not want to wait for it.
+    1 where standard output takes no more (a full disk); 130 after a Ctrl-C that found no loop to end, or did not want to
+    wait for it.
     """
+    _prepare_streams()
     try:
         try:
             return action()
@@ -26,14 +28,44 @@ def exit_code_of(action: Callable[[], int]) -> int:
                 print("interrupted; --resume auto continues a run from its last checkpoint", file=sys.stderr)
             return 128 + signal.SIGINT
         finally:
-            # A short text is still in the buffer: find out here whether anyone reads it, not while Python exits.
+            # A short text is still in the buffer: find out here whether it can be written, not while Python exits.
             sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_left():
             raise
-        # The reader (head, less) has seen enough; without this Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, less) has seen enough.
+        _let_go_of_output()
         return 0
+    except OSError as error:
+        if not _output_fails():
+            raise
+        _let_go_of_output()
+        return show(_unwritable(error))
+
+
+def _prepare_streams() -> None:
+    if sys.stdout is None:  # closed by the caller: >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        # What a user's file holds is shown as it is where the stream can, and never ends the command where it cannot.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go_of_output() -> None:
+    """Without this Python would complain once more while it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _output_fails() -> bool:
+    """Whether it is standard output that could not be written, and not some other file."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError:
+        return True
+    return False
 
 
 def _reader_left() -> bool:
@@ -41,3 +73,11 @@ def _reader_left() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _unwritable(error: OSError) -> StorageError:
+    return StorageError(
+        f"standard output cannot be written: {error.strerror}",
+        expected="a terminal, a pipe or a file on a disk with room",
+        do="free space, or send the output elsewhere",
+    )

@@ -7,19 +7,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import NoReturn
 
-from toolkit.cli import config
+from toolkit.cli import check, config
 from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.output import exit_code_of
-from toolkit.ds_config.findings import raise_findings
-from toolkit.ds_config.golden import assumed_target
-from toolkit.ds_config.render import render
-from toolkit.ds_config.target import Target
 from toolkit.errors import InputError, did_you_mean
 from toolkit.parity.problem import LEAST_STEPS
-from toolkit.recipe.load import load_recipe
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,37 +65,6 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _add_check(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("file", type=file_path, help="the DeepSpeed JSON")
-    verb.add_argument("--recipe", type=file_path, help="also compare it with what this recipe renders")
-    verb.add_argument("--training-args", type=file_path, help="JSON of Hugging Face TrainingArguments it is used with")
-    verb.add_argument("--world-size", type=count, help="processes it is meant for")
-    verb.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda", help="device it is meant for (default: cuda)"
-    )
-    verb.add_argument("--json", action="store_true", help="findings as one JSON list")
-    verb.set_defaults(run=_check)
-
-
-def _check(options: argparse.Namespace) -> int:
-    from toolkit.cli.launcher_config import check_launcher_config
-    from toolkit.ds_config.check import check_file
-
-    target = Target(options.world_size, options.device) if options.world_size else None
-    recipe = load_recipe(options.recipe) if options.recipe else None
-    if recipe is not None:
-        target = assumed_target(recipe, options.world_size)
-    findings = check_file(options.file, target=target, training_args_path=options.training_args)
-    if options.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
-        return 2 if findings else 0
-    raise_findings(findings, str(options.file))
-    if recipe is not None and target is not None:
-        check_launcher_config(render(recipe, target), options.file)
-    print(f"{options.file}: nothing to complain about")
-    return 0
-
-
 def _add_rules(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="one JSON list")
     verb.set_defaults(run=_rules)
@@ -111,10 +74,13 @@ def _rules(options: argparse.Namespace) -> int:
     from toolkit.ds_config.rules import RULES
 
     if options.json:
-        print(json.dumps([{"id": rule.id, "looks_at": rule.looks_at, "why": rule.why} for rule in RULES], indent=2))
+        listed = [
+            {"id": rule.id, "severity": rule.severity, "looks_at": rule.looks_at, "why": rule.why} for rule in RULES
+        ]
+        print(json.dumps(listed, indent=2))
         return 0
     for rule in RULES:
-        print(f"{rule.id}\n    looks at: {rule.looks_at}\n    why: {rule.why}")
+        print(f"{rule.id} ({rule.severity})\n    looks at: {rule.looks_at}\n    why: {rule.why}")
     return 0
 
 
@@ -214,16 +180,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]]] = {
-    "check": (
-        "check a DeepSpeed JSON, ours or hand-written (exit 2: findings)",
-        _add_check,
-        [
-            "ds_config.json                                what DeepSpeed would ignore, misread or refuse",
-            "ds_config.json --world-size 8                 also the batch arithmetic",
-            "ds_config.json --training-args args.json      also what the Trainer would make of it",
-            "ds_config.json --recipe recipes/NAME.py       also where it differs from that recipe",
-        ],
-    ),
+    "check": (check.SUMMARY, check.add_flags, check.EXAMPLES),
     "config": (
         "print a recipe's DeepSpeed JSON, or render and verify ds_configs/ and docs/",
         config.add,

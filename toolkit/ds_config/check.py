@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.ds_config.config_file import read_config
 from toolkit.ds_config.findings import Finding, sorted_findings
 from toolkit.ds_config.rules import RULES, Context
-from toolkit.ds_config.target import Target
+from toolkit.ds_config.target import Device, Target
 
 
 def check_config(
-    config: Mapping[str, Any], *, target: Target | None = None, training_args: Mapping[str, Any] | None = None
+    config: Mapping[str, Any],
+    *,
+    target: Target | None = None,
+    device: Device | None = None,
+    training_args: Mapping[str, Any] | None = None,
+    file_findings: Sequence[Finding] = (),
 ) -> list[Finding]:
-    """Findings about `config`, sorted by key, without duplicates; empty when it is sound.
+    """Findings about `config`, errors first, then by key, without duplicates; empty when it is sound.
 
-    `target` adds the checks that need a world size or a device; `training_args`, the Hugging Face Trainer's
-    arguments, those of its "auto" values and mismatches.
+    `target` adds the checks that need a world size and a device, `device` alone those that need no world size;
+    `training_args`, the Hugging Face Trainer's arguments, those of its "auto" values and mismatches. `file_findings` is
+    what was wrong with the file that `config` was read from.
     """
-    return _check(Context(config, target, training_args))
+    context = Context(
+        config, target, device or (target.device if target else None), training_args, tuple(file_findings)
+    )
+    return sorted_findings(finding for rule in RULES for finding in rule.check(context))
 
 
 def check_file(path: Path, *, target: Target | None = None, training_args_path: Path | None = None) -> list[Finding]:
@@ -30,8 +39,4 @@ def check_file(path: Path, *, target: Target | None = None, training_args_path: 
     """
     config, file_findings = read_config(path)
     arguments = None if training_args_path is None else read_config(training_args_path)[0]
-    return _check(Context(config, target, arguments, tuple(file_findings)))
-
-
-def _check(context: Context) -> list[Finding]:
-    return sorted_findings(finding for rule in RULES for finding in rule.check(context))
+    return check_config(config, target=target, training_args=arguments, file_findings=file_findings)

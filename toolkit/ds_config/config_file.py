@@ -9,8 +9,9 @@ from typing import Any
 
 import hjson
 
+from toolkit.ds_config.file_text import place_of, read_text
 from toolkit.ds_config.findings import Finding
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError
 
 FILE_RULES = {
     "duplicate-key": "DeepSpeed refuses a key that stands twice; other readers silently take the last",
@@ -20,64 +21,58 @@ FILE_RULES = {
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], list[Finding]]:
-    """The object in the file at `path`, and what is wrong with the file itself (FILE_RULES).
+    """The object in the file at `path` ("-": standard input), and what is wrong with the file itself (FILE_RULES).
 
     Raises ConfigError when the file is missing, unreadable, no JSON or no object.
     """
-    text = _text(path)
+    name, text = place_of(path), read_text(path)
     if not text.strip():
-        raise _no_object(f"{path} is empty")
+        raise _no_object(f"{name} is empty")
     duplicates: list[Finding] = []
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for name, count in Counter(key for key, _ in pairs).items():
-            if count > 1:
-                what = f"the key {name!r} stands {count} times in one object"
-                duplicates.append(Finding(name, "duplicate-key", what, "each key once", "keep one of them"))
-        return dict(pairs)
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            for key, count in Counter(key for key, _ in pairs).items():
+                if count > 1:
+                    what = f"the key {key!r} stands {count} times in one object"
+                    duplicates.append(Finding(key, "duplicate-key", what, "each key once", "keep one of them"))
+        return made
 
     found: list[Finding] = []
     try:
         config = json.loads(text, object_pairs_hook=collect, parse_constant=_no_constant)
+    except RecursionError:
+        raise _too_deep(name) from None
     except ValueError as strict:
         duplicates.clear()
-        config = _loose(path, text, strict, collect)
+        config = _loose(name, text, strict, collect)
         found.append(_not_strict(strict))
     if not isinstance(config, dict):
-        raise _no_object(f"{path} holds {_kind(config)}")
+        raise _no_object(f"{name} holds {_kind(config)}")
     return config, found + duplicates
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        beside = [entry.name for entry in path.parent.glob("*.json")] if path.parent.is_dir() else []
-        raise ConfigError(
-            f"{path} does not exist{did_you_mean(path.name, beside)}",
-            expected="a DeepSpeed JSON file",
-            do="correct the path",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(
-            f"{path} cannot be read: {reason}", expected="a readable JSON file", do="correct the path"
-        ) from None
-
-
-def _loose(path: Path, text: str, strict: ValueError, collect: Any) -> Any:
+def _loose(name: str, text: str, strict: ValueError, collect: Any) -> Any:
     """`text` as Hjson, DeepSpeed's own dialect. Raises ConfigError with the line when it is not even that."""
     try:
         # Hjson takes bare words for a string; what is no object is refused by the caller.
         return hjson.loads(text, object_pairs_hook=collect)
-    except ValueError as loose:
+    except RecursionError:
+        raise _too_deep(name) from None
+    except (ValueError, OverflowError) as loose:
         line = getattr(strict, "lineno", None)
-        place = f"{path}, line {line}" if line else str(path)
+        place = f"{name}, line {line}" if line else name
         raise ConfigError(
-            f"{place} is not JSON: {getattr(strict, 'msg', strict)} (as Hjson: {loose})",
+            f"{place} is not JSON: {getattr(strict, 'msg', strict)} (as Hjson: {_first_line(loose)})",
             expected="a JSON object {...}",
-            do="correct the file at that line",
+            do="correct the file at that line" if line else "correct the file",
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _not_strict(error: ValueError) -> Finding:
@@ -100,6 +95,14 @@ def _no_constant(name: str) -> Any:
 def _no_object(what: str) -> ConfigError:
     return ConfigError(
         what, expected="one JSON object {...} with DeepSpeed's keys", do="correct the file, or name another one"
+    )
+
+
+def _too_deep(name: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is nested too deeply: its objects or lists stand in one another hundreds of times",
+        expected="a DeepSpeed JSON, at most 8 levels deep; DeepSpeed's own reader stops at such a file",
+        do="look for a bracket that is opened again and again",
     )
 
 

@@ -1,16 +1,21 @@
-"""What a check found: one frozen record per fault, and the one error that carries them all."""
+"""What a check found: one frozen record per fault, and the one error that carries those that must stop a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from toolkit.errors import ConfigError
 
+Severity = Literal["error", "warning"]
+"""error: DeepSpeed stops, ignores what was written, or trains something else than was written. warning: it does what
+its documentation says, but a better or clearer setting exists, or a default surprises."""
 
-@dataclass(frozen=True, order=True)
+
+@dataclass(frozen=True)
 class Finding:
-    """One fault of a DeepSpeed configuration; sorts by place, then rule."""
+    """One fault of a DeepSpeed configuration."""
 
     where: str
     """Dotted key, e.g. "zero_optimization.stage"; "" for the file as a whole."""
@@ -22,19 +27,25 @@ class Finding:
     """Values that work."""
     do: str
     """The edit that cures it."""
+    severity: Severity = "error"
 
     def __str__(self) -> str:
         return f"[{self.rule}] {self.what}\n    expected: {self.expected}\n    do this:  {self.do}"
 
 
 def sorted_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """`findings` without duplicates, by place and rule."""
-    return sorted(set(findings))
+    """`findings` without duplicates: errors before warnings, then by place and rule."""
+    return sorted(set(findings), key=lambda found: (found.severity, found.where, found.rule, found.what))
 
 
-def raise_findings(findings: Iterable[Finding], source: str) -> None:
-    """Raise one ConfigError that holds every finding; nothing when there is none. `source` names the file or recipe."""
-    ordered = sorted_findings(findings)
+def errors_in(findings: Iterable[Finding]) -> list[Finding]:
+    """Those of `findings` that are errors."""
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+def raise_errors(findings: Iterable[Finding], source: str) -> None:
+    """Raise one ConfigError that holds every error among `findings`; nothing when there is none. `source` names the file or recipe."""
+    ordered = errors_in(sorted_findings(findings))
     if not ordered:
         return
     if len(ordered) == 1:
@@ -42,7 +53,7 @@ def raise_findings(findings: Iterable[Finding], source: str) -> None:
         raise ConfigError(f"{source}: [{only.rule}] {only.what}", expected=only.expected, do=only.do)
     listing = "\n".join(f"  {number}. {finding}" for number, finding in enumerate(ordered, start=1))
     raise ConfigError(
-        f"{source}: {len(ordered)} findings\n{listing}",
-        expected="a configuration without findings",
+        f"{source}: {len(ordered)} errors\n{listing}",
+        expected="a configuration without errors",
         do="make the edits above; `toolkit rules` says why each rule is there",
     )

@@ -7,10 +7,10 @@ each of that is a finding. The tables are schema_top, schema_tables, schema_zero
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
 from toolkit.ds_config.findings import Finding
+from toolkit.ds_config.schema_auto import Auto, leftover
 from toolkit.ds_config.schema_keys import Key, Section
 from toolkit.ds_config.schema_optimizers import (
     CLASS_PARAMS,
@@ -23,10 +23,9 @@ from toolkit.ds_config.schema_optimizers import (
     optimizer_section,
 )
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION, TOP
+from toolkit.ds_config.schema_unknown import MOST_NAMED, join, last, unknown_keys
+from toolkit.ds_config.values import listing, show
 from toolkit.errors import did_you_mean
-
-SHORT_LISTING = 14
-"""Sections with at most this many keys are listed whole in messages."""
 
 SCHEMA_RULES = {
     "unknown-key": "DeepSpeed reads most sections with dict.get and ignores keys it does not know, without a message",
@@ -42,77 +41,106 @@ SCHEMA_RULES = {
 """Rule ids of the schema -> why."""
 
 
-def check_schema(config: Mapping[str, Any], *, allow_auto: bool = False) -> list[Finding]:
+def check_schema(config: Mapping[str, Any], *, for_trainer: bool = False) -> list[Finding]:
     """Findings about keys, types and leftover "auto" in `config`.
 
-    `allow_auto`: the file is for the Hugging Face Trainer, which replaces "auto" in the keys marked so.
+    `for_trainer`: the file is for the Hugging Face Trainer, which replaces "auto" in the keys marked so.
     """
-    found = list(_section("", config, TOP, allow_auto))
-    found += _typed(config, "optimizer", allow_auto)
-    found += _typed(config, "scheduler", allow_auto)
-    return found
+    met = [*_section("", config, TOP), *_typed(config, "optimizer"), *_typed(config, "scheduler")]
+    found = [item for item in met if isinstance(item, Finding)]
+    return [*found, *leftover([item for item in met if isinstance(item, Auto)], for_trainer=for_trainer)]
 
 
-def _section(path: str, value: Any, section: Section, allow_auto: bool) -> Iterator[Finding]:
-    if value is None and section.nullable:
+def _section(path: str, value: Any, section: Section) -> Iterator[Finding | Auto]:
+    if (value is None and section.nullable) or (isinstance(value, bool) and section.or_boolean):
         return
     if not isinstance(value, Mapping):
         yield _wrong(path, value, "an object {...}")
         return
+    unknown = []
     for name, inner in value.items():
-        yield from _entry(path, str(name), inner, section, allow_auto)
-    for name in section.required:
-        if name not in value:
-            where, key = _join(path, name), section.keys[name]
-            expected = key.describe() if isinstance(key, Key) else "an object {...}"
-            yield Finding(where, "missing-key", f"{where} is missing", expected, f"write {name!r}")
-    for name, key in section.keys.items():
-        if isinstance(key, Key) and key.alias and name in value and key.alias in value:
-            yield Finding(
-                _join(path, name),
-                "alias-twice",
-                f"{_join(path, name)} and {_join(path, key.alias)} are the same key",
-                "one spelling",
-                f"remove {key.alias!r}",
-            )
+        if name in section.removed or name in section.keys:
+            yield from _known(path, name, inner, section)
+        elif section.each is not None:
+            yield from _section(join(path, name), inner, section.each)
+        elif not section.is_open:
+            unknown.append(name)
+    yield from unknown_keys(path, unknown, section)
+    yield from _missing(path, value, section)
+    yield from _spelled_twice(path, value, section)
 
 
-def _entry(path: str, name: str, value: Any, section: Section, allow_auto: bool) -> Iterator[Finding]:
-    where = _join(path, name)
+def _known(path: str, name: str, value: Any, section: Section) -> Iterator[Finding | Auto]:
+    where = join(path, name)
     if name in section.removed:
         instead = section.removed[name]
         what = f"{where} was removed before DeepSpeed {DEEPSPEED_VERSION}"
         yield Finding(where, "removed-key", what, f"instead: {instead}", f"remove {name!r}")
-    elif name not in section.keys:
-        if section.each is not None:
-            yield from _section(where, value, section.each, allow_auto)
-        elif not section.is_open:
-            yield _unknown(path, name, section)
+        return
+    known = section.keys[name]
+    if isinstance(known, Section):
+        yield from _section(where, value, known)
     else:
-        known = section.keys[name]
-        if isinstance(known, Section):
-            yield from _section(where, value, known, allow_auto)
-        else:
-            yield from _value(where, value, known, allow_auto)
+        yield from _value(where, value, known)
 
 
-def _value(where: str, value: Any, key: Key, allow_auto: bool) -> Iterator[Finding]:
+def _missing(path: str, value: Mapping[str, Any], section: Section) -> Iterator[Finding]:
+    for name in section.required:
+        if name not in value:
+            where, key = join(path, name), section.keys[name]
+            expected = key.describe() if isinstance(key, Key) else "an object {...}"
+            yield Finding(where, "missing-key", f"{where} is missing", expected, f"write {name!r}")
+
+
+def _spelled_twice(path: str, value: Mapping[str, Any], section: Section) -> Iterator[Finding]:
+    for name, key in section.keys.items():
+        if not isinstance(key, Key) or name not in value:
+            continue
+        for alias in key.aliases:
+            if alias in value:
+                where, other = join(path, name), join(path, alias)
+                worse = name if key.instead else alias
+                yield Finding(
+                    where, "alias-twice", f"{where} and {other} are the same key", "one spelling", f"remove {worse!r}"
+                )
+
+
+def _value(where: str, value: Any, key: Key) -> Iterator[Finding | Auto]:
     if value is None and key.nullable and key.instead:
         return
     if key.instead:
-        what = f"{where}={show(value)} is deprecated or refused by DeepSpeed"
-        yield Finding(where, "deprecated-key", what, f"instead: {key.instead}", f"replace {_last(where)!r}")
-    elif value == "auto" and "auto" not in key.choices:
-        if not (allow_auto and key.auto):
-            yield _auto(where, key, allow_auto)
+        yield _retired(where, value, key)
+    elif value == "auto":
+        yield Auto(where, key)
     elif not key.accepts(value):
         yield _wrong(where, value, key.describe())
     elif key.item is not None:
-        for index, element in enumerate(value):
-            yield from _section(f"{where}[{index}]", element, key.item, allow_auto)
+        yield from _elements(where, value, key.item)
 
 
-def _typed(config: Mapping[str, Any], name: str, allow_auto: bool) -> Iterator[Finding]:
+def _elements(where: str, elements: list[Any], section: Section) -> Iterator[Finding | Auto]:
+    faulty = 0
+    for index, element in enumerate(elements):
+        found = list(_section(f"{where}[{index}]", element, section))
+        yield from found
+        faulty += bool(found)
+        if faulty == MOST_NAMED:
+            return  # the same mistake again and again
+
+
+def _retired(where: str, value: Any, key: Key) -> Finding:
+    reason = "is deprecated" if key.still_acts else "is refused or ignored by DeepSpeed"
+    return Finding(
+        where,
+        "deprecated-key",
+        f"{where}={show(value)} {reason}",
+        f"instead: {key.instead}",
+        f"replace {last(where)!r}",
+        "warning" if key.still_acts else "error",
+    )
+
+
+def _typed(config: Mapping[str, Any], name: str) -> Iterator[Finding | Auto]:
     """The "optimizer" or "scheduler" section: its type, and its params by the table of that type."""
     block = config.get(name)
     if not isinstance(block, Mapping) or not isinstance(block.get("type"), str):
@@ -124,7 +152,7 @@ def _typed(config: Mapping[str, Any], name: str, allow_auto: bool) -> Iterator[F
         yield section
     # A missing scheduler.params is one finding, not one for each key it would hold.
     elif section is not None and isinstance(params, Mapping) and (name != "scheduler" or "params" in block):
-        yield from _section(f"{name}.params", params, section, allow_auto)
+        yield from _section(f"{name}.params", params, section)
 
 
 def _optimizer_params(config: Mapping[str, Any], kind: str, params: Any) -> Section | Finding | None:
@@ -150,106 +178,33 @@ def offload_device(config: Mapping[str, Any], name: str) -> str:
     """zero_optimization.NAME.device as DeepSpeed reads it, "none" where it is absent or malformed."""
     zero = config.get("zero_optimization")
     block = zero.get(name) if isinstance(zero, Mapping) else None
-    device = block.get("device") if isinstance(block, Mapping) else None
-    return device if device in ("cpu", "nvme") else "none"
+    if isinstance(block, Mapping):
+        device = block.get("device")
+        return device if device in ("cpu", "nvme") else "none"
+    return "cpu" if isinstance(zero, Mapping) and zero.get(OLD_OFFLOADS[name]) is True else "none"
+
+
+OLD_OFFLOADS = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}
+"""Section -> the deprecated key that DeepSpeed rewrites into it."""
 
 
 def _refused_type(section: str, kind: str, reason: str, names: tuple[str, ...]) -> Finding:
     where = f"{section}.type"
-    return Finding(where, f"{section}-type", f"{where}={kind!r}: {reason}", _listing(names), f"change {where}")
+    return Finding(where, f"{section}-type", f"{where}={show(kind)}: {reason}", listing(names), f"change {where}")
 
 
 def _unknown_type(section: str, kind: str, names: tuple[str, ...]) -> Finding:
     where = f"{section}.type"
     same = [name for name in names if name.lower() == kind.lower()]
-    hint = f" (did you mean {same[0]!r}? names are matched exactly)" if same else did_you_mean(kind, names)
+    hint = f" (did you mean {same[0]!r}? names are matched exactly)" if same else did_you_mean(kind[:100], names)
     return Finding(
         where,
         f"{section}-type",
-        f"{where}={kind!r} is not {'an' if section[0] == 'o' else 'a'} {section} DeepSpeed can build{hint}",
-        _listing(names),
+        f"{where}={show(kind)} is not {'an' if section[0] == 'o' else 'a'} {section} DeepSpeed can build{hint}",
+        listing(names),
         f"write {same[0]!r}" if same else f"change {where}",
     )
 
 
-def _unknown(path: str, name: str, section: Section) -> Finding:
-    where = _join(path, name)
-    place = _elsewhere(name, path)
-    if place is not None:
-        hint, do = f" (it belongs {place})", f"move it: it belongs {place}"
-    else:
-        hint = did_you_mean(name, section.keys)
-        do = "rename it" if hint else "remove it, or correct its name"
-    short = len(section.keys) <= SHORT_LISTING
-    return Finding(
-        where,
-        "unknown-key",
-        f"unknown key {where}{hint}",
-        _listing(section.keys) if short else f"a key that DeepSpeed {DEEPSPEED_VERSION} reads {_place(path)}",
-        do,
-    )
-
-
-@cache
-def _places() -> dict[str, list[str]]:
-    """Key -> the dotted sections that have it."""
-    places: dict[str, list[str]] = {}
-
-    def walk(path: str, section: Section) -> None:
-        for name, inner in section.keys.items():
-            places.setdefault(name, []).append(path)
-            if isinstance(inner, Section):
-                walk(_join(path, name), inner)
-
-    walk("", TOP)
-    for name in {key for keys in CLASS_PARAMS.values() for key in keys}:
-        places.setdefault(name, []).append("optimizer.params")
-    for name in {key for inner in SCHEDULERS.values() for key in inner.keys}:
-        places.setdefault(name, []).append("scheduler.params")
-    return places
-
-
-def _elsewhere(name: str, path: str) -> str | None:
-    places = [place for place in _places().get(name, []) if place != path]
-    # A name that many sections share, such as "enabled", says nothing about where it was meant to go.
-    return _place(places[0]) if len(places) == 1 else None
-
-
-def _auto(where: str, key: Key, allow_auto: bool) -> Finding:
-    if allow_auto:
-        reason, do = "Hugging Face does not fill it in", "write the value"
-    elif key.auto:
-        reason = "only Hugging Face fills it in"
-        do = "write the value, or name the Trainer's arguments with --training-args FILE.json"
-    else:
-        reason, do = "nothing fills it in", "write the value"
-    return Finding(where, "leftover-auto", f'{where}="auto": {reason}', key.describe(), do)
-
-
 def _wrong(where: str, value: Any, expected: str) -> Finding:
-    return Finding(where, "wrong-type", f"{where}={show(value)}", expected, f"correct the value of {_last(where)!r}")
-
-
-def show(value: Any) -> str:
-    """`value` as it reads in JSON, cut to one short line."""
-    names = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return names[value]
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _listing(names: Any) -> str:
-    return "one of " + ", ".join(dict.fromkeys(names))
-
-
-def _place(path: str) -> str:
-    return f"in {path}" if path else "at the top level"
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _last(where: str) -> str:
-    return where.rpartition(".")[2]
+    return Finding(where, "wrong-type", f"{where}={show(value)}", expected, f"correct the value of {last(where)!r}")

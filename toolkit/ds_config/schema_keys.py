@@ -38,13 +38,19 @@ class Key:
     """String choices match in any case."""
     nullable: bool = False
     auto: bool = False
-    """The Hugging Face Trainer or accelerate fills in "auto" here."""
+    """The Hugging Face Trainer fills in "auto" here, from its arguments or the model."""
+    accelerate: bool = False
+    """accelerate, and so the Trainer, fills in "auto" here or overwrites what is written."""
     instead: str = ""
     """Not empty: deprecated or refused by DeepSpeed, and this is what to write."""
-    alias: str = ""
-    """Another spelling of the same key; both at once are an error."""
+    still_acts: bool = False
+    """Deprecated only: DeepSpeed does what the key says and warns."""
+    aliases: tuple[str, ...] = ()
+    """Other spellings of the same key; two at once are an error."""
     item: Section | None = None
     """Section of each element of a list."""
+    members: tuple[str, ...] = ()
+    """The strings that a list of strings may hold; empty: any."""
 
     def accepts(self, value: Any) -> bool:
         """Whether DeepSpeed reads `value` as it is written, without coercing or ignoring it."""
@@ -71,7 +77,9 @@ class Key:
         if self.kind == "numbers":
             return isinstance(value, list) and len(value) == 2 and all(is_number(element) for element in value)
         if self.kind == "texts":
-            return isinstance(value, list) and all(isinstance(element, str) for element in value)
+            return isinstance(value, list) and all(
+                isinstance(element, str) and (not self.members or element in self.members) for element in value
+            )
         kinds: dict[str, type] = {"text": str, "list": list, "object": Mapping, "any": object}
         return isinstance(value, kinds[self.kind])
 
@@ -91,11 +99,16 @@ class Key:
         literals = [_json(choice) for choice in self.choices]
         if self.kind == "text" and literals:
             return "one of " + ", ".join(literals) + (", or null" if self.nullable else "")
+        if self.members:
+            return "a list out of " + ", ".join(_json(member) for member in self.members) + self._or_null()
         bounds = [f">= {self.low:g}"] if self.low is not None else []
         bounds += [f"> {self.above:g}"] if self.above is not None else []
         bounds += [f"<= {self.high:g}"] if self.high is not None else []
         alternatives = [" ".join([ARTICLES[self.kind], " and ".join(bounds)]).strip(), *literals]
-        return " or ".join(alternatives) + (" or null" if self.nullable else "")
+        return " or ".join(alternatives) + self._or_null()
+
+    def _or_null(self) -> str:
+        return " or null" if self.nullable else ""
 
 
 @dataclass(frozen=True)
@@ -110,11 +123,23 @@ class Section:
     """Other keys are the user's own."""
     each: Section | None = None
     nullable: bool = False
+    or_boolean: bool = False
+    """true and false are an old form of the section, of which a rule speaks."""
+    is_closed: bool = False
+    """DeepSpeed itself refuses keys that it does not know here, where it ignores them elsewhere."""
+
+
+LARGEST = 2**63 - 1
+"""The largest integer that torch, and so DeepSpeed's arithmetic, holds."""
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite JSON number; true and false are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a finite JSON number that 64 bits hold; true and false are not."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int):
+        return abs(value) <= LARGEST
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _json(value: str | int | None) -> str:
@@ -138,6 +163,6 @@ def one_of(*choices: str, caseless: bool = False, nullable: bool = False) -> Key
     return Key("text", choices=choices, caseless=caseless, nullable=nullable)
 
 
-def retired(instead: str, kind: Kind = "any") -> Key:
-    """A key that DeepSpeed still knows but that must not be written; `instead` says what to write."""
-    return Key(kind, instead=instead)
+def retired(instead: str, *, still_acts: bool = False, aliases: tuple[str, ...] = ()) -> Key:
+    """A key that DeepSpeed still knows but that should not be written; `instead` says what to write."""
+    return Key("any", instead=instead, still_acts=still_acts, aliases=aliases)

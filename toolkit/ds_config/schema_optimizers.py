@@ -115,6 +115,16 @@ CLASS_PARAMS: dict[str, dict[str, Key]] = {
 }
 """Class -> its arguments; mup's classes are not listed, their arguments pass unchecked."""
 
+ADAM_DEFAULTS: dict[str, Any] = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
+
+CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "FusedAdam": ADAM_DEFAULTS,
+    "DeepSpeedCPUAdam": ADAM_DEFAULTS,
+    "torch.optim.Adam": ADAM_DEFAULTS,
+    "torch.optim.AdamW": {**ADAM_DEFAULTS, "weight_decay": 0.01},
+}
+"""What the classes that the Trainer's arguments speak of take for what is not written; tests compare them."""
+
 DEEPSPEED_OPTIMIZERS = ("adagrad", "adam", "adamw", "lamb", "lion", "muadam", "muadamw", "musgd", "muon")
 """Types that DeepSpeed knows in any case (runtime/config.py)."""
 
@@ -239,4 +249,4 @@ def optimizer_class(kind: str, params: Mapping[str, Any], *, offloads: bool) -> 
 def optimizer_section(name: str) -> Section:
     """The table of optimizer.params for the class `name`."""
     extra = ENGINE_PARAMS if name in ENGINE_BUILT else {}
-    return Section({**CLASS_PARAMS[name], **extra}, removed=OPTIMIZER_REMOVED)
+    return Section({**CLASS_PARAMS[name], **extra}, removed=OPTIMIZER_REMOVED, is_closed=True)

@@ -220,12 +220,13 @@ COMPILE = Section(  # compile/config.py
             BOOL,
         ),
         "free_activation_threshold": Key("count", low=0),
-        "passes": Key("texts", nullable=True),
-    }
+        "passes": Key("texts", nullable=True, members=("z1", "z3", "autosp", "autotp")),
+    },
+    is_closed=True,
 )
 
-MONITOR_FILES = Section({"enabled": BOOL, "output_path": TEXT, "job_name": TEXT})  # monitor/config.py
-WANDB = Section({"enabled": BOOL, "group": TEXT_OR_NULL, "team": TEXT_OR_NULL, "project": TEXT})
+MONITOR_FILES = Section({"enabled": BOOL, "output_path": TEXT, "job_name": TEXT}, is_closed=True)  # monitor/config.py
+WANDB = Section({"enabled": BOOL, "group": TEXT_OR_NULL, "team": TEXT_OR_NULL, "project": TEXT}, is_closed=True)
 COMET = Section(
     {
         "enabled": BOOL,
@@ -233,7 +234,8 @@ COMET = Section(
         **dict.fromkeys(("project", "workspace", "api_key", "experiment_name", "experiment_key"), TEXT_OR_NULL),
         "online": Key("bool", nullable=True),
         "mode": one_of("get", "create", "get_or_create", nullable=True),
-    }
+    },
+    is_closed=True,
 )
 
 HYBRID_ENGINE = Section(  # runtime/config.py HybridEngineConfig
@@ -245,7 +247,8 @@ HYBRID_ENGINE = Section(  # runtime/config.py HybridEngineConfig
         "pin_parameters": BOOL,
         "tp_gather_partition_size": POSITIVE,
         "enable_cuda_graph": BOOL,
-    }
+    },
+    is_closed=True,
 )
 
 WEIGHT_QUANTIZATION = Section(  # inference/config.py WeightQuantConfig
@@ -256,11 +259,13 @@ WEIGHT_QUANTIZATION = Section(  # inference/config.py WeightQuantConfig
         "q_groups": POSITIVE,
         "quantized_initialization": OBJECT,
         "post_init_quant": OBJECT,
-    }
+    },
+    is_closed=True,
 )
 
 COMMS_LOGGER = Section(  # comm/config.py
-    {"enabled": BOOL, "prof_all": BOOL, "prof_ops": Key("texts"), "verbose": BOOL, "debug": BOOL}
+    {"enabled": BOOL, "prof_all": BOOL, "prof_ops": Key("texts"), "verbose": BOOL, "debug": BOOL},
+    is_closed=True,
 )
 
 PIPELINE = Section(  # runtime/config.py get_pipeline_config, runtime/pipe/engine.py

@@ -57,7 +57,8 @@ TP_GROUP = Section(
         "tp_size": POSITIVE,
         "tp_grain_size": POSITIVE,
         **dict.fromkeys(("mpu", "tp_group"), retired("nothing: it holds a Python object, which JSON cannot")),
-    }
+    },
+    is_closed=True,
 )
 
 TENSOR_PARALLEL = Section(
@@ -86,8 +87,9 @@ TENSOR_PARALLEL = Section(
         ),
         "keep_module_on_host": BOOL,
         "replace_with_kernel_inject": BOOL,
-        "kernel_inject": Key("bool", alias="replace_with_kernel_inject"),
-    }
+        "kernel_inject": Key("bool", aliases=("replace_with_kernel_inject",)),
+    },
+    is_closed=True,
 )
 
 EXPERT_PARALLEL = Section(
@@ -164,7 +166,7 @@ TOP = Section(
         "seq_parallel_communication_data_type": COMMUNICATION_DTYPE,
         "fp16": FP16,
         "bf16": BF16,
-        "bfloat16": retired('"bf16": Hugging Face reads no other name'),
+        "bfloat16": retired('"bf16": Hugging Face reads no other name', still_acts=True),
         "torch_autocast": TORCH_AUTOCAST,
         "data_types": DATA_TYPES,
         "zero_optimization": ZERO,
@@ -193,13 +195,13 @@ TOP = Section(
         ),
         "vocabulary_size": Key("int", low=1, nullable=True),
         "log_level": one_of("debug", "info", "warning", "error", "critical", caseless=True, nullable=True),
-        "steps_per_print": Key("int", low=1, nullable=True),
+        "steps_per_print": Key("count", low=1, nullable=True, accelerate=True),
         "comms_logger": COMMS_LOGGER,
         "tensorboard": MONITOR_FILES,
         "csv_monitor": MONITOR_FILES,
         "wandb": WANDB,
         "comet": COMET,
-        "timers": Section({"throughput": Section({"enabled": BOOL, "synchronized": BOOL})}),
+        "timers": Section({"throughput": Section({"enabled": BOOL, "synchronized": BOOL}, is_closed=True)}),
         "aio": AIO,
         "autotuning": AUTOTUNING,
         "compile": COMPILE,

@@ -11,31 +11,32 @@ from toolkit.ds_config.schema_keys import (
     ELEMENTS,
     NON_NEGATIVE,
     SHARE,
-    TEXT_OR_NULL,
     Key,
     Section,
     one_of,
     retired,
 )
 
-OFFLOAD_DEVICE = one_of("none", "cpu", "nvme")
+OFFLOAD_DEVICE = Key("text", choices=("none", "cpu", "nvme"), accelerate=True)
+NVME_PATH = Key("text", nullable=True, accelerate=True)
 
 OFFLOAD_PARAM = Section(
     {
         "device": OFFLOAD_DEVICE,
-        "nvme_path": TEXT_OR_NULL,
+        "nvme_path": NVME_PATH,
         "buffer_count": NON_NEGATIVE,
         "buffer_size": ELEMENTS,
         "max_in_cpu": ELEMENTS,
         "pin_memory": BOOL,
     },
     nullable=True,
+    is_closed=True,
 )
 
 OFFLOAD_OPTIMIZER = Section(
     {
         "device": OFFLOAD_DEVICE,
-        "nvme_path": TEXT_OR_NULL,
+        "nvme_path": NVME_PATH,
         "buffer_count": NON_NEGATIVE,
         "pin_memory": BOOL,
         "pipeline_read": BOOL,
@@ -46,6 +47,7 @@ OFFLOAD_OPTIMIZER = Section(
         "cpuadam_cores_perc": SHARE,
     },
     nullable=True,
+    is_closed=True,
 )
 
 ZENFLOW = Section(
@@ -62,9 +64,10 @@ ZENFLOW = Section(
         "steps_per_epoch": retired("nothing: DeepSpeed fills it in while it runs"),
     },
     nullable=True,
+    is_closed=True,
 )
 
-LEAF_MODULE = Section({name: Key("texts") for name in ("classes", "names", "name_suffixes")})
+LEAF_MODULE = Section({name: Key("texts") for name in ("classes", "names", "name_suffixes")}, is_closed=True)
 
 STAGE3_ALIASES: dict[str, Key] = {
     "prefetch_bucket_size": ELEMENTS,
@@ -79,6 +82,7 @@ STAGE3_ALIASES: dict[str, Key] = {
 }
 """Keys that are written with or without the prefix "stage3_"."""
 
+GATHER = "gather_16bit_weights_on_model_save"
 FILLED_BY_TRAINER = {"prefetch_bucket_size", "param_persistence_threshold", "gather_16bit_weights_on_model_save"}
 """Of those, the ones in which Hugging Face replaces "auto", under the prefixed name only."""
 
@@ -87,13 +91,13 @@ def _both_spellings() -> dict[str, Key]:
     keys: dict[str, Key] = {}
     for name, key in STAGE3_ALIASES.items():
         keys[name] = Key(key.kind, low=key.low)
-        keys[f"stage3_{name}"] = Key(key.kind, low=key.low, auto=name in FILLED_BY_TRAINER, alias=name)
+        keys[f"stage3_{name}"] = Key(key.kind, low=key.low, auto=name in FILLED_BY_TRAINER, aliases=(name,))
     return keys
 
 
 ZERO = Section(
     {
-        "stage": Key("int", low=0, high=3),
+        "stage": Key("int", low=0, high=3, accelerate=True),
         "contiguous_gradients": BOOL,
         "reduce_scatter": BOOL,
         "reduce_bucket_size": Key("count", low=1, auto=True),
@@ -108,11 +112,15 @@ ZERO = Section(
         "offload_optimizer": OFFLOAD_OPTIMIZER,
         "zenflow": ZENFLOW,
         "sub_group_size": ELEMENTS,
-        "cpu_offload_param": retired('"offload_param": {"device": "cpu"}'),
+        "cpu_offload_param": retired('"offload_param": {"device": "cpu"}', still_acts=True, aliases=("offload_param",)),
         "cpu_offload_use_pin_memory": retired('"pin_memory" inside offload_param or offload_optimizer'),
-        "cpu_offload": retired('"offload_optimizer": {"device": "cpu"}'),
+        "cpu_offload": retired(
+            '"offload_optimizer": {"device": "cpu"}', still_acts=True, aliases=("offload_optimizer",)
+        ),
         **_both_spellings(),
-        "stage3_gather_fp16_weights_on_model_save": retired('"stage3_gather_16bit_weights_on_model_save"'),
+        "stage3_gather_fp16_weights_on_model_save": retired(
+            '"stage3_gather_16bit_weights_on_model_save"', still_acts=True, aliases=(GATHER, f"stage3_{GATHER}")
+        ),
         "ignore_unused_parameters": BOOL,
         "legacy_stage1": retired('"stage": 1 alone: the legacy implementation was removed'),
         "round_robin_gradients": BOOL,
@@ -134,7 +142,29 @@ ZERO = Section(
         "mics_hierarchical_params_gather": "nothing: MiCS was removed",
         "zeropp_loco_param": "nothing: LoCo was removed; zero_quantized_gradients alone stays",
     },
+    or_boolean=True,
+    is_closed=True,
 )
+
+ZERO_DEFAULTS = {
+    "contiguous_gradients": True,
+    "reduce_scatter": True,
+    "reduce_bucket_size": 500_000_000,
+    "allgather_bucket_size": 500_000_000,
+    "use_multi_rank_bucket_allreduce": True,
+    "allgather_partitions": True,
+    "sub_group_size": 1_000_000_000,
+    "prefetch_bucket_size": 50_000_000,
+    "param_persistence_threshold": 100_000,
+    "max_live_parameters": 1_000_000_000,
+    "max_reuse_distance": 1_000_000_000,
+    "module_granularity_threshold": 0,
+    "ignore_unused_parameters": True,
+    "zero_hpz_partition_size": 1,
+    "memory_efficient_linear": True,
+    "override_module_apply": True,
+}
+"""What DeepSpeed takes for keys that are not written, where that is neither null nor false; "stage3_" left out."""
 
 FP16 = Section(
     {
@@ -142,12 +172,14 @@ FP16 = Section(
         "auto_cast": BOOL,
         "loss_scale": Key("number", low=0),
         "initial_scale_power": Key("count", low=0),
-        "loss_scale_window": Key("count", low=1),
-        "hysteresis": Key("count", low=1),
+        # The bounds of these hold under a dynamic loss scale only: rules/precision.py.
+        "loss_scale_window": Key("count"),
+        "hysteresis": Key("count"),
         "consecutive_hysteresis": BOOL,
-        "min_loss_scale": Key("count", low=1),
+        "min_loss_scale": Key("count"),
         "fp16_master_weights_and_grads": BOOL,
-    }
+    },
+    is_closed=True,
 )
 
 BF16 = Section(
@@ -159,6 +191,7 @@ BF16 = Section(
         "bf16_optimizer_states": BOOL,
     },
     removed={"check_overflow": '"check_grad_overflow"'},
+    is_closed=True,
 )
 
 FP32_NAMES = ("fp32", "float32", "float", "torch.float32")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Device = Literal["cpu", "cuda"]
+
 
 @dataclass(frozen=True)
 class Target:
     """World size in processes, the kind of device, and what it can compute in."""
 
     world_size: int
-    device: Literal["cpu", "cuda"]
+    device: Device
     compiler: bool = True
     """A C++ compiler is present, so DeepSpeed can build its CPU kernels."""
     bf16: bool = True

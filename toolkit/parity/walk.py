@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from toolkit.ds_config.check import check_config
+from toolkit.ds_config.findings import errors_in
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
 from toolkit.errors import InputError, RunFailed, ToolkitError
@@ -129,7 +130,7 @@ def _refusal(recipe: Recipe, world_size: int) -> str:
     """Ids of the rules that refuse `recipe` on so many CPU ranks. Raises RecipeError where it cannot be rendered."""
     target = cpu_target(recipe, world_size)
     findings = check_config(render(recipe, target), target=target)
-    return ", ".join(dict.fromkeys(finding.rule for finding in findings))
+    return ", ".join(dict.fromkeys(finding.rule for finding in errors_in(findings)))
 
 
 def _first_line(error: ToolkitError) -> str:

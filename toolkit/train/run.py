@@ -17,7 +17,7 @@ from toolkit.checkpoint.reader import load
 from toolkit.data.batches import StreamedBatches
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.explain import explain
-from toolkit.ds_config.findings import raise_findings
+from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.render import render
 from toolkit.engine import device, process
@@ -60,7 +60,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     me = process.from_environment(recipe.parallel)
     target = device.target(me.world_size, wanted=recipe.launch.device, model_ranks=model_ranks(recipe.parallel))
     config = render(recipe, target)
-    raise_findings(check_config(config, target=target), f"the configuration of {options.name}")
+    raise_errors(check_config(config, target=target), f"the configuration of {options.name}")
     display = Display(is_main=me.is_main)
     folder = RunFolder(options.output_dir)
     for line in explain(recipe, target, config):

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from toolkit.ds_config.findings import Finding
-from toolkit.ds_config.rules.trainer_values import trainer_value
+from toolkit.ds_config.findings import Finding, Severity
+from toolkit.ds_config.rules.trainer_values import ACCELERATE_STAGE, number_format, trainer_value
 from toolkit.ds_config.schema import check_schema, offload_device
 from toolkit.ds_config.schema_keys import is_number
 from toolkit.ds_config.schema_optimizers import optimizer_class
 from toolkit.ds_config.schema_zero import NUMBER_FORMATS
-from toolkit.ds_config.target import Target
+from toolkit.ds_config.target import Device, Target
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Context:
 
     config: Mapping[str, Any]
     target: Target | None = None
+    device: Device | None = None
+    """The kind of device, where it is known."""
     training_args: Mapping[str, Any] | None = None
     file_findings: tuple[Finding, ...] = ()
     """What is wrong with the file that `config` was read from."""
@@ -72,13 +74,22 @@ class Context:
     @cached_property
     def schema_findings(self) -> list[Finding]:
         """What the schema says about the configuration; computed once."""
-        return check_schema(self.config, allow_auto=self.training_args is not None)
+        return check_schema(self.config, for_trainer=self.training_args is not None)
 
     @property
     def stage(self) -> int:
-        """ZeRO stage as DeepSpeed reads it: 0 where it is not written."""
+        """ZeRO stage as DeepSpeed reads it: 0 where it is not written, accelerate's default where it is "auto"."""
+        if self.raw("zero_optimization") is True:  # the form of old files
+            return 1
+        if self.raw("zero_optimization.stage") == "auto":
+            return ACCELERATE_STAGE
         stage = self.number("zero_optimization.stage", 0)
         return int(stage) if stage in (0, 1, 2, 3) else 0
+
+    @property
+    def stage_is_searched(self) -> bool:
+        """Whether DeepSpeed's autotuner tries the stages itself, since the file names none."""
+        return self.flag("autotuning.enabled") and not self.has("zero_optimization")
 
     @property
     def zero(self) -> Mapping[str, Any]:
@@ -91,7 +102,18 @@ class Context:
         """fp16, bf16 or fp32: the number format the engine casts the parameters to."""
         if self.flag("fp16.enabled"):
             return "fp16"
-        return "bf16" if self.flag("bf16.enabled") or self.flag("bfloat16.enabled") else "fp32"
+        if self.flag("bf16.enabled") or self.flag("bfloat16.enabled"):
+            return "bf16"
+        # accelerate adds the section of the arguments' format where the file has none (DeepSpeedPlugin.set_mixed_precision).
+        asked = "fp32" if self.training_args is None else number_format(self.training_args)
+        return "fp32" if self.has(asked) else asked
+
+    @property
+    def dtype_source(self) -> str:
+        """What switches `dtype` on, in words for a message."""
+        if self.flag(f"{self.dtype}.enabled"):
+            return f"{self.dtype}.enabled=true"
+        return "bfloat16.enabled=true" if self.flag("bfloat16.enabled") else f"{self.dtype}=true among the arguments"
 
     @property
     def accumulation_dtype(self) -> str:
@@ -134,11 +156,12 @@ class Context:
     @property
     def on_cpu(self) -> bool:
         """Whether the configuration is known to run on a CPU device."""
-        return self.target is not None and self.target.device == "cpu"
+        return self.device == "cpu"
 
 
-Fault = tuple[str, str, str, str]
-"""(dotted key, what is wrong, values that work, the edit that cures it): a Finding without its rule's id."""
+Fault = tuple[str, str, str, str] | tuple[str, str, str, str, Severity]
+"""(dotted key, what is wrong, values that work, the edit that cures it): a Finding without its rule's id. A fifth value
+is the severity, where it is not the rule's usual one."""
 
 
 @dataclass(frozen=True)
@@ -151,16 +174,20 @@ class Rule:
     why: str
     """What goes wrong without it, and how that is known."""
     check: Callable[[Context], Iterator[Finding]]
+    severity: Severity = "error"
+    """The usual one; a finding's own severity counts."""
 
 
-def rule(id: str, *, looks_at: str, why: str) -> Callable[[Callable[[Context], Iterator[Fault]]], Rule]:
+def rule(
+    id: str, *, looks_at: str, why: str, severity: Severity = "error"
+) -> Callable[[Callable[[Context], Iterator[Fault]]], Rule]:
     """Make a Rule of a generator of faults."""
 
     def wrap(faults: Callable[[Context], Iterator[Fault]]) -> Rule:
         def check(context: Context) -> Iterator[Finding]:
-            for where, what, expected, do in faults(context):
-                yield Finding(where, id, what, expected, do)
+            for where, what, expected, do, *own in faults(context):
+                yield Finding(where, id, what, expected, do, own[0] if own else severity)
 
-        return Rule(id, looks_at, why, check)
+        return Rule(id, looks_at, why, check, severity)
 
     return wrap

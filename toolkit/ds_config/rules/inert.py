@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
-from toolkit.ds_config.schema import show
+from toolkit.ds_config.values import show
 
 
 @rule(
     "activation-checkpointing-inert",
     looks_at="activation_checkpointing",
     why="DeepSpeed applies it only where a model calls deepspeed.checkpointing itself; Hugging Face models do not",
+    severity="warning",
 )
 def activation_checkpointing_inert(context: Context) -> Iterator[Fault]:
     section = context.raw("activation_checkpointing")
@@ -50,6 +52,7 @@ def datastates_enabled(context: Context) -> Iterator[Fault]:
     looks_at="data_efficiency.enabled",
     why="it acts in the data loader that DeepSpeed builds from training_data=, which neither the Trainer nor this "
     "toolkit uses",
+    severity="warning",
 )
 def data_efficiency_inert(context: Context) -> Iterator[Fault]:
     section, enabled = context.raw("data_efficiency"), context.flag("data_efficiency.enabled")
@@ -60,6 +63,33 @@ def data_efficiency_inert(context: Context) -> Iterator[Fault]:
         where = f"data_efficiency.{part}.enabled"
         if isinstance(section, Mapping) and not enabled and context.flag(where):
             yield where, f"{where}=true under data_efficiency.enabled=false", "both or neither", f"remove {part!r}"
+
+
+NEVER_READ: dict[str, Any] = {
+    "disable_allgather": False,
+    "zero_optimization.allgather_partitions": True,
+    "tensor_parallel.partition_config.embedding_partition_dim": 1,
+    "autotuning.min_train_batch_size": 1,
+}
+"""Keys that DeepSpeed stores and reads nowhere -> the value by which nothing is asked for."""
+
+
+@rule(
+    "never-read",
+    looks_at=", ".join(NEVER_READ),
+    why="DeepSpeed 0.19.8 takes the key and no line of it looks at the value",
+)
+def never_read(context: Context) -> Iterator[Fault]:
+    for where, nothing in NEVER_READ.items():
+        value = context.raw(where)
+        if context.has(where) and value not in (nothing, None):
+            name = where.rpartition(".")[2]
+            yield (
+                where,
+                f"{where}={show(value)} changes nothing: DeepSpeed never reads it",
+                "no such key",
+                f"remove {name!r}",
+            )
 
 
 @rule(
@@ -122,14 +152,33 @@ def managed_accumulation(context: Context) -> Iterator[Fault]:
 
 @rule(
     "deepcompile",
-    looks_at="compile.*, zero_optimization.stage",
-    why="DeepCompile works on stages 1-3, and its offload passes replace one another (compile/config.py)",
+    looks_at="compile.*, zero_optimization.stage, tensor_parallel.autotp_size",
+    why="DeepCompile works on stages 1-3, its AutoSP pass on 0 and 1, its AutoTP pass with autotp_size alone; elsewhere "
+    "DeepSpeed falls back to torch.compile with a line in its log. Its offload passes replace one another (engine.py, compile)",
 )
 def deepcompile(context: Context) -> Iterator[Fault]:
     if not context.flag("compile.deepcompile"):
         return
-    if context.stage == 0:
-        yield "compile.deepcompile", "compile.deepcompile=true at stage 0 falls back", "stage 1, 2 or 3", "use stage 1"
+    passes = context.raw("compile.passes")
+    passes = passes if isinstance(passes, list) else []
+    stage, asked = context.stage, "compile.deepcompile=true"
+    if "autotp" in passes:
+        if set(passes) & {"autosp", "z1", "z3"}:
+            yield (
+                "compile.passes",
+                f"compile.passes={show(passes)}: autotp combines with no other",
+                '["autotp"]',
+                "keep one",
+            )
+        if (context.number("tensor_parallel.autotp_size", 0) or 0) <= 1:
+            what = "compile.passes with autotp and no tensor_parallel.autotp_size above 1 falls back to torch.compile"
+            yield "compile.passes", what, "autotp_size 2 or more", "remove the pass, or write autotp_size"
+    elif "autosp" in passes:
+        if stage > 1:
+            what = f"compile.passes with autosp at stage {stage} falls back to torch.compile"
+            yield "compile.passes", what, "stage 0 or 1", "use stage 1, or remove the pass"
+    elif stage == 0:
+        yield "compile.deepcompile", f"{asked} at stage 0 falls back to torch.compile", "stage 1, 2 or 3", "use stage 1"
     offloads = [name for name in ("activation", "opt_states", "parameters") if context.flag(f"compile.offload_{name}")]
     if len(offloads) > 1:
         names = " and ".join(f"compile.offload_{name}" for name in offloads)
@@ -141,6 +190,7 @@ INERT_RULES = (
     checkpoint_writer,
     datastates_enabled,
     data_efficiency_inert,
+    never_read,
     pipeline_keys_unused,
     pipeline_limits,
     managed_accumulation,

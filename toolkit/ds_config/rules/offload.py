@@ -63,7 +63,7 @@ def nvme_path(context: Context) -> Iterator[Fault]:
             yield where, what, "the path in full", "write out the home folder"
         if device != "nvme" and path:
             what = f"{where}={path!r} is ignored with device {device!r}"
-            yield where, what, "device 'nvme', or no path", "set device to 'nvme', or remove 'nvme_path'"
+            yield where, what, "device 'nvme', or no path", "set device to 'nvme', or remove 'nvme_path'", "warning"
 
 
 @rule(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
-from toolkit.ds_config.schema import show
+from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
+from toolkit.ds_config.values import show
 
 TESTED = (
     "torch.optim.Adam",
@@ -34,9 +35,12 @@ NO_AMSGRAD = ("FusedAdam", "FusedLamb", "DeepSpeedCPUAdam", "DeepSpeedCPUAdagrad
     looks_at="optimizer.params.lr",
     why="the class's own default (often 0.001) is used, not the Trainer's learning_rate: Hugging Face fills in only "
     "keys that are written",
+    severity="warning",
 )
 def learning_rate_unwritten(context: Context) -> Iterator[Fault]:
     split = context.has("optimizer.params.muon_lr") and context.has("optimizer.params.adam_lr")
+    if context.training_args is not None and context.optimizer_class in CLASS_DEFAULTS:
+        return  # trainer-optimizer-values names the rate that is lost
     if context.optimizer is not None and not context.has("optimizer.params.lr") and not split:
         what = "optimizer.params.lr is missing: the optimizer's own default is used"
         yield "optimizer.params.lr", what, "the learning rate", 'write "lr"'
@@ -46,6 +50,7 @@ def learning_rate_unwritten(context: Context) -> Iterator[Fault]:
     "adam-or-adamw",
     looks_at="optimizer.type, optimizer.params.adam_w_mode, optimizer.params.weight_decay",
     why="'Adam' means AdamW unless adam_w_mode is false, and 'AdamW' ignores adam_w_mode (engine.py)",
+    severity="warning",
 )
 def adam_or_adamw(context: Context) -> Iterator[Fault]:
     mode, decay = context.raw("optimizer.params.adam_w_mode"), context.number("optimizer.params.weight_decay", 0.0)

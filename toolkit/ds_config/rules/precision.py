@@ -7,25 +7,34 @@ from collections.abc import Iterator
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import argument
 from toolkit.ds_config.schema_zero import NUMBER_FORMATS
+from toolkit.ds_config.values import show
 
 MASTER = "bf16.bf16_master_weights_and_grads"
 STATES = "bf16.bf16_optimizer_states"
 MASTER_FP16 = "fp16.fp16_master_weights_and_grads"
 SUMS = "data_types.grad_accum_dtype"
 
+DEFAULT_CLIPPING = 1.0
+"""What DeepSpeed clips at where nothing is written (runtime/constants.py)."""
+
 
 @rule(
     "clipping-unwritten",
     looks_at="gradient_clipping",
     why="absent, DeepSpeed clips at 1.0, also when the Trainer is told max_grad_norm=0 (constants.py; run)",
+    severity="warning",
 )
 def clipping_unwritten(context: Context) -> Iterator[Fault]:
     if context.has("gradient_clipping"):
         return
-    what = "gradient_clipping is missing: DeepSpeed clips the gradient norm at 1.0"
-    if context.training_args is not None:
-        what += f", whatever max_grad_norm={argument(context.training_args, 'max_grad_norm')} says"
-    yield "gradient_clipping", what, "the norm to clip at, or 0.0 for never", 'write "gradient_clipping"'
+    where, expected, do = "gradient_clipping", "the norm to clip at, or 0.0 for never", 'write "gradient_clipping"'
+    what = f"{where} is missing: DeepSpeed clips the gradient norm at {DEFAULT_CLIPPING}"
+    norm = None if context.training_args is None else argument(context.training_args, "max_grad_norm")
+    if norm is None or norm == DEFAULT_CLIPPING:
+        yield where, what, expected, do
+    else:
+        do = f'write "{where}": "auto", which becomes max_grad_norm'
+        yield where, f"{what}, whatever max_grad_norm={show(norm)} says", expected, do, "error"
 
 
 @rule(
@@ -44,8 +53,9 @@ def fp16_and_bf16(context: Context) -> Iterator[Fault]:
     why="DeepSpeed accepts both in silence: parameters are cast to 16 bits and autocast runs on top (run)",
 )
 def autocast_and_16_bits(context: Context) -> Iterator[Fault]:
-    if context.flag("torch_autocast.enabled") and context.dtype != "fp32":
-        what = f"torch_autocast.enabled=true with {context.dtype}.enabled=true"
+    # With masters in bf16, autocast is the way that DeepSpeed's documentation shows.
+    if context.flag("torch_autocast.enabled") and context.dtype != "fp32" and not context.flag(MASTER):
+        what = f"torch_autocast.enabled=true with {context.dtype_source}"
         yield "torch_autocast.enabled", what, "one of the two", f"disable torch_autocast or {context.dtype}"
 
 
@@ -53,6 +63,7 @@ def autocast_and_16_bits(context: Context) -> Iterator[Fault]:
     "autocast-dtype",
     looks_at="torch_autocast.dtype",
     why="without it torch picks the device's default (bf16 on a CPU, fp16 on CUDA), so results depend on the machine",
+    severity="warning",
 )
 def autocast_dtype(context: Context) -> Iterator[Fault]:
     if context.flag("torch_autocast.enabled") and not context.has("torch_autocast.dtype"):
@@ -69,8 +80,8 @@ def device_number_format(context: Context) -> Iterator[Fault]:
     if context.target is None:
         return
     for dtype, supported in (("bf16", context.target.bf16), ("fp16", context.target.fp16)):
-        if context.flag(f"{dtype}.enabled") and not supported:
-            what = f"{dtype}.enabled=true on a {context.target.device} device that does not compute in {dtype}"
+        if context.dtype == dtype and not supported:
+            what = f"{context.dtype_source} on a {context.target.device} device that does not compute in {dtype}"
             yield f"{dtype}.enabled", what, "a format of this device", f"disable {dtype}"
 
 
@@ -78,12 +89,30 @@ def device_number_format(context: Context) -> Iterator[Fault]:
     "accumulation-dtype-unwritten",
     looks_at=f"{SUMS}, gradient_accumulation_steps, fp16.enabled, bf16.enabled",
     why="absent, micro-batch gradients are summed in the parameters' 16 bits, which drops small ones (engine.py)",
+    severity="warning",
 )
 def accumulation_dtype_unwritten(context: Context) -> Iterator[Fault]:
     steps = context.number("gradient_accumulation_steps", 1)
     if context.dtype != "fp32" and steps is not None and steps > 1 and context.raw(SUMS) is None:
         what = f"{SUMS} is missing: {steps:g} micro-batches are summed in {context.dtype}"
         yield SUMS, what, f"'fp32', or '{context.dtype}' on purpose", f'write "data_types": {{"{SUMS[11:]}": "fp32"}}'
+
+
+@rule(
+    "loss-scale-range",
+    looks_at="fp16.enabled, fp16.loss_scale, fp16.loss_scale_window, fp16.min_loss_scale, fp16.hysteresis",
+    why="a dynamic loss scale divides by its window and collapses below its floor; with a static scale DeepSpeed does not "
+    "look at either (precision_config.py)",
+)
+def loss_scale_range(context: Context) -> Iterator[Fault]:
+    if not context.flag("fp16.enabled") or context.number("fp16.loss_scale", 0) != 0:
+        return
+    for name in ("loss_scale_window", "min_loss_scale", "hysteresis"):
+        where = f"fp16.{name}"
+        value = context.number(where, 1)
+        if value is not None and value < 1:
+            what = f"{where}={value:g} with a dynamic loss scale (fp16.loss_scale is 0)"
+            yield where, what, "an integer >= 1", f"correct {name!r}, or write a static loss_scale"
 
 
 @rule(
@@ -136,6 +165,7 @@ PRECISION_RULES = (
     autocast_dtype,
     device_number_format,
     accumulation_dtype_unwritten,
+    loss_scale_range,
     accumulation_dtype_at_stage_0,
     param_dtype,
     low_precision_masters,

@@ -18,6 +18,7 @@ def _kind(context: Context) -> str:
     "warmup-type-unwritten",
     looks_at=f"scheduler.type, {PARAMS}.warmup_type",
     why="the default is 'log', not linear, and Hugging Face never fills it in (lr_schedules.py, WarmupLR)",
+    severity="warning",
 )
 def warmup_type_unwritten(context: Context) -> Iterator[Fault]:
     where = f"{PARAMS}.warmup_type"
@@ -34,6 +35,7 @@ def warmup_type_unwritten(context: Context) -> Iterator[Fault]:
     "warmup-steps-unwritten",
     looks_at=f"scheduler.type, {PARAMS}.warmup_num_steps",
     why="the default is 1000 optimizer steps, which is longer than many fine-tuning runs (lr_schedules.py, WarmupLR)",
+    severity="warning",
 )
 def warmup_steps_unwritten(context: Context) -> Iterator[Fault]:
     where = f"{PARAMS}.warmup_num_steps"
@@ -50,6 +52,7 @@ def warmup_steps_unwritten(context: Context) -> Iterator[Fault]:
     "warmup-max-lr",
     looks_at=f"{PARAMS}.warmup_max_lr, optimizer.params.lr",
     why="the schedule overrides the optimizer's lr; WarmupDecayLR's default is 0.001 whatever the optimizer says",
+    severity="warning",
 )
 def warmup_max_lr(context: Context) -> Iterator[Fault]:
     where, rate = f"{PARAMS}.warmup_max_lr", context.number("optimizer.params.lr")
@@ -67,6 +70,7 @@ def warmup_max_lr(context: Context) -> Iterator[Fault]:
     "warmup-longer-than-run",
     looks_at=f"{PARAMS}.warmup_num_steps, {PARAMS}.total_num_steps",
     why="DeepSpeed only warns; the learning rate never reaches its peak",
+    severity="warning",
 )
 def warmup_longer_than_run(context: Context) -> Iterator[Fault]:
     warmup, total = context.number(f"{PARAMS}.warmup_num_steps"), context.number(f"{PARAMS}.total_num_steps")
@@ -80,6 +84,7 @@ def warmup_longer_than_run(context: Context) -> Iterator[Fault]:
     "one-cycle-momentum",
     looks_at=f"{PARAMS}.cycle_momentum",
     why="OneCycle's default overwrites Adam's betas with (momentum, 0.99) in every step",
+    severity="warning",
 )
 def one_cycle_momentum(context: Context) -> Iterator[Fault]:
     where = f"{PARAMS}.cycle_momentum"
@@ -93,6 +98,7 @@ def one_cycle_momentum(context: Context) -> Iterator[Fault]:
     looks_at="scheduler, optimizer",
     why="without peak rate or optimizer section the schedule's rate comes from an optimizer object DeepSpeed is handed, "
     "and accelerate accepts a scheduler section only with its DummyScheduler",
+    severity="warning",
 )
 def scheduler_without_optimizer(context: Context) -> Iterator[Fault]:
     if context.has("scheduler") and not context.has("optimizer") and context.training_args is None:

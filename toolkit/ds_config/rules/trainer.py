@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from toolkit.ds_config.findings import Severity
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import FILLED_FROM, argument, trainer_value
-from toolkit.ds_config.schema import show
+from toolkit.ds_config.schema_keys import is_number
+from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
+from toolkit.ds_config.values import show
 
 EQUIVALENTS = {"linear": "WarmupDecayLR", "constant_with_warmup": "WarmupLR", "cosine": "WarmupCosineLR"}
 """lr_scheduler_type -> the nearest DeepSpeed schedule."""
@@ -36,10 +39,18 @@ FAMILIES = {"adamw": ("adam", "adamw"), "adafactor": ("adafactor",), "sgd": ("sg
 """First part of --optim -> DeepSpeed types that do the same."""
 
 
+def _is_default(arguments: Mapping[str, Any], names: str) -> bool:
+    """Whether none of the arguments `names` is written, so that the user asked for nothing."""
+    return all(arguments.get(name) is None for name in names.replace(" or ", ", ").split(", "))
+
+
 def _origin(arguments: Mapping[str, Any], names: str) -> str:
-    parts = names.replace(" or ", ", ").split(", ")
-    default = all(arguments.get(name) is None for name in parts)
-    return " (TrainingArguments' default)" if default else ""
+    return " (TrainingArguments' default)" if _is_default(arguments, names) else ""
+
+
+def _severity(arguments: Mapping[str, Any], names: str) -> Severity:
+    """Of an argument that is ignored: it matters more where it was written."""
+    return "warning" if _is_default(arguments, names) else "error"
 
 
 @rule(
@@ -82,6 +93,45 @@ def trainer_global_batch(context: Context) -> Iterator[Fault]:
 
 
 @rule(
+    "trainer-accumulation-unwritten",
+    looks_at="gradient_accumulation_steps, train_batch_size",
+    why="where the key is absent accelerate writes 1 (DeepSpeedPlugin.__post_init__): beside a train_batch_size DeepSpeed stops "
+    "with an AssertionError, without one it trains the same and counts its steps wrongly (run)",
+    severity="warning",
+)
+def trainer_accumulation_unwritten(context: Context) -> Iterator[Fault]:
+    where, arguments = "gradient_accumulation_steps", context.training_args
+    steps = None if arguments is None else argument(arguments, where)
+    if context.has(where) or not is_number(steps) or steps is None or steps <= 1:
+        return
+    what = f"{where} is missing while the Trainer accumulates {steps:g} micro-batches: accelerate writes 1"
+    severity: Severity = "warning"
+    if context.has("train_batch_size"):
+        what, severity = f"{what}, which contradicts train_batch_size", "error"
+    yield where, what, f'"auto", or {steps:g}', f'write "{where}": "auto"', severity
+
+
+@rule(
+    "trainer-optimizer-values",
+    looks_at="optimizer.params.{lr, betas, eps, weight_decay}, learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay",
+    why="the Trainer fills in only keys that are written: an optimizer section without them takes its class's own values, "
+    "whatever the arguments say (fill_match)",
+)
+def trainer_optimizer_values(context: Context) -> Iterator[Fault]:
+    arguments, defaults = context.training_args, CLASS_DEFAULTS.get(context.optimizer_class or "")
+    if arguments is None or defaults is None:
+        return
+    for name, taken in defaults.items():
+        where = f"optimizer.params.{name}"
+        wanted = trainer_value(arguments, where)
+        if context.has(where) or wanted == taken:
+            continue
+        names = FILLED_FROM.get(where) or ARGUMENT_NAMES[where]
+        what = f"{where} is missing: {show(taken)} is used, not {names}={show(wanted)}{_origin(arguments, names)}"
+        yield where, what, '"auto", or the value', f'write "{name}": "auto"', _severity(arguments, names)
+
+
+@rule(
     "trainer-schedule-shadowed",
     looks_at="scheduler.type, lr_scheduler_type, lr_scheduler_kwargs",
     why="a scheduler section wins, and lr_scheduler_type and lr_scheduler_kwargs are ignored in silence",
@@ -93,7 +143,8 @@ def trainer_schedule_shadowed(context: Context) -> Iterator[Fault]:
     wanted = argument(arguments, "lr_scheduler_type")
     if EQUIVALENTS.get(str(wanted)) != kind:
         what = f"scheduler.type={kind!r} replaces lr_scheduler_type={wanted!r}{_origin(arguments, 'lr_scheduler_type')}"
-        yield "scheduler.type", what, EQUIVALENTS.get(str(wanted), "no scheduler section"), "remove 'scheduler'"
+        expected = EQUIVALENTS.get(str(wanted), "no scheduler section")
+        yield "scheduler.type", what, expected, "remove 'scheduler'", _severity(arguments, "lr_scheduler_type")
     if arguments.get("lr_scheduler_kwargs"):
         what = f"lr_scheduler_kwargs={show(arguments['lr_scheduler_kwargs'])} is ignored beside a scheduler section"
         yield "scheduler", what, "no lr_scheduler_kwargs, or no scheduler section", "remove 'scheduler'"
@@ -103,6 +154,7 @@ def trainer_schedule_shadowed(context: Context) -> Iterator[Fault]:
     "trainer-no-warmup",
     looks_at="scheduler.params.warmup_num_steps, warmup_steps",
     why='for warmup_steps=0 "auto" becomes 1, and DeepSpeed\'s schedules then run the first two steps at the minimum (run)',
+    severity="warning",
 )
 def trainer_no_warmup(context: Context) -> Iterator[Fault]:
     where, arguments = "scheduler.params.warmup_num_steps", context.training_args
@@ -137,6 +189,7 @@ def trainer_optimizer_shadowed(context: Context) -> Iterator[Fault]:
     "trainer-saves-no-weights",
     looks_at="zero_optimization.stage3_gather_16bit_weights_on_model_save",
     why="at stage 3 and with tensor parallelism save_model only warns and leaves no Hugging Face weights without it (run)",
+    severity="warning",
 )
 def trainer_saves_no_weights(context: Context) -> Iterator[Fault]:
     where = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
@@ -173,6 +226,8 @@ def trainer_tensor_parallel_stage_3(context: Context) -> Iterator[Fault]:
 TRAINER_RULES = (
     trainer_mismatch,
     trainer_global_batch,
+    trainer_accumulation_unwritten,
+    trainer_optimizer_values,
     trainer_schedule_shadowed,
     trainer_no_warmup,
     trainer_optimizer_shadowed,

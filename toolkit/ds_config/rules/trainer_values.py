@@ -30,6 +30,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 """TrainingArguments' own defaults for what the rules read; tests compare them with the installed transformers."""
 
+ACCELERATE_STAGE = 2
+"""What accelerate's DeepSpeedPlugin makes of "zero_optimization.stage": "auto" unless its environment says otherwise."""
+
 FILLED_FROM: dict[str, str] = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
@@ -65,6 +68,13 @@ def trainer_value(arguments: Mapping[str, Any], path: str) -> Any:
     if path == "scheduler.params.warmup_num_steps":
         return warmup_steps(arguments)
     return None
+
+
+def number_format(arguments: Mapping[str, Any]) -> str:
+    """fp16, bf16 or fp32: the mixed precision that the arguments ask accelerate for."""
+    if argument(arguments, "fp16") is True:
+        return "fp16"
+    return "bf16" if argument(arguments, "bf16") is True else "fp32"
 
 
 def warmup_steps(arguments: Mapping[str, Any]) -> int | None:
