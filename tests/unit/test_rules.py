@@ -100,6 +100,7 @@ WARNINGS = {
     "key-of-another-stage",
     "learning-rate-unwritten",
     "not-strict-json",
+    "offload-without-optimizer",
     "one-cycle-momentum",
     "scheduler-without-optimizer",
     "stage-0-in-16-bits",
@@ -518,6 +519,13 @@ CASES = [
         f"{OFFLOAD}.ratio",
         "optimizer.type='AdamW' (torch.optim.AdamW)",
         {"optimizer.params.torch_adam": False},
+    ),
+    Case(
+        "offload-without-optimizer",
+        {f"{OFFLOAD}.device": "cpu", "optimizer": REMOVE},
+        "optimizer",
+        "device='cpu' without an optimizer section: DeepSpeed stops at one of torch's",
+        {"zero_force_ds_cpu_optimizer": False},
     ),
     Case(
         "super-offload",

@@ -84,7 +84,9 @@ def _read(path: Path, source: str) -> Mapping[str, Any]:
     try:
         return read_config(path)[0]
     except ConfigError as error:
-        raise ConfigError(f"{source} {error.what}", expected=error.expected, do=f"{error.do}, or leave it out") from None
+        raise ConfigError(
+            f"{source} {error.what}", expected=error.expected, do=f"{error.do}, or leave it out"
+        ) from None
 
 
 def disagreements(

@@ -84,6 +84,23 @@ def partial_offload(context: Context) -> Iterator[Fault]:
 
 
 @rule(
+    "offload-without-optimizer",
+    looks_at=f"{OPTIMIZER}.device, optimizer, zero_force_ds_cpu_optimizer",
+    why="an optimizer object of torch's is refused beside offload (ZeRORuntimeException, engine.py); accelerate and the Trainer "
+    "put DeepSpeedCPUAdam in its place, other scripts must",
+    severity="warning",
+)
+def offload_without_optimizer(context: Context) -> Iterator[Fault]:
+    forced = context.flag("zero_force_ds_cpu_optimizer", True)
+    if context.has("optimizer") or context.training_args is not None or not forced or context.stage == 0:
+        return
+    if context.optimizer_offload != "none":
+        what = f"{OPTIMIZER}.device={context.optimizer_offload!r} without an optimizer section: DeepSpeed stops at one of torch's"
+        do = "write the optimizer section, or pass deepspeed.ops.adam.DeepSpeedCPUAdam"
+        yield "optimizer", what, "an optimizer section, or DeepSpeed's own class in the script", do
+
+
+@rule(
     "super-offload",
     looks_at=f"{OPTIMIZER}.super_offload",
     why="SuperOffload asserts stage 3 and a CUDA device (superoffload_stage3.py; run on a CPU: assertion)",
@@ -115,6 +132,7 @@ OFFLOAD_RULES = (
     nvme_optimizer_below_stage_3,
     nvme_path,
     partial_offload,
+    offload_without_optimizer,
     super_offload,
     gds_on_cpu,
 )
