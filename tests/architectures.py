@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -153,10 +152,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
 }
 """By model_type, over SIZES: what would otherwise be large, or of one kind of layer only."""
-
-
-README = Path(__file__).parents[1] / "README.md"
-"""Says how many of them each kind of parallelism takes."""
 
 WITHOUT_PLAN = ("bloom", "falcon", "gemma3", "gpt2", "opt")
 """Model types without a pipeline plan of their own that we can cut all the same."""

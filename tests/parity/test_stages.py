@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tests.architectures import README, VOCABULARY, WITHOUT_PLAN, planned, tiny_config
+from tests.architectures import VOCABULARY, WITHOUT_PLAN, planned, tiny_config
+from tests.pages import PARALLELISM
 from toolkit.errors import ModelError
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.models.partial import place
@@ -131,7 +132,7 @@ def test_architectures() -> None:
     deviations = {kind: deviation(kind, 2) for kind in kinds if kind not in REFUSED}
     assert {kind: value for kind, value in deviations.items() if not value < TOLERANCE} == {}
     count = sum(kind in deviations for kind in planned())
-    assert f"{count} of the {len(planned())} with a pipeline plan" in README.read_text(encoding="utf-8")
+    assert f"{count} of the {len(planned())} with a pipeline plan" in PARALLELISM.read_text(encoding="utf-8")
     for kind, reason in REFUSED.items():
         with pytest.raises(ModelError, match=reason):
             stages_of(whole_model(kind), 2)

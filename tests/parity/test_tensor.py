@@ -12,8 +12,9 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.architectures import LAYERS, README, SIZES, VOCABULARY, tiny_config
+from tests.architectures import LAYERS, SIZES, VOCABULARY, tiny_config
 from tests.distributed import run_distributed
+from tests.pages import PARALLELISM
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.errors import ModelError
 from toolkit.models.heads import token_loss, use_loss_head
@@ -175,7 +176,7 @@ def check(results: Sequence[dict[str, float | str]], unsupported: dict[str, str]
 def test_every_architecture_on_two_ranks() -> None:
     """Loss and gradients of the halves are those of the whole model, or the architecture is refused with its reason."""
     assert CHANGED.keys() <= PLANNED.keys()
-    assert f"the {len(PLANNED)} with a tensor plan" in README.read_text(encoding="utf-8")
+    assert f"the {len(PLANNED)} with a tensor plan" in PARALLELISM.read_text(encoding="utf-8")
     check(run_distributed(walk, 2, CASES, timeout_s=300), UNSUPPORTED)
 
 

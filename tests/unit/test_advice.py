@@ -36,6 +36,8 @@ OTHER_PROGRAMS = {
     "deepspeed_config": "scripts of the Hugging Face Trainer",
     "optim": "scripts of the Hugging Face Trainer",
     "no_deps": "pip",
+    "logdir": "tensorboard",
+    "tiny": "benchmarks/",
     **dict.fromkeys(
         ("job_name", "nodes", "ntasks_per_node", "gpus_per_node", "exclusive", "output", "partition"), "sbatch"
     ),

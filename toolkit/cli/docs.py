@@ -12,9 +12,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 import toolkit
+from toolkit.cli.flag_errors import OPTIONS
 from toolkit.cli.flags import Invocation
 from toolkit.ds_config import golden
 from toolkit.ds_config.rules import RULES
@@ -120,10 +119,9 @@ def _field_table(found: dict[str, Any], prefix: str) -> str:
 def _start_flags() -> Iterator[list[str]]:
     meanings = _attribute_docstrings(Invocation)
     for field in fields(Invocation):
-        if isinstance(field.default, BaseModel) or field.name == "recipe":
-            continue
-        default = "`runs/RECIPE`" if field.default is MISSING else f"`{field.default!r}`"
-        yield [f"`--{field.name}`", default, meanings[field.name]]
+        if field.name in OPTIONS:
+            default = "`runs/RECIPE`" if field.default is MISSING else f"`{field.default!r}`"
+            yield [f"`--{field.name}`", default, meanings[field.name]]
 
 
 def _attribute_docstrings(owner: type) -> dict[str, str]:
