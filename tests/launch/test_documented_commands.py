@@ -323,6 +323,7 @@ WAYS: dict[str, Callable[[str, Home], None]] = {
     r"source \S+": environment,
     HOSTS: for_several_hosts,
     START: start,
+    r"toolkit new .*": start,
     r"python benchmarks/\w+\.py --tiny": benchmark,
     r"tensorboard .*": installed_program,
     r"toolkit (check|config|export|fetch|rules)\b.*": run_verb,
