@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # A second call resumes an unfinished run and leaves a finished one alone.
 quickstart: install
 	$(BIN)/toolkit fetch smollm2-135m-instruct python-docstrings
-	$(BIN)/deepspeed --num_gpus 2 recipes/sft_smollm2_zero2.py --resume auto
+	$(BIN)/deepspeed -q --num_gpus 2 recipes/sft_smollm2_zero2.py --resume auto
 	@cat docs/next_steps.txt
 
 # No test may depend on a model hub. The slow files come first in the alphabet, and stay first.
