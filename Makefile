@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== installed: $$(du -sh $(VENV) | cut -f1) in $(VENV)"
 	@touch $@
 
-# A second call resumes an unfinished run and leaves a finished one alone.
+# A second call resumes an unfinished run and leaves a finished one alone. -q keeps the launcher from logging around our lines.
 quickstart: install
 	$(BIN)/toolkit fetch smollm2-135m-instruct python-docstrings
 	$(BIN)/deepspeed -q --num_gpus 2 recipes/sft_smollm2_zero2.py --resume auto
