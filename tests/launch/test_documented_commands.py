@@ -149,7 +149,7 @@ def home(
     for fetched in ("models", "data"):
         (folder / "cache" / fetched).symlink_to(cache_dir() / fetched)
     new = [text for text in TEXTS if text.startswith("toolkit new ")]
-    (written,) = run_distributed(run_verbs, 1, str(folder), new, str(folder / "cache"))
+    (written,) = run_distributed(make_recipes, 1, str(folder), new, str(folder / "cache"))
     texts = [text for text in [*TEXTS, *ROW_PREVIEWS] if re.fullmatch(START, text) and not re.fullmatch(HOSTS, text)]
     (starts,) = run_distributed(parse_starts, 1, texts)
     ended: dict[str, tuple[int, str]] = dict(zip(new, written, strict=True))
@@ -173,22 +173,14 @@ def write_data_files(folder: Path, chats: Path, classes: Path) -> None:
     """The same rows in the kinds of file that the pages name."""
     shutil.copy(chats, folder / "my.jsonl")
     rows = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
-    pairs = [
-        {
-            "prompt": asked["content"],
-            "completion": said["content"],
-            "frage": asked["content"],
-            "antwort": said["content"],
-        }
-        for *_, asked, said in rows
-    ]
+    pairs = [{"prompt": asked["content"], "completion": said["content"]} for *_, asked, said in rows]
     datasets = {"my": pairs, "tickets": [json.loads(line) for line in classes.read_text(encoding="utf-8").splitlines()]}
     for name, found in datasets.items():
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(found[0]))
             writer.writeheader()
             writer.writerows(found)
-    for name, part in (("my", rows[:150]), ("held_out", rows[150:])):
+    for name, part in (("train", rows[:150]), ("held_out", rows[150:])):
         parquet.write_table(pyarrow.table({"messages": part}), folder / f"{name}.parquet")
 
 
@@ -230,11 +222,18 @@ def run_verb(text: str, home: Home) -> None:
     assert printed or " > " in text
 
 
-def run_verbs(rank: int, world_size: int, folder: str, texts: Sequence[str], cache: str) -> list[tuple[int, str]]:
-    """Exit code and printed text of each command of ours, where torch is loaded already."""
+def make_recipes(rank: int, world_size: int, folder: str, texts: Sequence[str], cache: str) -> list[tuple[int, str]]:
+    """Exit code and printed text of each `toolkit new`, where torch is loaded already."""
     os.chdir(folder)
     os.environ["TOOLKIT_CACHE"] = cache
-    return [_call(text) for text in texts]
+    shipped = {path.name for path in Path("recipes").iterdir()}
+    ended = []
+    for text in texts:
+        name = f"{text.split()[2]}.py"
+        if name not in shipped:  # of an earlier text, for a reader who has chosen the same name
+            (Path("recipes") / name).unlink(missing_ok=True)
+        ended.append(_call(text))
+    return ended
 
 
 def _call(text: str) -> tuple[int, str]:
