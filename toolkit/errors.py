@@ -112,6 +112,18 @@ def first_few(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"
 
 
+def innermost(error: BaseException) -> BaseException:
+    """What caused what caused `error`."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """What `error` says, in one line of at most 300 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 HEAD_START_S = 5.0
 """So much longer the silent ranks stay: launchers kill all processes as soon as one of them ends."""
 

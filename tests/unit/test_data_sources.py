@@ -18,7 +18,8 @@ import pytest
 from pyarrow import parquet
 
 from toolkit.data import content as content_module
-from toolkit.data.sources import _open_hub, open_source
+from toolkit.data.hub_rows import open_hub
+from toolkit.data.sources import open_source
 from toolkit.errors import DataError
 
 ROWS = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
@@ -218,7 +219,7 @@ def test_csv_fields_are_the_text_that_is_written(tmp_path, streaming):
     ("written", "said"),
     [
         ("a,b\n1,2\n3\n", "line 3 has 1 fields, the header 2"),
-        ('a,b\n1,"2\n3,4\n', "is not CSV: unexpected end of data"),
+        ('a,b\n1,"2\n3,4\n', "line 2 is not CSV: a quote that opens there is never closed"),
         ('a,b\n1,"2" x\n', "line 2 is not CSV: ',' expected after"),
         ("a,b,a\n1,2,3\n", "has the column 'a' 2 times"),
         (",,\n1,2,3\n", "has no name of a column in its first line"),
@@ -358,8 +359,12 @@ def test_text_in_unicode_of_any_width_is_read(tmp_path, suffix, encoding):
         ),
         (b'{"text": "\xe9"}\n', "line 1 is not UTF-8 text (byte 0xe9)", "iconv -f latin1 -t utf-8"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer", "git lfs pull"),
-        (gzip.compress(b'{"text": "a"}\n'), "is compressed (gzip)", "decompress it first"),
-        (b'{"text": "\\ud83d"}\n', "line 1 holds half a character", "write the row anew"),
+        (
+            gzip.compress(b'{"text": "a"}\n'),
+            "is compressed (gzip), and its name does not say so",
+            "rename it to rows.jsonl.gz",
+        ),
+        (b'{"text": "\\ud83d"}\n', 'line 1 holds half a character in "text"', "write the row anew"),
     ],
     ids=["utf-16le", "utf-16be", "utf-32le", "bad utf-16", "latin1", "lfs", "gzip", "surrogate"],
 )
@@ -543,7 +548,7 @@ def test_bad_lines_are_named(tmp_path, content, said):
         ('[{"text": "a"},\n {"text": }]', "line 2 is not JSON: Expecting value at column 11"),
         ('[{"text": "a"}, 3]', "element 2 of the list is of type int"),
         ("[]", "has no rows"),
-        ('{\n "text": "a"\n}', "line 1 is not JSON"),
+        ('{\n "text": "a",\n}', "comma before"),
     ],
 )
 def test_bad_json_lists_are_named(tmp_path, content, said):
@@ -586,10 +591,14 @@ def test_files_that_are_not_what_their_name_says(tmp_path):
 
 
 def test_unsupported_names(tmp_path):
-    for name, hint in (("a.jsonl.gz", "decompress it first"), ("a.xlsx", "convert it"), ("a", "convert it")):
+    for name, hint in (("a.xlsx", "convert it"), ("a", "convert it")):
         (tmp_path / name).write_text("x")
         said = refused(tmp_path / name, tmp_path)
-        assert "which is not read" in said and hint in said and ".jsonl, .json, .csv, .parquet, .txt" in said
+        assert (
+            "which is not read" in said
+            and hint in said
+            and ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt, all but .parquet also with .gz" in said
+        )
     (tmp_path / "empty").mkdir()
     assert "holds no data file" in refused(tmp_path / "empty", tmp_path)
 
@@ -597,7 +606,8 @@ def test_unsupported_names(tmp_path):
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])
 def test_a_hub_name_without_a_hub(tmp_path, name):
     said = refused(name, tmp_path)
-    assert f"data.train={name!r} is no local file or directory, and the hub did not give it: Couldn't reach" in said
+    assert f"data.train={name!r} is no local file or directory, and of the caches {tmp_path}" in said
+    assert "none has a data set of this name; the hub: HF_HUB_OFFLINE forbids to ask it" in said
     assert "an existing path, a name that `toolkit fetch` knows, or the name of a hub data set" in said
 
 
@@ -627,7 +637,7 @@ def test_a_hub_data_set_without_the_split(tmp_path):
     """The hub's own loader on a directory stands in for a data set that was found."""
     write(tmp_path / "set" / "train.jsonl")
     with pytest.raises(DataError) as caught:
-        _open_hub(str(tmp_path / "set"), "tset", None, False, "data.train", tmp_path / "cache")
+        open_hub(str(tmp_path / "set"), "tset", None, streaming=False, field="data.train", cache_dir=tmp_path / "cache")
     assert "with split 'tset' and data.subset=None: Unknown split \"tset\". Should be one of ['train']" in str(
         caught.value
     )

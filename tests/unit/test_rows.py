@@ -183,15 +183,53 @@ def test_the_subset_is_that_of_both_sources(recipe, tmp_path, monkeypatch):
     assert asked == [("owner/name", "data.train", "main", "train"), ("owner/name", "data.evaluation", "main", "test")]
 
 
-def test_columns_that_say_what_is_trained_and_are_not_read_are_named(recipe, tmp_path):
-    path = write(tmp_path / "rows.jsonl", "ab", loss_mask=[0, 1], weight=0.5, id=3, split="test")
-    said = Said()
-    open_rows(recipe(path), said.say)
-    assert said.lines == [
-        "note: data.train has the columns loss_mask, split, weight, which are not read: every row counts, and all alike"
+def test_columns_that_are_not_used_are_named_once(recipe, tmp_path):
+    """Also a key that one row alone has; an empty value is none."""
+    path = write(tmp_path / "rows.jsonl", ["one"] * 1500, id=3, notes="", split="test")
+    with path.open("a") as file:
+        file.write(json.dumps({"text": "two", "id": 3, "tools": [{"type": "function"}], "split": "x"}) + "\n")
+    said = "note: data.train has columns that are not used: id, split, tools (in 1 rows); every row counts, and all alike, whatever split says"
+    assert prepared(recipe(path))[1] == [said] == prepared(recipe(path))[1]  # the second is prepared already
+    assert prepared(recipe(path, streaming=True))[1] == [
+        "note: data.train has columns that are not used, in the first 1,000 rows: id, split; "
+        "every row counts, and all alike, whatever split says"
     ]
-    open_rows(recipe(write(tmp_path / "plain.jsonl", "ab", id=3)), said.say)
-    assert len(said.lines) == 1
+    held_out = write(tmp_path / "held.jsonl", ["three"], id=4, source="book")
+    assert prepared(recipe(path, evaluation=held_out))[1] == [
+        said,
+        "note: data.evaluation has columns that are not used: source",
+    ]
+    assert prepared(recipe(write(tmp_path / "plain.jsonl", "ab")))[1] == []
+
+
+def test_columns_of_the_form_that_a_row_does_not_have_are_not_used(recipe, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,instruction,system\nq,a,do,\nq,a,do,be\n")
+    assert prepared(recipe(path))[1] == [
+        "note: data.train has columns that are not used: instruction, system (in 1 rows)"
+    ]
+
+
+def test_columns_that_a_classifier_does_not_use_are_named(recipe, tmp_path, tiny_bert_dir):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label,weight,loss_mask,title\na,x,1,1,t\nb,y,1,1,t\n")
+    plain = recipe(path, packing=False)
+    update = {
+        "model": Model(path=str(tiny_bert_dir)),
+        "task": plain.task.model_copy(update={"name": "sequence_classification"}),
+    }
+    assert prepared(plain.model_copy(update=update))[1][-1] == (
+        "note: data.train has columns that are not used: loss_mask, title, weight; "
+        "every row counts, and all alike, whatever loss_mask and weight say"
+    )
+
+
+def test_the_preview_names_unused_columns_and_how_the_rows_lie_in_the_file(recipe, tmp_path, capfd, alone):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"version": "1.0", "data": [{"text": "a", "id": n} for n in range(3)]}, indent=1))
+    code, out, _ = previewed(recipe(path), capfd)
+    assert code == 0 and "note: data.train has columns that are not used, in the first 3 rows: id\n" in out
+    assert out.count("note: data.train: the rows of rows.json are the list 'data' in it\n") == 1
 
 
 def test_held_out_rows_that_are_lost_are_counted_and_refused_before_the_training_rows_are_prepared(recipe, tmp_path):

@@ -14,6 +14,7 @@ from toolkit.recipe import Recipe
 from toolkit.train.inputs import fit, load_task
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
+from toolkit.train.unused import unused_remark
 
 ROWS_PER_SEQUENCE = 64
 """Rows looked at for each packed sequence shown."""
@@ -28,20 +29,25 @@ def print_preview(recipe: Recipe, count: int) -> int:
     fit(task, source.rows, recipe, tokenizer)
     for line in task.remarks(source.rows):
         display.say(line)
-    encoder = Encoder(naming(task.encode, source.rows), capacity, recipe.data.overlong)
+    encoder = Encoder(naming(task.encode, source.rows), capacity, recipe.data.overlong, columns=task.columns)
     least_rows, least_tokens = (ROWS_PER_SEQUENCE * count, count * capacity) if packing else (count, 1)
-    examples = _examples(source.rows, encoder, count, least_rows, least_tokens)
+    examples, looked_at = _examples(source.rows, encoder, count, least_rows, least_tokens)
     groups = (
         best_fit([len(example["input_ids"]) for example in examples], capacity) if packing else one_each(len(examples))
     )
     preview(tokenizer, [[examples[index] for index in group] for group in groups[:count]], stream=sys.stdout)
     if said := encoder.counts.describe():
         display.say(f"of the rows looked at: {said}")
+    remark = unused_remark("data.train", encoder.unused, looked_at, first=True)
+    if remark is not None:
+        display.say(remark)
     return 0
 
 
-def _examples(rows: Iterable[Row], encoder: Encoder, count: int, least_rows: int, least_tokens: int) -> list[Example]:
-    """The examples of the first rows: as many rows as it takes to reach all three numbers, or all there are."""
+def _examples(
+    rows: Iterable[Row], encoder: Encoder, count: int, least_rows: int, least_tokens: int
+) -> tuple[list[Example], int]:
+    """The examples of the first rows, as many rows as it takes to reach all three numbers or all there are; and the rows."""
     examples: list[Example] = []
     number, tokens = 0, 0
     for number, row in enumerate(rows, start=1):
@@ -51,4 +57,4 @@ def _examples(rows: Iterable[Row], encoder: Encoder, count: int, least_rows: int
         if number >= least_rows and len(examples) >= count and tokens >= least_tokens:
             break
     encoder.check(number)
-    return examples
+    return examples, number

@@ -18,7 +18,7 @@ from datasets.table import table_cast
 from toolkit.data.tables import tables
 from toolkit.errors import DataError
 
-_FORMAT = 2  # part of every cache entry: raise it when this package reads a file differently
+_FORMAT = 3  # part of every cache entry: raise it when this package reads a file differently
 
 
 def no_rows(location: str, field: str = "the recipe") -> DataError:

@@ -1,10 +1,11 @@
-"""Names of the columns of files that are read as one table."""
+"""Names of columns: of files that are read as one table, and of those that nobody reads."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import DataError, first_few
 
@@ -30,3 +31,13 @@ def check_same(paths: Sequence[Path], columns: Sequence[list[str]]) -> None:
                 expected="the same columns in all files of one source",
                 do="read the files apart, or write them with the same columns",
             )
+
+
+def unused_columns(row: Mapping[str, Any], columns: Callable[[Mapping[str, Any]], Collection[str]]) -> list[str]:
+    """The columns of `row` that hold something and are not among those that `columns` says are read."""
+    read = columns(row)
+    return [name for name, value in row.items() if name not in read and not _is_empty(value)]
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)

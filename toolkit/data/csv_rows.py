@@ -1,4 +1,7 @@
-"""Rows of CSV files: every field is the text that is written there. CSV has no types and no null."""
+"""Rows of CSV files: every field is the text that is written there. CSV has no types and no null.
+
+An empty field is the empty text, with quotes or without. Fields are separated by commas, in a .tsv file by tabs.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.data.column_names import check_once
-from toolkit.data.text_files import open_text
+from toolkit.data.compressed import plain_name
+from toolkit.data.text_files import open_lines
 from toolkit.errors import DataError
 
 _REPAIR = "repair the file there, or write it anew with every field quoted"
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars (|)"}
 
 
 def csv_header(path: Path) -> list[str]:
-    """The columns of `path`: the names in its first line, empty for a file without any. Raises DataError for one twice."""
-    with open_text(path, newline="") as file:
+    """The columns of `path`: the names in its first line without the white space around them, empty for an empty file.
+
+    Raises DataError for a name that is there twice, and for a line that other marks separate than the file's name says.
+    """
+    with open_lines(path, newline="") as file:
         names = next(_lines(file, path), (0, []))[1]
-    named = [names[place] for place in _named(names)]
+    _check_separator(path, names)
+    named = [names[place].strip() for place in _named(names)]
     check_once(path, named)
     if names and not named:
         raise DataError(
@@ -29,32 +38,64 @@ def csv_header(path: Path) -> list[str]:
     return named
 
 
+def _separator(path: Path) -> str:
+    return "\t" if plain_name(path).suffix.lower() == ".tsv" else ","
+
+
+def _check_separator(path: Path, names: list[str]) -> None:
+    """Raise DataError for a first line whose columns other marks separate, or white space before a quote."""
+    quoted = next((name for name in names if name[:1].isspace() and name.lstrip().startswith('"')), None)
+    if quoted is not None:
+        raise DataError(
+            f"{str(path)!r}, line 1 has white space before the quote of {quoted.strip()}, which makes the quotes text",
+            expected="quotes next to what separates the fields",
+            do="remove the white space after every separator",
+        )
+    expected = _separator(path)
+    found = next((mark for mark in _SEPARATORS if mark != expected and len(names) == 1 and mark in names[0]), None)
+    if found is None:
+        return
+    what, do = (
+        f"is separated by {_SEPARATORS[found]}, by its first line: {names[0][:80]!r}",
+        "write it anew with commas",
+    )
+    if names[0].lower().startswith("sep="):
+        what, do = f"begins with {names[0]!r}, which spreadsheets write", "remove that line"
+    elif found in (",", "\t"):
+        suffix = ".csv" if found == "," else ".tsv"
+        do = f"rename it: {path.name.replace(plain_name(path).suffix, suffix)}"
+    raise DataError(
+        f"{str(path)!r} {what}",
+        expected=f"columns separated by {_SEPARATORS[expected]}, as the name of the file says",
+        do=do,
+    )
+
+
 def csv_rows(path: Path) -> Iterator[list[str]]:
     """The fields of each row of `path`, one for each column of its header; an empty field is the empty text.
 
     A column without a name is left out where it is empty, as spreadsheets leave it at the end, or where it is the
-    first one, as pandas writes the numbers of the rows. Raises DataError, with the line, for any other.
+    first one and holds whole numbers, those that pandas gives to rows. Raises DataError, with the line, for any other.
     """
-    with open_text(path, newline="") as file:
+    with open_lines(path, newline="") as file:
         lines = _lines(file, path)
         names = next(lines, (0, []))[1]
         named = _named(names)
-        unnamed = sorted({*range(1, len(names))} - {*named})
-        all_named = len(named) == len(names)
+        unnamed = sorted({*range(len(names))} - {*named})
         for number, fields in lines:
             if len(fields) != len(names):
                 if len(fields) == 1 and not fields[0].strip():
                     continue  # a line of white space only
                 raise DataError(
                     f"{str(path)!r}, line {number:,} has {len(fields)} fields, the header {len(names)}",
-                    expected="as many fields in every line as the header has, separated by commas",
+                    expected=f"as many fields in every line as the header has, separated by {_SEPARATORS[_separator(path)]}",
                     do=_REPAIR,
                 )
-            if all_named:
+            if not unnamed:
                 yield fields
                 continue
             for place in unnamed:
-                if fields[place].strip():
+                if fields[place].strip() and not (place == 0 and fields[0].isdecimal()):
                     raise DataError(
                         f"{str(path)!r}, line {number:,} has {fields[place][:60]!r} in column {place + 1}, "
                         "which has no name",
@@ -71,14 +112,21 @@ def _named(names: list[str]) -> list[int]:
 def _lines(file: Iterator[str], path: Path) -> Iterator[tuple[int, list[str]]]:
     """The number of the line where each row ends, and its fields; blank lines are left out."""
     csv.field_size_limit(sys.maxsize)  # a text may be longer than the 128 KiB that the module allows by default
-    reader = csv.reader(file, strict=True)
+    reader = csv.reader(file, strict=True, delimiter=_separator(path))
+    ended = 0
     try:
         for fields in reader:
+            ended = reader.line_num
             if fields:
-                yield reader.line_num, fields
+                yield ended, fields
     except csv.Error as error:
+        separator = _SEPARATORS[_separator(path)]
+        begins = f", in the row that begins in line {ended + 1:,}," if reader.line_num > ended + 1 else ""
+        what = f"line {reader.line_num:,}{begins} is not CSV: {error}"
+        if "unexpected end" in str(error):
+            what = f"line {ended + 1:,} is not CSV: a quote that opens there is never closed"
         raise DataError(
-            f"{str(path)!r}, line {reader.line_num:,} is not CSV: {error}",
-            expected='fields separated by commas; one with a comma, a line end or a quote stands in "quotes", a quote in it twice',
+            f"{str(path)!r}, {what}",
+            expected=f'fields separated by {separator}; one with such a mark, a line end or a quote stands in "quotes", a quote in it twice',
             do=_REPAIR,
         ) from None

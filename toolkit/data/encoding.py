@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from toolkit.data.column_names import unused_columns
 from toolkit.data.example import Encode, Example, Row, num_targets
 from toolkit.data.packing import Counts, fit
 from toolkit.errors import DataError, ToolkitError
@@ -24,7 +26,11 @@ class Encoder:
     overlong: str
     name: str = "data.train"
     """The recipe field that the rows come from, for messages."""
+    columns: Callable[[Row], Collection[str]] | None = None
+    """The columns of a row that `encode` reads; None: nobody asks for those it does not."""
     counts: Counts = field(default_factory=Counts)
+    unused: Counter[str] = field(default_factory=Counter)
+    """The rows in which a column holds something that is not read, by its name; without `columns` nothing is counted."""
 
     def examples(self, row: Row, number: int) -> list[Example]:
         """The examples kept of row `number` (1 is the first). Raises DataError that names the row."""
@@ -37,6 +43,8 @@ class Encoder:
         except Exception as error:
             error.add_note(f"while encoding row {number:,} of {self.name}")
             raise
+        if self.columns is not None:
+            self.unused.update(unused_columns(row, self.columns))
         kept = [example for example in fitted if num_targets(example)]
         self.counts.empty += not found
         self.counts.masked += len(fitted) - len(kept)

@@ -12,18 +12,27 @@ import filelock
 
 from toolkit.data.arrow_cache import cached_rows
 from toolkit.data.column_names import check_same
+from toolkit.data.compressed import COMPRESSED, UNPACKING, plain_name, unpacking
 from toolkit.data.content import combined, files_digest, sampled_digest
 from toolkit.data.csv_rows import csv_header
-from toolkit.data.json_rows import decode, json_texts
+from toolkit.data.json_rows import decode, json_texts, wrapping_key
 from toolkit.data.parquet_rows import parquet_features
 from toolkit.data.tables import tables
 from toolkit.data.text_files import check_is_data
 from toolkit.errors import DataError
 
-KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-SUFFIXES = ", ".join(KINDS)
+KINDS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+SUFFIXES = f"{', '.join(KINDS)}, all but .parquet also with {', '.join(COMPRESSED)} after it"
 
-_FORMAT = 1  # part of what says that a stream was checked: raise it when the check finds more
+_FORMAT = 2  # part of what says that a stream was checked: raise it when the check finds more
 
 
 @dataclass(frozen=True)
@@ -35,18 +44,34 @@ class Read:
     """Digest of what the files hold."""
     unread: tuple[str, ...] = ()
     """Columns left out, since rows cannot hold values of their type."""
+    remarks: tuple[str, ...] = ()
+    """What was read otherwise than row by row."""
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether the name of `path` is that of a data file, of a kind that is read or not."""
+    return plain_name(path).suffix.lower() in KINDS
 
 
 def kind_of(path: Path, field: str) -> str:
     """How `path` is read, by its suffix. Raises DataError for one that is not read; `field` names the recipe's field."""
-    suffix = path.suffix.lower()
-    if suffix in KINDS:
-        return KINDS[suffix]
-    hint = "decompress it first" if suffix in (".gz", ".zst", ".bz2", ".xz", ".zip") else "convert it"
+    suffix, plain = path.suffix.lower(), plain_name(path)
+    kind = KINDS.get(plain.suffix.lower())
+    if kind is not None and (kind != "parquet" or plain == path):
+        return kind
+    what, do = f"ends in {suffix or 'nothing'!r}, which is not read", "convert it, or rename it if it is one of these"
+    if kind == "parquet":
+        what, do = f"is a Parquet file that was compressed once more ({COMPRESSED[suffix]})", "decompress it"
+    elif plain.suffix.lower() in UNPACKING:
+        what = "is an archive of files"
+        do = f"unpack it, then give the folder or a file in it: {unpacking(path)}"
+    elif plain != path:
+        what = f"ends in {suffix!r} without what it holds before it"
+        do = f"name it after that, for instance {plain.name}.jsonl{suffix}"
     raise DataError(
-        f"{field}={str(path)!r} ends in {suffix or 'nothing'!r}, which is not read",
+        f"{field}={str(path)!r} {what}",
         expected=f"a file ending in one of {SUFFIXES}",
-        do=f"{hint}, or rename it if it is one of these",
+        do=do,
     )
 
 
@@ -69,11 +94,18 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
         )
         return Read(rows, combined(kind, sampled_digest(paths)), unread)
     content = combined(kind, files_digest(paths, cache_dir))
+    if kind == "json":
+        keys = {path: key for path in paths if (key := wrapping_key(path)) is not None}
+        remarks = tuple(f"the rows of {path.name} are the list {key!r} in it" for path, key in keys.items())
     if streaming:
         _check_json(paths, cache_dir / "checked" / combined(_FORMAT, content))
-        return Read(datasets.IterableDataset.from_generator(_json_stream, gen_kwargs={"names": names}), content)
+        return Read(
+            datasets.IterableDataset.from_generator(_json_stream, gen_kwargs={"names": names}), content, (), remarks
+        )
     rows = cached_rows(names, kind, features, content, cache_dir / "datasets")
-    return Read(rows.with_transform(_decoded) if kind == "json" else rows, content, unread)
+    if kind != "json":
+        return Read(rows, content, unread)
+    return Read(rows.with_transform(_decoded), content, unread, remarks)
 
 
 def _features(paths: Sequence[Path], kind: str) -> tuple[datasets.Features, tuple[str, ...]]:

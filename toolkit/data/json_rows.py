@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from toolkit.data.text_files import open_text
-from toolkit.errors import DataError
+from toolkit.data.compressed import plain_name
+from toolkit.data.json_text import check_row, values
+from toolkit.data.text_files import open_lines
+from toolkit.errors import DataError, first_few
+
+_OF_A_ROW = ("tools", "functions")
+"""Lists of objects that belong to a row. Lists of messages do as well: objects with one of the keys in _OF_A_MESSAGE."""
+_OF_A_MESSAGE = ("role", "from")
 
 
 def json_texts(path: Path) -> Iterator[str]:
-    """The JSON text of every row of `path`: JSON lines of objects, or one JSON list of objects.
+    """The JSON text of every row of `path`.
 
+    Rows are objects: one per line, one after the other, in one list, or in the only list of an object around them.
     Raises DataError, with the line, for anything else.
     """
-    if _starts_with_a_list(path):
-        yield from _list_elements(path)
+    document = _document(path)
+    if document is not None:
+        for where, row, text in document.rows:
+            check_row(row, where, text)
+            yield text
         return
-    with open_text(path, newline="\n") as file:
+    with open_lines(path, newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if stripped := line.strip():
-                _check_line(stripped, f"{str(path)!r}, line {number:,}")
-                yield stripped
+                for row, text in values(stripped, path, number):
+                    check_row(row, f"{str(path)!r}, line {number:,}", text)
+                    yield text
+
+
+def wrapping_key(path: Path) -> str | None:
+    """The key whose list the rows of `path` are, where one object is around them all; else None."""
+    document = _document(path)
+    return document.key if document is not None else None
 
 
 def decode(texts: list[str]) -> dict[str, list[Any]]:
@@ -33,72 +51,108 @@ def decode(texts: list[str]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _starts_with_a_list(path: Path) -> bool:
-    with open_text(path) as file:
-        while block := file.read(4096):
-            if start := block.lstrip():
-                return start.startswith("[")
+@dataclass(frozen=True)
+class _Document:
+    """A file that is not one row per line: where each row stands, the row, and its text."""
+
+    rows: Iterator[tuple[str, Any, str]]
+    key: str | None = None
+
+
+def _document(path: Path) -> _Document | None:
+    """`path` as one document, None where its lines are rows."""
+    if not _is_document(path):
+        return None
+    with open_lines(path) as file:
+        found = list(values("".join(file), path))
+    if len(found) != 1:
+        return _Document((f"{str(path)!r}, object {number:,}", *pair) for number, pair in enumerate(found, start=1))
+    value, text = found[0]
+    if isinstance(value, list):
+        return _Document(_elements(value, f"{str(path)!r}, element {{:,}} of the list"))
+    key = _key_of_rows(value, path)
+    if key is None and "\n" not in text:
+        return None
+    if key is None:
+        return _Document(iter([(repr(str(path)), value, text)]))
+    return _Document(_elements(value[key], f"{str(path)!r}, element {{:,}} of {key!r}"), key)
+
+
+def _is_document(path: Path) -> bool:
+    """Whether `path` is to be read as a whole. A line that is no JSON is to blame where the next one is."""
+    with open_lines(path) as file:
+        lines = (stripped for line in file if (stripped := line.strip()))
+        first, second = next(lines, ""), next(lines, None)
+    whole = _line(first, path)
+    if first.startswith("["):
+        return whole is None or second is None
+    if not first.startswith("{"):
+        return False
+    if whole is not None:
+        return second is None and len(whole) == 1
+    return second is not None and _goes_on(first) and _line(second, path) is None
+
+
+def _line(text: str, path: Path) -> list[Any] | None:
+    """The JSON values in one line of `path`; None where it is not JSON by itself."""
+    try:
+        return [value for value, _ in values(text, path, 1)]
+    except DataError:
+        return None
+
+
+def _goes_on(line: str) -> bool:
+    """Whether `line` is the beginning of JSON, as far as it goes."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line)
+    except (ValueError, RecursionError):
+        pass
     return False
 
 
-def _check_line(line: str, where: str) -> None:
-    try:
-        row = json.loads(line, parse_constant=_refuse_constant)
-    except ValueError as error:
-        raise DataError(
-            f"{where} is not JSON: {_reason(error)}; it starts with {line[:60]!r}",
-            expected='one JSON object per line, for instance {"text": "..."}',
-            do="repair or remove the line",
-        ) from None
-    _check_object(row, where, line)
-
-
-def _list_elements(path: Path) -> Iterator[str]:
-    with open_text(path) as file:
-        try:
-            rows = json.load(file, parse_constant=_refuse_constant)
-        except json.JSONDecodeError as error:
-            raise _bad_list(f"{str(path)!r}, line {error.lineno:,}", error) from None
-        except UnicodeDecodeError:
-            raise
-        except ValueError as error:
-            raise _bad_list(repr(str(path)), error) from None
+def _elements(rows: list[Any], where: str) -> Iterator[tuple[str, Any, str]]:
     for number, row in enumerate(rows, start=1):
-        text = json.dumps(row)
-        _check_object(row, f"{str(path)!r}, element {number:,} of the list", text)
-        yield text
+        yield where.format(number), row, json.dumps(row)
 
 
-def _bad_list(where: str, error: ValueError) -> DataError:
-    return DataError(
-        f"{where} is not JSON: {_reason(error)}",
-        expected="one list of objects, or one object per line",
-        do="repair the file there",
-    )
+def _key_of_rows(value: dict[str, Any], path: Path) -> str | None:
+    """The key of `value`, all that `path` holds, whose list the rows are. None where `value` is itself a row.
 
-
-def _check_object(row: object, where: str, text: str) -> None:
-    if not isinstance(row, dict) or not row:
-        kind = "an empty object" if row == {} else f"of type {type(row).__name__}"
+    Raises DataError where there is no telling.
+    """
+    lists = [
+        key
+        for key, item in value.items()
+        if isinstance(item, list) and item and all(isinstance(row, dict) for row in item)
+    ]
+    if any(name in row for key in lists for row in value[key] for name in _OF_A_MESSAGE):
+        return None
+    lists = [key for key in lists if key not in _OF_A_ROW]
+    is_table = plain_name(path).suffix.lower() == ".json"
+    if len(lists) == 1:
+        [key] = lists
+        columns = {name for row in value[key] for name in row}
+        return None if columns & (value.keys() - {key}) else key
+    if lists and is_table:
         raise DataError(
-            f"{where} is {kind}",
-            expected='a JSON object with the columns of the row, for instance {"text": "..."}',
-            do="write every row as an object",
+            f"{str(path)!r} is one object with several lists of objects: {first_few(lists)}",
+            expected="one list of objects, or one object per line",
+            do=f"write the one that is meant to a file of its own, for instance: jq '.[{json.dumps(lists[0])}]' {path} > NEW.json",
         )
-    if "\\ud" in text.lower():  # an escape of half a character: its other half may be missing
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise DataError(
-                f"{where} holds half a character, a \\uD8xx or \\uDCxx without its other half",
-                expected="whole characters",
-                do="write the row anew from its source, or remove it",
-            ) from None
+    if is_table and len(value) > 0 and _are_columns(list(value.values())):
+        raise DataError(
+            f"{str(path)!r} is one object of columns ({first_few(sorted(value))}), each with the values of all rows",
+            expected="one list of objects, or one object per line",
+            do="write it by rows: with pandas, to_json(FILE, orient='records', lines=True)",
+        )
+    return None
 
 
-def _reason(error: ValueError) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
+def _are_columns(columns: list[Any]) -> bool:
+    """Whether each of `columns` is a list of values, or an object of them by the row's number, all of one length."""
+    if all(isinstance(column, dict) for column in columns):
+        return all(column and all(name.isdecimal() for name in column) for column in columns)
+    flat = all(isinstance(column, list) and not any(isinstance(item, dict) for item in column) for column in columns)
+    return flat and len({len(column) for column in columns}) == 1 and len(columns[0]) > 1

@@ -13,14 +13,15 @@ import datasets
 import pyarrow
 
 from toolkit.data.arrow_cache import no_rows
+from toolkit.data.compressed import plain_name
 from toolkit.data.content import combined, files_digest, sampled_digest
-from toolkit.data.files import KINDS, SUFFIXES, kind_of, read_files
+from toolkit.data.files import kind_of, read_files
+from toolkit.data.find_files import check_regular, data_files, is_saved, looks_local, matching_files, missing
+from toolkit.data.hub_rows import open_hub
 from toolkit.data.splits import files_of_split, unknown_split
 from toolkit.data.storage import CLOSED, FULL
 from toolkit.data.text_files import check_is_data
-from toolkit.errors import DataError, StorageError, did_you_mean, first_few
-
-_DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # as in datasets
+from toolkit.errors import DataError, StorageError, first_few, innermost, one_line
 
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -40,6 +41,8 @@ class Source:
     """What else is in the same directory: files named after no split while others are, saved data sets beside files."""
     unread: tuple[str, ...] = ()
     """Columns left out, since rows cannot hold values of their type."""
+    remarks: tuple[str, ...] = ()
+    """What was read otherwise than row by row."""
 
 
 def open_source(
@@ -81,93 +84,20 @@ def _check_first(rows: Rows, location: str, field: str) -> None:
 def _open(location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path) -> Source:
     path = Path(location)
     if path.is_dir():
-        if _is_saved(path):
+        if is_saved(path):
             return _open_saved(path, split, streaming, field, cache_dir)
-        found, saved = _data_files(path, field)
-        files, left_out = files_of_split(found, path, split, field)
-        return _open_files(files, location, streaming, field, cache_dir, [*left_out, *saved])
+        found, left_out = data_files(path, field)
+        files, of_no_split = files_of_split(found, path, split, field)
+        return _open_files(files, location, streaming, field, cache_dir, [*of_no_split, *left_out])
     if path.exists():
+        check_regular(path, location, field)
         return _open_files([path], location, streaming, field, cache_dir)
     if any(mark in location for mark in "*?["):
-        return _open_files(_matches(path, location, field), location, streaming, field, cache_dir)
-    if _looks_local(location):
-        raise _missing(path, location, field)
-    return _open_hub(location, split, subset, streaming, field, cache_dir)
-
-
-def _is_saved(directory: Path) -> bool:
-    return (directory / "state.json").exists() or (directory / "dataset_dict.json").exists()
-
-
-def _data_files(directory: Path, field: str) -> tuple[list[Path], list[Path]]:
-    """The files of `directory` and the folders in it that can be read, by name, and the saved data sets beside them.
-
-    Hidden ones are left out, and what describes a data set.
-    """
-    found = sorted(
-        path
-        for path in directory.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(directory).parts)
-    )
-    folders = {path for path in found if path.is_dir() and _is_saved(path)}
-    saved = [path for path in found if path in folders and folders.isdisjoint(path.parents)]
-    files = [
-        path
-        for path in found
-        if path.suffix.lower() in KINDS
-        and path.name not in _DESCRIPTIONS
-        and path.is_file()
-        and folders.isdisjoint(path.parents)
-    ]
-    if files:
-        return files, saved
-    if saved:
-        raise DataError(
-            f"{field}={str(directory)!r} holds data sets written by `save_to_disk`: "
-            f"{first_few([str(path.relative_to(directory)) for path in saved])}",
-            expected="one of them",
-            do=f"point {field} to it, for instance {field}={str(saved[0])!r}",
-        )
-    raise DataError(
-        f"{field}={str(directory)!r} holds no data file",
-        expected=f"files ending in {SUFFIXES}, or what `save_to_disk` of datasets writes",
-        do=f"point {field} to the directory with the files",
-    )
-
-
-def _matches(pattern: Path, location: str, field: str) -> list[Path]:
-    root, parts = Path(pattern.anchor or "."), [part for part in pattern.parts if part != pattern.anchor]
-    while len(parts) > 1 and (root / parts[0]).exists():  # taken as it is: a folder's own name may hold brackets
-        root, parts = root / parts[0], parts[1:]
-    files = sorted(path for path in root.glob(str(Path(*parts))) if path.is_file())
-    if not files:
-        raise DataError(
-            f"{field}={location!r} matches no file",
-            expected="a pattern that matches at least one file",
-            do=f"list what it matches with: ls {location}",
-        )
-    return files
-
-
-def _looks_local(location: str) -> bool:
-    # A hub name is "name" or "owner/name" and has no suffix that we would read.
-    return location.startswith((".", "/", "~")) or location.count("/") > 1 or Path(location).suffix.lower() in KINDS
-
-
-def _missing(path: Path, location: str, field: str) -> DataError:
-    parent = path.parent
-    if not parent.is_dir():
-        return DataError(
-            f"{field}={location!r} does not exist, and neither does the directory {str(parent)!r}",
-            expected="an existing file or directory",
-            do="correct the path; relative paths start at the current directory",
-        )
-    beside = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    return DataError(
-        f"{field}={location!r} does not exist{did_you_mean(path.name, beside)}",
-        expected=f"an existing file or directory; beside it are: {first_few(beside)}",
-        do="correct the path; relative paths start at the current directory",
-    )
+        return _open_files(matching_files(path, location, field), location, streaming, field, cache_dir)
+    if looks_local(location) or path.is_symlink():
+        raise missing(path, location, field)
+    rows, content = open_hub(location, split, subset, streaming=streaming, field=field, cache_dir=cache_dir)
+    return Source(rows, content)
 
 
 def _open_files(
@@ -183,23 +113,37 @@ def _open_files(
     for path in files:
         if path.stat().st_size == 0:
             raise _named(no_rows(str(path), field), field)
+    _check_no_copy(files, field)
     kind = kinds.pop()
     try:
         read = read_files(files, kind, streaming=streaming, cache_dir=cache_dir)
     except DataError as error:
         raise _named(error, field) from None
     except datasets.exceptions.DatasetsError as error:
-        cause = _innermost(error)
+        cause = innermost(error)
         if isinstance(cause, DataError):
             raise _named(cause, field) from None
         if not isinstance(cause, OSError | pyarrow.ArrowException):  # a fault of ours
             raise
         raise DataError(
-            f"{field}={location!r} cannot be read as {kind}: {_reason(error)}",
+            f"{field}={location!r} cannot be read as {kind}: {one_line(innermost(error))}",
             expected=f"what its name says, a well-formed {kind} file",
             do="repair the file, or write it anew from its source",
         ) from None
-    return Source(read.rows, read.content, tuple(files), tuple(left_out), read.unread)
+    return Source(read.rows, read.content, tuple(files), tuple(left_out), read.unread, read.remarks)
+
+
+def _check_no_copy(files: Sequence[Path], field: str) -> None:
+    """Raise DataError for a file that is there twice, plain and compressed: its rows would be read twice."""
+    plain: dict[Path, Path] = {}
+    for path in files:
+        other = plain.setdefault(plain_name(path), path)
+        if other is not path:
+            raise DataError(
+                f"{field} names both {str(other)!r} and {str(path)!r}",
+                expected="each file once, compressed or not",
+                do=f"remove one of them, or name the files with a pattern: {field}='{path.parent}/*{path.suffix}'",
+            )
 
 
 def _named(error: DataError, field: str) -> DataError:
@@ -214,7 +158,7 @@ def _open_saved(path: Path, split: str, streaming: bool, field: str, cache_dir: 
         for file in sorted(path.rglob("*.arrow")):
             _check_file(file, field)
         raise DataError(
-            f"{field}={str(path)!r} looks like a data set written by `save_to_disk`, but: {_reason(error)}",
+            f"{field}={str(path)!r} looks like a data set written by `save_to_disk`, but: {one_line(innermost(error))}",
             expected="all files that `save_to_disk` wrote",
             do="write it again, or copy the whole directory",
         ) from None
@@ -233,40 +177,6 @@ def _check_file(path: Path, field: str) -> None:
         check_is_data(path)
     except DataError as error:
         raise _named(error, field) from None
-
-
-def _open_hub(location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path) -> Source:
-    try:
-        rows = datasets.load_dataset(
-            location, subset, split=split, streaming=streaming, cache_dir=str(cache_dir / "datasets")
-        )
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{field}={location!r} is no local file or directory, and the hub did not give it: {_reason(error)}",
-            expected="an existing path, a name that `toolkit fetch` knows, or the name of a hub data set and a network",
-            do="correct the name; without a network, download the data set elsewhere and give its path",
-        ) from None
-    except ValueError as error:  # an unknown split or subset: the message lists those there are
-        raise DataError(
-            f"{field}={location!r} with split {split!r} and data.subset={subset!r}: {_reason(error)}",
-            expected="a split and a subset that the data set has",
-            do="correct the split or data.subset",
-        ) from None
-    # Its own fingerprint follows from the hub's revision, the files and the split; a stream has only its name.
-    identity = None if streaming else rows._fingerprint
-    return Source(rows, combined("hub", identity or [location, subset, split]))
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line."""
-    cause = _innermost(error)
-    return " ".join(str(cause).split())[:300] or type(cause).__name__
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.data.compressed import plain_name
 from toolkit.errors import DataError, did_you_mean
 
 _SYNONYMS = (  # as in datasets.data_files
@@ -43,7 +44,7 @@ def files_of_split(files: Sequence[Path], directory: Path, split: str, field: st
         raise DataError(
             f"{error.what}: the name of {str(inside[path])!r} says {word!r}",
             expected=error.expected,
-            do=f"for files whose names say no split, give a pattern: {field}='{directory}/**/*{path.suffix}'; else {error.do}",
+            do=f"for files whose names say no split, give a pattern: {field}='{directory}/**/*{_suffixes(path)}'; else {error.do}",
         )
     return chosen, [path for path in files if splits[path] is None]
 
@@ -63,19 +64,24 @@ def unknown_split(split: str, known: Sequence[str], location: str, field: str) -
     )
 
 
+def _suffixes(path: Path) -> str:
+    """What stands after the name of `path` proper: .jsonl, or .jsonl.gz."""
+    return path.name.removeprefix(plain_name(path).stem)
+
+
 def _split_of(path: Path, wanted: str, directory: Path, field: str, *, anywhere: bool = False) -> str | None:
     """The split that `path` is named after, in the word that is there; None for any other name.
 
     A name that is `wanted` itself counts, whatever it is.
     """
     folders = [word for part in path.parts[:-1] for word in _words(part, wanted, anywhere)]
-    words = folders or _words(path.stem, wanted, anywhere)
+    words = folders or _words(plain_name(path).stem, wanted, anywhere)
     if len({group(word) for word in words}) > 1:
         raise DataError(
             f"{field}={str(directory)!r}: the name of {str(path)!r} says several splits, "
             f"{' and '.join(dict.fromkeys(words))}",
             expected="one split in the name of a file, or in those of the folders that hold it",
-            do=f"name the files that are meant, by a pattern such as {field}='{directory}/*{path.suffix}', or rename it",
+            do=f"name the files that are meant, by a pattern such as {field}='{directory}/*{_suffixes(path)}', or rename it",
         )
     return words[-1] if words else None
 

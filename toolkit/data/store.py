@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from toolkit.data.packing import Counts
 from toolkit.data.storage import CLOSED, FULL
 from toolkit.errors import DataError, StorageError
 
-_FORMAT = 4  # part of every fingerprint: raise it when the files or the encoding in this package change
+_FORMAT = 5  # part of every fingerprint: raise it when the files or the encoding in this package change
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with the rows encoded so far and, where known, the rows there are."""
@@ -43,6 +43,8 @@ class Store:
         self.counts = Counts(**summary["counts"])
         self.digest: str = summary["digest"]
         """SHA-256 of the encoded examples: the same wherever their source lies and whoever encoded it."""
+        self.unused: dict[str, int] = summary["unused"]
+        """Columns that were not read, by name, and the rows in which they hold something."""
         self._columns = ColumnReader(directory)
         self.lengths: NDArray[np.int64] = self._columns.lengths("input_ids")
         self.digests: NDArray[np.int64] = np.load(directory / "digests.npy")
@@ -70,18 +72,19 @@ def prepare(
     overlong: str,
     cache_dir: Path,
     fingerprint: str,
+    columns: Callable[[Row], Collection[str]] | None = None,
     progress: Progress | None = None,
     name: str = "data.train",
 ) -> Store:
     """The store of `rows` at `cache_dir`/`fingerprint`, encoded now unless it is there already.
 
-    Several processes may ask at once: one writes, the others wait. A killed writer leaves nothing that counts.
+    `columns` says which columns of a row `encode` reads. Several processes may ask at once: one writes, the others wait. A killed writer leaves nothing that counts.
     Raises DataError for a bad row (with its number), for a data set without a token to train on and for a cache
     directory that cannot be written; StorageError when the disk is full.
     """
     final = cache_dir / fingerprint
     if not final.exists():
-        encoder = Encoder(encode, capacity, overlong, name)
+        encoder = Encoder(encode, capacity, overlong, name, columns)
         with _storage_errors(cache_dir), _lock(cache_dir, fingerprint):
             if not final.exists():
                 _write(rows, encoder, final, progress)
@@ -150,7 +153,13 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
         encoder.check(num_rows)
         digest = writer.digest
     counts = asdict(encoder.counts)
-    return {"num_rows": num_rows, "num_trained_tokens": num_trained, "counts": counts, "digest": digest}
+    return {
+        "num_rows": num_rows,
+        "num_trained_tokens": num_trained,
+        "counts": counts,
+        "digest": digest,
+        "unused": dict(encoder.unused),
+    }
 
 
 def _digest(example: Example) -> int:

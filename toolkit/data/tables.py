@@ -12,7 +12,7 @@ import pyarrow
 from toolkit.data.csv_rows import csv_rows
 from toolkit.data.json_rows import json_texts
 from toolkit.data.parquet_rows import BATCH_ROWS, parquet_tables
-from toolkit.data.text_files import open_text
+from toolkit.data.text_files import open_lines
 
 
 def tables(name: str, kind: str, columns: Sequence[str]) -> Iterator[pyarrow.Table]:
@@ -34,5 +34,5 @@ def _text_rows(path: Path, kind: str) -> Iterator[Any]:
     elif kind == "json":
         yield from json_texts(path)
     else:
-        with open_text(path) as file:
+        with open_lines(path) as file:
             yield from (line.removesuffix("\n") for line in file)

@@ -3,75 +3,78 @@
 from __future__ import annotations
 
 import codecs
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
+from toolkit.data.compressed import check_compression, open_bytes
 from toolkit.errors import DataError
 from toolkit.git_lfs import is_pointer
 
+MARK = "\ufeff"
+"""The byte-order mark as a character."""
 _BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark starts with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"PK\x03\x04": "zip",
-}
+_ENCODED_SURROGATE = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 
 def check_is_data(path: Path) -> None:
-    """Raise DataError for a file that only stands for the data: a Git LFS pointer, or a compressed one under another name."""
+    """Raise DataError for a file that only stands for the data: a Git LFS pointer, or one compressed in another way than its name says."""
     if is_pointer(path):
         raise DataError(
             f"{str(path)!r} is a Git LFS pointer: the data itself was not downloaded",
             expected="the file that the pointer stands for",
             do="run `git lfs pull` in its repository",
         )
-    start = _start(path)
-    for magic, name in _COMPRESSED.items():
-        if start.startswith(magic):
-            raise DataError(
-                f"{str(path)!r} is compressed ({name})",
-                expected="what its name says",
-                do="decompress it first",
-            )
+    check_compression(path)
 
 
 @contextmanager
-def open_text(path: Path, *, newline: str | None = None) -> Iterator[TextIO]:
-    """`path` as text in UTF-8, or in UTF-16 or UTF-32 where it starts with their byte-order mark.
+def open_lines(path: Path, *, newline: str | None = None) -> Iterator[Iterator[str]]:
+    """The lines of `path`, decompressed: text in UTF-8, or in UTF-16 or UTF-32 where it starts with their byte-order mark.
 
-    Raises DataError, with the line, where the bytes are not that.
+    `newline` is that of `open`. A byte-order mark is no text: it is left out, also at the start of a later line, where
+    files that each begin with one were joined. Other control characters are text, but NUL is not: it is what is left of
+    a write that did not finish. Raises DataError, with the line, where the bytes are not text.
     """
-    start = _start(path)
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8-sig")
-    if encoding == "utf-8-sig" and b"\0" in start:
-        raise _without_mark(path, start)
+    with open_bytes(path) as file:
+        start = file.read(4096)
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8")
+    if encoding == "utf-8":
+        _check_width(path, start)
     try:
-        with path.open(encoding=encoding, newline=newline) as file:
-            yield file
+        with open_bytes(path) as file, io.TextIOWrapper(file, encoding=encoding, newline=newline) as text:
+            yield _without_marks_and_nul(text, path)
     except UnicodeDecodeError as error:
         raise _undecodable(path, encoding, error) from None
 
 
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(4096)
+def _without_marks_and_nul(lines: Iterator[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise DataError(
+                f"{str(path)!r}, line {number:,} holds NUL, a character of no text (code 0)",
+                expected="text; a file that was not written to its end, or was damaged, may hold such bytes",
+                do="write the file anew from its source, or remove that line",
+            )
+        yield line.lstrip(MARK) if line.startswith(MARK) else line
 
 
-def _without_mark(path: Path, start: bytes) -> DataError:
-    """The error for NUL bytes: text of mostly ASCII in UTF-16 or UTF-32 has them at regular places."""
-    width = 4 if start[:4].count(0) == 3 else 2
-    order = "be" if start[0] == 0 else "le"
-    name = f"utf-{8 * width}{order}"
-    return DataError(
+def _check_width(path: Path, start: bytes) -> None:
+    """Raise DataError for UTF-16 or UTF-32 without a mark: its spaces and line ends have NUL bytes at regular places."""
+    places = [place for place, byte in enumerate(start) if byte == 0]
+    is_wide = start[:4].count(0) == 3
+    if not is_wide and (len(places) < 2 or len({place % 2 for place in places}) > 1):
+        return
+    order = "le" if (start[0] if is_wide else places[0] % 2) else "be"
+    name = f"utf-{32 if is_wide else 16}{order}"
+    raise DataError(
         f"{str(path)!r} holds NUL bytes: it is no UTF-8 text, but may be {name.upper()} without a byte-order mark",
         expected="UTF-8, or UTF-16 or UTF-32 with a byte-order mark",
         do=f"convert the file, for instance with: iconv -f {name} -t utf-8 OLD > NEW",
@@ -79,27 +82,45 @@ def _without_mark(path: Path, start: bytes) -> DataError:
 
 
 def _undecodable(path: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
-    if encoding != "utf-8-sig":
+    if encoding != "utf-8":
         return DataError(
             f"{str(path)!r} starts with the byte-order mark of {encoding.upper()}, but is not that: {error.reason}",
             expected=f"{encoding.upper()} to the end of the file",
             do="write the file anew from its source",
         )
-    number, byte = _first_bad_line(path)
+    number, line, place, is_last = _first_bad_line(path)
+    where = f"{str(path)!r}, line {number:,}"
+    if _ENCODED_SURROGATE.match(line, place):
+        return DataError(
+            f"{where} holds half a character, a surrogate (U+D800 to U+DFFF) written as UTF-8",
+            expected="whole characters",
+            do="write the row anew from its source, or remove it",
+        )
+    if is_last and "unexpected end" in error.reason:
+        return DataError(
+            f"{where} ends in the middle of a character: the file was cut off",
+            expected="UTF-8 to the end of the file",
+            do="copy it again, or write it anew from its source",
+        )
+    byte = line[place]
+    # Bytes 0x80 to 0x9f are letters and quotes in windows-1252 and control characters in latin1.
+    likely = "windows-1252" if 0x80 <= byte < 0xA0 else "latin1"
     return DataError(
-        f"{str(path)!r}, line {number:,} is not UTF-8 text (byte {byte:#04x})",
+        f"{where} is not UTF-8 text (byte {byte:#04x})",
         expected="UTF-8",
-        do="convert the file, for instance with: iconv -f latin1 -t utf-8 OLD > NEW",
+        do=f"convert the file, for instance with: iconv -f {likely} -t utf-8 OLD > NEW",
     )
 
 
-def _first_bad_line(path: Path) -> tuple[int, int]:
-    """The line, 1 is the first, and the byte that are not UTF-8. A decoder reads ahead and knows neither."""
-    number = 0
-    with path.open("rb") as file:
+def _first_bad_line(path: Path) -> tuple[int, bytes, int, bool]:
+    """The number (1 is the first) and the bytes of the line that is not UTF-8, where in it, and whether it is the last.
+
+    A decoder reads ahead and knows none of this.
+    """
+    with open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                return number, line[error.start]
-    return number, 0
+                return number, line, error.start, not file.read(1)
+    raise AssertionError("every line decodes")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from toolkit.errors import ModelError, StorageError, ToolkitError, did_you_mean
+from toolkit.errors import ModelError, StorageError, ToolkitError, did_you_mean, one_line
+from toolkit.hub_reach import CURE, why_out_of_reach
 from toolkit.models.quiet import quiet
 from toolkit.models.weight_files import FORMS, candidates, weight_files
 
@@ -56,7 +57,15 @@ def _download(name: str, cache_dir: str, revision: str | None, patterns: Sequenc
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                allow_patterns=list(patterns),
+                local_files_only=why_out_of_reach() is not None,
+            )
+        )
     except FileNotFoundError as error:
         # Out of reach, and the cache is known to lack files that the hub has. They need not be any that matter:
         # who misses one says which.
@@ -80,22 +89,18 @@ def _not_given(name: str, field: str, known: Sequence[str], error: Exception) ->
         )
     begin = f"{field}={name!r}{did_you_mean(name, known)}: there is no such directory, and"
     do = "check the path, or run `toolkit fetch NAME`"
-    if constants.HF_HUB_OFFLINE and not isinstance(error, HFValidationError):
-        do += ", or unset HF_HUB_OFFLINE on a host with a network"
+    problem = why_out_of_reach()
     if isinstance(error, HFValidationError):
         what = f"{begin} it is not the name of a hub model either"
-    elif isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
-        what = f"{begin} the hub's cache, {place}, has no model of this name; HF_HUB_OFFLINE forbids to ask the hub"
     elif isinstance(error, LocalEntryNotFoundError):
-        what = f"{begin} the hub's cache, {place}, has no model of this name; the hub cannot be reached: {_reason(error.__cause__ or error)}"
+        what = f"{begin} the hub's cache, {place}, has no model of this name; the hub: {problem or one_line(error.__cause__ or error)}"
     else:
-        what = f"{begin} the hub did not give it: {_reason(error)}"
+        what = f"{begin} the hub did not give it: {one_line(error)}"
+    if problem is not None and not isinstance(error, HFValidationError):
+        do += f"; without a network, {CURE}"
+        do += "; or unset HF_HUB_OFFLINE on a host with a network" if constants.HF_HUB_OFFLINE else ""
     return ModelError(
         what,
         expected="a Hugging Face directory (config.json, model.safetensors, tokenizer.json), a name `toolkit fetch` knows, or a reachable hub name",
         do=do,
     )
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

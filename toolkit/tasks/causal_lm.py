@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,16 @@ class CausalLM:
                 encode_prompt_completion(self.tokenizer, prompt, completion, train_on=train_on, where=data.prompt_field)
             ]
         return [encode_text(self.tokenizer, row[data.text_field], where=data.text_field)]
+
+    def columns(self, row: Row) -> Collection[str]:
+        """Those of the form that the row has."""
+        data = self.data
+        read: dict[RowKind, tuple[str, ...]] = {
+            "messages": (data.messages_field,),
+            "prompt_completion": (data.prompt_field, data.completion_field),
+            "text": (data.text_field,),
+        }
+        return read[self._kind(row)]
 
     def _kind(self, row: Row) -> RowKind:
         data = self.data

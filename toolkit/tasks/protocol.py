@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -63,6 +63,10 @@ class Task(Protocol):
 
     def encode(self, row: Row) -> list[Example]:
         """Examples of one raw row. Raises DataError for a row it cannot use."""
+        ...
+
+    def columns(self, row: Row) -> Collection[str]:
+        """The columns of `row`, one that `encode` takes, that it reads; the others have no effect."""
         ...
 
     def collate(self, sequences: list[list[Example]]) -> Batch:

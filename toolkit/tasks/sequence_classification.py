@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -172,6 +172,10 @@ class SequenceClassification:
         closing = len(list(itertools.takewhile(bool, reversed(special))))
         columns = {"input_ids": encoded["input_ids"], "labels": [index], "closing": [closing]}
         return [{name: np.array(column, np.int32) for name, column in columns.items()}]
+
+    def columns(self, row: Row) -> Collection[str]:
+        """The text and its class."""
+        return (self.data.text_field, self.data.label_field)
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids and attention_mask [B, T], labels [B]; T is the longest text."""

@@ -33,6 +33,7 @@ from toolkit.tasks.protocol import Task
 from toolkit.train.generation import decide_generation
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
+from toolkit.train.unused import in_the_first_rows, unused_remark
 
 
 @dataclass
@@ -82,11 +83,15 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         _say_lost(held_out, recipe, display)
     batches: StoredBatches | StreamedBatches
     if recipe.data.streaming:
+        remark = unused_remark("data.train", *in_the_first_rows(source.rows, task.columns), first=True)
+        if remark is not None:
+            display.say(remark)
         batches, total = _streamed(recipe, source.rows, task, rank, world_size), recipe.steps or 0
     else:
         store = _store(recipe, source, task, tokenizer, "data.train", display)
         if held_out is not None:
             _say_shared(held_out, store, display)
+        _say_unused(store, held_out, display)
         batches, total = _stored(recipe, store, task, rank, world_size, display)
     check_length(recipe, total)
     sequences = _sequences(recipe, held_out) if held_out else []
@@ -118,6 +123,16 @@ def _say_shared(held_out: Store, trained: Store, display: Display) -> None:
             f"note: {shared:,} of {len(held_out):,} held-out examples are trained as well, word for word: "
             "held-out figures are better than on text that is new to the model"
         )
+
+
+def _say_unused(trained: Store, held_out: Store | None, display: Display) -> None:
+    remarks = [unused_remark("data.train", trained.unused, trained.num_rows)]
+    if held_out is not None:  # what both have is said once
+        more = {name: count for name, count in held_out.unused.items() if name not in trained.unused}
+        remarks.append(unused_remark("data.evaluation", more, held_out.num_rows))
+    for remark in remarks:
+        if remark is not None:
+            display.say(remark)
 
 
 def _model_config(recipe: Recipe, task: Task, vocabulary_size: int, display: Display) -> Any:
@@ -203,6 +218,7 @@ def _store(
         overlong=overlong,
         cache_dir=cache_dir() / "tokens",
         fingerprint=identity,
+        columns=task.columns,
         name=name,
     )
     counts = store.counts.describe()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,33 +12,6 @@ from toolkit.data.content import combined
 from toolkit.data.sources import Source, open_source
 from toolkit.errors import DataError, first_few
 from toolkit.recipe import Data, Recipe
-
-LOOK_AT = 100
-"""Rows whose columns are looked at for a remark."""
-
-NOT_READ = frozenset(
-    [
-        "attention_mask",
-        "assistant_mask",
-        "assistant_masks",
-        "completion_mask",
-        "ignore",
-        "is_train",
-        "labels",
-        "loss",
-        "loss_mask",
-        "loss_weight",
-        "mask",
-        "sample_weight",
-        "split",
-        "train",
-        "train_mask",
-        "trainable",
-        "weight",
-        "weights",
-    ]
-)
-"""Columns by which other tools leave a row, or a part of it, out of training. Here all rows count alike."""
 
 
 def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Source, Source | None]:
@@ -70,7 +42,7 @@ def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Source, Sourc
         train, held_out = _hold_out(train, data.evaluation_examples, recipe.seed if data.shuffle else None, say)
     for field, source in (("data.train", train), ("data.evaluation", held_out)):
         if source is not None and (field == "data.train" or data.evaluation is not None):
-            _remark(field, source, data, say)
+            _remark(field, source, say)
     return train, held_out
 
 
@@ -122,22 +94,15 @@ def _hold_out(source: Source, count: int, seed: int | None, say: Callable[[str],
     return trained, held_out
 
 
-def _remark(field: str, source: Source, data: Data, say: Callable[[str], None]) -> None:
-    """Say what of `source` is not read."""
+def _remark(field: str, source: Source, say: Callable[[str], None]) -> None:
+    """Say what of `source` is not read, and what was read in another way than its form tells."""
     if source.left_out:
         say(
             f"note: {field} reads {first_few([path.name for path in source.files], 4)}; left out, since it is a saved data "
-            "set of its own or its name says no split while others do: "
+            "set of its own, an archive, or its name says no split while others do: "
             f"{first_few([path.name for path in source.left_out], 4)}"
         )
     if source.unread:
         say(f"note: {field} is read without columns of a type that rows cannot hold: {first_few(source.unread, 4)}")
-    read = {value for name, value in data if name.endswith("_field")}
-    columns = {
-        name for row in itertools.islice(source.rows, LOOK_AT) for name, value in row.items() if value is not None
-    }
-    if unread := sorted(name for name in columns - read if name.casefold() in NOT_READ):
-        say(
-            f"note: {field} has the column{'s' if len(unread) > 1 else ''} {', '.join(unread)}, which "
-            f"{'are' if len(unread) > 1 else 'is'} not read: every row counts, and all alike"
-        )
+    for remark in source.remarks:
+        say(f"note: {field}: {remark}")
