@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from pyarrow import parquet
 
 from toolkit.data import content as content_module
-from toolkit.data.hub_rows import open_hub
+from toolkit.data.hub_rows import Hub, open_hub
 from toolkit.data.sources import open_source
 from toolkit.errors import DataError
 
@@ -313,6 +314,15 @@ def test_parquet_columns_of_types_that_rows_cannot_hold_are_left_out(tmp_path, s
     assert "has no column of a type that can be read: extra (map<string, string" in said
     parquet.write_table(pyarrow.table([texts, texts], names=["text", "text"]), path)
     assert "has the column 'text' 2 times" in refused(path, tmp_path, streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_of_a_table_that_is_no_text_is_named(tmp_path, streaming):
+    ends = pyarrow.py_buffer(struct.pack("<4i", 0, 2, 4, 8))
+    texts = pyarrow.StringArray.from_buffers(3, ends, pyarrow.py_buffer(b"okok\xff\xfeab"))
+    parquet.write_table(pyarrow.table({"n": [1, 2, 3], "text": texts}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows.parquet', row 3 has bytes in the column 'text' that are not UTF-8 text"):
+        list(opened(tmp_path / "rows.parquet", tmp_path, streaming=streaming))
 
 
 def test_class_names_stay_beside_a_column_that_is_left_out(tmp_path):
@@ -633,11 +643,54 @@ def test_the_loader_is_quiet(tmp_path, capfd):
     assert not datasets.are_progress_bars_disabled()
 
 
-def test_a_hub_data_set_without_the_split(tmp_path):
-    """The hub's own loader on a directory stands in for a data set that was found."""
+@pytest.fixture
+def directory_as_hub(tmp_path, monkeypatch):
+    """The hub's own loader on a directory stands in for a data set that was found; `is_dir` and a network are forgotten."""
+    monkeypatch.setattr("toolkit.data.hub_rows.why_out_of_reach", lambda: None)
+
+    def load(split="train", streaming=False):
+        return open_hub(Hub(str(tmp_path / "set"), split, None, streaming, tmp_path / "cache"), "data.train")
+
+    return load
+
+
+def test_a_hub_data_set_without_the_split(tmp_path, directory_as_hub):
     write(tmp_path / "set" / "train.jsonl")
     with pytest.raises(DataError) as caught:
-        open_hub(str(tmp_path / "set"), "tset", None, streaming=False, field="data.train", cache_dir=tmp_path / "cache")
+        directory_as_hub("tset")
     assert "with split 'tset' and data.subset=None: Unknown split \"tset\". Should be one of ['train']" in str(
         caught.value
     )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".txt", ".csv.gz"])
+def test_files_of_the_hub_that_describe_no_types_are_read_as_they_are_written(
+    tmp_path, directory_as_hub, monkeypatch, suffix
+):
+    rows = [{"text": value} for value in ("NA", "007", "2021-03-01", "None")]
+    plain = write(tmp_path / f"plain{suffix.removesuffix('.gz')}", rows).read_bytes()
+    (tmp_path / "set").mkdir()
+    path = tmp_path / "set" / f"train{suffix}"
+    path.write_bytes(gzip.compress(plain) if suffix.endswith(".gz") else plain)
+    assert directory_as_hub() == [path]
+    streamed = directory_as_hub(streaming=True)
+    assert "datasets guesses the types of its columns" in streamed.remarks[0] and len(list(streamed.rows)) == 4
+    monkeypatch.setattr("toolkit.data.hub_rows.why_out_of_reach", lambda: "it is gone")
+    assert directory_as_hub() == [path]  # remembered
+    monkeypatch.setattr("toolkit.data.sources.open_hub", lambda *_: [path])
+    assert list(opened("someone/rows", tmp_path)) == rows
+
+
+def test_a_hub_data_set_that_describes_its_columns_is_loaded_by_that(tmp_path, directory_as_hub):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.csv").write_text("text,label\na,1\n")
+    (tmp_path / "set" / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    dtype:\n"
+        "      class_label:\n        names:\n          '0': 'no'\n          '1': 'yes'\n---\n"
+    )
+    read = directory_as_hub()
+    assert read.rows.features["label"].names == ["no", "yes"] and read.remarks == ()
+    (tmp_path / "set" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  sep: ';'\n---\n"
+    )
+    assert directory_as_hub().rows.column_names == ["text,label"]

@@ -215,7 +215,7 @@ DATA_AND_MODEL = [
     Wrong("missing-data", "--data.train {tmp}/god.jsonl", "data.train='{tmp}/god.jsonl' does not exist (did you mean 'good.jsonl'?)", "an existing file or directory", "correct the path"),
     Wrong("bad-line", "--data.train {tmp}/bad_line.jsonl", "data.train='{tmp}/bad_line.jsonl', line 3 is not JSON", "one JSON object per line", "repair or remove the line"),
     Wrong("empty-data", "--data.train {tmp}/empty.jsonl", "data.train='{tmp}/empty.jsonl' has no rows", "at least one row", "point data.train to another one"),
-    Wrong("unread-suffix", "--data.train {tmp}/data.tar", "data.train='{tmp}/data.tar' ends in '.tar', which is not read", "a file ending in one of .jsonl", "convert it"),
+    Wrong("unread-suffix", "--data.train {tmp}/data.tar", "data.train='{tmp}/data.tar' is an archive of files", "a file ending in one of .jsonl", "unpack it, then give the folder or a file in it: mkdir {tmp}/data && tar -xf {tmp}/data.tar -C {tmp}/data"),
     Wrong("missing-evaluation", "--data.evaluation {tmp}/nowhere.jsonl", "data.evaluation='{tmp}/nowhere.jsonl' does not exist", "an existing file or directory", "correct the path"),
     Wrong("other-columns", "--data.train {tmp}/columns.jsonl", "row 1 of data.train: the columns answer, question hold no training text", "data.messages_field='messages'", "set the field of data to the column that holds it"),
     Wrong("everything-masked", "--data.train {tmp}/long_prompts.jsonl", "no token of the 3 rows of data.train carries loss (3 truncated, 3 masked)", "examples with tokens to learn", "raise batch.sequence_length"),

@@ -37,10 +37,36 @@ def parquet_features(paths: Sequence[Path]) -> tuple[datasets.Features, list[str
 
 
 def parquet_tables(path: Path, names: Sequence[str]) -> Iterator[pyarrow.Table]:
-    """The columns `names` of `path`, in pieces of at most BATCH_ROWS rows. Raises DataError for a damaged file."""
+    """The columns `names` of `path`, in pieces of at most BATCH_ROWS rows. Raises DataError for a damaged file, and for
+    text that is none."""
+    read = 0
     with _errors(path), parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
-            yield _decoded(pyarrow.Table.from_batches([batch]).select(list(names)))
+            table = _decoded(pyarrow.Table.from_batches([batch]).select(list(names)))
+            _check_text(table, path, read)
+            read += len(table)
+            yield table
+
+
+def _check_text(table: pyarrow.Table, path: Path, rows_before: int) -> None:
+    """Raise DataError for bytes in a column of text that are not UTF-8; writers in other languages do not look."""
+    for name in table.column_names:
+        if _is_valid(column := table.column(name)):
+            continue
+        place = next(place for place in range(len(column)) if not _is_valid(column.slice(place, 1)))
+        raise DataError(
+            f"{str(path)!r}, row {rows_before + place + 1:,} has bytes in the column {name!r} that are not UTF-8 text",
+            expected="UTF-8 in columns of text",
+            do="write the file anew from its source, with the text decoded",
+        )
+
+
+def _is_valid(column: pyarrow.ChunkedArray) -> bool:
+    try:
+        column.combine_chunks().validate(full=True)
+    except pyarrow.ArrowInvalid:
+        return False
+    return True
 
 
 def _schema(path: Path) -> pyarrow.Schema:

@@ -17,7 +17,7 @@ from toolkit.data.compressed import plain_name
 from toolkit.data.content import combined, files_digest, sampled_digest
 from toolkit.data.files import kind_of, read_files
 from toolkit.data.find_files import check_regular, data_files, is_saved, looks_local, matching_files, missing
-from toolkit.data.hub_rows import open_hub
+from toolkit.data.hub_rows import Hub, open_hub
 from toolkit.data.splits import files_of_split, unknown_split
 from toolkit.data.storage import CLOSED, FULL
 from toolkit.data.text_files import check_is_data
@@ -96,8 +96,10 @@ def _open(location: str, split: str, subset: str | None, streaming: bool, field:
         return _open_files(matching_files(path, location, field), location, streaming, field, cache_dir)
     if looks_local(location) or path.is_symlink():
         raise missing(path, location, field)
-    rows, content = open_hub(location, split, subset, streaming=streaming, field=field, cache_dir=cache_dir)
-    return Source(rows, content)
+    given = open_hub(Hub(location, split, subset, streaming, cache_dir), field)
+    if isinstance(given, list):
+        return _open_files(given, location, streaming, field, cache_dir)
+    return Source(given.rows, given.content, remarks=given.remarks)
 
 
 def _open_files(
