@@ -61,6 +61,7 @@ class Ground:
         (self.tmp / "bad_line.jsonl").write_text("\n".join([*lines[:2], '{"messages": [', lines[0]]) + "\n")
         (self.tmp / "empty.jsonl").write_text("")
         (self.tmp / "data.tar").write_text("x")
+        os.mkfifo(self.tmp / "pipe.jsonl")
         write_lines(self.tmp / "good.jsonl", [good] * 3)
         write_lines(self.tmp / "columns.jsonl", [{"question": "Why?", "answer": "So."}])
         prompt = [{"role": "user", "content": "word " * 400}, {"role": "assistant", "content": "Yes."}]
@@ -186,6 +187,11 @@ COMMAND_LINE = [
     Wrong("resume-of-other-order", "--output_dir {tmp}/other_run --resume auto --data.shuffle False", "data.shuffle=False (the run has True)", "the fields that decide what a step is", "take the flags back, or start a new run in another --output_dir, or pass --resume_changed_data"),
     Wrong("resume-of-nothing", "--resume {tmp}/nowhere", "{tmp}/nowhere does not exist", "a folder such as RUN/checkpoints/step-00000100", "give the run folder or one of its checkpoints"),
     Wrong("resume-of-a-damaged-run", "--output_dir {tmp}/damaged_run --resume auto", "{tmp}/damaged_run/recipe.json is not readable as a recipe", "the recipe of the run", "start again in another --output_dir"),
+    Wrong("missing-data", "--data.train {tmp}/god.jsonl", "data.train='{tmp}/god.jsonl' does not exist (did you mean 'good.jsonl'?)", "an existing file or directory", "correct the path"),
+    Wrong("unread-suffix", "--data.train {tmp}/data.tar", "data.train='{tmp}/data.tar' is an archive of files", "a file ending in one of .jsonl", "unpack it, then give the folder or a file in it: mkdir {tmp}/data && tar -xf {tmp}/data.tar -C {tmp}/data"),
+    Wrong("missing-evaluation", "--data.evaluation {tmp}/nowhere.jsonl", "data.evaluation='{tmp}/nowhere.jsonl' does not exist", "an existing file or directory", "correct the path"),
+    Wrong("a-pipe", "--data.train {tmp}/pipe.jsonl", "data.train='{tmp}/pipe.jsonl': '{tmp}/pipe.jsonl' is a pipe, not a file", "a file, which every process can read", "write what comes from it to a file first"),
+    Wrong("data-on-standard-input", "--data.train -", "data.train='-' does not exist", "an existing file or directory", "correct the path"),
 ]  # fmt: skip
 
 
@@ -212,11 +218,8 @@ def start(wrong: Wrong, ground: Ground, refused: Callable[..., re.Match[str]], m
 TWO_RANKS = "WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"
 CLASSIFY = "--task.name sequence_classification --data.packing False --model.path {bert} --data.train {classes} "
 DATA_AND_MODEL = [
-    Wrong("missing-data", "--data.train {tmp}/god.jsonl", "data.train='{tmp}/god.jsonl' does not exist (did you mean 'good.jsonl'?)", "an existing file or directory", "correct the path"),
     Wrong("bad-line", "--data.train {tmp}/bad_line.jsonl", "data.train='{tmp}/bad_line.jsonl', line 3 is not JSON", "one JSON object per line", "repair or remove the line"),
     Wrong("empty-data", "--data.train {tmp}/empty.jsonl", "data.train='{tmp}/empty.jsonl' has no rows", "at least one row", "point data.train to another one"),
-    Wrong("unread-suffix", "--data.train {tmp}/data.tar", "data.train='{tmp}/data.tar' is an archive of files", "a file ending in one of .jsonl", "unpack it, then give the folder or a file in it: mkdir {tmp}/data && tar -xf {tmp}/data.tar -C {tmp}/data"),
-    Wrong("missing-evaluation", "--data.evaluation {tmp}/nowhere.jsonl", "data.evaluation='{tmp}/nowhere.jsonl' does not exist", "an existing file or directory", "correct the path"),
     Wrong("other-columns", "--data.train {tmp}/columns.jsonl", "row 1 of data.train: the columns answer, question hold no training text", "data.messages_field='messages'", "set the field of data to the column that holds it"),
     Wrong("everything-masked", "--data.train {tmp}/long_prompts.jsonl", "no token of the 3 rows of data.train carries loss (3 truncated, 3 masked)", "examples with tokens to learn", "raise batch.sequence_length"),
     Wrong("overlong", "--data.overlong error --batch.sequence_length 16", "tokens and batch.sequence_length is 16", "examples that fit, since data.overlong='error'", "raise batch.sequence_length"),

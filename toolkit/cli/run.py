@@ -13,6 +13,7 @@ from toolkit.cli.flags import Invocation, parse, split_launcher_flags
 from toolkit.cli.launcher_config import check_launcher_config, check_process_count
 from toolkit.cli.launcher_environment import check_launcher_environment
 from toolkit.cli.output import exit_code_of
+from toolkit.data.find_files import check_location
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
 from toolkit.recipe import Recipe
@@ -65,6 +66,9 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
         if os.environ.get("RANK", "0") == "0":
             print_dry_run(recipe, target, config, name)
         return 0
+    check_location(recipe.data.train, recipe.data.split, "data.train")
+    if recipe.data.evaluation is not None:
+        check_location(recipe.data.evaluation, recipe.data.evaluation_split, "data.evaluation")
     # Heavy imports only now: a typo must not wait for torch.
     if invocation.preview:
         from toolkit.cli.preview import print_preview

@@ -11,18 +11,8 @@ from typing import BinaryIO, cast
 
 import pyarrow
 
+from toolkit.data.file_names import COMPRESSED, plain_name, unpacking
 from toolkit.errors import DataError, one_line
-
-COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz", ".lz4": "lz4"}
-"""Suffixes after the one that says the kind (rows.jsonl.gz), and how such a file is compressed."""
-UNPACKING = {
-    ".zip": "unzip {path} -d {folder}",
-    ".tar": "mkdir {folder} && tar -xf {path} -C {folder}",
-    ".tgz": "mkdir {folder} && tar -xf {path} -C {folder}",
-    ".7z": "7z x {path} -o{folder}",
-    ".rar": "unrar x {path} {folder}/",
-}
-"""Archives of several files, by suffix, and what unpacks them. They are not read."""
 
 _MAGIC = (
     (b"\x1f\x8b", "gzip"),
@@ -34,11 +24,6 @@ _MAGIC = (
 )
 _SKIPPABLE = b"\x2a\x4d\x18"
 """After a first byte of 0x50 to 0x5f: a frame without data, with which parallel compressors of zstd and lz4 begin."""
-
-
-def plain_name(path: Path) -> Path:
-    """`path` without the suffix that says how it is compressed: rows.jsonl for rows.jsonl.gz."""
-    return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
 
 
 def check_compression(path: Path) -> None:
@@ -65,12 +50,6 @@ def check_compression(path: Path) -> None:
         expected=f"a name that ends in {suffix}",
         do=f"rename it to {plain.name}{suffix}",
     )
-
-
-def unpacking(path: Path, kind: str | None = None) -> str:
-    """The command that unpacks the archive `path`, of `kind` or what its name says, into a folder of its name."""
-    command = UNPACKING[kind or plain_name(path).suffix.lower()]
-    return command.format(path=path, folder=plain_name(path).with_suffix(""))
 
 
 def compression(path: Path) -> str | None:

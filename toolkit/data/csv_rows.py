@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.data.column_names import check_once
-from toolkit.data.compressed import plain_name
+from toolkit.data.file_names import plain_name
 from toolkit.data.text_files import open_lines
 from toolkit.errors import DataError
 

@@ -12,25 +12,12 @@ import filelock
 
 from toolkit.data.arrow_cache import cached_rows
 from toolkit.data.column_names import check_same
-from toolkit.data.compressed import COMPRESSED, UNPACKING, plain_name, unpacking
 from toolkit.data.content import combined, files_digest, sampled_digest
 from toolkit.data.csv_rows import csv_header
 from toolkit.data.json_rows import decode, json_texts, wrapping_key
 from toolkit.data.parquet_rows import parquet_features
 from toolkit.data.tables import tables
 from toolkit.data.text_files import check_is_data
-from toolkit.errors import DataError
-
-KINDS = {
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-SUFFIXES = f"{', '.join(KINDS)}, all but .parquet also with {', '.join(COMPRESSED)} after it"
 
 _FORMAT = 2  # part of what says that a stream was checked: raise it when the check finds more
 
@@ -46,33 +33,6 @@ class Read:
     """Columns left out, since rows cannot hold values of their type."""
     remarks: tuple[str, ...] = ()
     """What was read otherwise than row by row."""
-
-
-def is_data_file(path: Path) -> bool:
-    """Whether the name of `path` is that of a data file, of a kind that is read or not."""
-    return plain_name(path).suffix.lower() in KINDS
-
-
-def kind_of(path: Path, field: str) -> str:
-    """How `path` is read, by its suffix. Raises DataError for one that is not read; `field` names the recipe's field."""
-    suffix, plain = path.suffix.lower(), plain_name(path)
-    kind = KINDS.get(plain.suffix.lower())
-    if kind is not None and (kind != "parquet" or plain == path):
-        return kind
-    what, do = f"ends in {suffix or 'nothing'!r}, which is not read", "convert it, or rename it if it is one of these"
-    if kind == "parquet":
-        what, do = f"is a Parquet file that was compressed once more ({COMPRESSED[suffix]})", "decompress it"
-    elif plain.suffix.lower() in UNPACKING:
-        what = "is an archive of files"
-        do = f"unpack it, then give the folder or a file in it: {unpacking(path)}"
-    elif plain != path:
-        what = f"ends in {suffix!r} without what it holds before it"
-        do = f"name it after that, for instance {plain.name}.jsonl{suffix}"
-    raise DataError(
-        f"{field}={str(path)!r} {what}",
-        expected=f"a file ending in one of {SUFFIXES}",
-        do=do,
-    )
 
 
 def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: Path) -> Read:

@@ -7,8 +7,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from toolkit.data.compressed import COMPRESSED, UNPACKING, plain_name, unpacking
-from toolkit.data.files import KINDS, SUFFIXES, is_data_file
+from toolkit.data.file_names import COMPRESSED, KINDS, SUFFIXES, UNPACKING, is_data_file, kind_of, plain_name, unpacking
+from toolkit.data.splits import files_of_split
+from toolkit.data.storage import CLOSED
 from toolkit.errors import DataError, did_you_mean, first_few
 
 _DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # as in datasets
@@ -18,6 +19,38 @@ _OTHER = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def check_location(location: str, split: str, field: str) -> None:
+    """Raise DataError for a path that cannot be read by what it is and by the names in it, before anything is opened.
+
+    What is no path is left to those who know the name. Imports nothing that takes long.
+    """
+    path = Path(location)
+    try:
+        if path.is_dir():
+            if not is_saved(path):
+                files_of_split(data_files(path, field)[0], path, split, field)
+        elif path.exists():
+            check_regular(path, location, field)
+            kind_of(path, field)
+        elif any(mark in location for mark in "*?["):
+            matching_files(path, location, field)
+        elif looks_local(location) or path.is_symlink():
+            raise missing(path, location, field)
+    except OSError as error:
+        if error.errno in CLOSED:
+            raise closed(location, field, error) from None
+        raise
+
+
+def closed(location: str, field: str, error: OSError) -> DataError:
+    """The error for what this user may not read."""
+    return DataError(
+        f"{field}={location!r}: {error.filename or location}: {error.strerror}",
+        expected="files this user may read, and a cache directory it may write to",
+        do="change the permissions, or set TOOLKIT_CACHE if it is the cache",
+    )
 
 
 def looks_local(location: str) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 from huggingface_hub import constants
 
-from toolkit.data.compressed import plain_name
 from toolkit.data.content import combined
-from toolkit.data.files import KINDS, Read
+from toolkit.data.file_names import KINDS, plain_name
+from toolkit.data.files import Read
 from toolkit.errors import DataError, innermost, one_line
 from toolkit.hub_reach import CURE, why_out_of_reach
 

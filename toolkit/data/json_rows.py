@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.compressed import plain_name
+from toolkit.data.file_names import plain_name
 from toolkit.data.json_text import check_row, values
 from toolkit.data.text_files import open_lines
 from toolkit.errors import DataError, first_few

@@ -13,10 +13,10 @@ import datasets
 import pyarrow
 
 from toolkit.data.arrow_cache import no_rows
-from toolkit.data.compressed import plain_name
 from toolkit.data.content import combined, files_digest, sampled_digest
-from toolkit.data.files import kind_of, read_files
-from toolkit.data.find_files import check_regular, data_files, is_saved, looks_local, matching_files, missing
+from toolkit.data.file_names import kind_of, plain_name
+from toolkit.data.files import read_files
+from toolkit.data.find_files import check_regular, closed, data_files, is_saved, looks_local, matching_files, missing
 from toolkit.data.hub_rows import Hub, open_hub
 from toolkit.data.splits import files_of_split, unknown_split
 from toolkit.data.storage import CLOSED, FULL
@@ -197,11 +197,7 @@ def _access(location: str, field: str) -> Iterator[None]:
                 do="free some space, or set TOOLKIT_CACHE to a directory on a larger disk",
             ) from None
         if isinstance(error, OSError) and number in CLOSED:
-            raise DataError(
-                f"{field}={location!r}: {error.filename or location}: {error.strerror}",
-                expected="files this user may read, and a cache directory it may write to",
-                do="change the permissions, or set TOOLKIT_CACHE if it is the cache",
-            ) from None
+            raise closed(location, field, error) from None
         raise
 
 

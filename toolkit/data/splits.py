@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.data.compressed import plain_name
+from toolkit.data.file_names import plain_name
 from toolkit.errors import DataError, did_you_mean
 
 _SYNONYMS = (  # as in datasets.data_files

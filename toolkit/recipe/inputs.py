@@ -79,7 +79,7 @@ class Data(Section):
     """Where examples come from and how they become batches."""
 
     train: Location
-    """A .jsonl/.json/.csv/.parquet/.txt file, a directory written by `save_to_disk`, a name that `toolkit fetch` knows, or a hub name."""
+    """A .jsonl/.json/.csv/.tsv/.parquet/.txt file, all but Parquet also compressed (.gz, .zst, .bz2, .xz, .lz4), a directory or a pattern of them, a directory written by `save_to_disk`, a name that `toolkit fetch` knows, or a hub name. In CSV every cell is the text that is written, an empty one (with quotes or without) the empty text."""
     evaluation: Location | None = None
     """Held-out examples, same kinds of source. None: `evaluation_examples` are split off `train`."""
     evaluation_examples: NonNegative = 0
