@@ -188,7 +188,7 @@ def test_columns_that_are_not_used_are_named_once(recipe, tmp_path):
     path = write(tmp_path / "rows.jsonl", ["one"] * 1500, id=3, notes="", split="test")
     with path.open("a") as file:
         file.write(json.dumps({"text": "two", "id": 3, "tools": [{"type": "function"}], "split": "x"}) + "\n")
-    said = "note: data.train has columns that are not used: id, split, tools (in 1 rows); every row counts, and all alike, whatever split says"
+    said = "note: data.train has columns that are not used: id, split, tools (in 1 of 1,501 rows); every row counts, and all alike, whatever split says"
     assert prepared(recipe(path))[1] == [said] == prepared(recipe(path))[1]  # the second is prepared already
     assert prepared(recipe(path, streaming=True))[1] == [
         "note: data.train has columns that are not used, in the first 1,000 rows: id, split; "
@@ -206,7 +206,7 @@ def test_columns_of_the_form_that_a_row_does_not_have_are_not_used(recipe, tmp_p
     path = tmp_path / "rows.csv"
     path.write_text("prompt,completion,instruction,system\nq,a,do,\nq,a,do,be\n")
     assert prepared(recipe(path))[1] == [
-        "note: data.train has columns that are not used: instruction, system (in 1 rows)"
+        "note: data.train has columns that are not used: instruction, system (in 1 of 2 rows)"
     ]
 
 

@@ -55,7 +55,10 @@ def unused_remark(field: str, unused: Mapping[str, int], num_rows: int, *, first
     """The line about `unused` columns of `field` in `num_rows` rows, the `first` ones or all; None where there are none."""
     if not unused:
         return None
-    names = [name if unused[name] == num_rows else f"{name} (in {unused[name]:,} rows)" for name in sorted(unused)]
+    names = [
+        name if unused[name] == num_rows else f"{name} (in {unused[name]:,} of {num_rows:,} rows)"
+        for name in sorted(unused)
+    ]
     looked = f", in the first {num_rows:,} rows" if first else ""
     line = f"note: {field} has columns that are not used{looked}: {first_few(names, 12)}"
     if weighing := sorted(name for name in unused if name.casefold() in WEIGHING):
