@@ -325,7 +325,7 @@ def odd(tmp_path) -> dict[str, Path]:
     os.mkfifo(tmp_path / "folder" / "train.jsonl")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.path.relpath(tmp_path / "socket"))
-    return {name: tmp_path / name for name in ("pipe", "pipe.jsonl", "folder", "socket")} | {
+    return {name: tmp_path / name for name in ("pipe", "pipe.jsonl", "folder", "folder/*", "socket")} | {
         "zero": Path("/dev/zero"),
         "null": Path("/dev/null"),
     }
@@ -338,6 +338,7 @@ def odd(tmp_path) -> dict[str, Path]:
         ("pipe", "is a pipe, not a file"),
         ("pipe.jsonl", "is a pipe, not a file"),
         ("folder", "train.jsonl' is a pipe, not a file"),
+        ("folder/*", "train.jsonl' is a pipe, not a file"),
         ("socket", "is a socket, not a file"),
         ("zero", "is a device, not a file"),
         ("null", "is a device, not a file"),
@@ -363,12 +364,13 @@ def test_a_folder_in_a_directory_that_may_not_be_listed(tmp_path):
             try:
                 if user == 0:  # who may read everything
                     os.seteuid(65534)
-                message = refused(Path(folder) / "set", tmp_path)
+                messages = [refused(Path(folder) / "set" / rest, tmp_path) for rest in ("", "**/*.jsonl")]
             finally:
                 if user == 0:
                     os.seteuid(0)
                 place.chmod(0o755 if user == 0 else 0o700)
-            assert f": {place}: Permission denied" in message and "change the permissions" in message
+            for message in messages:
+                assert f": {place}: Permission denied" in message and "change the permissions" in message
 
 
 def test_links_in_a_directory_are_followed_and_those_that_lead_nowhere_are_named(tmp_path):
@@ -376,7 +378,10 @@ def test_links_in_a_directory_are_followed_and_those_that_lead_nowhere_are_named
     write(tmp_path / "set" / "a.jsonl", ROWS[:1])
     (tmp_path / "set" / "linked").symlink_to(tmp_path / "far")
     (tmp_path / "far" / "back").symlink_to(tmp_path / "set")
-    assert list(opened(tmp_path / "set", tmp_path)) == ROWS
+    write(tmp_path / "set" / "._a.jsonl")  # what another system leaves beside each file of an archive
+    for location in (tmp_path / "set", tmp_path / "set" / "**" / "*.jsonl"):
+        assert list(opened(location, tmp_path)) == ROWS
     (tmp_path / "set" / "lost.jsonl").symlink_to("nowhere.jsonl")
-    assert "'lost.jsonl' is a link to nowhere.jsonl, which does not exist" in refused(tmp_path / "set", tmp_path)
+    for location in (tmp_path / "set", tmp_path / "set" / "*.jsonl"):
+        assert "lost.jsonl' is a link to nowhere.jsonl, which does not exist" in refused(location, tmp_path)
     assert "is a link to nowhere.jsonl, which does not exist" in refused(tmp_path / "set" / "lost.jsonl", tmp_path)

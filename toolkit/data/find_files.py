@@ -88,14 +88,7 @@ def data_files(directory: Path, field: str) -> tuple[list[Path], list[Path]]:
     named = [path for path in found if folders.isdisjoint(path.parents) and not path.is_dir()]
     files = [path for path in named if is_data_file(path) and path.name not in _DESCRIPTIONS]
     for path in files:
-        if not path.exists():
-            raise DataError(
-                f"{field}={str(directory)!r}: {str(path.relative_to(directory))!r} is a link to {path.readlink()}, "
-                "which does not exist",
-                expected="links that lead to a file",
-                do="mend the link, or remove it",
-            )
-        check_regular(path, str(directory), field)
+        _check_there(path, str(directory), field)
     archives = [path for path in named if plain_name(path).suffix.lower() in UNPACKING]
     if files:
         return files, [*saved, *archives]
@@ -112,6 +105,16 @@ def data_files(directory: Path, field: str) -> tuple[list[Path], list[Path]]:
         expected=f"files ending in {SUFFIXES}, or what `save_to_disk` of datasets writes",
         do=f"unpack it: {unpacking(archives[0])}" if archives else f"point {field} to the directory with the files",
     )
+
+
+def _check_there(path: Path, location: str, field: str) -> None:
+    if not path.exists():
+        raise DataError(
+            f"{field}={location!r}: {str(path)!r} is a link to {path.readlink()}, which does not exist",
+            expected="links that lead to a file",
+            do="mend the link, or remove it",
+        )
+    check_regular(path, location, field)
 
 
 def _walk(directory: Path) -> Iterator[Path]:
@@ -132,18 +135,41 @@ def _walk(directory: Path) -> Iterator[Path]:
 
 
 def matching_files(pattern: Path, location: str, field: str) -> list[Path]:
-    """The files that `pattern` matches, by name. Raises DataError where there is none."""
+    """The files that `pattern` matches, by name: as in a shell, without hidden ones, and also behind links to folders.
+
+    Raises DataError where there is none, and for a link that leads nowhere, or a pipe.
+    """
     root, parts = Path(pattern.anchor or "."), [part for part in pattern.parts if part != pattern.anchor]
     while len(parts) > 1 and (root / parts[0]).exists():  # taken as it is: a folder's own name may hold brackets
         root, parts = root / parts[0], parts[1:]
-    files = sorted(path for path in root.glob(str(Path(*parts))) if path.is_file())
+    may_hide = any(part.startswith(".") for part in parts)
+    found: dict[tuple[Path, str], Path] = {}
+    for path in sorted(_matching(root, parts), key=lambda path: (len(path.parts), path)):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if not path.is_dir() and (may_hide or not hidden):
+            found.setdefault((path.parent.resolve(), path.name), path)  # once, by however many links to its folder
+    files = sorted(found.values())
     if not files:
         raise DataError(
             f"{field}={location!r} matches no file",
             expected="a pattern that matches at least one file",
             do=f"list what it matches with: ls {location}",
         )
+    for path in files:
+        _check_there(path, location, field)
     return files
+
+
+def _matching(root: Path, parts: list[str]) -> Iterator[Path]:
+    """What the pattern `parts` matches in `root`. `**` stands for any folders, as _walk finds them; glob skips some."""
+    if "**" not in parts:
+        yield from root.glob(str(Path(*parts)))
+        return
+    place = parts.index("**")
+    for start in root.glob(str(Path(*parts[:place]))) if place else [root]:
+        if start.is_dir():
+            for folder in [start, *(path for path in _walk(start) if path.is_dir())]:
+                yield from _matching(folder, parts[place + 1 :] or ["*"])
 
 
 def missing(path: Path, location: str, field: str) -> DataError:
