@@ -12,12 +12,6 @@ WAIT_S = 5.0
 GIVE_UP_S = 8.0
 """Longest wait in all; asking for the address of a name has no time limit of its own."""
 
-CURE = (
-    "give the path of a local copy; or set HF_HOME to a folder whose cache has it, with HF_HUB_OFFLINE=1; or HF_ENDPOINT to "
-    "the address of a mirror, or HTTPS_PROXY to that of a proxy"
-)
-"""What helps where the hub is out of reach."""
-
 
 def why_out_of_reach() -> str | None:
     """Why the hub at HF_ENDPOINT does not answer, None where it does. With HF_HUB_OFFLINE=1 it is not asked."""
@@ -26,6 +20,17 @@ def why_out_of_reach() -> str | None:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE forbids to ask it"
     return _asked(str(constants.ENDPOINT))
+
+
+def cure() -> str:
+    """What helps where the hub is out of reach."""
+    from huggingface_hub import constants
+
+    do = (
+        "give the path of a local copy; or set HF_HOME to a folder whose cache has it, with HF_HUB_OFFLINE=1; or "
+        "HF_ENDPOINT to the address of a mirror, or HTTPS_PROXY to that of a proxy"
+    )
+    return f"{do}; or unset HF_HUB_OFFLINE on a host with a network" if constants.HF_HUB_OFFLINE else do
 
 
 @cache

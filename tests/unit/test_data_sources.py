@@ -618,6 +618,7 @@ def test_a_hub_name_without_a_hub(tmp_path, name):
     said = refused(name, tmp_path)
     assert f"data.train={name!r} is no local file or directory, and of the caches {tmp_path}" in said
     assert "none has a data set of this name; the hub: HF_HUB_OFFLINE forbids to ask it" in said
+    assert "or unset HF_HUB_OFFLINE" in said
     assert "an existing path, a name that `toolkit fetch` knows, or the name of a hub data set" in said
 
 

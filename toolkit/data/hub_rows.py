@@ -16,7 +16,7 @@ from toolkit.data.content import combined
 from toolkit.data.file_names import KINDS, plain_name
 from toolkit.data.files import Read
 from toolkit.errors import DataError, innermost, one_line
-from toolkit.hub_reach import CURE, why_out_of_reach
+from toolkit.hub_reach import cure, why_out_of_reach
 
 _GUESSING = ("csv", "json", "text")
 """Builders of datasets that guess types: a CSV cell NA becomes null, 007 becomes 7, a date in JSON a point in time."""
@@ -136,7 +136,7 @@ def _errors(hub: Hub, field: str, problem: str | None) -> Iterator[None]:
             raise DataError(
                 f"{begin} of the caches {' and '.join(map(str, hub.caches))} none has a data set of this name; the hub: {problem}",
                 expected="an existing path, a name that `toolkit fetch` knows, or the name of a hub data set and a network",
-                do=f"correct the name, or run `toolkit fetch NAME`; without a network, {CURE}",
+                do=f"correct the name, or run `toolkit fetch NAME`; without a network, {cure()}",
             ) from None
         raise DataError(
             f"{begin} the hub did not give it: {one_line(innermost(error))}",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from toolkit.data.file_names import plain_name
 from toolkit.data.json_text import check_row, values
@@ -40,7 +40,7 @@ def json_texts(path: Path) -> Iterator[str]:
 
 def wrapping_key(path: Path) -> str | None:
     """The key whose list the rows of `path` are, where one object is around them all; else None."""
-    document = _document(path)
+    document = _document(path) if _form(path) == "object" else None
     return document.key if document is not None else None
 
 
@@ -61,7 +61,7 @@ class _Document:
 
 def _document(path: Path) -> _Document | None:
     """`path` as one document, None where its lines are rows."""
-    if not _is_document(path):
+    if _form(path) == "lines":
         return None
     with open_lines(path) as file:
         found = list(values("".join(file), path))
@@ -78,19 +78,19 @@ def _document(path: Path) -> _Document | None:
     return _Document(_elements(value[key], f"{str(path)!r}, element {{:,}} of {key!r}"), key)
 
 
-def _is_document(path: Path) -> bool:
-    """Whether `path` is to be read as a whole. A line that is no JSON is to blame where the next one is."""
+def _form(path: Path) -> Literal["lines", "list", "object"]:
+    """How `path` is to be read: by lines, or as a whole. A line that is no JSON is to blame where the next one is."""
     with open_lines(path) as file:
         lines = (stripped for line in file if (stripped := line.strip()))
         first, second = next(lines, ""), next(lines, None)
     whole = _line(first, path)
     if first.startswith("["):
-        return whole is None or second is None
+        return "list" if whole is None or second is None else "lines"
     if not first.startswith("{"):
-        return False
+        return "lines"
     if whole is not None:
-        return second is None and len(whole) == 1
-    return second is not None and _goes_on(first) and _line(second, path) is None
+        return "object" if second is None and len(whole) == 1 else "lines"
+    return "object" if second is not None and _goes_on(first) and _line(second, path) is None else "lines"
 
 
 def _line(text: str, path: Path) -> list[Any] | None:

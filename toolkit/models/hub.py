@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from toolkit.errors import ModelError, StorageError, ToolkitError, did_you_mean, one_line
-from toolkit.hub_reach import CURE, why_out_of_reach
+from toolkit.hub_reach import cure, why_out_of_reach
 from toolkit.models.quiet import quiet
 from toolkit.models.weight_files import FORMS, candidates, weight_files
 
@@ -97,8 +97,7 @@ def _not_given(name: str, field: str, known: Sequence[str], error: Exception) ->
     else:
         what = f"{begin} the hub did not give it: {one_line(error)}"
     if problem is not None and not isinstance(error, HFValidationError):
-        do += f"; without a network, {CURE}"
-        do += "; or unset HF_HUB_OFFLINE on a host with a network" if constants.HF_HUB_OFFLINE else ""
+        do += f"; without a network, {cure()}"
     return ModelError(
         what,
         expected="a Hugging Face directory (config.json, model.safetensors, tokenizer.json), a name `toolkit fetch` knows, or a reachable hub name",
