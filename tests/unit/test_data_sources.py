@@ -188,6 +188,8 @@ def test_a_stream_is_not_read_through_before_it_starts(tmp_path, monkeypatch, su
 @pytest.mark.parametrize("name", ["a[1].jsonl", "a*.jsonl", "what?.jsonl", "{x}.jsonl", "a::b.jsonl", "#1 %20.jsonl"])
 def test_a_path_is_taken_as_it_is(tmp_path, name, streaming):
     write(tmp_path / "a1.jsonl", [{"text": "another file"}])
+    table = write(tmp_path / Path(name).with_suffix(".json"))
+    assert list(opened(table, tmp_path, streaming=streaming)) == ROWS
     assert list(opened(write(tmp_path / "d[0-9]*" / name), tmp_path, streaming=streaming)) == ROWS
     assert list(opened(tmp_path / "d[0-9]*", tmp_path, streaming=streaming)) == ROWS
 

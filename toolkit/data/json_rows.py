@@ -69,13 +69,13 @@ def _document(path: Path) -> _Document | None:
         return _Document((f"{str(path)!r}, object {number:,}", *pair) for number, pair in enumerate(found, start=1))
     value, text = found[0]
     if isinstance(value, list):
-        return _Document(_elements(value, f"{str(path)!r}, element {{:,}} of the list"))
+        return _Document(_elements(value, path, "the list"))
     key = _key_of_rows(value, path)
     if key is None and "\n" not in text:
         return None
     if key is None:
         return _Document(iter([(repr(str(path)), value, text)]))
-    return _Document(_elements(value[key], f"{str(path)!r}, element {{:,}} of {key!r}"), key)
+    return _Document(_elements(value[key], path, repr(key)), key)
 
 
 def _form(path: Path) -> Literal["lines", "list", "object"]:
@@ -83,11 +83,11 @@ def _form(path: Path) -> Literal["lines", "list", "object"]:
     with open_lines(path) as file:
         lines = (stripped for line in file if (stripped := line.strip()))
         first, second = next(lines, ""), next(lines, None)
-    whole = _line(first, path)
     if first.startswith("["):
-        return "list" if whole is None or second is None else "lines"
+        return "list" if second is None or _line(first, path) is None else "lines"
     if not first.startswith("{"):
         return "lines"
+    whole = _line(first, path)
     if whole is not None:
         return "object" if second is None and len(whole) == 1 else "lines"
     return "object" if second is not None and _goes_on(first) and _line(second, path) is None else "lines"
@@ -112,9 +112,9 @@ def _goes_on(line: str) -> bool:
     return False
 
 
-def _elements(rows: list[Any], where: str) -> Iterator[tuple[str, Any, str]]:
+def _elements(rows: list[Any], path: Path, name: str) -> Iterator[tuple[str, Any, str]]:
     for number, row in enumerate(rows, start=1):
-        yield where.format(number), row, json.dumps(row)
+        yield f"{str(path)!r}, element {number:,} of {name}", row, json.dumps(row)
 
 
 def _key_of_rows(value: dict[str, Any], path: Path) -> str | None:
