@@ -327,6 +327,16 @@ def test_text_of_a_table_that_is_no_text_is_named(tmp_path, streaming):
         list(opened(tmp_path / "rows.parquet", tmp_path, streaming=streaming))
 
 
+def test_a_table_whose_description_is_damaged_is_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    for metadata in (b'{"info:', b'{"info": {"features": {"text": {"_type": "Nothing"}}}}'):
+        parquet.write_table(pyarrow.table({"text": ["a"]}).replace_schema_metadata({b"huggingface": metadata}), path)
+        assert "describes its columns in a way that datasets cannot read" in refused(path, tmp_path)
+    kept = write(path, [{"txt": "one"}]).read_bytes()
+    path.write_bytes(kept.replace(b"txt", b"t\xfft"))
+    assert "cannot be read as parquet" in refused(path, tmp_path)
+
+
 def test_class_names_stay_beside_a_column_that_is_left_out(tmp_path):
     labels = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"])})
     datasets.Dataset.from_dict({"label": [1]}, features=labels).to_parquet(str(tmp_path / "rows.parquet"))

@@ -11,7 +11,7 @@ import pyarrow
 from pyarrow import parquet
 
 from toolkit.data.column_names import check_once, check_same
-from toolkit.errors import DataError
+from toolkit.errors import DataError, one_line
 
 BATCH_ROWS = 1000
 
@@ -33,7 +33,14 @@ def parquet_features(paths: Sequence[Path]) -> tuple[datasets.Features, list[str
             expected="columns of text, numbers, lists and structs",
             do="write the columns with another type, a map as a list of structs for instance",
         )
-    return datasets.Features.from_arrow_schema(kept), unread
+    try:
+        return datasets.Features.from_arrow_schema(kept), unread
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{str(paths[0])!r} describes its columns in a way that datasets cannot read: {one_line(error)}",
+            expected="what datasets writes under 'huggingface' in the file's metadata, or nothing there",
+            do="write the file anew from its source",
+        ) from None
 
 
 def parquet_tables(path: Path, names: Sequence[str]) -> Iterator[pyarrow.Table]:
@@ -72,8 +79,8 @@ def _is_valid(column: pyarrow.ChunkedArray) -> bool:
 def _schema(path: Path) -> pyarrow.Schema:
     with _errors(path):
         schema = parquet.read_schema(path)
-    check_once(path, schema.names)
-    return _decoded(schema.empty_table()).schema
+        check_once(path, schema.names)
+        return _decoded(schema.empty_table()).schema
 
 
 def _decoded(table: pyarrow.Table) -> pyarrow.Table:
@@ -108,11 +115,11 @@ def _one_schema(paths: Sequence[Path], schemas: Sequence[pyarrow.Schema]) -> pya
 def _errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DataError(
-            f"{str(path)!r} cannot be read as parquet: {' '.join(str(error).split())[:300]}",
+            f"{str(path)!r} cannot be read as parquet: {one_line(error)}",
             expected="what its name says, a well-formed parquet file",
             do="write it anew from its source",
         ) from None
