@@ -9,8 +9,10 @@ import pytest
 from transformers import AutoConfig, BertConfig, LlamaConfig
 
 from tests import tiny
-from toolkit.data.class_names import class_names, naming
+from toolkit.data.class_names import class_names
+from toolkit.data.described import as_described
 from toolkit.data.example import Example, Row
+from toolkit.data.row_names import plain_names
 from toolkit.errors import DataError, RecipeError
 from toolkit.models.config import load_config
 from toolkit.recipe import Data, Model, Task
@@ -173,9 +175,9 @@ def test_numbers_with_names_in_the_data_set_become_names() -> None:
         return []
 
     for row in rows:
-        naming(encode, rows)(row)
-    assert [row["label"] for row in seen] == ["neg", "pos", None]
-    assert naming(encode, rows.select_columns(["text"])) is encode
+        as_described(encode, rows)(row)
+    assert [row["label"] for row in seen] == ["neg", "pos", -1]
+    assert as_described(encode, rows.select_columns(["text"])) is encode
 
 
 def labels(values: list[object]) -> SequenceClassification:
@@ -201,9 +203,18 @@ def test_labels_of_every_kind(values: list[object], classes: list[str]) -> None:
 @pytest.mark.parametrize(
     ("value", "what", "do"),
     [
-        (1.0, "gives 1.0", "write the class as an integer or a name"),
-        ([1, 0], "gives [1, 0]", "write the class as an integer or a name"),
-        (None, "is empty", "remove the row, or write its class"),
+        (
+            1.0,
+            "gives 1.0, a number with a fraction",
+            "write the class as an integer (pandas makes fractions of a column of integers where some are missing)",
+        ),
+        (float("nan"), "gives nan, a number with a fraction", "remove the row: it has no label"),
+        (
+            [1, 0],
+            "gives [1, 0], several classes for one text",
+            "write the class as an integer or a name: a text with several classes at once is not what this task learns",
+        ),
+        (None, "is null", "remove the row, or write its class"),
         (" ", "is empty", "remove the row, or write its class"),
     ],
 )
@@ -224,7 +235,7 @@ def test_names_of_the_data_set_reach_the_config() -> None:
     task.fit(rows)
     assert task.config_overrides()["id2label"] == {0: "up", 1: "down", 2: "across"}
     assert task.majority == 1
-    assert [naming(task.encode, rows)(row)[0]["labels"].tolist() for row in rows] == [[1], [0], [1]]
+    assert [as_described(task.encode, rows)(row)[0]["labels"].tolist() for row in rows] == [[1], [0], [1]]
     task.fit(rows.to_iterable_dataset())
     assert task.classes == ["up", "down", "across"]
 
@@ -235,3 +246,90 @@ def test_names_that_white_space_or_case_keep_apart_are_said() -> None:
         "classes: 0 = Dog, 1 = cat, 2 = cat ",
         "note: 'cat' and 'cat ' are classes of their own, apart by white space or case alone",
     ]
+
+
+UNLABELLED = "which stands for 'no label' (as in the test splits of GLUE)"
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        (
+            [0, 1, -1, -1],
+            f"row 3 of data.train: data.label_field='label' is -1 (there, and in 2 of 4 rows), {UNLABELLED}",
+        ),
+        (
+            ["0", "1", "-1"],
+            f"row 3 of data.train: data.label_field='label' is -1 (there, and in 1 of 3 rows), {UNLABELLED}",
+        ),
+        (
+            ["a", -1, "b"],
+            f"row 2 of data.train: data.label_field='label' is -1 (there, and in 1 of 3 rows), {UNLABELLED}",
+        ),
+        (
+            [-1, -1],
+            f"row 1 of data.train: data.label_field='label' is -1 there and in all 2 rows, {UNLABELLED}: the data is not labelled",
+        ),
+    ],
+)
+def test_no_label_is_no_class(values: list[object], what: str) -> None:
+    with pytest.raises(DataError) as refused:
+        labels(values)
+    assert refused.value.what == what
+    assert ("give it a name" in refused.value.do) == ("in all" not in what)
+
+
+def test_classes_that_count_by_their_sign() -> None:
+    task = labels([1, -1, -1])
+    assert task.classes == ["-1", "1"]
+    assert [task.encode({"text": "a", "label": value})[0]["labels"].tolist() for value in (-1, 1)] == [[0], [1]]
+    task.check([{"text": "a", "label": -1}], plain_names("data.evaluation"))
+
+
+def test_names_that_look_like_nothing_are_classes() -> None:
+    assert labels(["NA", "None", "null", "nan", "NA"]).classes == ["NA", "None", "nan", "null"]
+
+
+def test_held_out_rows_without_labels_are_said_to_be_that() -> None:
+    task, name = labels([0, 1]), plain_names("data.evaluation")
+    with pytest.raises(DataError) as refused:
+        task.check([{"text": "a", "label": -1}] * 3, name)
+    assert refused.value.what == (
+        f"row 1 of data.evaluation: data.label_field='label' is -1 there and in all 3 rows, {UNLABELLED}: "
+        "the data is not labelled"
+    )
+    assert "data.evaluation_split" in refused.value.do
+    with pytest.raises(DataError, match=r"^row 2 of data.evaluation: .* is -1 \(there, and in 1 of 2 rows\)"):
+        task.check([{"text": "a", "label": 1}, {"text": "a", "label": -1}], name)
+    with pytest.raises(DataError, match=r"^row 1 of data.evaluation: data.label_field='label' is null"):
+        task.check([{"text": "a", "label": None}], name)
+    with pytest.raises(DataError, match=r"^data.label_field='label' is -1, which stands for 'no label'"):
+        task.encode({"text": "a", "label": -1})
+
+
+def test_numbers_without_a_name_in_a_described_data_set() -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 0]}, features=features)
+    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    with pytest.raises(DataError, match=r"^row 2 of data.train: .* is -1 \(there, and in 1 of 3 rows\)"):
+        task.fit(rows)
+    numbers = rows.cast_column("label", datasets.ClassLabel(names=["0", "1"])).select([0, 1])
+    with pytest.raises(DataError, match=r"^row 2 of data.train: .* is -1 \(there, and in 1 of 2 rows\)"):
+        task.fit(numbers)
+    task.fit(rows.select([0, 2]))
+    with pytest.raises(DataError, match=r"^data.label_field='label' is -1, which stands for 'no label'"):
+        as_described(task.encode, rows)(rows[1])
+
+
+@pytest.mark.parametrize(
+    ("row", "what", "do"),
+    [
+        ({"sentence": "s", "label": "a"}, "data.text_field='text' is not there; the columns are sentence, label", "set data.text_field to the column that holds the text, 'sentence' perhaps"),
+        ({"text": None, "label": "a"}, "data.text_field='text' gives None", "write the value as a string, or remove the row"),
+        ({"text": 7, "label": "a"}, "data.text_field='text' gives 7", "write the value as a string, or remove the row"),
+    ],
+)  # fmt: skip
+def test_a_row_without_its_text(row: Row, what: str, do: str) -> None:
+    with pytest.raises(DataError) as refused:
+        labels(["a", "b"]).encode(row)
+    assert refused.value.what.startswith(what) and refused.value.do == do

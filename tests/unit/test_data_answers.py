@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.unit.test_data_tokens import trained_runs
-from toolkit.data.chat import encode_messages, ends_answers
+from toolkit.data.chat import encode_conversation, ends_answers
+from toolkit.data.conversations import in_column
 from toolkit.errors import DataError
 
 CHATML = (
@@ -151,7 +152,11 @@ def tokenizers():
     backend.decoder = decoders.ByteLevel()
     made = {}
     for name, (template, _) in ENDS.items():
-        special = {"bos_token": "<s>", "eos_token": "</s>", "extra_special_tokens": sorted({*SPECIAL, "<|user|>"})}
+        special = {
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "extra_special_tokens": sorted({*SPECIAL, "<|user|>", "<|end|>", "<|return|>"}),
+        }
         made[name] = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
         made[name].chat_template = template
     return made
@@ -165,7 +170,7 @@ def talk(*answers, system=False):
 
 
 def runs(tokenizer, messages, **options):
-    example = encode_messages(tokenizer, messages, where="messages", **({"train_on": "assistant"} | options))
+    example = encode_conversation(tokenizer, in_column(messages, "messages"), **({"train_on": "assistant"} | options))
     return trained_runs(tokenizer, example)
 
 
@@ -245,6 +250,28 @@ def test_a_template_with_blocks_may_leave_out_or_not_mark_earlier_answers(tokeni
     messages = talk("one", "d")
     messages[1]["weight"] = 0
     assert runs(tokenizers["block"], messages) == ["d<|im_end|>"]
+
+
+# As Phi 3: the end token follows the last message alone. As gpt-oss: the last answer has another end.
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+GPT_OSS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<sop>' + m['content'] }}"
+    "{{ '<|return|>' if loop.last and m['role'] == 'assistant' else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "start", "last"),
+    [(PHI3, "", "d<|end|>\n</s>"), (GPT_OSS, "<sop>", "d<|return|>")],
+    ids=["phi3", "gpt-oss"],
+)
+def test_an_earlier_answer_may_end_otherwise_than_the_last_one(tokenizers, monkeypatch, template, start, last):
+    monkeypatch.setattr(tokenizers["glm"], "chat_template", template)
+    assert runs(tokenizers["glm"], talk("d", "e", "d")) == [f"{start}d<|end|>", f"{start}e<|end|>", f"{start}{last}"]
 
 
 @pytest.mark.parametrize(

@@ -138,9 +138,9 @@ def test_truncate_and_drop_are_counted():
     [whole] = fit(example(8), 8, "error", counts)
     assert len(whole["input_ids"]) == 8
     assert (counts.truncated, counts.dropped, counts.split) == (1, 1, 0)
-    assert counts.describe() == "1 truncated, 1 dropped"
+    assert counts.describe() == "1 of them cut to batch.sequence_length; left out: 1 longer than batch.sequence_length"
     assert Counts(kept=3).describe() == "" == Counts().describe()
-    assert Counts(kept=1200, masked=3).describe() == "1,200 kept, 3 masked"
+    assert Counts(kept=1200, masked=3).describe() == "1,200 kept; left out: 3 with nothing to learn"
 
 
 def test_a_class_label_is_not_cut():

@@ -41,7 +41,9 @@ def test_examples_lengths_and_counts(tmp_path):
     assert store[1]["input_ids"].tolist() == [0, 1, 2, 3, 4, 5]
     assert store[2]["labels"].tolist() == [-100, 1, 2, 3, 4]
     assert store.num_trained_tokens == 2 + 5 + 4 and store.num_tokens == 14 and store.num_rows == 6
-    assert store.counts.describe() == "3 kept, 1 truncated, 1 empty, 2 masked"
+    assert store.counts.describe() == (
+        "3 kept, 1 of them cut to batch.sequence_length; left out: 1 empty, 2 with nothing to learn"
+    )
     assert store[0]["input_ids"].dtype == np.int32 and store[0]["input_ids"].flags.writeable
     with pytest.raises(IndexError, match="example 3 of 3"):
         store[3]
@@ -93,9 +95,14 @@ def test_errors_name_the_row(tmp_path):
 
 
 def test_nothing_to_train_on_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no token of the 2 rows of data.train carries loss \(2 masked\)"):
+    with pytest.raises(
+        DataError, match=r"no token of the 2 rows of data.train carries loss \(left out: 2 with nothing to learn\)"
+    ):
         make(tmp_path, rows=[{"n": 4}, {"n": 1}])
-    with pytest.raises(DataError, match=r"none of the 2 rows of data.train gave an example \(1 dropped, 1 empty\)"):
+    with pytest.raises(
+        DataError,
+        match=r"none of the 2 rows of data.train gave an example \(left out: 1 empty, 1 longer than batch.sequence_length\)",
+    ):
         make(tmp_path, rows=[{"n": 9}, {"n": 0}], overlong="drop")
 
 

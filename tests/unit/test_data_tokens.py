@@ -9,11 +9,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from toolkit.data.chat import encode_messages, encode_prompt_completion, encode_text
+from toolkit.data.chat import encode_conversation, encode_text
+from toolkit.data.conversations import in_column
 from toolkit.data.preview import preview
 from toolkit.data.row_kind import row_kind
 from toolkit.data.store import fingerprint, tokenizer_hash
 from toolkit.errors import DataError
+from toolkit.recipe import Data, Task
+from toolkit.tasks.causal_lm import CausalLM
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -88,7 +91,14 @@ def trained_runs(tokenizer, example) -> list[str]:
 
 
 def encode(tokenizer, messages, train_on="assistant"):
-    return encode_messages(tokenizer, messages, train_on=train_on, where="messages")
+    return encode_conversation(tokenizer, in_column(messages, "messages"), train_on=train_on)
+
+
+def encode_pair(tokenizer, prompt, completion):
+    """As a row with these two columns is encoded."""
+    task = CausalLM(Task(), Data(train="x"), tokenizer)
+    [example] = task.encode({"prompt": prompt, "completion": completion})
+    return example
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["spans", "generation blocks"])
@@ -146,16 +156,14 @@ def test_none_fields_added_by_the_loader_are_ignored():
 
 def test_prompt_and_completion_through_the_template():
     tokenizer = make_tokenizer()
-    pair = encode_prompt_completion(
-        tokenizer, "Name a colour.", "Red.", train_on="assistant", where="prompt/completion"
-    )
+    pair = encode_pair(tokenizer, "Name a colour.", "Red.")
     same = encode(tokenizer, [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Red."}])
     assert (pair["input_ids"] == same["input_ids"]).all() and (pair["labels"] == same["labels"]).all()
 
 
 def test_prompt_and_completion_without_a_template():
     tokenizer = make_tokenizer(None, bos=True)
-    example = encode_prompt_completion(tokenizer, "Name a colour: ", "red", train_on="assistant", where="pair")
+    example = encode_pair(tokenizer, "Name a colour: ", "red")
     assert tokenizer.decode(example["input_ids"].tolist()) == "<s>Name a colour: red<|im_end|>"
     assert "".join(trained_runs(tokenizer, example)).strip() == "red<|im_end|>"
 
@@ -171,13 +179,14 @@ def test_text_has_bos_where_the_tokenizer_adds_it_and_one_end():
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ("hello", "messages is 'hello'"),
-        ([], "messages is []"),
-        ({"role": ["user"]}, "messages is an object with ['role']"),
-        (["hi"], "messages[0] is str 'hi'"),
+        ("hello", "messages is text: 'hello'"),
+        ([], "messages is an empty list"),
+        ({"role": ["user"]}, "messages is an object with the keys ['role']"),
+        (["hi"], "messages[0] is text: 'hi'"),
+        ([{"from": "human", "value": "hi"}], "messages has no message of the role 'assistant'"),
         (
-            [{"from": "human", "value": "hi"}],
-            "messages[0] has no 'role' and no 'content'; its keys are ['from', 'value']",
+            [{"speaker": "A", "text": "hi"}],
+            "messages[0] has no 'role' and no 'content'; its keys are ['speaker', 'text']",
         ),
         ([{"role": "human", "content": "hi"}], "messages[0].role='human'"),
         ([{"role": "user", "content": 7}], "messages[0].content is int '7'"),
@@ -218,11 +227,14 @@ def test_template_that_changes_what_came_before_still_trains_the_answers():
 
 def test_pairs_and_text_that_are_not_text_are_named():
     tokenizer = make_tokenizer(None)
-    with pytest.raises(DataError, match="the prompt of pair is int '3'"):
-        encode_prompt_completion(tokenizer, 3, "x", train_on="assistant", where="pair")
-    with pytest.raises(DataError, match="the completion of pair is empty"):
-        encode_prompt_completion(tokenizer, "x", " ", train_on="assistant", where="pair")
-    with pytest.raises(DataError, match="text is NoneType"):
+    for made in (tokenizer, make_tokenizer()):
+        with pytest.raises(DataError, match=r"^prompt is int '3'"):
+            encode_pair(made, 3, "x")
+        with pytest.raises(DataError, match=r"^completion is int '0'"):
+            encode_pair(made, "x", 0)
+        with pytest.raises(DataError, match=r"^completion is empty"):
+            encode_pair(made, "x", " ")
+    with pytest.raises(DataError, match="text is null"):
         encode_text(tokenizer, None, where="text")
     with pytest.raises(DataError, match="no end token to put after text"):
         encode_text(make_tokenizer(None, eos_token=""), "x", where="text")
@@ -251,7 +263,8 @@ def test_row_kind(row, kind):
 def test_row_kind_names_the_columns_there_are():
     with pytest.raises(DataError) as caught:
         row_kind({"mesages": TALK, "id": 3}, **FIELDS)
-    assert "the columns id, mesages hold no training text (did you mean 'messages'?)" in str(caught.value)
+    assert caught.value.what.startswith("the columns id, mesages hold no training text")
+    assert caught.value.do == "mesages holds a list of messages: set data.messages_field='mesages'"
     with pytest.raises(DataError) as caught:
         row_kind({"messages": None, "id": 3}, **FIELDS)
     assert caught.value.what == "messages is null, and no other column holds training text"

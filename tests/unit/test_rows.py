@@ -237,11 +237,11 @@ def test_held_out_rows_that_are_lost_are_counted_and_refused_before_the_training
     held_out = write(tmp_path / "b.jsonl", ["x " * 100, "", "short"])
     _, notes = prepared(recipe(train, evaluation=held_out, overlong="drop"))
     assert notes == [
-        "note: 2 of 3 held-out rows take no part in any held-out figure: 1 longer than batch.sequence_length=64, "
-        "1 empty, 0 without a token to learn"
+        "note: 2 of 3 held-out rows take no part in any held-out figure: 1 kept; "
+        "left out: 1 empty, 1 longer than batch.sequence_length"
     ]
     said = Said()
-    with pytest.raises(DataError, match=r"row 1 of data.evaluation: an example has"):
+    with pytest.raises(DataError, match=r"row 1 of data.evaluation, .*b.jsonl': an example has"):
         prepare_inputs(recipe(train, evaluation=held_out, overlong="error"), 0, 1, said)
     assert not any("data.train" in line for line in said.lines)
 
@@ -278,11 +278,11 @@ def alone(monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "options", "counted"),
     [
-        (["", " "] * 100 + ["hello you", "", "second"], {"length": 12}, "2 kept, 201 empty"),
-        (["word " * 100] * 3, {}, "3 kept, 3 truncated"),
-        (["word " * 100] * 3, {"packing": False}, "1 kept, 1 truncated"),
-        (["word " * 100, "short"], {"overlong": "drop"}, "1 kept, 1 dropped"),
-        (["word " * 100] * 3, {"overlong": "split"}, "12 kept, 3 split"),
+        (["", " "] * 100 + ["hello you", "", "second"], {"length": 12}, "2 kept; left out: 201 empty"),
+        (["word " * 100] * 3, {}, "3 kept, 3 of them cut to batch.sequence_length"),
+        (["word " * 100] * 3, {"packing": False}, "1 kept, 1 of them cut to batch.sequence_length"),
+        (["word " * 100, "short"], {"overlong": "drop"}, "1 kept; left out: 1 longer than batch.sequence_length"),
+        (["word " * 100] * 3, {"overlong": "split"}, "12 kept, with the parts of 3 longer than batch.sequence_length"),
         (["one", "two", "three"], {"evaluation_examples": 1, "shuffle": False}, None),
     ],
     ids=["blank", "truncated", "unpacked", "dropped", "split", "held out"],
@@ -295,7 +295,7 @@ def test_the_preview_shows_what_is_trained(recipe, tmp_path, capfd, alone, rows,
     texts = decoded(inputs, store)
     assert code == 0 and re.findall(r"sequence \d+", out) == ["sequence 1"]
     body = re.split(r"--- example \d+: .* ---\n", out.replace("[[", "").replace("]]", ""))[1:]
-    counts = re.search(r"of the rows looked at: (.*)\n", out)
+    counts = re.search(r"of the \d+ rows looked at: (.*)\n", out)
     assert (counts and counts[1]) == counted
     shown_texts = [text.removesuffix(counts[0] if counts else "").removesuffix("\n") for text in body]
     assert shown_texts == [texts[index] for index in sequences[0]]
@@ -305,10 +305,10 @@ def test_the_preview_of_rows_that_give_nothing_is_a_message(recipe, tmp_path, ca
     blank = tmp_path / "blank.txt"
     blank.write_text("\n\n\n")
     code, _, err = previewed(recipe(blank), capfd)
-    assert code == 2 and "none of the 3 rows of data.train gave an example (3 empty)" in err
+    assert code == 2 and "none of the 3 rows of data.train gave an example (left out: 3 empty)" in err
     long = write(tmp_path / "long.jsonl", ["word " * 100] * 3)
     code, _, err = previewed(recipe(long, overlong="error"), capfd)
-    assert code == 2 and "row 1 of data.train: an example has" in err
+    assert code == 2 and f"row 1 of data.train, '{long}': an example has" in err
 
 
 def trained(inputs: Inputs) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from toolkit.data.class_names import naming
+from toolkit.data.described import as_described
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
 from toolkit.data.packing import best_fit, one_each
 from toolkit.data.preview import preview
+from toolkit.data.row_names import row_names
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import fit, load_task
 from toolkit.train.progress import Display
@@ -26,19 +27,22 @@ def print_preview(recipe: Recipe, count: int) -> int:
     tokenizer, task = load_task(recipe)
     display = Display(is_main=True)
     source, _ = open_rows(recipe, display.say)
-    fit(task, source.rows, recipe, tokenizer)
+    fit(task, source, recipe, tokenizer)
     for line in task.remarks(source.rows):
         display.say(line)
-    encoder = Encoder(naming(task.encode, source.rows), capacity, recipe.data.overlong, columns=task.columns)
+    encode = as_described(task.encode, source.rows)
+    encoder = Encoder(
+        encode, capacity, recipe.data.overlong, columns=task.columns, row_name=row_names(source, "data.train")
+    )
     least_rows, least_tokens = (ROWS_PER_SEQUENCE * count, count * capacity) if packing else (count, 1)
-    examples, looked_at = _examples(source.rows, encoder, count, least_rows, least_tokens)
+    examples, num_rows = _examples(source.rows, encoder, count, least_rows, least_tokens)
     groups = (
         best_fit([len(example["input_ids"]) for example in examples], capacity) if packing else one_each(len(examples))
     )
     preview(tokenizer, [[examples[index] for index in group] for group in groups[:count]], stream=sys.stdout)
     if said := encoder.counts.describe():
-        display.say(f"of the rows looked at: {said}")
-    remark = unused_remark("data.train", encoder.unused, looked_at, first=True)
+        display.say(f"of the {num_rows:,} rows looked at: {said}")
+    remark = unused_remark("data.train", encoder.unused, num_rows, first=True)
     if remark is not None:
         display.say(remark)
     return 0

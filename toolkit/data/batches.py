@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -17,7 +17,7 @@ from toolkit.data.columns import update_digest
 from toolkit.data.encoding import Encoder, Exchange, TeamEncoder
 from toolkit.data.example import Collate, Example, Sequences, masked
 from toolkit.data.order import Order, shard
-from toolkit.data.packing import best_fit, one_each
+from toolkit.data.packing import Counts, best_fit, one_each
 from toolkit.data.prefetch import ahead
 from toolkit.data.store import Store
 from toolkit.errors import CheckpointError
@@ -137,7 +137,7 @@ class StreamedBatches:
 
     def contents(self) -> Contents:
         """The beginning of the stream."""
-        encoder = Encoder(self.encoder.encode, self.encoder.capacity, self.encoder.overlong)
+        encoder = replace(self.encoder, counts=Counts())
         digest = hashlib.sha256()
         for number, row in enumerate(itertools.islice(self.rows, KNOWN_ROWS), start=1):
             for example in encoder.examples(row, number):

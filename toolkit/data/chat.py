@@ -1,4 +1,4 @@
-"""Conversations, prompt/completion pairs and plain text -> token ids and labels.
+"""Conversations, pairs of texts and plain text -> token ids and labels.
 
 Labels come from character spans of the rendered text, mapped to tokens by the tokenizer's offsets: never from
 comparing token ids, so a pad token that is also the end token loses nothing.
@@ -12,43 +12,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.answers import Span, answer_spans, frame, render
+from toolkit.data.answers import Span, answer_spans, frame
+from toolkit.data.chat_template import Template, template_of
 from toolkit.data.example import IGNORED, Example, Ints
-from toolkit.data.messages import TrainOn, Turn, check_messages, not_text
+from toolkit.data.messages import Conversation, TrainOn, Turn, check_messages, not_text
 from toolkit.errors import DataError
 
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def encode_messages(tokenizer: Any, messages: object, *, train_on: TrainOn, where: str) -> Example:
-    """One conversation through the tokenizer's own chat template.
+def encode_conversation(tokenizer: Any, conversation: Conversation, *, train_on: TrainOn) -> Example:
+    """One conversation, and the tools that it may use, through the tokenizer's own chat template.
 
     With train_on="assistant" the labels are the assistant's turns, each with the token that ends the turn but without
     the white space after it; a template with {% generation %} blocks decides itself, except that the token after a
-    block that ends an answer is trained, too. Answers with "weight": 0 carry no loss. `where` names the column in
-    messages. Raises DataError for messages of the wrong shape, and for a missing or unsuitable template.
+    block that ends an answer is trained, too. Answers with "weight": 0, and those of a prompt, carry no loss. Raises
+    DataError for messages of the wrong shape, and for a missing or unsuitable template.
     """
-    turns, learned = check_messages(messages, where, train_on=train_on)
+    turns, learned = check_messages(conversation, train_on=train_on)
+    where, labels = conversation.where, conversation.labels
     _check_template(tokenizer, where)
-    text = render(tokenizer, turns, where)
+    template = template_of(tokenizer, conversation.tools)
+    template.check_shows(turns, labels)
+    text = template.text(turns, where)
     ids, offsets = _tokens(tokenizer, text, add_special_tokens=False)
     if train_on == "all":
         trained = np.ones(len(ids), dtype=bool)
-        spans = {} if all(learned) else answer_spans(tokenizer, turns, text, where)
-    elif not any(turn["role"] == "assistant" for turn in turns):
+        spans = {} if all(learned) else answer_spans(template, turns, text, where, labels)
+    elif not any(turn["role"] == "assistant" for turn in turns[conversation.num_context :]):
         raise DataError(
-            f"{where} has no message of the role 'assistant', so nothing would be trained",
+            f"{where} has no message of the role 'assistant'"
+            f"{' after the prompt' if conversation.num_context else ''}, so nothing would be trained",
             expected="at least one answer in each conversation",
             do="remove the row, or set task.train_on='all'",
         )
-    elif _GENERATION_BLOCK.search(tokenizer.get_chat_template()):
+    elif _GENERATION_BLOCK.search(template.source):
         # The template decides; a span is needed to add the token that ends an answer, and to leave one out.
-        spans = answer_spans(
-            tokenizer, turns, text, where, optional=[index for index, weighs in enumerate(learned) if weighs]
-        )
-        trained = _marked_by_template(tokenizer, turns, text, ids, offsets, list(spans.values()))
+        known = [index for index, weighs in enumerate(learned) if weighs]
+        spans = answer_spans(template, turns, text, where, labels, optional=known)
+        trained = _marked_by_template(template, turns, text, ids, offsets, list(spans.values()))
     else:
-        spans = answer_spans(tokenizer, turns, text, where)
+        spans = answer_spans(template, turns, text, where, labels)
         trained = np.logical_or.reduce([_inside(offsets, span) for span in spans.values()])
     for index, span in spans.items():
         if not learned[index]:
@@ -58,7 +62,7 @@ def encode_messages(tokenizer: Any, messages: object, *, train_on: TrainOn, wher
 
 def ends_answers(tokenizer: Any) -> bool:
     """Whether the chat template of `tokenizer` puts a special token after an answer, at which generation can stop."""
-    closing = frame(tokenizer).closing
+    closing = frame(template_of(tokenizer)).closing
     if closing is None:
         return True
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
@@ -66,29 +70,10 @@ def ends_answers(tokenizer: Any) -> bool:
     return not special.union(tokenizer.all_special_ids).isdisjoint(ids)
 
 
-def encode_prompt_completion(
-    tokenizer: Any, prompt: object, completion: object, *, train_on: TrainOn, where: str
-) -> Example:
-    """A prompt and what should follow: as user and assistant where there is a chat template, else joined and ended.
-
-    `where` names the two columns in messages. Raises DataError for values that are not text and an empty completion.
-    """
-    for name, value in (("prompt", prompt), ("completion", completion)):
-        if not isinstance(value, str):
-            raise not_text(f"the {name} of {where}", value)
-    assert isinstance(prompt, str) and isinstance(completion, str)
-    if not completion.strip():
-        raise DataError(
-            f"the completion of {where} is empty",
-            expected="text to learn after each prompt",
-            do="remove the row, or fill in its completion",
-        )
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        return encode_messages(tokenizer, turns, train_on=train_on, where=where)
-    text = prompt + completion
+def encode_completion(tokenizer: Any, prompt: str, completion: str, *, train_on: TrainOn, where: str) -> Example:
+    """A prompt and what should follow, joined as they are and ended: for tokenizers without a chat template."""
     start = 0 if train_on == "all" else len(prompt)
-    return _ended(tokenizer, text, start, where)
+    return _ended(tokenizer, prompt + completion, start, where)
 
 
 def encode_text(tokenizer: Any, text: object, *, where: str) -> Example:
@@ -105,25 +90,24 @@ def _check_template(tokenizer: Any, where: str) -> None:
         raise DataError(
             f"{where} holds conversations, but the tokenizer has no chat template",
             expected="a tokenizer with a chat template, as instruction-tuned models have",
-            do="set model.tokenizer to one that has it, or use prompt/completion or text columns",
+            do="set model.tokenizer to one that has it, or write prompt/completion or text columns, with all the words that "
+            "stand between question and answer",
         )
 
 
 def _marked_by_template(
-    tokenizer: Any, turns: list[Turn], text: str, ids: Ints, offsets: NDArray[np.int64], spans: list[Span]
+    template: Template, turns: list[Turn], text: str, ids: Ints, offsets: NDArray[np.int64], spans: list[Span]
 ) -> NDArray[np.bool_]:
     """The tokens in {% generation %} blocks, and those that end an answer where a block leaves them out."""
-    encoded = tokenizer.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
-    )
-    trained = np.array(encoded["assistant_masks"], dtype=bool)
-    if encoded["input_ids"] != ids.tolist():
+    tokens, marks = template.marked_tokens(turns)
+    trained = np.array(marks, dtype=bool)
+    if tokens != ids.tolist():
         raise DataError(
             "the tokenizer gives other tokens for a conversation than for the text that its chat template makes of it",
             expected="the same tokens both ways",
             do="choose another tokenizer, or a chat template without {% generation %} blocks",
         )
-    closing = (frame(tokenizer).closing or "").strip()
+    closing = (frame(template).closing or "").strip()
     for start, end in spans:
         marked = trained & _inside(offsets, (start, end))
         stop = int(offsets[marked, 1].max()) if marked.any() else end

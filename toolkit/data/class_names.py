@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import ClassLabel
 
-from toolkit.data.example import Encode, Example, Row
+from toolkit.data.example import Row
 
 
 def class_names(rows: Any) -> dict[str, list[str]]:
@@ -16,22 +16,10 @@ def class_names(rows: Any) -> dict[str, list[str]]:
 
 
 def with_names(row: Row, names: dict[str, list[str]]) -> Row:
-    """`row` with names in place of numbers; a number without a name (-1 means "no class") becomes None."""
+    """`row` with names in place of numbers; a number without a name (-1 means "no class") stays."""
 
     def name(column: str, value: Any) -> Any:
         known = names[column]
-        return known[value] if isinstance(value, int) and 0 <= value < len(known) else None
+        return known[value] if isinstance(value, int) and 0 <= value < len(known) else value
 
     return {column: name(column, value) if column in names else value for column, value in row.items()}
-
-
-def naming(encode: Encode, rows: Any) -> Encode:
-    """`encode` for rows of the source `rows`: it sees the names of classes and not their numbers."""
-    names = class_names(rows)
-    if not names:
-        return encode
-
-    def named(row: Row) -> list[Example]:
-        return encode(with_names(row, names))
-
-    return named

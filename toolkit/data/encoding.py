@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from toolkit.data.column_names import unused_columns
 from toolkit.data.example import Encode, Example, Row, num_targets
 from toolkit.data.packing import Counts, fit
+from toolkit.data.row_names import RowName, named, plain_names
 from toolkit.errors import DataError, ToolkitError
 
 LEAVE_S = 60.0
@@ -31,24 +32,41 @@ class Encoder:
     counts: Counts = field(default_factory=Counts)
     unused: Counter[str] = field(default_factory=Counter)
     """The rows in which a column holds something that is not read, by its name; without `columns` nothing is counted."""
+    row_name: RowName | None = None
+    """What messages call a row; None: its number and `name`."""
 
     def examples(self, row: Row, number: int) -> list[Example]:
         """The examples kept of row `number` (1 is the first). Raises DataError that names the row."""
         try:
             found = [example for example in self.encode(row) if len(example["input_ids"])]
-            fitted = [piece for example in found for piece in fit(example, self.capacity, self.overlong, self.counts)]
+            kept = [piece for example in found for piece in self._fitted(example)]
         except DataError as error:
-            what = f"row {number:,} of {self.name}: {error.what}"
-            raise DataError(what, expected=error.expected, do=error.do) from None
+            raise named(error, self._called(number)) from None
         except Exception as error:
-            error.add_note(f"while encoding row {number:,} of {self.name}")
+            error.add_note(f"while encoding {self._called(number)}")
             raise
         if self.columns is not None:
             self.unused.update(unused_columns(row, self.columns))
-        kept = [example for example in fitted if num_targets(example)]
         self.counts.empty += not found
-        self.counts.masked += len(fitted) - len(kept)
         self.counts.kept += len(kept)
+        return kept
+
+    def _called(self, number: int) -> str:
+        return (self.row_name or plain_names(self.name))(number)
+
+    def _fitted(self, example: Example) -> list[Example]:
+        """What of `example` fits and has something to learn; counts what became of it."""
+        cut = self.counts.truncated
+        fitted = fit(example, self.capacity, self.overlong, self.counts)
+        kept = [piece for piece in fitted if num_targets(piece)]
+        if len(kept) == len(fitted):
+            return kept
+        if self.counts.truncated > cut and num_targets(example):
+            self.counts.truncated -= 1
+            self.counts.cut_off += 1
+        else:
+            self.counts.truncated = cut
+            self.counts.masked += len(fitted) - len(kept)
         return kept
 
     def check(self, num_rows: int) -> None:
@@ -56,11 +74,13 @@ class Encoder:
         counts = self.counts
         if counts.kept:
             return
-        if counts.masked:
+        if counts.masked or counts.cut_off:
             raise DataError(
                 f"no token of the {num_rows:,} rows of {self.name} carries loss ({counts.describe()})",
-                expected="examples with tokens to learn within the first batch.sequence_length tokens",
-                do="raise batch.sequence_length if prompts are cut off, or check task.train_on and the messages' roles",
+                expected=f"examples with tokens to learn within the first {self.capacity:,}, batch.sequence_length",
+                do="raise batch.sequence_length: the answers begin later"
+                if counts.cut_off >= counts.masked
+                else "check task.train_on and the messages' roles",
             )
         raise DataError(
             f"none of the {num_rows:,} rows of {self.name} gave an example ({counts.describe() or 'no row at all'})",
@@ -113,7 +133,7 @@ class TeamEncoder:
             return _encode(self._encoder, rows, rows_before)
         bounds = [len(rows) * rank // exchange.size for rank in range(exchange.size + 1)]
         start, stop = bounds[exchange.rank], bounds[exchange.rank + 1]
-        mine = Encoder(self._encoder.encode, self._encoder.capacity, self._encoder.overlong, self._encoder.name)
+        mine = replace(self._encoder, counts=Counts(), unused=Counter())
         problem: ToolkitError | None = None
         encoded: list[Example] = []
         try:

@@ -14,6 +14,7 @@ from toolkit.data.arrow_cache import cached_rows
 from toolkit.data.column_names import check_same
 from toolkit.data.content import combined, files_digest, sampled_digest
 from toolkit.data.csv_rows import csv_header
+from toolkit.data.file_names import kind_of
 from toolkit.data.json_rows import decode, json_texts, wrapping_key
 from toolkit.data.parquet_rows import parquet_features
 from toolkit.data.tables import tables
@@ -66,6 +67,12 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
     if kind != "json":
         return Read(rows, content, unread)
     return Read(rows.with_transform(_decoded), content, unread, remarks)
+
+
+def num_rows(path: Path) -> int:
+    """How many rows the file `path` has. Raises DataError for one that is not read as a file of rows."""
+    kind = kind_of(path, "data")
+    return sum(len(table) for table in tables(str(path), kind, _features([path], kind)[0]))
 
 
 def _features(paths: Sequence[Path], kind: str) -> tuple[datasets.Features, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,13 +23,15 @@ class Counts:
     kept: int = 0
     """In the result, after truncating and splitting."""
     truncated: int = 0
-    """Cut to the capacity."""
+    """Of those kept: cut to the capacity."""
+    split: int = 0
+    """Cut into several, which are kept."""
+    empty: int = 0
+    """Left out: rows that have no tokens."""
     dropped: int = 0
     """Left out because longer than the capacity."""
-    split: int = 0
-    """Cut into several."""
-    empty: int = 0
-    """Rows left out because they have no tokens."""
+    cut_off: int = 0
+    """Left out because none of the tokens that fit carries loss, while later ones do."""
     masked: int = 0
     """Left out because no token of theirs carries loss."""
 
@@ -39,10 +41,26 @@ class Counts:
             for name, count in vars(other).items():
                 setattr(self, name, getattr(self, name) + count)
 
+    @property
+    def left_out(self) -> int:
+        """Rows, or examples of them, that are not in the result."""
+        return self.empty + self.dropped + self.cut_off + self.masked
+
     def describe(self) -> str:
-        """One line for a reader, without the zero counts, `120 kept, 3 truncated`; empty when all were kept as they are."""
-        said = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name)}
-        return "" if said.keys() <= {"kept"} else ", ".join(f"{count:,} {what}" for what, count in said.items())
+        """One line for a reader, `120 kept, 3 of them cut ...; left out: 2 empty`; empty when all were kept as they are."""
+        reasons = {
+            "empty": self.empty,
+            "longer than batch.sequence_length": self.dropped,
+            "with nothing to learn before they are cut to batch.sequence_length": self.cut_off,
+            "with nothing to learn": self.masked,
+        }
+        kept = [f"{self.kept:,} kept"] if self.kept else []
+        kept += [f"{self.truncated:,} of them cut to batch.sequence_length"] if self.truncated else []
+        kept += [f"with the parts of {self.split:,} longer than batch.sequence_length"] if self.split else []
+        left_out = [f"{count:,} {reason}" for reason, count in reasons.items() if count]
+        if not left_out and len(kept) <= 1:
+            return ""
+        return "; ".join(filter(None, [", ".join(kept), f"left out: {', '.join(left_out)}" if left_out else ""]))
 
 
 def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -43,6 +43,8 @@ class Source:
     """Columns left out, since rows cannot hold values of their type."""
     remarks: tuple[str, ...] = ()
     """What was read otherwise than row by row."""
+    place: Callable[[int], int] | None = None
+    """Index of a row -> its index in the files; None: the same."""
 
 
 def open_source(

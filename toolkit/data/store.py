@@ -23,10 +23,11 @@ from toolkit.data.columns import ColumnReader, ColumnWriter, GrowingArray
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Encode, Example, Row, num_targets
 from toolkit.data.packing import Counts
+from toolkit.data.row_names import RowName
 from toolkit.data.storage import CLOSED, FULL
 from toolkit.errors import DataError, StorageError
 
-_FORMAT = 5  # part of every fingerprint: raise it when the files or the encoding in this package change
+_FORMAT = 6  # part of every fingerprint: raise it when the files or the encoding in this package change
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with the rows encoded so far and, where known, the rows there are."""
@@ -75,16 +76,18 @@ def prepare(
     columns: Callable[[Row], Collection[str]] | None = None,
     progress: Progress | None = None,
     name: str = "data.train",
+    row_name: RowName | None = None,
 ) -> Store:
     """The store of `rows` at `cache_dir`/`fingerprint`, encoded now unless it is there already.
 
-    `columns` says which columns of a row `encode` reads. Several processes may ask at once: one writes, the others wait. A killed writer leaves nothing that counts.
-    Raises DataError for a bad row (with its number), for a data set without a token to train on and for a cache
+    `columns` says which columns of a row `encode` reads. Several processes may ask at once: one writes, the others wait. A
+    killed writer leaves nothing that counts.
+    Raises DataError for a bad row (as `row_name` calls it), for a data set without a token to train on and for a cache
     directory that cannot be written; StorageError when the disk is full.
     """
     final = cache_dir / fingerprint
     if not final.exists():
-        encoder = Encoder(encode, capacity, overlong, name, columns)
+        encoder = Encoder(encode, capacity, overlong, name, columns, row_name=row_name)
         with _storage_errors(cache_dir), _lock(cache_dir, fingerprint):
             if not final.exists():
                 _write(rows, encoder, final, progress)

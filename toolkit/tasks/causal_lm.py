@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,23 +15,35 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from toolkit.data.chat import encode_messages, encode_prompt_completion, encode_text, ends_answers
+from toolkit.data.chat import encode_completion, encode_conversation, encode_text
+from toolkit.data.chat_template import template_of
+from toolkit.data.conversations import completion_of, in_column, texts_of
+from toolkit.data.described import described_rows
 from toolkit.data.example import IGNORED, Example, Row
+from toolkit.data.formats import Format
+from toolkit.data.messages import Conversation
 from toolkit.data.row_kind import RowKind, row_kind
+from toolkit.data.row_names import RowName
+from toolkit.data.row_remarks import Seen
+from toolkit.data.tool_calls import TOOL_COLUMNS, tools_of
 from toolkit.errors import DataError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
-from toolkit.tasks.protocol import NO_FIELDS, Batch, Sums
+from toolkit.tasks.protocol import NO_FIELDS, TRAINED, Batch, Sums
 from toolkit.tasks.stop_tokens import trained_ends
+
+LOOK_AT = 100
+"""Rows looked at for remarks."""
 
 
 class CausalLM:
     """Predict each token from those before it inside the same example.
 
-    Rows hold messages, a prompt with a completion, or text (columns named in the data section).
+    Rows hold messages, a prompt with a completion, or text (columns named in the data section), or have a format of the
+    field that is known by its columns (`toolkit.data.formats`).
     """
 
     auto_class: Any = AutoModelForCausalLM
@@ -42,23 +56,26 @@ class CausalLM:
         self.options, self.data, self.tokenizer = options, data, tokenizer
         self.balance: RouterBalance | None = None
 
-    def fit(self, rows: Iterable[Row], checkpoint: Any = None, fields: Mapping[str, Any] = NO_FIELDS) -> None:
+    def fit(
+        self,
+        rows: Iterable[Row],
+        checkpoint: Any = None,
+        fields: Mapping[str, Any] = NO_FIELDS,
+        row_name: RowName = TRAINED,
+    ) -> None:
         """Nothing to learn from the rows."""
 
+    def check(self, rows: Iterable[Row], row_name: RowName) -> None:
+        """Rows are looked at one by one, when they are encoded."""
+
     def remarks(self, rows: Iterable[Row]) -> list[str]:
-        """A line where answers are learned without a token at which generation stops."""
-        if not self.tokenizer.chat_template or ends_answers(self.tokenizer):
-            return []
-        try:
-            kinds = [self._kind(row) for row in itertools.islice(rows, 1)]
-        except DataError:  # a row of no form: said when it is encoded
-            return []
-        if "text" in kinds:
-            return []
-        return [
-            "note: the tokenizer's chat template puts no special token after an answer, so none is learned at which "
-            "generation stops"
-        ]
+        """How the rows are read where that is not what the recipe says, and what of them reaches no model."""
+        seen = Seen()
+        for row in itertools.islice(described_rows(rows), LOOK_AT):
+            with contextlib.suppress(DataError):  # said, with its number, when the row is encoded
+                kind = self._kind(row)
+                seen.add(kind, row, None if kind == "text" else self._conversation(row, kind))
+        return seen.remarks(self.tokenizer, text_field=self.data.text_field)
 
     def config_overrides(self) -> dict[str, Any]:
         """Nothing in the config follows from the data."""
@@ -75,28 +92,47 @@ class CausalLM:
 
     def encode(self, row: Row) -> list[Example]:
         """One example: tokens, and labels that are -100 where nothing is learned."""
-        data, train_on = self.data, self.options.train_on
         kind = self._kind(row)
+        if kind == "text":
+            return [encode_text(self.tokenizer, row[self.data.text_field], where=self.data.text_field)]
+        train_on = self.options.train_on
+        if not self.tokenizer.chat_template and (pair := self._pair(row, kind)) is not None:
+            prompt, completion, where = pair
+            return [encode_completion(self.tokenizer, prompt, completion, train_on=train_on, where=where)]
+        return [encode_conversation(self.tokenizer, self._conversation(row, kind), train_on=train_on)]
+
+    def _conversation(self, row: Row, kind: RowKind) -> Conversation:
+        """What `row` says, of any form but plain text."""
+        data = self.data
+        if isinstance(kind, Format):
+            return kind.read(row)
         if kind == "messages":
-            return [
-                encode_messages(self.tokenizer, row[data.messages_field], train_on=train_on, where=data.messages_field)
-            ]
-        if kind == "prompt_completion":
-            prompt, completion = row[data.prompt_field], row[data.completion_field]
-            return [
-                encode_prompt_completion(self.tokenizer, prompt, completion, train_on=train_on, where=data.prompt_field)
-            ]
-        return [encode_text(self.tokenizer, row[data.text_field], where=data.text_field)]
+            return replace(in_column(row[data.messages_field], data.messages_field), tools=tools_of(row))
+        return completion_of(row, data.prompt_field, data.completion_field)
+
+    def _pair(self, row: Row, kind: RowKind) -> tuple[str, str, str] | None:
+        """Prompt, completion and their name, where words for a tokenizer without a chat template are known."""
+        prompt, completion = self.data.prompt_field, self.data.completion_field
+        if isinstance(kind, Format):
+            return None if kind.joined is None else (*kind.joined(row), kind.name)
+        if (
+            kind != "prompt_completion"
+            or isinstance(row[prompt], list | tuple)
+            or isinstance(row[completion], list | tuple)
+        ):
+            return None
+        return *texts_of(row, prompt, completion), f"{prompt} and {completion}"
 
     def columns(self, row: Row) -> Collection[str]:
-        """Those of the form that the row has."""
-        data = self.data
-        read: dict[RowKind, tuple[str, ...]] = {
-            "messages": (data.messages_field,),
-            "prompt_completion": (data.prompt_field, data.completion_field),
-            "text": (data.text_field,),
-        }
-        return read[self._kind(row)]
+        """Those of the form that the row has, and its tools where there is a chat template to give them to."""
+        data, kind = self.data, self._kind(row)
+        if kind == "text":
+            return (data.text_field,)
+        if isinstance(kind, Format):
+            read = {*kind.columns(row)}
+        else:
+            read = {data.messages_field} if kind == "messages" else {data.prompt_field, data.completion_field}
+        return {*read, *TOOL_COLUMNS} if self.tokenizer.chat_template else read - {*TOOL_COLUMNS}
 
     def _kind(self, row: Row) -> RowKind:
         data = self.data
@@ -226,7 +262,7 @@ class CausalLM:
             return None
         if self.tokenizer.chat_template:
             messages = [{"role": "user", "content": prompt}]
-            prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            prompt = template_of(self.tokenizer).text(messages, "task.sample_prompt", prompt=True)
         encoded = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not self.tokenizer.chat_template)
         tokens = encoded["input_ids"].to(next(model.parameters()).device)
         generated = model.generate(  # type: ignore[operator]

@@ -11,12 +11,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.example import Example, Row
+from toolkit.data.row_names import RowName, plain_names
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 
 Batch = dict[str, torch.Tensor]
 Sums = dict[str, float]
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
+TRAINED = plain_names("data.train")
 
 
 class Task(Protocol):
@@ -33,12 +35,21 @@ class Task(Protocol):
 
     def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None: ...
 
-    def fit(self, rows: Iterable[Row], checkpoint: Any = None, fields: Mapping[str, Any] = NO_FIELDS) -> None:
+    def fit(
+        self,
+        rows: Iterable[Row],
+        checkpoint: Any = None,
+        fields: Mapping[str, Any] = NO_FIELDS,
+        row_name: RowName = TRAINED,
+    ) -> None:
         """Look once at the training rows, before any is encoded (to find the classes, for instance).
 
         `checkpoint` is the config of the checkpoint whose weights are loaded, None for a model from scratch; `fields`
-        are those of its config that the recipe sets.
+        are those of its config that the recipe sets; `row_name` is what messages call a row.
         """
+
+    def check(self, rows: Iterable[Row], row_name: RowName) -> None:
+        """Look once at the held-out rows, after `fit`. Raises DataError where they as a whole cannot be measured on."""
 
     @property
     def new_head(self) -> bool:

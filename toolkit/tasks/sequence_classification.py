@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from toolkit.data.class_names import class_names, with_names
+from toolkit.data.class_names import class_names
 from toolkit.data.example import IGNORED, Example, Row
+from toolkit.data.row_names import RowName
 from toolkit.errors import DataError, RecipeError, did_you_mean
 from toolkit.models.config import parsed
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
-from toolkit.tasks.protocol import NO_FIELDS, Batch, Sums
+from toolkit.tasks.labels import NO_LABEL, counted, label_of, labels_of, unlabelled
+from toolkit.tasks.protocol import NO_FIELDS, TRAINED, Batch, Sums
 
 MOST_CLASSES = 10_000
 """More distinct labels than this are taken for a mistake in data.label_field."""
@@ -58,58 +59,40 @@ class SequenceClassification:
                 do="use a checkpoint whose tokenizer names a pad_token, or add it to tokenizer_config.json",
             )
 
-    def fit(self, rows: Iterable[Row], checkpoint: Any = None, fields: Mapping[str, Any] = NO_FIELDS) -> None:
+    def fit(
+        self,
+        rows: Iterable[Row],
+        checkpoint: Any = None,
+        fields: Mapping[str, Any] = NO_FIELDS,
+        row_name: RowName = TRAINED,
+    ) -> None:
         """Find the classes, those of the checkpoint's head where it has one that fits, and the most frequent one."""
-        named = class_names(rows).get(self.data.label_field)
-        counts = Counter(self._labels(rows))
+        column = self.data.label_field
+        classes = class_names(rows).get(column)
+        counts = counted(labels_of(rows, column, row_name), column, row_name, signs=classes is None)
         if len(counts) < 2 or len(counts) > MOST_CLASSES:
+            found = f": {next(iter(counts))!r}" if len(counts) == 1 else ""
             raise DataError(
-                f"data.label_field={self.data.label_field!r} has {len(counts)} distinct values",
+                f"data.label_field={column!r} has {len(counts)} distinct values{found}",
                 expected=f"between 2 and {MOST_CLASSES} classes",
                 do="check data.label_field and the training rows",
             )
         self.checkpoint = checkpoint
         given = {name: parsed(value) for name, value in fields.items()}
-        self.mapping = match(named or in_order(counts), head_of(checkpoint), given)
+        self.mapping = match(classes or in_order(counts), head_of(checkpoint), given)
         self.classes = list(self.mapping.names)
         self.majority = self._index(max(counts, key=lambda name: counts[name]))
 
-    def _labels(self, rows: Any) -> Iterator[str]:
-        """The label of every row. Raises DataError with the number of a row that has none."""
-        names, column = class_names(rows), self.data.label_field
-        if column in (getattr(rows, "column_names", None) or ()):
-            rows = rows.select_columns([column])
-        for position, row in enumerate(rows, start=1):
-            try:
-                yield self._label(with_names(row, names) if names else row)
-            except DataError as error:
-                what = f"row {position:,} of data.train: {error.what}"
-                raise DataError(what, expected=error.expected, do=error.do) from None
-
-    def _label(self, row: Row) -> str:
-        field, label = self.data.label_field, row.get(self.data.label_field)
-        if isinstance(label, str | int) and str(label).strip():
-            return str(label)
-        if field not in row:
-            raise DataError(
-                f"data.label_field={field!r} gives None; the columns are {', '.join(row)}",
-                expected="an integer or a class name in data.label_field",
-                do="set data.label_field to the column that holds the class",
-            )
-        if label is None or isinstance(label, str):
-            raise DataError(
-                f"data.label_field={field!r} is empty",
-                expected="a class in every row",
-                do="remove the row, or write its class",
-            )
-        raise DataError(
-            f"data.label_field={field!r} gives {label!r:.80}",
-            expected="one class per text: an integer, a name, true or false",
-            do="write the class as an integer or a name",
-        )
+    def check(self, rows: Iterable[Row], row_name: RowName) -> None:
+        """Raise DataError for held-out rows without labels."""
+        column = self.data.label_field
+        if self.mapping.index(NO_LABEL) is None:
+            counted(labels_of(rows, column, row_name), column, row_name)
 
     def _index(self, label: str) -> int:
         index = self.mapping.index(label)
+        if index is None and label == NO_LABEL:
+            raise unlabelled(self.data.label_field, "")
         if index is None:
             raise DataError(
                 f"{self.data.label_field}={label!r} does not occur in the training rows{did_you_mean(label, self.classes)}",
@@ -159,12 +142,19 @@ class SequenceClassification:
 
     def encode(self, row: Row) -> list[Example]:
         """One example: the text between the tokenizer's own special tokens, and the class."""
-        text, label = row.get(self.data.text_field), self._label(row)
+        text, label = row.get(self.data.text_field), label_of(row, self.data.label_field)
         if not isinstance(text, str):
+            column = self.data.text_field
+            texts = [name for name, value in row.items() if isinstance(value, str) and name != self.data.label_field]
             raise DataError(
-                f"data.text_field={self.data.text_field!r} gives {text!r:.60}; the columns are {', '.join(row)}",
+                f"data.text_field={column!r} "
+                + (f"gives {text!r:.60}" if column in row else "is not there")
+                + f"; the columns are {', '.join(row)}",
                 expected="text in data.text_field",
-                do="set data.text_field to the column that holds the text",
+                do="write the value as a string, or remove the row"
+                if column in row
+                else "set data.text_field to the column that holds the text"
+                + (f", {texts[0]!r} perhaps" if texts else ""),
             )
         index = self._index(label)
         encoded = self.tokenizer(text, truncation=False, verbose=False, return_special_tokens_mask=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.class_names import naming
+from toolkit.data.described import as_described
 from toolkit.data.example import IGNORED, Encode, Example, Row
 from toolkit.errors import DataError
 
@@ -24,7 +24,7 @@ def trained_ends(rows: Iterable[Row], encode: Encode, tokenizer: Any) -> tuple[i
 
     As `encode` gives the rows: before any is cut to a length. An ordinary token is no place to stop.
     """
-    encode = naming(encode, rows)
+    encode = as_described(encode, rows)
     counts = Counter(end for row in itertools.islice(rows, ROWS) for end in _ends(row, encode, tokenizer))
     least = LEAST_SHARE * sum(counts.values())
     own = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}

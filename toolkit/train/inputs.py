@@ -10,11 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
-from toolkit.data.class_names import class_names, naming
+from toolkit.data.class_names import class_names
+from toolkit.data.described import as_described
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
 from toolkit.data.order import Order
 from toolkit.data.packing import best_fit, efficiency, one_each
+from toolkit.data.row_names import row_names
 from toolkit.data.sources import Source
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
@@ -66,7 +68,10 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     check_metric(recipe.task.name, recipe.evaluation.metric)
     tokenizer, task = load_task(recipe)
     source, held_out_source = open_rows(recipe, display.say)
-    fit(task, source.rows, recipe, tokenizer)
+    fit(task, source, recipe, tokenizer)
+    held_out_name = "data.train" if recipe.data.evaluation is None else "data.evaluation"
+    if held_out_source is not None:
+        task.check(held_out_source.rows, row_names(held_out_source, held_out_name))
     for line in task.remarks(source.rows):
         display.say(line)
     config = _model_config(recipe, task, len(tokenizer), display)
@@ -79,14 +84,14 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     generation = decide_generation(recipe, task, tokenizer, config, source.rows, display.say)
     held_out = None
     if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
-        held_out = _store(recipe, held_out_source, task, tokenizer, "data.evaluation", display)
-        _say_lost(held_out, recipe, display)
+        held_out = _store(recipe, held_out_source, task, tokenizer, "data.evaluation", display, held_out_name)
+        _say_lost(held_out, display)
     batches: StoredBatches | StreamedBatches
     if recipe.data.streaming:
         remark = unused_remark("data.train", *in_the_first_rows(source.rows, task.columns), first=True)
         if remark is not None:
             display.say(remark)
-        batches, total = _streamed(recipe, source.rows, task, rank, world_size), recipe.steps or 0
+        batches, total = _streamed(recipe, source, task, rank, world_size), recipe.steps or 0
     else:
         store = _store(recipe, source, task, tokenizer, "data.train", display)
         if held_out is not None:
@@ -98,22 +103,21 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     return Inputs(tokenizer, task, config, generation, source.content, batches, held_out, sequences, total)
 
 
-def fit(task: Task, rows: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+def fit(task: Task, source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let `task` look at the training rows, and at what the checkpoint says about itself."""
     checkpoint = None
     if recipe.model.weights == "pretrained":
         plain = recipe.model.model_copy(update={"config": {}, "dropout": None})
         checkpoint = load_config(plain, vocabulary_size=len(tokenizer), overrides={})
-    task.fit(rows, checkpoint, recipe.model.config)
+    task.fit(source.rows, checkpoint, recipe.model.config, row_names(source, "data.train"))
 
 
-def _say_lost(held_out: Store, recipe: Recipe, display: Display) -> None:
+def _say_lost(held_out: Store, display: Display) -> None:
     counts = held_out.counts
-    if lost := counts.dropped + counts.empty + counts.masked:
+    if counts.left_out:
         display.say(
-            f"note: {lost:,} of {held_out.num_rows:,} held-out rows take no part in any held-out figure: "
-            f"{counts.dropped:,} longer than batch.sequence_length={recipe.batch.sequence_length}, "
-            f"{counts.empty:,} empty, {counts.masked:,} without a token to learn"
+            f"note: {counts.left_out:,} of {held_out.num_rows:,} held-out rows take no part in any held-out figure: "
+            f"{counts.describe()}"
         )
 
 
@@ -204,8 +208,15 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
 
 
 def _store(
-    recipe: Recipe, source: Source, task: Task, tokenizer: PreTrainedTokenizerBase, name: str, display: Display
+    recipe: Recipe,
+    source: Source,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    display: Display,
+    read_from: str | None = None,
 ) -> Store:
+    """The examples of `name`, whose rows come from the field `read_from` where that is another one."""
     capacity, overlong = recipe.batch.sequence_length, recipe.data.overlong
     rows: Any = source.rows
     described = {**task.describe(), "class_names": class_names(rows)}
@@ -213,13 +224,14 @@ def _store(
     display.say(f"preparing {name}: {len(rows):,} rows")
     store = prepare(
         rows,
-        naming(task.encode, rows),
+        as_described(task.encode, rows),
         capacity=capacity,
         overlong=overlong,
         cache_dir=cache_dir() / "tokens",
         fingerprint=identity,
         columns=task.columns,
         name=name,
+        row_name=row_names(source, read_from or name),
     )
     counts = store.counts.describe()
     display.say(
@@ -249,10 +261,12 @@ def _stored(
     return batches, total
 
 
-def _streamed(recipe: Recipe, rows: Any, task: Task, rank: int, world_size: int) -> StreamedBatches:
+def _streamed(recipe: Recipe, source: Source, task: Task, rank: int, world_size: int) -> StreamedBatches:
+    rows, capacity = source.rows, recipe.batch.sequence_length
+    encode, name = as_described(task.encode, rows), row_names(source, "data.train")
     return StreamedBatches(
         rows=rows,
-        encoder=Encoder(naming(task.encode, rows), recipe.batch.sequence_length, recipe.data.overlong),
+        encoder=Encoder(encode, capacity, recipe.data.overlong, row_name=name),
         packing=recipe.data.packing,
         shuffle=recipe.data.shuffle,
         seed=recipe.seed,

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from operator import add
 from pathlib import Path
+
+import datasets
+import numpy as np
 
 from toolkit.cache import cache_dir
 from toolkit.data.built import resolve
@@ -84,14 +89,22 @@ def _hold_out(source: Source, count: int, seed: int | None, say: Callable[[str],
     if seed is None:
         say(f"holding out the last {count:,} of {total:,} rows, in order (data.shuffle=False)")
         parts = source.rows.select(range(total - count)), source.rows.select(range(total - count, total))
+        places: list[Callable[[int], int] | None] = [None, partial(add, total - count)]
     else:
         shuffled = source.rows.train_test_split(test_size=count, seed=seed)
         parts = shuffled["train"], shuffled["test"]
+        places = [partial(_drawn, part, total, count, seed) for part in ("train", "test")]
     trained, held_out = (
-        replace(source, rows=rows, content=combined(source.content, name, count, seed))
-        for name, rows in zip(("without", "held out"), parts, strict=True)
+        replace(source, rows=rows, content=combined(source.content, name, count, seed), place=place)
+        for name, rows, place in zip(("without", "held out"), parts, places, strict=True)
     )
     return trained, held_out
+
+
+def _drawn(part: str, total: int, count: int, seed: int, index: int) -> int:
+    """Where row `index` of one part of a split stood before it: by the same split of the numbers."""
+    numbers = datasets.Dataset.from_dict({"number": np.arange(total)})
+    return int(numbers.train_test_split(test_size=count, seed=seed)[part][index]["number"])
 
 
 def _remark(field: str, source: Source, say: Callable[[str], None]) -> None:

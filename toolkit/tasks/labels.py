@@ -1,0 +1,96 @@
+"""What a label of a row says: a class, or nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from toolkit.data.class_names import class_names, with_names
+from toolkit.data.example import Row
+from toolkit.data.row_names import RowName, named
+from toolkit.errors import DataError
+
+NO_LABEL = "-1"
+"""What data sets write where there is no label, as GLUE in its test splits and ClassLabel of datasets do."""
+
+
+def label_of(row: Row, column: str) -> str:
+    """The label of `row` as text. Raises DataError where it is none, or several."""
+    label = row.get(column)
+    if isinstance(label, str | int) and str(label).strip():
+        return str(label)
+    if column not in row:
+        raise DataError(
+            f"data.label_field={column!r} gives None; the columns are {', '.join(row)}",
+            expected="an integer or a class name in data.label_field",
+            do="set data.label_field to the column that holds the class",
+        )
+    if label is None or isinstance(label, str):
+        raise DataError(
+            f"data.label_field={column!r} is {'null' if label is None else 'empty'}",
+            expected="a class in every row",
+            do="remove the row, or write its class",
+        )
+    if isinstance(label, float):
+        raise DataError(
+            f"data.label_field={column!r} gives {label!r}, a number with a fraction",
+            expected="one class per text: an integer, a name, true or false",
+            do="remove the row: it has no label"
+            if math.isnan(label)
+            else "write the class as an integer (pandas makes fractions of a column of integers where some are missing)",
+        )
+    several = isinstance(label, list | tuple)
+    raise DataError(
+        f"data.label_field={column!r} gives {label!r:.80}{', several classes for one text' if several else ''}",
+        expected="one class per text: an integer, a name, true or false",
+        do="write the class as an integer or a name"
+        + (": a text with several classes at once is not what this task learns" if several else ""),
+    )
+
+
+def labels_of(rows: Any, column: str, row_name: RowName) -> Iterator[str]:
+    """The label of every row, by name where the source names its classes. Raises DataError, with the row, for none."""
+    names = class_names(rows)
+    if column in (getattr(rows, "column_names", None) or ()):
+        rows = rows.select_columns([column])
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield label_of(with_names(row, names) if names else row, column)
+        except DataError as error:
+            raise named(error, row_name(number)) from None
+
+
+def counted(labels: Iterable[str], column: str, row_name: RowName, *, signs: bool = False) -> Counter[str]:
+    """How often each label occurs. Raises DataError where rows have none, NO_LABEL.
+
+    With `signs` it is a class where "1" is the only other one.
+    """
+    counts: Counter[str] = Counter()
+    first = 0
+    for number, label in enumerate(labels, start=1):
+        counts[label] += 1
+        if label == NO_LABEL and not first:
+            first = number
+    if first and not (signs and counts.keys() == {NO_LABEL, "1"}):
+        raise unlabelled(column, row_name(first), counts[NO_LABEL], counts.total())
+    return counts
+
+
+def unlabelled(column: str, row: str, count: int | None = None, total: int | None = None) -> DataError:
+    """The error for rows without a label, of which `row` is the first: `count` of `total` where that is known."""
+    meaning = "which stands for 'no label' (as in the test splits of GLUE)"
+    if count is not None and count == total:
+        return DataError(
+            f"{row}: data.label_field={column!r} is {NO_LABEL} there and in all {total:,} rows, {meaning}: "
+            "the data is not labelled",
+            expected="a class in every row",
+            do="choose rows that have labels: another file, or another split (data.split, data.evaluation_split)",
+        )
+    share = "" if count is None else f" (there, and in {count:,} of {total:,} rows)"
+    return DataError(
+        f"{row + ': ' if row else ''}data.label_field={column!r} is {NO_LABEL}{share}, {meaning}",
+        expected="a class in every row",
+        do="remove the rows without a label; if -1 is a class of its own, give it a name, 'negative' for instance",
+    )
