@@ -371,6 +371,32 @@ def test_tools_that_the_template_does_not_show_are_said_once(tokenizers):
         "note: the tokenizer's chat template does not show the model the tools of the column tools: they are not read"
     ]
     assert said["qwen"] == []
+    # A column of that name may be meant for something else: nobody reads it then.
+    names = {"messages": ASKED[:1] + ASKED[3:], "tools": "search, calculator"}
+    task = CausalLM(Task(), Data(train="x"), tokenizers["plain"])
+    assert learned(tokenizers["plain"], names) == ["Cold.<|im_end|>"] and task.remarks([names]) == said["plain"]
+    with pytest.raises(DataError, match=r"^tools is text, but no JSON .*: 'search, calculator'") as caught:
+        encode(tokenizers["qwen"], names)
+    assert "the column, if it is meant for something else" in caught.value.do
+
+
+def test_the_columns_that_are_read(tokenizers):
+    """All others are named as not used."""
+    qwen, base = (CausalLM(Task(), Data(train="x"), tokenizer) for tokenizer in (tokenizers["qwen"], bare(tokenizers)))
+    tools = {"tools", "functions"}
+    for row, read in (
+        ({"messages": ASKED, "id": 3}, {"messages"}),
+        ({"prompt": "a", "completion": "b", "id": 3}, {"prompt", "completion"}),
+        ({"instruction": "a", "input": "", "output": "b", "id": 3}, {"instruction", "output"}),
+        ({"conversations": [], "system": "s", "id": 3}, {"conversations", "system"}),
+    ):
+        assert {*qwen.columns(row)} == read | tools and {*base.columns(row)} == read
+    assert {*qwen.columns({"text": "a", "tools": TOOLS})} == {"text"}
+
+
+def bare(tokenizers: dict[str, Any]) -> Any:
+    """A tokenizer without a chat template."""
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizers["plain"].backend_tokenizer, eos_token="</s>")
 
 
 def test_keys_of_messages_that_the_template_does_not_read_are_said_once(tokenizers):

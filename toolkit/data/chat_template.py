@@ -107,6 +107,11 @@ def template_of(tokenizer: Any, tools: list[dict[str, Any]] | None = None) -> Te
     return Template(tokenizer, str(tokenizer.get_chat_template(tools=tools)), tools)
 
 
+def takes_tools(tokenizer: Any) -> bool:
+    """Whether `tokenizer` has a chat template that shows tools, as far as can be told."""
+    return bool(tokenizer.chat_template) and template_of(tokenizer, []).habits.shows_tools is not False
+
+
 def suited(turns: Sequence[Turn], habits: Habits) -> list[Turn]:
     """`turns` in the form that a template with these `habits` takes."""
     return [_suited(turn, habits) for turn in turns]

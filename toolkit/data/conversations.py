@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from toolkit.data.example import Row
 from toolkit.data.messages import Conversation, not_text
-from toolkit.data.tool_calls import kind_of, parsed, tools_of
+from toolkit.data.tool_calls import kind_of, parsed
 from toolkit.errors import DataError
 
 _FORM = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
@@ -44,7 +44,7 @@ def completion_of(row: Row, prompt: str, completion: str) -> Conversation:
     if not lists:
         asked, answered = texts_of(row, prompt, completion)
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        return Conversation(f"{prompt} and {completion}", messages, [prompt, completion], tools_of(row))
+        return Conversation(f"{prompt} and {completion}", messages, [prompt, completion])
     if len(lists) == 1:
         [other] = {prompt, completion} - {*lists}
         raise DataError(
@@ -57,7 +57,6 @@ def completion_of(row: Row, prompt: str, completion: str) -> Conversation:
         f"{prompt} and {completion}",
         [*before.messages, *after.messages],
         [*before.labels, *after.labels],
-        tools_of(row),
         num_context=len(before.messages),
     )
 

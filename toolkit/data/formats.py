@@ -14,7 +14,7 @@ from typing import Any
 from toolkit.data.conversations import in_column
 from toolkit.data.example import Row
 from toolkit.data.messages import Conversation, not_text
-from toolkit.data.tool_calls import TOOL_COLUMNS, parsed, tools_of
+from toolkit.data.tool_calls import parsed
 from toolkit.errors import DataError
 
 SYSTEM = ("system", "system_prompt")
@@ -84,8 +84,8 @@ def _system(row: Row) -> list[tuple[str, dict[str, str]]]:
     return [(column, {"role": "system", "content": _text(row, column)}) for column in columns[:1]]
 
 
-def _conversation(row: Row, columns: str, said: list[tuple[str, dict[str, str]]]) -> Conversation:
-    return Conversation(columns, [message for _, message in said], [label for label, _ in said], tools_of(row))
+def _conversation(columns: str, said: list[tuple[str, dict[str, str]]]) -> Conversation:
+    return Conversation(columns, [message for _, message in said], [label for label, _ in said])
 
 
 def _pair(
@@ -106,10 +106,10 @@ def _pair(
         said = [*_system(row), *(_history(row.get(history), history) if history else [])]
         said.append((asked, {"role": "user", "content": question}))
         said.append((answered, {"role": "assistant", "content": _answer(row, answered)}))
-        return _conversation(row, " and ".join(columns), said)
+        return _conversation(" and ".join(columns), said)
 
     more = (column for column in (context, history) if column)
-    return Format(name, (asked, answered), (*more, *SYSTEM, *TOOL_COLUMNS), read, joined)
+    return Format(name, (asked, answered), (*more, *SYSTEM), read, joined)
 
 
 def _history(value: Any, column: str) -> list[tuple[str, dict[str, str]]]:
@@ -162,9 +162,9 @@ def _list(name: str, column: str) -> Format:
     def read(row: Row) -> Conversation:
         talk, system = in_column(row[column], column, takes_other_roles=True), _system(row)
         messages, labels = [message for _, message in system], [label for label, _ in system]
-        return replace(talk, messages=[*messages, *talk.messages], labels=[*labels, *talk.labels], tools=tools_of(row))
+        return replace(talk, messages=[*messages, *talk.messages], labels=[*labels, *talk.labels])
 
-    return Format(name, (column,), (*SYSTEM, *TOOL_COLUMNS), read)
+    return Format(name, (column,), SYSTEM, read)
 
 
 FORMATS = (

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolkit.data.chat import ends_answers
-from toolkit.data.chat_template import template_of
+from toolkit.data.chat_template import takes_tools, template_of
 from toolkit.data.example import Row
 from toolkit.data.formats import Format, find
 from toolkit.data.messages import LEARNED_IF_TRUE, MASKS, Conversation
 from toolkit.data.row_kind import RowKind
-from toolkit.data.tool_calls import TOOL_COLUMNS
+from toolkit.data.tool_calls import tool_columns
 from toolkit.errors import DataError, first_few
 
 _ALWAYS_READ = {"role", "content", "tool_calls", "function_call", "weight", "from", "value", *LEARNED_IF_TRUE, *MASKS}
@@ -24,7 +24,7 @@ class Seen:
     def __init__(self) -> None:
         self._formats: dict[Format, dict[str, None]] = {}
         self._beside_text: dict[Format, None] = {}
-        self._tools: tuple[str, list[dict[str, Any]]] | None = None
+        self._tools: dict[str, None] = {}
         self._keys: dict[str, None] = {}
         self._answers = False
 
@@ -36,8 +36,7 @@ class Seen:
             self._look_beside_text(row)
             return
         self._answers = True
-        if conversation.tools and self._tools is None:
-            self._tools = next(column for column in TOOL_COLUMNS if row.get(column)), conversation.tools
+        self._tools.update(dict.fromkeys(tool_columns(row)))
         for message in conversation.messages:
             if isinstance(message, Mapping):
                 self._keys.update({str(key): None for key, value in message.items() if value is not None})
@@ -67,13 +66,12 @@ class Seen:
 
     def _lost(self, tokenizer: Any) -> list[str]:
         said = []
-        column, tools = self._tools or ("", None)
-        template = template_of(tokenizer, tools)
-        if tools and template.habits.shows_tools is False:
+        if self._tools and not takes_tools(tokenizer):
             said.append(
-                f"note: the tokenizer's chat template does not show the model the tools of the column {column}: "
-                "they are not read"
+                "note: the tokenizer's chat template does not show the model the tools of the column "
+                f"{' and '.join(self._tools)}: they are not read"
             )
+        template = template_of(tokenizer, [] if self._tools else None)
         read = _ALWAYS_READ | set(re.findall(r"\w+", template.source))
         reasoning = {"reasoning", "reasoning_content", "thinking"}  # transformers takes them for one another
         read |= reasoning if reasoning & read else set()

@@ -23,9 +23,14 @@ _TOOL = '{"type": "function", "function": {"name": "...", "parameters": {...}}}'
 _CALL = '{"type": "function", "function": {"name": "...", "arguments": {...}}}'
 
 
+def tool_columns(row: Row) -> list[str]:
+    """The columns in which `row` has tools."""
+    return [column for column in TOOL_COLUMNS if not _is_empty(row.get(column))]
+
+
 def tools_of(row: Row) -> list[Schema] | None:
     """The tools of `row`, None where it has none. Raises DataError for what is no list of function schemas."""
-    filled = [column for column in TOOL_COLUMNS if not _is_empty(row.get(column))]
+    filled = tool_columns(row)
     if not filled:
         return None
     if len(filled) > 1:
@@ -75,7 +80,9 @@ def parsed(value: Any, where: str, form: str) -> Any:
         raise DataError(
             f"{where} is text, but no JSON ({error}): {value[:60]!r}",
             expected=f"{form}, or JSON text of it",
-            do="write it with json.dumps: this is how Python prints it" if printed else "repair it, or remove the row",
+            do="write it with json.dumps: this is how Python prints it"
+            if printed
+            else "repair it, or remove the row (or the column, if it is meant for something else)",
         ) from None
 
 
@@ -116,7 +123,7 @@ def _misshapen(where: str, value: object, form: str) -> DataError:
     return DataError(
         f"{where} is {kind_of(value)}: {str(value)[:60]}",
         expected=form,
-        do="write it in that form, or remove the row",
+        do="write it in that form, or remove the row (or the column, if it is meant for something else)",
     )
 
 

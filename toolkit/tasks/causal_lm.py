@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from toolkit.data.chat import encode_completion, encode_conversation, encode_text
-from toolkit.data.chat_template import template_of
+from toolkit.data.chat_template import takes_tools, template_of
 from toolkit.data.conversations import completion_of, in_column, texts_of
 from toolkit.data.described import described_rows
 from toolkit.data.example import IGNORED, Example, Row
@@ -102,13 +102,15 @@ class CausalLM:
         return [encode_conversation(self.tokenizer, self._conversation(row, kind), train_on=train_on)]
 
     def _conversation(self, row: Row, kind: RowKind) -> Conversation:
-        """What `row` says, of any form but plain text."""
+        """What `row` says, of any form but plain text, with its tools where the chat template shows them."""
         data = self.data
         if isinstance(kind, Format):
-            return kind.read(row)
-        if kind == "messages":
-            return replace(in_column(row[data.messages_field], data.messages_field), tools=tools_of(row))
-        return completion_of(row, data.prompt_field, data.completion_field)
+            found = kind.read(row)
+        elif kind == "messages":
+            found = in_column(row[data.messages_field], data.messages_field)
+        else:
+            found = completion_of(row, data.prompt_field, data.completion_field)
+        return replace(found, tools=tools_of(row)) if takes_tools(self.tokenizer) else found
 
     def _pair(self, row: Row, kind: RowKind) -> tuple[str, str, str] | None:
         """Prompt, completion and their name, where words for a tokenizer without a chat template are known."""
@@ -132,7 +134,7 @@ class CausalLM:
             read = {*kind.columns(row)}
         else:
             read = {data.messages_field} if kind == "messages" else {data.prompt_field, data.completion_field}
-        return {*read, *TOOL_COLUMNS} if self.tokenizer.chat_template else read - {*TOOL_COLUMNS}
+        return {*read, *TOOL_COLUMNS} if self.tokenizer.chat_template else read
 
     def _kind(self, row: Row) -> RowKind:
         data = self.data
