@@ -51,7 +51,7 @@ class Counts:
         reasons = {
             "empty": self.empty,
             "longer than batch.sequence_length": self.dropped,
-            "with nothing to learn before they are cut to batch.sequence_length": self.cut_off,
+            "with all there is to learn beyond batch.sequence_length": self.cut_off,
             "with nothing to learn": self.masked,
         }
         kept = [f"{self.kept:,} kept"] if self.kept else []
