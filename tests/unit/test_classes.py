@@ -268,7 +268,7 @@ UNLABELLED = "which stands for 'no label' (as in the test splits of GLUE)"
         ),
         (
             [-1, -1],
-            f"row 1 of data.train: data.label_field='label' is -1 there and in all 2 rows, {UNLABELLED}: the data is not labelled",
+            f"row 1 of data.train: data.label_field='label' is -1, {UNLABELLED}, there and in all 2 rows: the data is not labelled",
         ),
     ],
 )
@@ -295,14 +295,20 @@ def test_held_out_rows_without_labels_are_said_to_be_that() -> None:
     with pytest.raises(DataError) as refused:
         task.check([{"text": "a", "label": -1}] * 3, name)
     assert refused.value.what == (
-        f"row 1 of data.evaluation: data.label_field='label' is -1 there and in all 3 rows, {UNLABELLED}: "
+        f"row 1 of data.evaluation: data.label_field='label' is -1, {UNLABELLED}, there and in all 3 rows: "
         "the data is not labelled"
     )
     assert "data.evaluation_split" in refused.value.do
     with pytest.raises(DataError, match=r"^row 2 of data.evaluation: .* is -1 \(there, and in 1 of 2 rows\)"):
         task.check([{"text": "a", "label": 1}, {"text": "a", "label": -1}], name)
     with pytest.raises(DataError, match=r"^row 1 of data.evaluation: data.label_field='label' is null"):
-        task.check([{"text": "a", "label": None}], name)
+        task.check([{"text": "a", "label": None}, {"text": "a", "label": 1}], name)
+    for value, said in ((None, "null"), ("", "''")):
+        with pytest.raises(DataError) as refused:
+            task.check([{"text": "a", "label": value}] * 3, name)
+        assert refused.value.what == (
+            f"row 1 of data.evaluation: data.label_field='label' is {said} there and in all 3 rows: the data is not labelled"
+        )
     with pytest.raises(DataError, match=r"^data.label_field='label' is -1, which stands for 'no label'"):
         task.encode({"text": "a", "label": -1})
 

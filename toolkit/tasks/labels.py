@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 from toolkit.data.class_names import class_names, with_names
 from toolkit.data.example import Row
+from toolkit.data.formats import is_filled
 from toolkit.data.row_names import RowName, named
 from toolkit.errors import DataError
 
@@ -55,11 +57,24 @@ def labels_of(rows: Any, column: str, row_name: RowName) -> Iterator[str]:
     names = class_names(rows)
     if column in (getattr(rows, "column_names", None) or ()):
         rows = rows.select_columns([column])
-    for number, row in enumerate(rows, start=1):
+    numbered = enumerate(rows, start=1)
+    for number, row in numbered:
         try:
             yield label_of(with_names(row, names) if names else row, column)
         except DataError as error:
+            if number == 1 and (total := _num_without([row], (other for _, other in numbered), column)):
+                raise _none_labelled(column, row_name(1), "null" if row[column] is None else "''", total) from None
             raise named(error, row_name(number)) from None
+
+
+def _num_without(first: Iterable[Row], others: Iterable[Row], column: str) -> int:
+    """How many rows there are if `column` is there and empty in all of them, else 0."""
+    total = 0
+    for row in itertools.chain(first, others):
+        if column not in row or is_filled(row[column]):
+            return 0
+        total += 1
+    return total
 
 
 def counted(labels: Iterable[str], column: str, row_name: RowName, *, signs: bool = False) -> Counter[str]:
@@ -82,15 +97,19 @@ def unlabelled(column: str, row: str, count: int | None = None, total: int | Non
     """The error for rows without a label, of which `row` is the first: `count` of `total` where that is known."""
     meaning = "which stands for 'no label' (as in the test splits of GLUE)"
     if count is not None and count == total:
-        return DataError(
-            f"{row}: data.label_field={column!r} is {NO_LABEL} there and in all {total:,} rows, {meaning}: "
-            "the data is not labelled",
-            expected="a class in every row",
-            do="choose rows that have labels: another file, or another split (data.split, data.evaluation_split)",
-        )
+        return _none_labelled(column, row, f"{NO_LABEL}, {meaning},", total)
     share = "" if count is None else f" (there, and in {count:,} of {total:,} rows)"
     return DataError(
         f"{row + ': ' if row else ''}data.label_field={column!r} is {NO_LABEL}{share}, {meaning}",
         expected="a class in every row",
         do="remove the rows without a label; if -1 is a class of its own, give it a name, 'negative' for instance",
+    )
+
+
+def _none_labelled(column: str, row: str, value: str, total: int) -> DataError:
+    """The error for `total` rows that all have `value` for a label; `row` is the first."""
+    return DataError(
+        f"{row}: data.label_field={column!r} is {value} there and in all {total:,} rows: the data is not labelled",
+        expected="a class in every row",
+        do="choose rows that have labels: another file, or another split (data.split, data.evaluation_split)",
     )
