@@ -23,7 +23,9 @@ def in_column(value: object, column: str, *, takes_other_roles: bool = False) ->
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         messages = parsed(value, column, _FORM)
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        given = f"{kind_of(messages)} with the keys {sorted(messages)}" if isinstance(messages, Mapping) else ""
+        given = (
+            f"{kind_of(messages)} with the keys {sorted(map(str, messages))}" if isinstance(messages, Mapping) else ""
+        )
         given = given or ("an empty list" if messages == [] else f"{kind_of(messages)}: {str(messages)[:60]!r}")
         raise DataError(
             f"{column} is {given}",
