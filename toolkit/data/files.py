@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import filelock
+from pyarrow import parquet
 
 from toolkit.data.arrow_cache import cached_rows
 from toolkit.data.column_names import check_same
@@ -70,8 +71,10 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
 
 
 def num_rows(path: Path) -> int:
-    """How many rows the file `path` has. Raises DataError for one that is not read as a file of rows."""
+    """How many rows the file `path` has; all but Parquet is read for it. Raises DataError for no file of rows."""
     kind = kind_of(path, "data")
+    if kind == "parquet":
+        return int(parquet.read_metadata(path).num_rows)
     return sum(len(table) for table in tables(str(path), kind, _features([path], kind)[0]))
 
 

@@ -14,6 +14,9 @@ from toolkit.errors import DataError
 RowName: TypeAlias = Callable[[int], str]
 """Number (1 is the first) -> what a message calls the row."""
 
+MOST_BYTES = 2**30
+"""Of files that are read once more, to find in which of them a row is: seconds."""
+
 
 def row_names(source: Source, field: str) -> RowName:
     """The names of the rows of `source`, which `field` of the recipe names. Files are counted only when one is asked for."""
@@ -31,9 +34,12 @@ def _name(number: int, field: str, files: Sequence[Path] = (), place: Callable[[
     said = f"row {number:,} of {field}"
     if len(files) == 1:
         return f"{said}, {str(files[0])!r}"
-    before = 0
+    before, size = 0, 0
     for path in files:
         try:
+            size += path.stat().st_size
+            if size > MOST_BYTES:
+                break
             rows = num_rows(path)
         except (DataError, OSError):  # not a file of rows, or gone meanwhile: the message is about the row
             break
