@@ -110,7 +110,8 @@ def _what_to_write(row: Row, fields: Mapping[str, str]) -> str:
         if isinstance(first, Mapping) and ({"role", "content"} <= first.keys() or {"from", "value"} <= first.keys()):
             return f"{name} holds a list of messages: set data.messages_field={name!r}"
     for field, column in fields.items():
-        if near := difflib.get_close_matches(column, list(row), n=1, cutoff=0.75):
+        fitting = [name for name, value in row.items() if isinstance(value, list if field == "messages_field" else str)]
+        if near := difflib.get_close_matches(column, fitting, n=1, cutoff=0.75):
             return f"set data.{field}={near[0]!r} if {near[0]!r} is meant for it, or rename the column to {column!r}"
     texts = [name for name, value in row.items() if isinstance(value, str) and value.strip()]
     if not texts:
