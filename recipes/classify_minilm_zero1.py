@@ -1,6 +1,6 @@
 """Teach MiniLM which standard-library package a docstring belongs to.
 
-deepspeed --num_gpus 2 recipes/classify_minilm_zero1.py
+deepspeed -q --num_gpus 2 recipes/classify_minilm_zero1.py
 accelerate launch --config_file ds_configs/classify_minilm_zero1.yaml recipes/classify_minilm_zero1.py
 """
 

@@ -1,6 +1,6 @@
 """Train a small Llama from scratch on plain text.
 
-deepspeed --num_gpus 2 recipes/pretrain_llama10m_zero1.py
+deepspeed -q --num_gpus 2 recipes/pretrain_llama10m_zero1.py
 accelerate launch --config_file ds_configs/pretrain_llama10m_zero1.yaml recipes/pretrain_llama10m_zero1.py
 """
 

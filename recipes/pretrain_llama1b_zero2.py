@@ -1,6 +1,6 @@
 """Pretrain a 1B Llama from a stream of text on one host with 8 GPUs.
 
-deepspeed --num_gpus 8 recipes/pretrain_llama1b_zero2.py
+deepspeed -q --num_gpus 8 recipes/pretrain_llama1b_zero2.py
 accelerate launch --config_file ds_configs/pretrain_llama1b_zero2.yaml recipes/pretrain_llama1b_zero2.py
 """
 

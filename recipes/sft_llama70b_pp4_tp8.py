@@ -1,6 +1,6 @@
 """Full fine-tuning of a 70B model on four hosts with 8 GPUs each: tensor parallelism inside a host, a pipeline across them.
 
-deepspeed --hostfile hostfile --num_nodes 4 recipes/sft_llama70b_pp4_tp8.py
+deepspeed -q --hostfile hostfile --num_nodes 4 recipes/sft_llama70b_pp4_tp8.py
 accelerate launch --config_file ds_configs/sft_llama70b_pp4_tp8.yaml --machine_rank N --main_process_ip HOST recipes/sft_llama70b_pp4_tp8.py
 
 The second command is for each host, with N = 0, 1, 2, 3 and HOST the first one's address.

@@ -1,6 +1,6 @@
 """Full fine-tuning of a 70B model on two hosts with 8 GPUs each.
 
-deepspeed --hostfile hostfile --num_nodes 2 recipes/sft_llama70b_zero3_offload.py
+deepspeed -q --hostfile hostfile --num_nodes 2 recipes/sft_llama70b_zero3_offload.py
 accelerate launch --config_file ds_configs/sft_llama70b_zero3_offload.yaml --machine_rank N --main_process_ip HOST recipes/sft_llama70b_zero3_offload.py
 
 The second command is for each host, with N = 0, 1 and HOST the first one's address.

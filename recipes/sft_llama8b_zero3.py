@@ -1,6 +1,6 @@
 """Full fine-tuning of an 8B model on one host with 8 GPUs.
 
-deepspeed --num_gpus 8 recipes/sft_llama8b_zero3.py
+deepspeed -q --num_gpus 8 recipes/sft_llama8b_zero3.py
 accelerate launch --config_file ds_configs/sft_llama8b_zero3.yaml recipes/sft_llama8b_zero3.py
 """
 

@@ -1,6 +1,6 @@
 """The quick start as a pipeline: each process holds half of the layers.
 
-deepspeed --num_gpus 2 recipes/sft_smollm2_pp2.py
+deepspeed -q --num_gpus 2 recipes/sft_smollm2_pp2.py
 accelerate launch --config_file ds_configs/sft_smollm2_pp2.yaml recipes/sft_smollm2_pp2.py
 """
 

@@ -1,6 +1,6 @@
 """The quick start with each sequence spread over three processes, for contexts that do not fit one.
 
-deepspeed --num_gpus 3 recipes/sft_smollm2_sp3.py
+deepspeed -q --num_gpus 3 recipes/sft_smollm2_sp3.py
 accelerate launch --config_file ds_configs/sft_smollm2_sp3.yaml recipes/sft_smollm2_sp3.py
 """
 

@@ -1,6 +1,6 @@
 """The quick start with each layer's matrices spread over three processes: SmolLM2-135M has 9 heads and 3 key-value heads.
 
-deepspeed --num_gpus 3 recipes/sft_smollm2_tp3.py
+deepspeed -q --num_gpus 3 recipes/sft_smollm2_tp3.py
 accelerate launch --config_file ds_configs/sft_smollm2_tp3.yaml recipes/sft_smollm2_tp3.py
 """
 

@@ -1,6 +1,6 @@
 """The quick start in fp32 on one process, every state on it: the reference the other strategies are compared with.
 
-deepspeed --num_gpus 1 recipes/sft_smollm2_zero0.py
+deepspeed -q --num_gpus 1 recipes/sft_smollm2_zero0.py
 accelerate launch --config_file ds_configs/sft_smollm2_zero0.yaml recipes/sft_smollm2_zero0.py
 """
 

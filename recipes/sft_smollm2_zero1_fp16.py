@@ -1,6 +1,6 @@
 """The quick start in fp16 with a dynamic loss scale, for GPUs before Ampere.
 
-deepspeed --num_gpus 2 recipes/sft_smollm2_zero1_fp16.py
+deepspeed -q --num_gpus 2 recipes/sft_smollm2_zero1_fp16.py
 accelerate launch --config_file ds_configs/sft_smollm2_zero1_fp16.yaml recipes/sft_smollm2_zero1_fp16.py
 """
 

@@ -1,6 +1,6 @@
 """Fine-tune SmolLM2-135M-Instruct to answer questions about the Python standard library, on two processes.
 
-deepspeed --num_gpus 2 recipes/sft_smollm2_zero2.py
+deepspeed -q --num_gpus 2 recipes/sft_smollm2_zero2.py
 accelerate launch --config_file ds_configs/sft_smollm2_zero2.yaml recipes/sft_smollm2_zero2.py
 """
 

@@ -1,6 +1,6 @@
 """The quick start with parameters partitioned, too.
 
-deepspeed --num_gpus 2 recipes/sft_smollm2_zero3.py
+deepspeed -q --num_gpus 2 recipes/sft_smollm2_zero3.py
 accelerate launch --config_file ds_configs/sft_smollm2_zero3.yaml recipes/sft_smollm2_zero3.py
 """
 

@@ -1,6 +1,6 @@
 """The quick start with optimizer states on a local disk; needs libaio (`toolkit doctor` checks).
 
-deepspeed --num_gpus 2 recipes/sft_smollm2_zero3_nvme.py
+deepspeed -q --num_gpus 2 recipes/sft_smollm2_zero3_nvme.py
 accelerate launch --config_file ds_configs/sft_smollm2_zero3_nvme.yaml recipes/sft_smollm2_zero3_nvme.py
 """
 

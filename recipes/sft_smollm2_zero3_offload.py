@@ -1,6 +1,6 @@
 """The quick start with optimizer states and parameters in host memory.
 
-deepspeed --num_gpus 2 recipes/sft_smollm2_zero3_offload.py
+deepspeed -q --num_gpus 2 recipes/sft_smollm2_zero3_offload.py
 accelerate launch --config_file ds_configs/sft_smollm2_zero3_offload.yaml recipes/sft_smollm2_zero3_offload.py
 """
 

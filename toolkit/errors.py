@@ -3,6 +3,7 @@
     ToolkitError            exit 1 unless a subclass says otherwise
     +-- InputError          exit 2: something the user gave us is wrong
     |   +-- RecipeError     a recipe field, or two that contradict each other
+    |   |   +-- SeveralErrors   more than one such thing
     |   +-- ConfigError     a DeepSpeed JSON, or the recipe as one
     |   +-- DataError       a data file, a column, a row, a chat template
     |   +-- ModelError      a checkpoint directory, a tokenizer, an architecture
@@ -20,10 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 
 
@@ -58,6 +61,41 @@ class InputError(ToolkitError):
 
 class RecipeError(InputError):
     """A recipe field has a value it cannot have, or two fields contradict each other."""
+
+
+class SeveralErrors(RecipeError):
+    """Several things that the user gave us are wrong; each part has its own message."""
+
+    def __init__(self, what: str, *, expected: str, do: str, parts: Sequence[InputError] = ()) -> None:
+        super().__init__(what, expected=expected, do=do)
+        self.parts = tuple(parts)
+
+    def __str__(self) -> str:
+        return "\nerror: ".join(map(str, self.parts)) or super().__str__()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (together, (self.parts,)) if self.parts else super().__reduce__()
+
+
+def together(errors: Sequence[InputError]) -> InputError:
+    """One error for all of `errors`, of which there is at least one."""
+    return errors[0] if len(errors) == 1 else SeveralErrors(**joined(errors), parts=errors)
+
+
+def joined(errors: Sequence[InputError]) -> dict[str, str]:
+    """The three parts of one message for all of `errors`."""
+    return {part: "; ".join(getattr(error, part) for error in errors) for part in ("what", "expected", "do")}
+
+
+def collect(*checks: Callable[[], object]) -> list[InputError]:
+    """What `checks` raise: all of it, so that nobody corrects one thing only to be told the next."""
+    found: list[InputError] = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            found += [error]
+    return found
 
 
 class ConfigError(InputError):
@@ -103,8 +141,18 @@ class RankLost(ToolkitError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the nearest of `known`, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = nearest(word, known)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """The one of `known` that is most like `word`; nothing where none is like it."""
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+
+
+def plural(count: int, word: str, plural: str = "") -> str:
+    """`1 rank`, `2 ranks`, `0 ranks`; for a word that takes more than an s, give its `plural`."""
+    return f"{count} {word if count == 1 else plural or word + 's'}"
 
 
 def first_few(names: Sequence[str], limit: int = 8) -> str:
@@ -138,7 +186,18 @@ def show(error: ToolkitError) -> int:
         return error.exit_code
     where = "" if rank == "0" else f" [rank {rank}]"
     print(f"error{where}: {error}", file=sys.stderr, flush=True)
+    tell_launcher(str(error))
     return error.exit_code
+
+
+def tell_launcher(text: str) -> None:
+    """Leave `text` for torchrun and accelerate, whose report of forty lines then ends with it and not with a link."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        # The form that torch.distributed.elastic.multiprocessing.errors reads.
+        report = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps(report), encoding="utf-8")
 
 
 def install_hook() -> None:

@@ -63,7 +63,7 @@ def test_docstring_and_tail(path: Path) -> None:
     recipe = load_recipe(path)
     hosts = f"--hostfile hostfile --num_nodes {recipe.launch.hosts} " if recipe.launch.hosts > 1 else ""
     devices = "" if hosts else f"--num_gpus {recipe.launch.devices} "
-    assert f"\ndeepspeed {hosts}{devices}recipes/{path.name}\n" in text
+    assert f"\ndeepspeed -q {hosts}{devices}recipes/{path.name}\n" in text
     assert f"\naccelerate launch --config_file ds_configs/{path.stem}.yaml " in text
     assert text.endswith('\n\nif __name__ == "__main__":\n    main(recipe)\n')
     assert recipe.note

@@ -18,6 +18,7 @@ OPTIONS = {
     "resume_changed_data": "no value: the flag stands alone",
     "dry_run": "no value: the flag stands alone",
     "preview": "an integer",
+    "verbose": "no value: the flag stands alone",
 }
 """What the flags take that belong to one start and not to the recipe."""
 
@@ -39,7 +40,7 @@ def refusal(text: str, argv: Sequence[str], recipe: Recipe, prog: str) -> Recipe
     expected = _expected(name, recipe)
     if not expected:
         return RecipeError(re.sub(r"-{5,} ?", "", plain).strip(), expected="values of the fields' types", do=do)
-    values = " ".join(_values(name, argv))
+    values = " ".join(values_of(name, argv))
     return RecipeError(f"--{name} {values}" if values else f"--{name} has no value", expected=expected, do=do)
 
 
@@ -60,7 +61,7 @@ def field_of(name: str, recipe: Recipe) -> FieldInfo | None:
     return type(owner).model_fields.get(field) if isinstance(owner, BaseModel) else None
 
 
-def _values(name: str, argv: Sequence[str]) -> list[str]:
+def values_of(name: str, argv: Sequence[str]) -> list[str]:
     """The words that stand behind flag `name`."""
     found: list[str] = []
     for index, word in enumerate(argv):

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +15,14 @@ import tyro
 from pydantic import BaseModel
 
 from toolkit.cli.flag_errors import OPTIONS, field_of, refusal
-from toolkit.errors import RecipeError, did_you_mean
+from toolkit.cli.following import given_flags, other_length, shortened
+from toolkit.errors import RecipeError, nearest, together
 from toolkit.recipe import Recipe
 from toolkit.recipe.field_type import is_switch
 from toolkit.recipe.location import path
+from toolkit.recipe.recipe import InconsistentRecipe
 from toolkit.recipe.removed import removed_field
+from toolkit.recipe.synonyms import synonym
 
 TRUTH = {"true": True, "false": False}
 
@@ -38,6 +42,12 @@ class Invocation:
     """Print the resolved recipe, the DeepSpeed configuration and the learning-rate curve, then stop."""
     preview: int = 0
     """Show this many training sequences with the trained tokens marked, then stop."""
+    verbose: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Show what DeepSpeed, torch, transformers and datasets log and warn about; without it only their errors, and all of it where a run ends in a traceback. The launcher's own lines: leave out its -q."""
+    given: Annotated[frozenset[str], tyro.conf.Suppress] = frozenset()
+    """The dotted names on the command line."""
+    notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """What follows from them, to be said."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +108,66 @@ def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
 
 
 def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description: str, prog: str) -> Invocation:
-    """The invocation that `argv` describes on top of `recipe`. Raises RecipeError for anything it does not understand."""
+    """The invocation that `argv` describes on top of `recipe`. Raises RecipeError for all that it does not understand.
+
+    A shorter run on the command line takes along what the file fitted to its own length.
+    """
     _check_names(argv, recipe)
+    start = Invocation(recipe, output_dir, given=given_flags(argv))
+    more, notes = other_length(recipe, argv, start.given)
+    words = [*argv, *more]
+    try:
+        found = _read(start, words, description, prog)
+    except InconsistentRecipe as error:
+        more, said = shortened(error, recipe, start.given)
+        if not more:
+            raise
+        notes += said
+        found = _read(start, [*words, *more], description, prog)
+    except RecipeError:
+        faults = _section_faults(start, words, description, prog)
+        if not faults:
+            raise
+        raise together(faults) from None
+    resume = found.resume if found.resume is None else str(_located("resume", found.resume))
+    output_dir = _located("output_dir", str(found.output_dir))
+    return replace(found, output_dir=output_dir, resume=resume, notes=tuple(notes))
+
+
+def _section_faults(start: Invocation, argv: Sequence[str], description: str, prog: str) -> list[RecipeError]:
+    """What is wrong in each section, read by itself: nobody should correct one flag only to be told of the next."""
+    found = []
+    for words in _sections(argv):
+        try:
+            _read(start, words, description, prog)
+        except InconsistentRecipe:
+            pass  # perhaps only because the flags of other sections are left out here
+        except RecipeError as fault:
+            found.append(fault)
+    return found
+
+
+def _sections(argv: Sequence[str]) -> list[list[str]]:
+    """The words of `argv`, those of one section of the recipe together."""
+    found: dict[str, list[str]] = {}
+    section = ""
+    for word in argv:
+        if word.startswith("--") and not _is_number(word):
+            section = word.partition("=")[0].rpartition(".")[0].replace("-", "_")
+        found.setdefault(section, []).append(word)
+    return list(found.values())
+
+
+def _read(start: Invocation, argv: Sequence[str], description: str, prog: str) -> Invocation:
+    """`start` with the values on the command line, or the complaint of the parser in our form."""
+    recipe = start.recipe
     printed, complaint = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), _stdout_unless_help(argv, printed):
-            found = tyro.cli(
+            return tyro.cli(
                 Invocation,
                 args=_switches(argv, recipe),
-                default=Invocation(recipe, output_dir),
+                default=start,
                 description=description,
                 prog=prog,
             )
@@ -115,8 +176,6 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
             raise
         text = complaint.getvalue() or printed.getvalue()
         raise refusal(text, argv, recipe, prog) from None
-    resume = found.resume if found.resume is None else str(_located("resume", found.resume))
-    return replace(found, output_dir=_located("output_dir", str(found.output_dir)), resume=resume)
 
 
 def _switches(argv: Sequence[str], recipe: Recipe) -> list[str]:
@@ -150,21 +209,28 @@ def _stdout_unless_help(argv: Sequence[str], printed: io.StringIO) -> Iterator[N
 
 
 def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
-    known = flag_names(recipe)
+    known, found = flag_names(recipe), []
     for index, word in enumerate(argv):
         name, _, value = word.partition("=")
         if not name.startswith("--") or name == "--help" or _is_number(name):
             continue
         plain = name[2:].replace("-", "_")
-        removed = removed_field(plain, value or next(iter(argv[index + 1 : index + 2]), ""))
-        if removed is not None:
-            raise removed
-        if plain not in known and _without_no(plain) not in known:
-            raise RecipeError(
-                f"unknown flag {name}{_suggest(plain, known)}",
-                expected="a recipe field or one of --output_dir, --resume, --resume_changed_data, --dry_run, --preview",
-                do="see --help for every field",
-            )
+        value = value or " ".join(takewhile(lambda later: not later.startswith("--"), argv[index + 1 :]))
+        if (problem := removed_field(plain, value)) is not None:
+            found.append(problem)
+        elif plain not in known and _without_no(plain) not in known:
+            found.append(synonym(plain, value) or _unknown(name, plain, known))
+    if found:
+        raise together(found)
+
+
+def _unknown(name: str, plain: str, known: Sequence[str]) -> RecipeError:
+    options = ", ".join(f"--{option}" for option in OPTIONS)
+    return RecipeError(
+        f"unknown flag {name}{_suggest(plain, known)}",
+        expected=f"a recipe field or one of {options}",
+        do="see --help for every field",
+    )
 
 
 def _without_no(name: str) -> str:
@@ -177,11 +243,13 @@ def _suggest(name: str, known: Sequence[str]) -> str:
     inside = [other for other in known if other.startswith(f"{name}.")]
     if inside:
         return f" (a section; its fields are flags, such as --{inside[0]})"
-    nearest = did_you_mean(name, known)
-    if nearest:
-        return nearest.replace("'", "--", 1).replace("'", "", 1)
-    same_field = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
-    return f" (did you mean --{same_field[0]}?)" if same_field else ""
+    section, dot, field = name.rpartition(".")
+    # A section that fits must not lend its likeness to a field that does not.
+    siblings = [other.removeprefix(f"{section}.") for other in known if dot and other.startswith(f"{section}.")]
+    near = [f"{section}.{other}" for other in nearest(field, siblings)]
+    near = near or [other for other in known if other.rpartition(".")[2] == field]
+    near = near or ([] if siblings else nearest(name, known))
+    return f" (did you mean --{near[0]}?)" if near else ""
 
 
 def flag_names(recipe: Recipe) -> list[str]:

@@ -8,39 +8,56 @@ import signal
 import sys
 from collections.abc import Callable
 
-from toolkit.errors import StorageError, ToolkitError, show
+from toolkit.errors import StorageError, ToolkitError, show, tell_launcher
+from toolkit.library_messages import held, print_held
 
 
 def exit_code_of(action: Callable[[], int]) -> int:
     """What `action` returns; the code of a ToolkitError, after its message; 0 when the reader of the output has left.
 
     1 where standard output takes no more (a full disk); 130 after a Ctrl-C that found no loop to end, or did not want to
-    wait for it.
+    wait for it. What libraries say is held back: a fault that nobody foresaw brings it, before its traceback.
     """
     _prepare_streams()
     try:
         try:
-            return action()
+            with held():
+                return action()
         except ToolkitError as error:
             return show(error)
+        except OSError:
+            raise  # perhaps the output's own, see below
+        except Exception as error:
+            _tell_all(error)
+            raise
         except KeyboardInterrupt:
+            # The launcher may pass the same key press on once more.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 print("interrupted; --resume auto continues a run from its last checkpoint", file=sys.stderr)
             return 128 + signal.SIGINT
         finally:
             # A short text is still in the buffer: find out here whether it can be written, not while Python exits.
             sys.stdout.flush()
-    except BrokenPipeError:
+    except BrokenPipeError as error:
         if not _reader_left():
+            _tell_all(error)
             raise
         # The reader (head, less) has seen enough.
         _let_go_of_output()
         return 0
     except OSError as error:
         if not _output_fails():
+            _tell_all(error)
             raise
         _let_go_of_output()
         return show(_unwritable(error))
+
+
+def _tell_all(error: Exception) -> None:
+    """Before the traceback of what nobody foresaw: what libraries had said, and the launcher's share."""
+    print_held()
+    tell_launcher(f"{type(error).__name__}: {error}\n  its traceback stands above")
 
 
 def _prepare_streams() -> None:

@@ -10,14 +10,18 @@ from pathlib import Path
 
 from toolkit.cli.dry_run import print_dry_run
 from toolkit.cli.flags import Invocation, parse, split_launcher_flags
+from toolkit.cli.following import given_flags, smaller_micro_batch
 from toolkit.cli.launcher_config import check_launcher_config, check_process_count
 from toolkit.cli.launcher_environment import check_launcher_environment
 from toolkit.cli.output import exit_code_of
 from toolkit.data.find_files import check_location
 from toolkit.ds_config.golden import assumed_target
-from toolkit.ds_config.render import render
+from toolkit.ds_config.render import accumulation_steps, render
+from toolkit.errors import InputError, collect, together
+from toolkit.library_messages import are_shown, show_all
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import mesh_of
+from toolkit.recipe.recipe import InconsistentRecipe
 from toolkit.tasks import check_metric, check_task
 
 
@@ -29,18 +33,17 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
 def _main(recipe: Recipe, argv: Sequence[str]) -> int:
     script = Path(sys.argv[0])
     launcher, rest = split_launcher_flags(argv)
-    invocation = parse(
-        recipe,
-        rest,
-        output_dir=Path("runs") / script.stem,
-        description=_describe(script, recipe),
-        prog=script.name,
-    )
+    output_dir = Path("runs") / script.stem
+    try:
+        invocation = parse(recipe, rest, output_dir=output_dir, description=_describe(script, recipe), prog=script.name)
+    except InconsistentRecipe as error:
+        starts = not {"dry_run", "preview"} & given_flags(rest)
+        raise together([*error.parts, *_faults(error.recipe, _world_size(error.recipe, starts))]) from None
     return run(recipe, invocation, script.stem, launcher.deepspeed_config)
 
 
 def _describe(script: Path, recipe: Recipe) -> str:
-    return f"{recipe.note or 'A training recipe.'}\n\nStart: deepspeed --num_gpus {recipe.launch.devices} {script}"
+    return f"{recipe.note or 'A training recipe.'}\n\nStart: deepspeed -q --num_gpus {recipe.launch.devices} {script}"
 
 
 def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path | None) -> int:
@@ -48,20 +51,23 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
 
     `file` is the recipe as its file has it, `invocation.recipe` the same with this start's flags.
     """
+    if invocation.verbose:
+        show_all()
     recipe = invocation.recipe
     check_process_count()
     starts = not invocation.dry_run and not invocation.preview
     check_launcher_environment(will_start=starts)
-    check_task(recipe.task.name)
-    check_metric(recipe.task.name, recipe.evaluation.metric)
-    world_size = _world_size()
-    if starts:
-        # Without a launcher it is one rank; what is only shown is meant for the recipe's own launch section.
-        world_size = world_size or 1
-        mesh_of(recipe.parallel, world_size)
+    world_size = _world_size(recipe, starts)
+    recipe, more = smaller_micro_batch(recipe, invocation.given, world_size)
+    faults = _faults(recipe, world_size)
+    if faults:
+        raise together(faults)
     target = assumed_target(recipe, world_size)
     config = render(recipe, target)
     check_launcher_config(config, deepspeed_config, file=file)
+    if os.environ.get("RANK", "0") == "0":
+        for note in (*invocation.notes, *more):
+            print(note, flush=True)
     if invocation.dry_run:
         if os.environ.get("RANK", "0") == "0":
             print_dry_run(recipe, target, config, name)
@@ -84,8 +90,9 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
 def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # When a host vanishes, torch's stack frames would bury the message that names it. Read while torch is imported.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not are_shown():
+        # When a host vanishes, torch's stack frames would bury the message that names it. Read while torch is imported.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Half a million objects come with these modules and stay: no garbage collection, now or in training, need visit them.
     gc.disable()
     from toolkit.train.run import RunOptions, train
@@ -95,7 +102,20 @@ def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
     return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume, invocation.resume_changed_data))
 
 
-def _world_size() -> int | None:
-    """What the launcher says; None without one."""
+def _world_size(recipe: Recipe, starts: bool) -> int:
+    """What the launcher says. Without one it is one rank; what is only shown is meant for the recipe's own launch section."""
     text = os.environ.get("WORLD_SIZE", "")
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdigit() else 1 if starts else recipe.launch.world_size
+
+
+def _faults(recipe: Recipe, world_size: int) -> list[InputError]:
+    """What `recipe` asks for and does not exist, or does not go with `world_size` ranks."""
+    return collect(
+        lambda: _check_task(recipe),
+        lambda: accumulation_steps(recipe, mesh_of(recipe.parallel, world_size)),
+    )
+
+
+def _check_task(recipe: Recipe) -> None:
+    check_task(recipe.task.name)
+    check_metric(recipe.task.name, recipe.evaluation.metric)

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils.logging import set_log_level_from_string
 from torch.distributed import distributed_c10d
 
 from toolkit.engine import device, grid, kernels
 from toolkit.errors import LaunchError, ToolkitError
+from toolkit.library_messages import are_shown
 from toolkit.recipe import Parallel
 from toolkit.recipe.mesh import Mesh, mesh_of
 
@@ -79,7 +81,7 @@ def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | Non
     and then held by rank 0.
     """
     _probe_no_kernels()
-    _quiet_torch()
+    _set_voices()
     kernels.own_ninja_first()
     # On several hosts the folder may be shared, and the build that holds the lock run on another one.
     if process.local_rank == 0 and not process.spans_hosts:
@@ -109,9 +111,12 @@ def _probe_no_kernels() -> None:
     deepspeed.ops.__compatible_ops__ = {}
 
 
-def _quiet_torch() -> None:
-    # Every rank would print torch's advice on the names that DeepSpeed calls.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+def _set_voices() -> None:
+    if are_shown():
+        set_log_level_from_string("info")
+    else:
+        # Every rank would print torch's advice on the names that DeepSpeed calls.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def _set_default_timeout(timeout: timedelta) -> None:

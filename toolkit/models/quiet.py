@@ -6,13 +6,15 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from toolkit.library_messages import are_shown
+
 
 @contextmanager
 def quiet(library: str = "transformers") -> Iterator[None]:
-    """Let `library` log errors only, for a while."""
+    """Let `library` log errors only, for a while; --verbose lets it speak."""
     logger = logging.getLogger(library)
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(level if are_shown() else logging.ERROR)
     try:
         yield
     finally:

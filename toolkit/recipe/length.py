@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, plural
 
 if TYPE_CHECKING:
     from toolkit.recipe.recipe import Recipe
@@ -20,18 +20,32 @@ class Misfit:
     expected: str
     flag: str
     """What cures it on the command line."""
+    follows: bool = False
+    """Whether the cure trains what the recipe says in a run of this length."""
+
+    @property
+    def name(self) -> str:
+        """The dotted name of the field."""
+        return self.field.partition("=")[0]
+
+
+class LengthError(RecipeError):
+    """A run has no room for some fields."""
+
+    misfits: Sequence[Misfit] = ()
 
 
 def check_length(recipe: Recipe, total_steps: int) -> None:
     """Raise RecipeError for every field of `recipe` that a run of `total_steps` optimizer steps has no room for."""
     misfits = [*_schedule(recipe, total_steps), *_intervals(recipe, total_steps)]
     if misfits:
-        unit = "step" if total_steps == 1 else "steps"
-        raise RecipeError(
-            f"{', '.join(misfit.field for misfit in misfits)} in a run of {total_steps} {unit}",
+        error = LengthError(
+            f"{', '.join(misfit.field for misfit in misfits)} in a run of {plural(total_steps, 'step')}",
             expected="; ".join(misfit.expected for misfit in misfits),
             do=f"make the run longer, or pass {' '.join(misfit.flag for misfit in misfits)}",
         )
+        error.misfits = misfits
+        raise error
 
 
 def _schedule(recipe: Recipe, total: int) -> Iterator[Misfit]:
@@ -42,6 +56,7 @@ def _schedule(recipe: Recipe, total: int) -> Iterator[Misfit]:
             f"schedule.warmup_steps={warmup}",
             f"schedule.warmup_steps below {total}: the rate never reaches optimizer.learning_rate",
             f"--schedule.warmup_steps {total - 1}",
+            follows=True,
         )
         warmup = total - 1
     after = total - warmup
@@ -80,6 +95,7 @@ def _intervals(recipe: Recipe, total: int) -> Iterator[Misfit]:
             f"checkpoint.every_steps={every}",
             f"checkpoint.every_steps of at most {total} (0: only the last step)",
             "--checkpoint.every_steps 0",
+            follows=True,
         )
     every, watcher = recipe.evaluation.every_steps, _watcher(recipe)
     if not every:
@@ -93,15 +109,17 @@ def _intervals(recipe: Recipe, total: int) -> Iterator[Misfit]:
             f"evaluation.every_steps of at most {total}"
             + ("" if needed else " (0: before the first and after the last)"),
             f"--evaluation.every_steps {often}",
+            follows=True,
         )
         before = (total - 1) // often if often else 0
     if watcher is not None and before < needed:
         cure = f"--evaluation.every_steps {often}" if (total - 1) // often >= needed else watcher.off
         yield Misfit(
             watcher.field,
-            f"at least {needed} evaluation{'s' if needed > 1 else ''} before the last step, of which there "
+            f"at least {plural(needed, 'evaluation')} before the last step, of which there "
             f"{'is' if before == 1 else 'are'} {before}: {watcher.why}",
             cure,
+            follows=not watcher.trains,
         )
 
 
@@ -113,6 +131,8 @@ class _Watcher:
     needed: int
     why: str
     off: str
+    trains: bool = False
+    """Whether it changes a weight, and not only which of them are kept or when the run ends."""
 
 
 def _watcher(recipe: Recipe) -> _Watcher | None:
@@ -128,5 +148,5 @@ def _watcher(recipe: Recipe) -> _Watcher | None:
     if recipe.schedule.type == "reduce_on_plateau":
         field, patience = "schedule.patience", recipe.schedule.patience
         why = "the first is the best so far, and the rate drops after more than schedule.patience worse ones"
-        found.append(_Watcher(f"{field}={patience}", patience + 2, why, "--schedule.type constant"))
+        found.append(_Watcher(f"{field}={patience}", patience + 2, why, "--schedule.type constant", trains=True))
     return max(found, key=lambda watcher: watcher.needed, default=None)

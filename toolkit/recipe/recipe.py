@@ -6,11 +6,13 @@ Checks that need one section live with it; checks that need the world size, the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from toolkit.errors import RecipeError
+from toolkit.errors import InputError, RecipeError, SeveralErrors, collect, joined
 from toolkit.recipe.effect import check_effect, has_held_out
 from toolkit.recipe.inputs import Batch, Data, Model, Task
 from toolkit.recipe.length import check_length
@@ -58,14 +60,25 @@ class Recipe(Section):
                 expected="steps: a stream has no known length",
                 do="set steps (and --epochs None)",
             )
-        _check_evaluation(self)
-        _check_attention(self)
-        _check_parallel(self)
-        check_effect(self)
-        if self.steps is not None:
-            # A length in epochs is known once the data is prepared, and checked then.
-            check_length(self, self.steps)
+        checks = (_check_evaluation, _check_attention, _check_parallel, check_effect, _check_steps)
+        found = collect(*(partial(check, self) for check in checks))
+        if found:
+            raise InconsistentRecipe(self, found)
         return self
+
+
+class InconsistentRecipe(SeveralErrors):
+    """Fields of `recipe` contradict each other, or the length of its run."""
+
+    def __init__(self, recipe: Recipe, parts: Sequence[InputError]) -> None:
+        super().__init__(**joined(parts), parts=parts)
+        self.recipe = recipe
+
+
+def _check_steps(recipe: Recipe) -> None:
+    if recipe.steps is not None:
+        # A length in epochs is known once the data is prepared, and checked then.
+        check_length(recipe, recipe.steps)
 
 
 def _check_evaluation(recipe: Recipe) -> None:

@@ -9,6 +9,7 @@ import pydantic
 from toolkit.errors import RecipeError, did_you_mean
 from toolkit.recipe.field_type import admits_bool, describe_field
 from toolkit.recipe.removed import removed_field
+from toolkit.recipe.synonyms import answer
 
 
 class Section(pydantic.BaseModel):
@@ -60,8 +61,10 @@ def _describe(section: type[pydantic.BaseModel], detail: Any) -> tuple[str, str]
     name = _name(section, detail)
     if detail["type"] == "extra_forbidden":
         last = str(detail["loc"][-1])
-        return f"unknown field {name}{did_you_mean(last, section.model_fields)}", (
-            f"one of {', '.join(section.model_fields)}"
+        known = answer(name)
+        hint = f" (here it is {known[0]})" if known and known[0] else did_you_mean(last, section.model_fields)
+        return f"unknown field {name}{hint}", (
+            known[1] if known and known[1] else f"one of {', '.join(section.model_fields)}"
         )
     if detail["type"] == "missing":
         return f"{name} is missing", f"a value for {name}"

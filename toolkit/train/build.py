@@ -67,6 +67,7 @@ def build_engine(
     source = _starting_weights(recipe, inputs, me, folder, display)
     model, missing = _load(recipe, inputs, config, me, source)
     check_missing(missing, source, model)
+    _remove_starting_weights(me, folder)
     if recipe.model.weights == "random":
         train_shared_padding(model, inputs.model_config)
     if inputs.generation is not None:
@@ -184,6 +185,14 @@ def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folde
             display.say(f"new weights: {', '.join(fresh)}")
     process.barrier()
     return str(directory)
+
+
+def _remove_starting_weights(me: process.Process, folder: RunFolder) -> None:
+    """Once every rank has read them: a resume makes the same ones again, for what no checkpoint holds."""
+    process.barrier()
+    if me.local_rank == 0:
+        for directory in starting_weights_of(socket.gethostname(), folder.path):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def starting_weights_of(host: str, folder: Path) -> list[Path]:
