@@ -38,7 +38,7 @@ def passes(record: logging.LogRecord) -> bool:
         text = record.getMessage()
     except (TypeError, ValueError):  # arguments that do not fit the text
         text = str(record.msg)
-    line = f"{record.levelname} {record.name}: {text.rstrip()}"
+    line = f"{record.levelname} {record.name}: {text.rstrip()}".replace("\n", "\n  ")
     _held[line] = _held.pop(line, 0) + 1
     if len(_held) > MOST_HELD:
         _held.popitem(last=False)

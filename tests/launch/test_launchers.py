@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.distributed import run_distributed
-from tests.launch.runs import FOREIGN, OUR_ERROR, hashes, records, tiny_recipe, train_in_rank, write_recipe
+from tests.launch.runs import OUR_ERROR, hashes, records, tiny_recipe, train_in_rank, write_recipe
 from toolkit.checkpoint.manifest import complete_steps
 from toolkit.ds_config.golden import write
 from toolkit.recipe import Checkpoint, Optimizer, Recipe
@@ -40,7 +41,11 @@ echo "$0 $*" >> {called}
 echo "collect2: error: ld returned 1 exit status" >&2
 exit 1
 """
-LAUNCHERS_LINE = re.compile(r"\[[\d :,-]+\] \[\w+\] \[(launch|runner|multinode_runner)\.py:.*")
+OUR_LINE = re.compile(
+    r"(batch|schedule|step|done|length): .*|step +\d+/\d+  .*|preparing .*|  \d.*|  packed .*|torch .*"
+)
+"""Every line of a run of the tiny recipe."""
+DEEPSPEEDS_LINE = re.compile(r"\[[\d :,-]+\] \[(INFO|WARNING)\] \[\w+\.py:.*")
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +100,15 @@ def start(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def is_our_voice(done: subprocess.CompletedProcess[str]) -> None:
-    """Nothing on the screen but the launcher's own lines and ours, rank 0's alone."""
-    lines = [line for line in done.stdout.splitlines() if not LAUNCHERS_LINE.fullmatch(line)]
+    """Nothing on the screen but our lines, rank 0's alone: of the launchers nothing either."""
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not OUR_LINE.fullmatch(line)] == []
     assert lines[0].startswith("batch: 4 sequences per step = ") and lines[-1].startswith(f"done: {STEPS} steps in ")
-    assert FOREIGN.findall("\n".join(lines)) == []
     assert done.stderr == ""
 
 
-DEEPSPEED = ("deepspeed", "--num_gpus", "2", "--master_port", "PORT")
+# Without -q the launcher logs eleven lines around ours.
+DEEPSPEED = ("deepspeed", "-q", "--num_gpus", "2", "--master_port", "PORT")
 TORCHRUN = ("torchrun", "--nproc_per_node", "2", "--master_port", "PORT")
 ACCELERATE = ("accelerate", "launch", "--main_process_port", "PORT")
 
@@ -174,6 +180,19 @@ def test_accelerate_that_would_start_one_process_in_silence(home: Path) -> None:
     assert not (home / "single").exists()
 
 
+def test_verbose_brings_what_deepspeed_says(home: Path) -> None:
+    done = start(home, "python", "recipes/tiny.py", "--verbose", "--steps", "1", "--output_dir", "verbose")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert (
+        lines[0]
+        == "length: --steps 1 leaves no room for the recipe's schedule.warmup_steps=2; instead: --schedule.warmup_steps 0"
+    )
+    assert len([line for line in lines if DEEPSPEEDS_LINE.fullmatch(line)]) > 20
+    assert "DeepSpeed info: version=" in done.stdout and "Setting accelerator to CPU" in done.stdout
+    assert lines[-1].startswith("done: 1 steps in ")
+
+
 CONTRADICTION = "error: the launcher contradicts the recipe: "
 
 
@@ -196,6 +215,10 @@ def test_accelerate_flags_that_contradict(home: Path) -> None:
     )
     # torchrun, which accelerate starts here, ends with 1 itself and reports the ranks' codes.
     assert re.search(r"exitcode *: 2 \(pid", done.stderr)
+    # The report ends with our message again, not with a link.
+    report = done.stderr.rpartition("Root Cause (first observed failure):")[2]
+    assert "traceback : the launcher contradicts the recipe: ACCELERATE_DEEPSPEED_ZERO_STAGE=3" in report
+    assert "    expected: the values of the recipe, which is the one source of truth\n" in report
     assert not (home / "never").exists()
 
 
@@ -206,6 +229,8 @@ def test_a_deepspeed_file_that_contradicts(home: Path) -> None:
     done = start(home, *DEEPSPEED, *words)
     assert done.returncode == 2
     assert len(OUR_ERROR.findall(done.stderr)) == 1
+    # The launcher says how its processes ended, and no more.
+    assert re.fullmatch(r"\[.*\] \[ERROR\] \[launch\.py:.*exits with return code = 2\n", done.stdout)
     assert (
         CONTRADICTION
         + (
@@ -217,15 +242,16 @@ def test_a_deepspeed_file_that_contradicts(home: Path) -> None:
     assert not (home / "never").exists()
 
 
-def test_ctrl_c_under_deepspeed(home: Path, recipe: Recipe) -> None:
-    """The terminal's Ctrl-C reaches launchers and ranks alike, and the launcher sends SIGTERM on top."""
+@pytest.mark.parametrize("words", [DEEPSPEED, TORCHRUN], ids=lambda words: words[0])
+def test_ctrl_c(words: Sequence[str], home: Path, recipe: Recipe) -> None:
+    """The terminal's Ctrl-C reaches launchers and ranks alike; deepspeed sends SIGTERM on top, torchrun SIGINT once more."""
     longer = recipe.model_copy(update={"steps": 40})
-    write_recipe(home / "longer.py", longer)
-    folder = home / "runs" / "longer"
+    write_recipe(home / f"by_{words[0]}.py", longer)
+    folder = home / "runs" / f"by_{words[0]}"
     launcher = subprocess.Popen(
-        command(*DEEPSPEED, "longer.py"),
+        command(*words, f"by_{words[0]}.py"),
         cwd=home,
-        env=environment(home, "deepspeed"),
+        env=environment(home, words[0]),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -247,6 +273,8 @@ def test_ctrl_c_under_deepspeed(home: Path, recipe: Recipe) -> None:
     assert complete_steps(folder / "checkpoints") == [int(message[0])]
     assert f"{os.sep}toolkit{os.sep}" not in output, "a traceback of ours"
     assert launcher.returncode not in (0, None)
+    if words == TORCHRUN:
+        return
     continued, whole = (str(folder), "auto"), (str(home / "whole"), None)
     for output_dir, resume in (continued, whole):
         (code, _), _ = run_distributed(train_in_rank, 2, longer, output_dir, str(home / "cache"), resume)

@@ -152,7 +152,7 @@ COMMAND_LINE = [
     Wrong("negative", "--batch.micro_size -2", "batch.micro_size=-2", "input should be greater than 0", "correct the recipe or the flag"),
     Wrong("zero", "--steps 0", "steps=0", "input should be greater than 0", "correct the recipe or the flag"),
     Wrong("not-a-number", "--optimizer.learning_rate nan", "optimizer.learning_rate=nan", "input should be a finite number", "correct the recipe or the flag"),
-    Wrong("two-lengths", "--epochs 2", "steps=2 and epochs=2.0", "exactly one of the two", "pass e.g. --epochs None"),
+    Wrong("two-lengths", "--epochs 2 --steps 2", "steps=2 and epochs=2.0", "exactly one of the two", "pass e.g. --epochs None"),
     Wrong("unknown-task", "--task.name causal", "task.name='causal' (did you mean 'causal_lm'?)", "one of causal_lm, sequence_classification", "correct task.name"),
     Wrong("unknown-optimizer", "--optimizer.type adamx", "--optimizer.type adamx", "one of sgd, sgd_momentum, adagrad, rmsprop, adam, adamw, lion, muon", SEE_HELP),
     Wrong("parameter-of-another-optimizer", "--optimizer.type lion --optimizer.momentum 0.9", "optimizer.momentum=0.9 with optimizer.type='lion'", "lion has betas; momentum belongs to sgd_momentum, rmsprop, muon", "remove optimizer.momentum"),

@@ -45,7 +45,7 @@ def shortened(error: InconsistentRecipe, file: Recipe, given: Collection[str]) -
     fields = ", ".join(misfit.field for misfit in misfits if misfit.name in cures)
     flags = " ".join(dict.fromkeys(cures.values()))
     return flags.split(), [
-        f"length: the recipe's {fields} has no room in --steps {error.recipe.steps}; instead: {flags}"
+        f"length: --steps {error.recipe.steps} leaves no room for the recipe's {fields}; instead: {flags}"
     ]
 
 

@@ -60,8 +60,10 @@ class Recipe(Section):
                 expected="steps: a stream has no known length",
                 do="set steps (and --epochs None)",
             )
-        checks = (_check_evaluation, _check_attention, _check_parallel, check_effect, _check_steps)
-        found = collect(*(partial(check, self) for check in checks))
+        found = collect(partial(_check_evaluation, self))
+        # What watches an evaluation that is missing has no effect either, nor room: once is enough.
+        checks = (_check_attention, _check_parallel, *(() if found else (check_effect, _check_steps)))
+        found += collect(*(partial(check, self) for check in checks))
         if found:
             raise InconsistentRecipe(self, found)
         return self
