@@ -101,8 +101,13 @@ def test_twenty_kills_in_a_row(tiny_llama_dir: Path, chat_file: Path, cache: str
 
 @pytest.mark.parametrize(
     ("number", "victims", "code"),
-    [(signal.SIGTERM, (0, 1), 143), (signal.SIGTERM, (1,), 143), (signal.SIGINT, (0, 1), 130)],
-    ids=["sigterm", "sigterm-one-rank", "sigint"],
+    [
+        (signal.SIGTERM, (0, 1), 143),
+        (signal.SIGTERM, (1,), 143),
+        (signal.SIGINT, (0, 1), 130),
+        (signal.SIGINT, (0, 1) * 3, 130),
+    ],
+    ids=["sigterm", "sigterm-one-rank", "sigint", "sigint-and-passed-on-by-launchers"],
 )
 def test_a_stop_signal_saves_and_leaves(
     number: int, victims: tuple[int, ...], code: int, short: Recipe, short_run: Path, cache: str, tmp_path: Path

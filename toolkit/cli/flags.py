@@ -113,17 +113,13 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
     A shorter run on the command line takes along what the file fitted to its own length.
     """
     _check_names(argv, recipe)
-    start = Invocation(recipe, output_dir, given=given_flags(argv))
-    more, notes = other_length(recipe, argv, start.given)
-    words = [*argv, *more]
+    given = given_flags(argv)
+    more, notes = other_length(recipe, argv, given)
+    start, words = Invocation(recipe, output_dir, given=given, notes=tuple(notes)), [*argv, *more]
     try:
-        found = _read(start, words, description, prog)
-    except InconsistentRecipe as error:
-        more, said = shortened(error, recipe, start.given)
-        if not more:
-            raise
-        notes += said
-        found = _read(start, [*words, *more], description, prog)
+        found = _read_with_what_follows(start, words, description, prog)
+    except InconsistentRecipe:
+        raise
     except RecipeError:
         faults = _section_faults(start, words, description, prog)
         if not faults:
@@ -131,7 +127,18 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
         raise together(faults) from None
     resume = found.resume if found.resume is None else str(_located("resume", found.resume))
     output_dir = _located("output_dir", str(found.output_dir))
-    return replace(found, output_dir=output_dir, resume=resume, notes=tuple(notes))
+    return replace(found, output_dir=output_dir, resume=resume)
+
+
+def _read_with_what_follows(start: Invocation, argv: Sequence[str], description: str, prog: str) -> Invocation:
+    try:
+        return _read(start, argv, description, prog)
+    except InconsistentRecipe as error:
+        # What followed before is on the command line by now: each field follows once.
+        more, notes = shortened(error, start.recipe, start.given, given_flags(argv) - start.given)
+        if not more:
+            raise
+    return _read_with_what_follows(replace(start, notes=start.notes + tuple(notes)), [*argv, *more], description, prog)
 
 
 def _section_faults(start: Invocation, argv: Sequence[str], description: str, prog: str) -> list[RecipeError]:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 from toolkit.cli.flag_errors import values_of
 from toolkit.recipe import Recipe
+from toolkit.recipe.effect import EffectError, value_of
 from toolkit.recipe.length import LengthError, Misfit
 from toolkit.recipe.recipe import InconsistentRecipe
 
@@ -33,16 +34,24 @@ def other_length(file: Recipe, argv: Sequence[str], given: Collection[str]) -> t
     return [], []
 
 
-def shortened(error: InconsistentRecipe, file: Recipe, given: Collection[str]) -> tuple[list[str], list[str]]:
-    """(flags to add, what to say) for the fields that a run of the length on the command line has no room for."""
+def shortened(
+    error: InconsistentRecipe, file: Recipe, given: Collection[str], followed: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """(flags to add, what to say) for the fields that a run of the length on the command line has no room for.
+
+    `given` is what the user has written, `followed` what followed from it before.
+    """
     if not LENGTHS.keys() & set(given):
         return [], []
     misfits = [misfit for part in error.parts if isinstance(part, LengthError) for misfit in part.misfits]
     cures = {misfit.name: _cure(misfit, error.recipe, file) for misfit in misfits if misfit.follows}
-    cures = {name: cure for name, cure in cures.items() if not {name, cure.split()[0][2:]} & set(given)}
+    idle = [field for part in error.parts if isinstance(part, EffectError) for field in part.idle]
+    cures |= {field.name: field.flag for field in idle if set(field.depends) & set(followed)}
+    settled = {*given, *followed}
+    cures = {name: cure for name, cure in cures.items() if not {name, cure.split()[0][2:]} & settled}
     if not cures:
         return [], []
-    fields = ", ".join(misfit.field for misfit in misfits if misfit.name in cures)
+    fields = ", ".join(f"{name}={value_of(error.recipe, name)}" for name in cures)
     flags = " ".join(dict.fromkeys(cures.values()))
     return flags.split(), [
         f"length: --steps {error.recipe.steps} leaves no room for the recipe's {fields}; instead: {flags}"
@@ -50,10 +59,12 @@ def shortened(error: InconsistentRecipe, file: Recipe, given: Collection[str]) -
 
 
 def _cure(misfit: Misfit, recipe: Recipe, file: Recipe) -> str:
-    if misfit.name != "schedule.warmup_steps" or not file.steps or not recipe.steps:
+    section, _, field = misfit.name.partition(".")
+    if section != "schedule" or not file.steps or not recipe.steps:
         return misfit.flag
-    # The same share of the run as in the file.
-    return f"--schedule.warmup_steps {file.schedule.warmup_steps * recipe.steps // file.steps}"
+    # The same share of the run as in the file, so that the curve keeps its shape.
+    share = getattr(recipe.schedule, field) * recipe.steps // file.steps
+    return f"--{misfit.name} {share if field == 'warmup_steps' else max(1, share)}"
 
 
 def smaller_micro_batch(recipe: Recipe, given: Collection[str], world_size: int) -> tuple[Recipe, list[str]]:

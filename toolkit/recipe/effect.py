@@ -5,7 +5,7 @@ A field at its default may stand anywhere, written out or not. Every field has a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,21 +166,40 @@ FIELDS: dict[str, Acts | None] = {
 architecture, a data file) and is looked at there."""
 
 
+@dataclass(frozen=True)
+class Idle:
+    """A field that cannot act."""
+
+    name: str
+    depends: Sequence[str]
+    """The fields that decide whether it acts."""
+    flag: str
+    """What takes it back to its default on the command line."""
+
+
+class EffectError(RecipeError):
+    """Some fields cannot act."""
+
+    idle: Sequence[Idle] = ()
+
+
 def check_effect(recipe: Recipe) -> None:
     """Raise RecipeError for fields that are not at their default and cannot act, all of them at once."""
     idle = {
         name: acts
         for name, acts in FIELDS.items()
-        if acts is not None and _value(recipe, name) != default(recipe, name) and not acts.when(recipe)
+        if acts is not None and value_of(recipe, name) != default(recipe, name) and not acts.when(recipe)
     }
     if not idle:
         return
-    flags = " ".join(_flag(name, default(recipe, name)) for name in idle)
-    raise RecipeError(
+    fields = [Idle(name, acts.depends, _flag(name, default(recipe, name))) for name, acts in idle.items()]
+    error = EffectError(
         "; ".join(_describe(recipe, name, acts) for name, acts in idle.items()),
         expected="; ".join(f"{name} acts with {acts.needs} only" for name, acts in idle.items()),
-        do=f"remove {', '.join(idle)} from the recipe (on the command line: {flags})",
+        do=f"remove {', '.join(idle)} from the recipe (on the command line: {' '.join(field.flag for field in fields)})",
     )
+    error.idle = fields
+    raise error
 
 
 def default(recipe: Recipe, name: str) -> Any:
@@ -190,14 +209,15 @@ def default(recipe: Recipe, name: str) -> Any:
     return type(owner).model_fields[last].get_default(call_default_factory=True)
 
 
-def _value(recipe: Recipe, name: str) -> Any:
+def value_of(recipe: Recipe, name: str) -> Any:
+    """Value of the field with the dotted `name`."""
     section, _, last = name.rpartition(".")
     return getattr(getattr(recipe, section) if section else recipe, last)
 
 
 def _describe(recipe: Recipe, name: str, acts: Acts) -> str:
-    state = ", ".join(f"{other}={_value(recipe, other)!r}" for other in acts.depends)
-    return f"{name}={_value(recipe, name)!r} has no effect with {state}"
+    state = ", ".join(f"{other}={value_of(recipe, other)!r}" for other in acts.depends)
+    return f"{name}={value_of(recipe, name)!r} has no effect with {state}"
 
 
 def _flag(name: str, value: Any) -> str:

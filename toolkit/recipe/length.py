@@ -21,7 +21,7 @@ class Misfit:
     flag: str
     """What cures it on the command line."""
     follows: bool = False
-    """Whether the cure trains what the recipe says in a run of this length."""
+    """Whether a shorter run on the command line takes it along: it trains the recipe's curve, or changes no weight."""
 
     @property
     def name(self) -> str:
@@ -65,6 +65,7 @@ def _schedule(recipe: Recipe, total: int) -> Iterator[Misfit]:
             f"schedule.decay_steps={schedule.decay_steps}",
             f"schedule.decay_steps of at most {after}, the steps after the warm-up",
             f"--schedule.decay_steps {after}",
+            follows=True,
         )
     if schedule.type == "step" and (schedule.step_size or 0) >= after:
         yield Misfit(
