@@ -152,7 +152,7 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
 
 def plural(count: int, word: str, plural: str = "") -> str:
     """`1 rank`, `2 ranks`, `0 ranks`; for a word that takes more than an s, give its `plural`."""
-    return f"{count} {word if count == 1 else plural or word + 's'}"
+    return f"{count:,} {word if count == 1 else plural or word + 's'}"
 
 
 def first_few(names: Sequence[str], limit: int = 8) -> str:

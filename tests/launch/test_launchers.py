@@ -190,7 +190,7 @@ def test_verbose_brings_what_deepspeed_says(home: Path) -> None:
     )
     assert len([line for line in lines if DEEPSPEEDS_LINE.fullmatch(line)]) > 20
     assert "DeepSpeed info: version=" in done.stdout and "Setting accelerator to CPU" in done.stdout
-    assert lines[-1].startswith("done: 1 steps in ")
+    assert lines[-1].startswith("done: 1 step in ")
 
 
 CONTRADICTION = "error: the launcher contradicts the recipe: "

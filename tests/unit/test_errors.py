@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from toolkit import errors
-from toolkit.errors import InputError, RunFailed, StorageError, ToolkitError, did_you_mean, show
+from toolkit.errors import InputError, RunFailed, StorageError, ToolkitError, did_you_mean, plural, show
 
 TEXT = "batch.global_size=7\n  expected: a multiple of 2\n  do this:  set batch.global_size=8"
 
@@ -106,6 +106,20 @@ def test_a_diverged_run_ends_with_3() -> None:
         "from toolkit.errors import *\nimport toolkit\nraise RunFailed('nan', expected='a number', do='rest')"
     )
     assert (done.returncode, done.stderr) == (3, "error: nan\n  expected: a number\n  do this:  rest\n")
+
+
+def test_plural() -> None:
+    said = [plural(count, "step") for count in (0, 1, 2, 1000)]
+    assert said == ["0 steps", "1 step", "2 steps", "1,000 steps"]
+    assert plural(1, "process", "processes") == "1 process" and plural(3, "process", "processes") == "3 processes"
+
+
+def test_several_errors_keep_their_messages() -> None:
+    first, second = make(errors.RecipeError), errors.LaunchError("a", expected="b", do="c")
+    both = pickle.loads(pickle.dumps(errors.together([first, second])))
+    assert (both.what, both.exit_code) == ("batch.global_size=7; a", 2)
+    assert f"error: {both}" == f"error: {TEXT}\nerror: a\n  expected: b\n  do this:  c"
+    assert errors.together([second]) is second
 
 
 @pytest.mark.parametrize(

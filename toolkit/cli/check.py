@@ -19,7 +19,7 @@ from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION
 from toolkit.ds_config.target import Target
-from toolkit.errors import ConfigError, InputError
+from toolkit.errors import ConfigError, InputError, plural
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import load_recipe
 
@@ -115,13 +115,9 @@ def _print(findings: Sequence[Finding], source: str, assumed: str) -> None:
         console.print(f": {finding.what}; {finding.do}  [{finding.rule}]")
     _print_rest(console, len(warnings), "warning")
     console.print(f"{chr(10) if warnings else ''}assumed: {assumed}")
-    console.print(f"{source}: {_count(len(errors), 'error')}, {_count(len(warnings), 'warning')}")
+    console.print(f"{source}: {plural(len(errors), 'error')}, {plural(len(warnings), 'warning')}")
 
 
 def _print_rest(console: Console, total: int, kind: Severity) -> None:
     if total > MOST_PRINTED:
-        console.print(f"... and {_count(total - MOST_PRINTED, f'more {kind}')} (--json lists them all)\n")
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+        console.print(f"... and {plural(total - MOST_PRINTED, f'more {kind}')} (--json lists them all)\n")

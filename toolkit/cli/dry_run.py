@@ -11,6 +11,7 @@ from toolkit.ds_config.explain import explain
 from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.target import Target
+from toolkit.errors import plural
 from toolkit.recipe import Recipe
 from toolkit.recipe.schedules import factor
 
@@ -47,7 +48,7 @@ def _print_length(recipe: Recipe) -> None:
         )
     else:
         print(
-            f"\n# length: {recipe.steps:,} steps, at most {per_step:,} tokens each, {recipe.steps * per_step:,} in all"
+            f"\n# length: {plural(recipe.steps, 'step')}, at most {per_step:,} tokens each, {recipe.steps * per_step:,} in all"
         )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolkit.ds_config.optimizer_block import wants_host_optimizer
+from toolkit.ds_config.render import resolved_dtype
 from toolkit.ds_config.target import Target
+from toolkit.errors import plural
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import mesh_of
 
@@ -15,8 +17,8 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
     """Sentences about `config`, rendered from `recipe` for `target`: the batch arithmetic and every deviation."""
     accumulation = config["gradient_accumulation_steps"]
     mesh = mesh_of(recipe.parallel, target.world_size)
-    micro_batches = f"{accumulation} micro-batch{'es' if accumulation > 1 else ''}"
-    replicas = f"{mesh.data} {'rank' if mesh.is_plain else 'replica'}{'s' if mesh.data > 1 else ''}"
+    micro_batches = plural(accumulation, "micro-batch", "micro-batches")
+    replicas = plural(mesh.data, "rank" if mesh.is_plain else "replica")
     lines = [
         f"batch: {recipe.batch.global_size} sequences per step = {recipe.batch.micro_size} per "
         f"{'rank' if mesh.is_plain else 'replica'} x {replicas} x {micro_batches}",
@@ -28,7 +30,7 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
             f"pipeline: each stage idles {mesh.bubble(accumulation):.0%} of a step, (stages - 1) / (micro-batches + stages - 1); "
             "more micro-batches per step make it less"
         )
-    dtype = next((name for name in ("bf16", "fp16") if name in config), "fp32")
+    dtype = resolved_dtype(recipe, target)
     emulated = target.bf16 and not target.bf16_is_native
     if recipe.precision.dtype == "auto":
         why = ", which has no instructions for bf16" if emulated else ""

@@ -11,7 +11,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from toolkit.ds_config.target import Target
-from toolkit.errors import LaunchError
+from toolkit.errors import LaunchError, plural
 
 GIB = 1024**3
 
@@ -102,9 +102,5 @@ def versions() -> str:
     import deepspeed
 
     threads = torch.get_num_threads()
-    name = (
-        torch.cuda.get_device_name()
-        if kind() == "cuda"
-        else f"cpu, {threads} thread{'s' if threads > 1 else ''} per rank"
-    )
+    name = torch.cuda.get_device_name() if kind() == "cuda" else f"cpu, {plural(threads, 'thread')} per rank"
     return f"torch {torch.__version__}, deepspeed {deepspeed.__version__}, {name}"

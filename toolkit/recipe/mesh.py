@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, plural
 from toolkit.recipe.update import Parallel
 
 AXES = ("pipeline", "data", "sequence", "tensor")
@@ -94,7 +94,7 @@ def mesh_of(parallel: Parallel, world_size: int) -> Mesh:
     if world_size % together:
         named = " x ".join(f"parallel.{name}={degree}" for name, degree in degrees.items() if degree > 1)
         raise RecipeError(
-            f"{named} does not divide the {world_size} process{'es' if world_size > 1 else ''} of this run",
+            f"{named} does not divide the {plural(world_size, 'process', 'processes')} of this run",
             expected=f"a multiple of {together} processes",
             do=f"start {(world_size // together + 1) * together} processes, or lower a degree",
         )

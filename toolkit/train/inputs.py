@@ -20,7 +20,7 @@ from toolkit.data.row_names import row_names
 from toolkit.data.sources import Source
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
-from toolkit.errors import ModelError, RecipeError
+from toolkit.errors import ModelError, RecipeError, plural
 from toolkit.models.assets import resolve as resolve_model
 from toolkit.models.attention_choice import choose_attention
 from toolkit.models.config import check_overrides, load_config, overruled
@@ -256,7 +256,7 @@ def _stored(
         display.say(
             f"  packed into {len(sequences):,} sequences of {recipe.batch.sequence_length} tokens, {full:.1%} full"
         )
-    display.say(f"  {total:,} steps = {order.epoch(total):.2f} epochs")
+    display.say(f"  {plural(total, 'step')} = {order.epoch(total):.2f} epochs")
     batches = StoredBatches(store, sequences, order, task.collate, rank, world_size, recipe.batch.micro_size)
     return batches, total
 

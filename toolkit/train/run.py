@@ -23,6 +23,7 @@ from toolkit.ds_config.render import render
 from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
 from toolkit.engine.protocol import Engine
+from toolkit.errors import plural
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.train import facts
@@ -189,9 +190,7 @@ def _restore(engine: Engine, start: Start, checkpoint: Path, me: process.Process
     manifest = load(engine, checkpoint, me.rank, me.world_size)
     if start.forgets_metric:
         engine.forget_observed()
-    display.say(
-        f"continuing from {checkpoint} (written by {manifest.world_size} rank{'s' if manifest.world_size > 1 else ''})"
-    )
+    display.say(f"continuing from {checkpoint} (written by {plural(manifest.world_size, 'rank')})")
     line = rate_line(start, manifest.run["engine"]["schedule"], engine.state()["schedule"])
     if line:
         display.say(line)
@@ -223,7 +222,7 @@ def _finish(
             shutil.rmtree(leftover, ignore_errors=True)
     seconds = time.monotonic() - began
     places = f"metrics in {folder.metrics}, checkpoints in {folder.checkpoints}{exported}"
-    display.say(f"done: {step} steps in {seconds / 60:.1f} min; {places}")
+    display.say(f"done: {plural(step, 'step')} in {seconds / 60:.1f} min; {places}")
     return 0
 
 
