@@ -19,6 +19,7 @@ from toolkit.checkpoint.export_folder import is_current, read_stamp
 from toolkit.checkpoint.manifest import complete_steps
 from toolkit.cli.output import exit_code_of
 from toolkit.recipe import Checkpoint, Evaluation, Recipe
+from toolkit.train.build import STARTING_WEIGHTS
 from toolkit.train.interrupts import ONE_PRESS_S, caught
 
 KILLS = 20
@@ -128,6 +129,23 @@ def test_a_stop_signal_saves_and_leaves(
     assert again == 0
     assert records(folder) == records(short_run)
     assert hashes(folder, SHORT) == hashes(short_run, SHORT)
+
+
+def test_starting_weights_are_there_only_while_they_are_read(short: Recipe, cache: str, tmp_path: Path) -> None:
+    random_weights = short.model_copy(update={"model": short.model.model_copy(update={"weights": "random"})})
+    whole = undisturbed(random_weights, cache, tmp_path / "whole")
+    folder = tmp_path / "run"
+    # Killed while they are written, they stay; the next start clears them away as soon as every rank has its own.
+    kill(random_weights, folder, cache, Strike(signal.SIGKILL, (1, 0), operation=3, below=STARTING_WEIGHTS))
+    assert len(list(folder.glob(f"{STARTING_WEIGHTS}*"))) == 1
+    strike = Strike(signal.SIGTERM, (0, 1), operation=1, below="metrics.jsonl")
+    (code, _), _ = run_distributed(train_until_stopped, 2, random_weights, str(folder), cache, strike)
+    assert code == 143 and complete_steps(folder / "checkpoints")
+    assert list(folder.glob(f"{STARTING_WEIGHTS}*")) == []
+    # A resume makes them again.
+    (code, _), _ = run_distributed(train_in_rank, 2, random_weights, str(folder), cache)
+    assert code == 0 and list(folder.glob(f"{STARTING_WEIGHTS}*")) == []
+    assert hashes(folder, SHORT) == hashes(whole, SHORT)
 
 
 def test_a_second_ctrl_c_ends_at_once(foreground: None) -> None:
