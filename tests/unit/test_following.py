@@ -130,6 +130,16 @@ def test_a_smaller_batch_takes_a_smaller_micro_batch(shown: Shown, monkeypatch: 
     assert shown.refused(QUICK, "--batch.global_size 2 --batch.micro_size 2") == [wrong.format(2)]
 
 
+def test_ones_own_file_and_the_held_out_set_of_the_recipe(shown: Shown) -> None:
+    notes, _ = shown.accepted(QUICK, "--data.train my.jsonl")
+    assert notes == [
+        "data: the recipe's data.evaluation=python-docstrings is still what is held out; instead, some of --data.train: "
+        "--data.evaluation None --data.evaluation_examples N"
+    ]
+    assert shown.accepted(QUICK, "--data.train a.jsonl --data.evaluation None --data.evaluation_examples 8")[0] == []
+    assert shown.accepted(QUICK, "--data.train a.jsonl --data.evaluation b.jsonl")[0] == []
+
+
 def test_all_that_is_wrong_is_told_at_once(shown: Shown) -> None:
     batch = "error: batch.global_size=3 is not a multiple of batch.micro_size x world size = 2 x 2 = 4"
     # The length, the world and the task.

@@ -15,7 +15,7 @@ import tyro
 from pydantic import BaseModel
 
 from toolkit.cli.flag_errors import OPTIONS, field_of, refusal
-from toolkit.cli.following import given_flags, other_length, shortened
+from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
 from toolkit.errors import RecipeError, nearest, together
 from toolkit.recipe import Recipe
 from toolkit.recipe.field_type import is_switch
@@ -115,7 +115,10 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
     _check_names(argv, recipe)
     given = given_flags(argv)
     more, notes = other_length(recipe, argv, given)
-    start, words = Invocation(recipe, output_dir, given=given, notes=tuple(notes)), [*argv, *more]
+    start, words = (
+        Invocation(recipe, output_dir, given=given, notes=(*notes, *same_held_out(recipe, given))),
+        [*argv, *more],
+    )
     try:
         found = _read_with_what_follows(start, words, description, prog)
     except InconsistentRecipe:

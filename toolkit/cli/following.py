@@ -34,6 +34,17 @@ def other_length(file: Recipe, argv: Sequence[str], given: Collection[str]) -> t
     return [], []
 
 
+def same_held_out(file: Recipe, given: Collection[str]) -> list[str]:
+    """What to say where other data is trained and the file's own is still held out."""
+    held_out = file.data.evaluation
+    if held_out is None or "data.train" not in given or "data.evaluation" in given:
+        return []
+    return [
+        f"data: the recipe's data.evaluation={held_out} is still what is held out; instead, some of --data.train: "
+        "--data.evaluation None --data.evaluation_examples N"
+    ]
+
+
 def shortened(
     error: InconsistentRecipe, file: Recipe, given: Collection[str], followed: Collection[str]
 ) -> tuple[list[str], list[str]]:
