@@ -81,7 +81,7 @@ def print_held() -> None:
     """Print on standard error what was held back."""
     if _held:
         print("held back until this fault (--verbose shows it at once):", file=sys.stderr)
-    for line, count in _held.items():
+    for line, count in list(_held.items()):  # another thread may still hear of something
         print(f"  {line}{f' [{count} times]' if count > 1 else ''}", file=sys.stderr)
     sys.stderr.flush()
 
