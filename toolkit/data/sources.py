@@ -22,6 +22,7 @@ from toolkit.data.splits import files_of_split, unknown_split
 from toolkit.data.storage import CLOSED, FULL
 from toolkit.data.text_files import check_is_data
 from toolkit.errors import DataError, StorageError, first_few, innermost, one_line
+from toolkit.library_messages import are_shown
 
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -207,7 +208,7 @@ def _access(location: str, field: str) -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """Without the progress bars and log lines of datasets: every rank opens the source, and errors are raised."""
     level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.logging.set_verbosity(level if are_shown() else datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         yield
