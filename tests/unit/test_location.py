@@ -11,6 +11,7 @@ import pytest
 from pydantic import AfterValidator, BaseModel
 
 from toolkit.cli import verbs
+from toolkit.cli.argument_types import file_path
 from toolkit.cli.flags import Invocation, parse, split_launcher_flags
 from toolkit.errors import RecipeError
 from toolkit.recipe import Batch, Data, Model, Parallel, Recipe
@@ -102,7 +103,7 @@ def test_every_path_of_a_verb() -> None:
     """No verb takes a path past the one place."""
     subparsers = next(a for a in verbs.parser()._actions if isinstance(a, argparse._SubParsersAction))
     kinds = {action.type for verb in subparsers.choices.values() for action in verb._actions}
-    assert Path not in kinds and verbs._path in kinds
+    assert Path not in kinds and file_path in kinds
     options = verbs.parser().parse_args(["export", "~/run", "~/out"])
     assert (options.source, options.out) == (Path("/home/me/run"), Path("/home/me/out"))
 
