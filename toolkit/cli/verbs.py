@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from toolkit.cli import check, config
+from toolkit.cli import check, config, new
 from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.output import exit_code_of
 from toolkit.errors import InputError, did_you_mean
@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    options = parser().parse_args([_dashes(word) for word in argv])
+    known = parser()
+    options, others = known.parse_known_args([_dashes(word) for word in argv])
+    if others and not hasattr(options, "fields"):
+        known.error(f"unrecognized arguments: {' '.join(others)}")
+    options.fields = others
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
@@ -180,6 +184,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]]] = {
+    "new": (new.SUMMARY, new.add_flags, new.EXAMPLES),
     "check": (check.SUMMARY, check.add_flags, check.EXAMPLES),
     "config": (
         "print a recipe's DeepSpeed JSON, or render and verify ds_configs/ and docs/",

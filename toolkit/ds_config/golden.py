@@ -32,12 +32,19 @@ def rendered_files(recipes: Path) -> dict[str, str]:
     """File name -> content of everything ds_configs/ should hold, for the recipes in folder `recipes`."""
     files: dict[str, str] = {}
     for path in sorted(recipes.glob("*.py")):
-        recipe: Recipe = load_recipe(path)
-        name = f"{path.stem}.json"
-        files[name] = to_json(render(recipe, assumed_target(recipe)))
-        files[f"{path.stem}.yaml"] = render_accelerate(recipe.launch, f"ds_configs/{name}")
-        if recipe.launch.hosts > 1:
-            files[f"{path.stem}.slurm"] = render_slurm(recipe.launch, path.stem, f"{recipes.name}/{path.name}")
+        files |= rendering_of(load_recipe(path), path)
+    return files
+
+
+def rendering_of(recipe: Recipe, path: Path) -> dict[str, str]:
+    """File name -> content of what ds_configs/ holds of one recipe, that in the file `path`."""
+    name = f"{path.stem}.json"
+    files = {
+        name: to_json(render(recipe, assumed_target(recipe))),
+        f"{path.stem}.yaml": render_accelerate(recipe.launch, f"ds_configs/{name}"),
+    }
+    if recipe.launch.hosts > 1:
+        files[f"{path.stem}.slurm"] = render_slurm(recipe.launch, path.stem, f"{path.parent.name}/{path.name}")
     return files
 
 

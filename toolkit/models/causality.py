@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from toolkit.errors import ModelError
 from toolkit.models.agreement import excess, hidden_states, takes_positions, vocabulary_size
+from toolkit.models.quiet import quiet
 
 BEFORE, AFTER = 6, 6
 """Tokens that stay and tokens that change."""
@@ -64,14 +68,37 @@ def check_causal(moved: float, config: PretrainedConfig, model: nn.Module) -> No
     coarse = TOLERANCE_OF_EXPERTS if has_experts else TOLERANCE_16_BIT
     if moved < TOLERANCE.get(next(model.parameters()).dtype, coarse):
         return
-    text = config.get_text_config()
-    cures = [
-        f"set model.config {name} to {wanted}"
-        for name, wanted in SWITCHES.items()
-        if getattr(text, name, None) not in (wanted, None)
-    ]
+    cures = _cures(config)
     raise ModelError(
         f"{type(model).__name__} lets a token see those after it (hidden states move by {moved:.1%}): it would learn to copy",
         expected="a causal model, since task.name='causal_lm' predicts each token from those before it",
         do=f"{cures[0]}, or choose a decoder" if cures else "choose a decoder",
     )
+
+
+def _cures(config: PretrainedConfig) -> list[str]:
+    text = config.get_text_config()
+    return [
+        f"set model.config {name} to {wanted}"
+        for name, wanted in SWITCHES.items()
+        if getattr(text, name, None) not in (wanted, None)
+    ]
+
+
+def rehearse_causal(kind: Any, config: PretrainedConfig) -> None:
+    """`check_causal` before any weight is read: asks one layer of the architecture, with random weights.
+
+    Only where the configuration has a switch in the wrong place; whether that matters is each architecture's own.
+    """
+    if not _cures(config):
+        return
+    short = copy.deepcopy(config)
+    short.num_hidden_layers, short.vocab_size, short.pad_token_id = 1, 64, 0
+    try:
+        with quiet(), torch.no_grad():
+            model: nn.Module = kind.from_config(short, dtype=torch.float32).eval()
+            moved = foresight(model)
+    except Exception:
+        # An architecture that cannot be cut like this is asked when its weights are loaded.
+        return
+    check_causal(moved, config, model)

@@ -18,15 +18,26 @@ COUNTING = "create_position_ids_from_input_ids"
 """transformers' function for positions that begin after the padding index (RoBERTa and its kin)."""
 
 
+def usable_positions(kind: Any, config: PretrainedConfig) -> int | None:
+    """Tokens of the longest sequence that the model `kind` makes of `config` has positions for; None: it says no limit."""
+    limit = _limit(config)
+    return None if limit is None else limit - _first_position(kind, config)
+
+
+def _limit(config: PretrainedConfig) -> int | None:
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
 def check_sequence_length(kind: Any, config: PretrainedConfig, sequence_length: int) -> None:
     """Raise ModelError when the model that `kind` makes of `config` has fewer positions than `sequence_length`."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return
+    limit = _limit(config)
     # Only where it may matter: it takes a model without weights.
-    offset = _first_position(kind, config) if sequence_length > limit - 16 else 0
-    usable = limit - offset
+    if limit is None or sequence_length <= limit - 16:
+        return
+    usable = usable_positions(kind, config) or limit
     if usable < sequence_length:
+        offset = limit - usable
         table = f" (max_position_embeddings={limit}, of which the first {offset} stand for padding)" if offset else ""
         raise ModelError(
             f"batch.sequence_length={sequence_length} is longer than the model's {usable} positions{table}",

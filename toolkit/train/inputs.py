@@ -77,7 +77,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     config = _model_config(recipe, task, len(tokenizer), display)
     check_sequence_length(task.auto_class, config, recipe.batch.sequence_length)
     _check_parallel(recipe, task, config)
-    _check_vocabulary(tokenizer, config)
+    check_vocabulary(tokenizer, config)
     said = _check_balance(recipe, task, config)
     if said is not None:
         display.say(said)
@@ -197,7 +197,8 @@ def _check_balance(recipe: Recipe, task: Task, config: Any) -> str | None:
     return said
 
 
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """Raise ModelError for a tokenizer with more tokens than the model has embeddings."""
     size = getattr(config, "vocab_size", None)
     if isinstance(size, int) and len(tokenizer) > size:
         raise ModelError(

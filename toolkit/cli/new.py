@@ -1,0 +1,262 @@
+"""`toolkit new NAME`: a recipe for the user's own model and data, written once it is known to load and to render."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.cli.asked_recipe import Wanted, asked
+from toolkit.cli.flag_errors import OPTIONS
+from toolkit.ds_config.check import check_config
+from toolkit.ds_config.findings import raise_findings
+from toolkit.ds_config.golden import assumed_target, rendering_of
+from toolkit.ds_config.render import render
+from toolkit.errors import InputError, did_you_mean
+from toolkit.recipe import Recipe
+from toolkit.recipe.dotted import flat, recipe_of, written
+from toolkit.recipe.file_text import file_text
+from toolkit.recipe.load import load_recipe
+
+if TYPE_CHECKING:
+    from toolkit.cli.new_report import Report
+
+RECIPES, CONFIGS = Path("recipes"), Path("ds_configs")
+SHIPPED = Path(__file__).parents[2] / "recipes"
+"""Beside the package, in a clone."""
+LANGUAGE, CLASSES = "sft_smollm2_zero2", "classify_minilm_zero1"
+"""The recipes to start from where --from names none."""
+
+SAID_ALOUD = {"precision.dtype", "parallel.zero_stage", "launch.devices", "schedule.type"}
+SAID_ALOUD |= {"batch.micro_size", "batch.sequence_length"}
+"""Fields that a recipe writes out at their default, too, where its source does."""
+
+SUMMARY = "write a recipe for your own model and data, and say what was chosen and why"
+EXAMPLES = [
+    "sft_mymodel_zero2 --model PATH --data my.jsonl       from sft_smollm2_zero2, for your own model and file",
+    "sft_smollm2_mine --data my.csv                       the source's model; columns and lengths are looked at",
+    "classify_mine_zero1 --data tickets.csv               a column of texts and one of classes: a classifier",
+    "sft_mine_zero3 --from sft_smollm2_zero3 --data my.parquet --evaluation held_out.parquet --devices 8",
+    "sft_mine_zero2 --data my.csv --data.prompt_field frage --data.completion_field antwort --epochs 2",
+]
+
+
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    """The flags of `toolkit new`; what else is on the command line are fields of the recipe."""
+    verb.add_argument("name", metavar="NAME", help="of the recipe and its runs: <task>_<model>_<strategy> by custom")
+    verb.add_argument(
+        "--from",
+        dest="source",
+        metavar="RECIPE",
+        help=f"the recipe whose settings are taken; default: {LANGUAGE}, or {CLASSES} for texts with a class",
+    )
+    verb.add_argument(
+        "--model", "--model.path", metavar="PATH", help="a Hugging Face folder or name; default: the source's"
+    )
+    verb.add_argument(
+        "--data", "--data.train", metavar="FILE", help="file, folder or name to train on; default: the source's"
+    )
+    verb.add_argument(
+        "--evaluation", "--data.evaluation", metavar="FILE", help="held-out file; default: a part of --data"
+    )
+    verb.add_argument("--devices", "--launch.devices", metavar="N", help="processes on this host")
+    length = verb.add_mutually_exclusive_group()
+    length.add_argument("--steps", metavar="N", help="optimizer steps; default: what fits the data")
+    length.add_argument("--epochs", metavar="N", help="passes over the data")
+    verb.add_argument("--force", action="store_true", help="overwrite a recipe of that name")
+    verb.usage = "toolkit new NAME [options] [--optimizer.learning_rate 1e-5 and any other field of a recipe]"
+    verb.set_defaults(run=new, fields=[])
+
+
+def new(options: argparse.Namespace) -> int:
+    """Look at the model and the data, write the recipe and its renderings, say what was chosen and why."""
+    name = checked_name(options.name)
+    target = RECIPES / f"{name}.py"
+    _check_free(target, force=options.force)
+    wanted = Wanted(
+        name,
+        source=options.source,
+        model=options.model,
+        data=options.data,
+        evaluation=options.evaluation,
+        devices=_number("devices", options.devices, int),
+        steps=_number("steps", options.steps, int),
+        epochs=_number("epochs", options.epochs, float),
+        fields=tuple(options.fields),
+    )
+    _check_fields(wanted.fields)
+    # Heavy imports only now: a typo must not wait for torch.
+    from toolkit.cli.new_report import Report
+
+    report = Report()
+    recipe, text = draft(wanted, report)
+    files = _write(recipe, text, target)
+    report.written(files, recipe, name, _notes(name))
+    return 0
+
+
+def checked_name(text: str) -> str:
+    """The stem that `text` means. Raises InputError for one that no recipe can have."""
+    path = Path(text)
+    name = path.name.removesuffix(".py")
+    if str(path.parent) not in (".", RECIPES.name):
+        raise InputError(
+            f"NAME {text!r} names another folder",
+            expected=f"a name: the recipe is written to {RECIPES}/ of the current folder",
+            do=f"run this where {RECIPES}/ should be, with the name {name!r}",
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        fixed = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "sft_mine_zero2"
+        raise InputError(
+            f"NAME {text!r}",
+            expected="letters, digits, _ and -: it becomes the name of files and folders",
+            do=f"call it {fixed!r}, for instance",
+        )
+    if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
+        raise InputError(
+            f"NAME {text!r} is the name of a Python module, which {name}.py would hide from the programs in its folder",
+            expected="a name of its own, by custom <task>_<model>_<strategy>",
+            do=f"call it {f'sft_{name}_zero2'!r}, for instance",
+        )
+    return name
+
+
+def _check_free(target: Path, *, force: bool) -> None:
+    if (RECIPES.exists() and not RECIPES.is_dir()) or target.is_dir():
+        place = target if target.is_dir() else RECIPES
+        raise InputError(
+            f"{place} is {'a folder' if place.is_dir() else 'a file'}",
+            expected=f"{RECIPES}/ to be a folder and {target} free",
+            do="choose another NAME, or another current folder",
+        )
+    if target.exists() and not force:
+        raise InputError(
+            f"{target} exists already",
+            expected="a new name",
+            do="choose another NAME, or overwrite it with --force",
+        )
+
+
+def _number(flag: str, text: str | None, kind: type[int] | type[float]) -> Any:
+    if text is None:
+        return None
+    try:
+        value = kind(text.replace("_", ""))
+    except ValueError:
+        value = kind(0)
+    if not 0 < value < 1e12:
+        raise InputError(
+            f"--{flag} {text}",
+            expected="an integer of at least 1" if kind is int else "a number above 0",
+            do="see `toolkit new --help`",
+        )
+    return value
+
+
+def _check_fields(words: Sequence[str]) -> None:
+    starts = [
+        word for word in words if word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") in OPTIONS
+    ]
+    if starts:
+        raise InputError(
+            f"{starts[0]} with `toolkit new`",
+            expected="fields of the recipe: this flag belongs to a start of it",
+            do="give it when the recipe is started",
+        )
+
+
+def find_source(word: str) -> Path:
+    """The file of the recipe `word`, a name or a path. Raises InputError when there is none."""
+    if word.endswith(".py") or "/" in word:
+        return Path(word)
+    folders = [folder for folder in (RECIPES, SHIPPED) if folder.is_dir()]
+    for folder in folders:
+        if (folder / f"{word}.py").is_file():
+            return folder / f"{word}.py"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.py")})
+    raise InputError(
+        f"--from {word}: no such recipe{did_you_mean(word, known)}",
+        expected=f"one of {', '.join(known)}, or the path of a recipe file"
+        if known
+        else f"the path of a recipe file; neither ./{RECIPES} nor {SHIPPED} is there to look in",
+        do="correct the name, or give --from PATH (the toolkit's repository has them in recipes/)",
+    )
+
+
+def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
+    """The recipe for what the command line names, and the text of its file."""
+    from toolkit.draft import proposal, survey
+    from toolkit.draft.roles import find_roles
+    from toolkit.train.inputs import load_task
+
+    source = find_source(wanted.source or LANGUAGE)
+    begun = asked(source, wanted)
+    look = survey.look_at(begun.recipe.data)
+    columns = {name.removeprefix("data.") for name in begun.given if name.startswith("data.")}
+    is_settled = wanted.source is not None or wanted.data is None or "task.name" in begun.given
+    task_name = begun.recipe.task.name if is_settled else None
+    roles = find_roles([row for _, row in look.rows], begun.recipe.data, columns, task_name)
+    if roles.kind == "classification" and wanted.source is None and wanted.data is not None:
+        source = find_source(CLASSES)
+        begun = asked(source, wanted)
+    sheet = proposal.Sheet(begun.start, begun.given)
+    recipe = begun.recipe
+    if wanted.data is not None:
+        proposal.set_columns(sheet, roles)
+        recipe = recipe_of(flat(recipe) | {name: sheet[name] for name in flat(recipe) if _is_about_rows(name)})
+    tokenizer, task = load_task(recipe)
+    with report.measuring(len(look.rows)) as progress:
+        measured = survey.measure(look, task, recipe, tokenizer, progress)
+    if wanted.evaluation is not None:
+        survey.check_held_out(recipe, task)
+    model = survey.look_at_model(recipe.model, task, tokenizer)
+    seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None)
+    report.seen(recipe, source, seen, task.remarks([row for _, row in look.rows]))
+    recipe = proposal.propose(sheet, seen, steps=wanted.steps, epochs=wanted.epochs)
+    headline = proposal.headline(roles.kind, recipe)
+    note = f"{headline.rstrip('.')}; drafted from {source.stem}."
+    recipe = recipe_of({**flat(recipe), "note": begun.given.get("note", note)})
+    report.chosen(sheet.reasons)
+    keep = begun.given.keys() | (written(load_recipe(source)) & SAID_ALOUD)
+    return recipe, file_text(recipe, wanted.name, headline, keep=keep, comments=proposal.comments(sheet))
+
+
+def _is_about_rows(name: str) -> bool:
+    return name in ("task.name", "data.packing", "data.overlong") or (
+        name.startswith("data.") and name.endswith("_field")
+    )
+
+
+def _notes(name: str) -> list[str]:
+    """What may be in the way of the commands that come next."""
+    found = []
+    if (Path("runs") / name).exists():
+        found.append(f"runs/{name} holds an earlier run: start with --output_dir runs/OTHER, or remove it")
+    if name.count("_") < 2:
+        found.append("by custom a recipe is called <task>_<model>_<strategy>")
+    return found
+
+
+def _write(recipe: Recipe, text: str, target: Path) -> list[Path]:
+    """Put the recipe and its renderings in place, once the file is known to load as this recipe and to render."""
+    aim = assumed_target(recipe)
+    raise_findings(check_config(render(recipe, aim), target=aim), f"the configuration of {target.stem}")
+    RECIPES.mkdir(exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        if load_recipe(temporary) != recipe:
+            raise AssertionError(f"{temporary} does not hold the recipe that was drafted")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    CONFIGS.mkdir(exist_ok=True)
+    files = [target]
+    for name, content in rendering_of(recipe, target).items():
+        files.append(CONFIGS / name)
+        files[-1].write_text(content, encoding="utf-8")
+    return files

@@ -1,0 +1,213 @@
+"""What a file's columns are for: recognised by the reader, told by their names and values, or asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from toolkit.data.example import Row
+from toolkit.data.row_kind import row_kind
+from toolkit.errors import DataError
+from toolkit.recipe import Data
+
+Kind: TypeAlias = Literal["messages", "prompt_completion", "text", "classification"]
+
+FIELDS_OF: dict[Kind, tuple[str, ...]] = {
+    "messages": ("messages_field",),
+    "prompt_completion": ("prompt_field", "completion_field"),
+    "text": ("text_field",),
+    "classification": ("text_field", "label_field"),
+}
+"""Fields of the data section that say where a kind of row has what it needs."""
+
+WORDS: dict[Kind, str] = {
+    "messages": "conversations",
+    "prompt_completion": "prompts with completions",
+    "text": "texts",
+    "classification": "texts with a class",
+}
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "messages_field": ("messages", "conversation", "conversations", "chat", "dialog", "dialogue", "turns"),
+    "prompt_field": ("prompt", "question", "query", "instruction", "input", "problem", "source", "src", "user", "q"),
+    "completion_field": (
+        *("completion", "answer", "response", "output", "reply", "solution", "target", "tgt", "assistant", "a"),
+    ),
+    "text_field": (
+        *("text", "content", "body", "document", "article", "sentence", "story", "passage", "abstract", "review"),
+        *("comment", "post", "message", "tweet", "description"),
+    ),
+    "label_field": (
+        *("label", "class", "class_name", "category", "sentiment", "topic", "intent", "emotion", "tag", "target"),
+        *("stars", "rating", "language", "y"),
+    ),
+}
+"""Names that columns with a role usually have, in lower case."""
+
+MOST_CLASSES_SHARE = 0.25
+"""A column of classes has at most this many distinct values, as a share of the rows looked at."""
+LONGEST_CLASS = 60
+"""Characters of the longest name of a class."""
+LEAST_PROSE = 20
+"""Characters, on average, from which on a column without spaces counts as text, too."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What the rows are, and where."""
+
+    kind: Kind
+    fields: dict[str, str] = field(default_factory=dict)
+    """Field of the data section -> column; only those that the reader does not find by itself."""
+    why: str = ""
+    """What told, for a reader; empty for the columns that the reader knows."""
+
+
+def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: str | None) -> Roles:
+    """The kind of `rows` and its columns.
+
+    `given` are the fields of the data section that the user has set, `task` the task where it is settled. Raises
+    DataError, with every column and a value of it, where names and values leave it open.
+    """
+    columns = {name: [row[name] for row in rows if row.get(name) is not None] for row in rows for name in row}
+    columns = {name: values for name, values in columns.items() if values}
+    wants_classes = task == "sequence_classification" or "label_field" in given
+    if not wants_classes:
+        known = _known(rows, data, columns)
+        if known is not None and not (known == "text" and task is None and _labels(columns, data, given)):
+            return Roles(known)
+    guesses: list[Roles | None] = []
+    if not wants_classes:
+        guesses.append(_conversations(columns))
+        guesses.append(_pairs(columns, data, given))
+    if task != "causal_lm":
+        guesses.append(_classified(columns, data, given, anyhow=wants_classes))
+    if not wants_classes:
+        guesses.append(_texts(columns))
+    found = next((guess for guess in guesses if guess is not None), None)
+    if found is None:
+        raise _open(columns, data, task)
+    return found
+
+
+def _known(rows: Sequence[Row], data: Data, columns: Collection[str]) -> Kind | None:
+    """What the reader makes of the first row; None where it finds nothing that it knows."""
+    fields = {name: value for name, value in data if name in ("messages_field", "prompt_field", "completion_field")}
+    fields["text_field"] = data.text_field
+    try:
+        return row_kind(rows[0], **fields)
+    except DataError as error:
+        complete = [{data.messages_field}, {data.prompt_field, data.completion_field}, {data.text_field}]
+        if not any(names <= set(columns) for names in complete):
+            return None
+        raise DataError(f"row 1 of data.train: {error.what}", expected=error.expected, do=error.do) from None
+
+
+def _conversations(columns: dict[str, list[Any]]) -> Roles | None:
+    found = [name for name, values in columns.items() if all(map(_is_conversation, values))]
+    if len(found) > 1:
+        found = [name for name in found if name.casefold() in NAMES["messages_field"]]
+    return (
+        Roles("messages", {"messages_field": found[0]}, "its values are lists of messages") if len(found) == 1 else None
+    )
+
+
+def _is_conversation(value: object) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(turn, dict) and "role" in turn for turn in value)
+    )
+
+
+def _pairs(columns: dict[str, list[Any]], data: Data, given: Collection[str]) -> Roles | None:
+    prompts = _candidates("prompt_field", columns, data, given, _is_text)
+    completions = [
+        name for name in _candidates("completion_field", columns, data, given, _is_text) if name not in prompts
+    ]
+    if len(prompts) != 1 or len(completions) != 1:
+        return None
+    return Roles(
+        "prompt_completion", {"prompt_field": prompts[0], "completion_field": completions[0]}, "by their names"
+    )
+
+
+def _classified(columns: dict[str, list[Any]], data: Data, given: Collection[str], *, anyhow: bool) -> Roles | None:
+    """Texts and classes; with `anyhow` the classes' column need not have a usual name."""
+    labels = _labels(columns, data, given)
+    if not labels and anyhow:
+        labels = [name for name, values in columns.items() if _is_class(values) and not _is_prose(values)]
+    texts = [name for name in _candidates("text_field", columns, data, given, _is_text) if name not in labels]
+    if not texts:
+        texts = [name for name, values in columns.items() if _is_prose(values) and name not in labels]
+    if len(labels) != 1 or len(texts) != 1:
+        return None
+    count = len(set(map(str, columns[labels[0]]))) if labels[0] in columns else 0
+    return Roles(
+        "classification",
+        {"text_field": texts[0], "label_field": labels[0]},
+        f"{labels[0]} has {count} distinct values in {len(columns[texts[0]]):,} rows",
+    )
+
+
+def _labels(columns: dict[str, list[Any]], data: Data, given: Collection[str]) -> list[str]:
+    return _candidates("label_field", columns, data, given, _is_class)
+
+
+def _texts(columns: dict[str, list[Any]]) -> Roles | None:
+    named = [name for name, values in columns.items() if name.casefold() in NAMES["text_field"] and _is_text(values)]
+    prose = [name for name, values in columns.items() if _is_prose(values)]
+    if len(named) == 1:
+        return Roles("text", {"text_field": named[0]}, "by its name")
+    return Roles("text", {"text_field": prose[0]}, "the only column that holds text") if len(prose) == 1 else None
+
+
+def _candidates(role: str, columns: dict[str, list[Any]], data: Data, given: Collection[str], test: Any) -> list[str]:
+    """The column that the user has named for `role`, or those that have one of its usual names and values that fit."""
+    own = getattr(data, role)
+    if role in given:
+        return [own]
+    found = [name for name, values in columns.items() if name.casefold() in NAMES[role] and test(values)]
+    return [own] if own in found else found
+
+
+def _is_text(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values) and any(value.strip() for value in values)
+
+
+def _is_prose(values: list[Any]) -> bool:
+    """Whether it is something to read and no number, name or date."""
+    if not _is_text(values):
+        return False
+    spaced = sum(" " in value.strip() for value in values)
+    return spaced > len(values) / 2 or sum(map(len, values)) / len(values) >= LEAST_PROSE
+
+
+def _is_class(values: list[Any]) -> bool:
+    """Whether few values come again and again."""
+    if not all(isinstance(value, str | int) and len(str(value)) <= LONGEST_CLASS for value in values):
+        return False
+    return 2 <= len(set(map(str, values))) <= max(2, MOST_CLASSES_SHARE * len(values))
+
+
+def _open(columns: dict[str, list[Any]], data: Data, task: str | None) -> DataError:
+    width = max(map(len, columns), default=0)
+    shown = [f"    {name:<{width}}  {' '.join(str(values[0]).split())[:60]!r}" for name, values in columns.items()]
+    first, *others = [*columns, "NAME"]
+    second = next(iter(others), "NAME")
+    pair = f"--data.prompt_field {first} --data.completion_field {second}"
+    classes = f"--data.text_field {first} --data.label_field {second}"
+    flags = {
+        "sequence_classification": classes,
+        "causal_lm": f"{pair}, or --data.text_field {first}",
+        None: f"{pair}, or --data.text_field {first}, or {classes}",
+    }
+    return DataError(
+        f"data.train={data.train!r}: its columns do not say by themselves what is to be learned:\n" + "\n".join(shown),
+        expected="conversations, prompts with completions, texts, or texts with a class"
+        if task != "sequence_classification"
+        else "a column of texts and a column of classes",
+        do=f"say which column is what: {flags[task]}",
+    )

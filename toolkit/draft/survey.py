@@ -1,0 +1,221 @@
+"""What a model and a data file are like: looked at as training will see them, some rows only, no weight loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.cache import cache_dir
+from toolkit.data.built import resolve as resolve_data
+from toolkit.data.class_names import naming
+from toolkit.data.encoding import Encoder
+from toolkit.data.example import Example, Row
+from toolkit.data.files import KINDS
+from toolkit.data.sources import Source, open_source
+from toolkit.models.assets import ASSETS
+from toolkit.models.assets import resolve as resolve_model
+from toolkit.models.attention_choice import model_class
+from toolkit.models.causality import rehearse_causal
+from toolkit.models.config import load_config
+from toolkit.models.files import check_weights, unreadable
+from toolkit.models.output_layer import parameter_shapes
+from toolkit.models.positions import usable_positions
+from toolkit.models.weight_files import chosen
+from toolkit.recipe import Data, Model, Recipe
+from toolkit.tasks.protocol import Task
+from toolkit.train.inputs import check_vocabulary, fit
+
+MOST_ROWS = 1000
+"""Rows that are measured, spread over the file; the first ones of a stream."""
+MOST_TOKENS = 2_000_000
+"""Measuring ends after so many tokens: long texts are told by fewer rows."""
+LEAST_ROWS = 20
+HELD_OUT_ROWS = 100
+"""Rows of a held-out file that are tried."""
+STREAMED_BYTES = 64 * 2**20
+"""Larger files are not read to their end."""
+
+Progress = Callable[[int, int], None]
+"""Called now and then with the rows measured so far and those to measure."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Some rows of a source."""
+
+    source: Source
+    rows: list[tuple[int, Row]]
+    """Number, 1 is the first, and row; in random order where they are spread over the file."""
+    total: int | None
+    """Rows of the whole source; None where nothing tells."""
+    counted: bool
+    """Whether `total` was counted; else it follows from the size."""
+
+    @property
+    def first(self) -> Row:
+        """The earliest of the rows."""
+        return min(self.rows, key=lambda numbered: numbered[0])[1]
+
+
+def look_at(data: Data) -> Look:
+    """Open data.train and read up to MOST_ROWS of its rows. Raises DataError as training would."""
+    place = resolve_data(data.train)
+    size = _bytes(place)
+    streaming = data.streaming or size is None or size > STREAMED_BYTES
+    source = open_source(
+        place,
+        split=data.split,
+        subset=data.subset,
+        streaming=streaming,
+        max_examples=data.max_examples,
+        cache_dir=cache_dir() / "datasets",
+    )
+    if isinstance(source.rows, datasets.Dataset):
+        count = len(source.rows)
+        # The first one first: what is wrong with all of them is said of that.
+        numbers = [0, *random.Random(0).sample(range(1, count), min(count, MOST_ROWS) - 1)]
+        return Look(source, [(number + 1, source.rows[number]) for number in numbers], count, True)
+    rows = list(enumerate(islice(source.rows, MOST_ROWS), start=1))
+    if len(rows) < MOST_ROWS:
+        return Look(source, rows, len(rows), True)
+    total, counted = _estimated(source, [row for _, row in rows])
+    return Look(source, rows, min(total, data.max_examples) if total and data.max_examples else total, counted)
+
+
+def _bytes(place: str) -> int | None:
+    """Size of the files at `place`; None for what is not here."""
+    path = Path(place)
+    if path.is_file():
+        return path.stat().st_size
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return 0 if path.suffix.lower() in KINDS or place.startswith((".", "/")) else None
+
+
+def _estimated(source: Source, rows: Sequence[Row]) -> tuple[int | None, bool]:
+    """How many rows the files of `source` have, and whether they were counted."""
+    if not source.files:
+        return None, False
+    if all(file.suffix.lower() == ".parquet" for file in source.files):
+        return sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in source.files), True
+    if any(file.suffix.lower() not in KINDS for file in source.files):  # compressed
+        return None, False
+    per_row = sum(len(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in rows) / len(rows)
+    return int(sum(file.stat().st_size for file in source.files) / per_row), False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The examples that training makes of some rows, before any is cut to a length."""
+
+    num_rows: int
+    examples: list[Example]
+    empty: int
+    """Rows that gave no example: without text, or without a token to learn."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(example["input_ids"]) for example in self.examples]
+
+
+def measure(look: Look, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> Measured:
+    """Encode the rows of `look` as training does. Raises DataError with the number of a row that cannot be used."""
+    whole = look.source.rows
+    fit(task, whole if isinstance(whole, datasets.Dataset) else whole.take(MOST_ROWS), recipe, tokenizer)
+    encoder = Encoder(naming(task.encode, whole), capacity=2**31, overlong="truncate")
+    examples: list[Example] = []
+    count, tokens = 0, 0
+    for count, (number, row) in enumerate(look.rows, start=1):
+        found = encoder.examples(row, number)
+        examples += found
+        tokens += sum(len(example["input_ids"]) for example in found)
+        if count % 20 == 0:
+            progress(count, len(look.rows))
+        if tokens > MOST_TOKENS and count >= LEAST_ROWS:
+            break
+    encoder.check(count)
+    return Measured(count, examples, encoder.counts.empty + encoder.counts.masked)
+
+
+def check_held_out(recipe: Recipe, task: Task) -> None:
+    """Open data.evaluation and encode its first rows with `task`, which has seen the training rows. Raises DataError."""
+    data = recipe.data
+    assert data.evaluation is not None
+    source = open_source(
+        resolve_data(data.evaluation),
+        split=data.evaluation_split,
+        subset=data.subset,
+        streaming=(_bytes(resolve_data(data.evaluation)) or 0) > STREAMED_BYTES,
+        cache_dir=cache_dir() / "datasets",
+        field="data.evaluation",
+    )
+    encoder = Encoder(naming(task.encode, source.rows), 2**31, "truncate", "data.evaluation")
+    count = 0
+    for count, row in enumerate(islice(source.rows, HELD_OUT_ROWS), start=1):
+        encoder.examples(row, count)
+    encoder.check(count)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a checkpoint's description says."""
+
+    architecture: str
+    """Name of transformers' class."""
+    parameters: int
+    positions: int | None
+    """Tokens of its longest sequence; None: no limit."""
+    tied: bool
+    """Whether the output layer is the embedding."""
+    has_chat_template: bool
+
+
+def look_at_model(model: Model, task: Task, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
+    """Read the configuration; weights are looked for where they are on this host, but not loaded.
+
+    Raises ModelError for a model that cannot be trained on `task`.
+    """
+    config = load_config(model, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
+    check_vocabulary(tokenizer, config)
+    network = model_class(task.auto_class, config)
+    if model.path is not None and model.weights == "pretrained":
+        _check_weights(model.path)
+    if task.is_causal:
+        rehearse_causal(task.auto_class, config)
+    shapes = parameter_shapes(task.auto_class, config)
+    return ModelFacts(
+        architecture=network.__name__,
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        positions=usable_positions(task.auto_class, config),
+        tied=bool(getattr(config, "tie_word_embeddings", False)) and task.is_causal,
+        has_chat_template=bool(tokenizer.chat_template),
+    )
+
+
+def _check_weights(path: str) -> None:
+    if not Path(path).is_dir() and path not in ASSETS:
+        return  # downloaded when they are needed
+    source = resolve_model(path, weights=True)
+    if chosen(Path(source)) is None:
+        raise unreadable("model", "model.path", path, source, FileNotFoundError("no weights"))
+    check_weights(source)
+
+
+def histogram(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(tokens, examples of at most that many but more than the one before) for powers of two."""
+    low, high = min(lengths), max(lengths)
+    edge = 2 ** max(3, (low - 1).bit_length())
+    before = 0
+    while before < high:
+        yield edge, sum(before < length <= edge for length in lengths)
+        before, edge = edge, 2 * edge
