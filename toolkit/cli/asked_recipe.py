@@ -60,6 +60,8 @@ def asked(source: Path, wanted: Wanted) -> Asked:
         given = {known[name]: values[known[name]] for name in names if name in known}
     if wanted.evaluation is not None:
         given["data.evaluation"] = recipe.data.evaluation
+    if wanted.devices is not None:
+        given["launch.devices"] = wanted.devices
     return Asked(start, given, recipe)
 
 

@@ -191,6 +191,7 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     """The recipe for what the command line names, and the text of its file."""
     from toolkit.draft import proposal, survey
     from toolkit.draft.roles import find_roles
+    from toolkit.models.positions import check_sequence_length
     from toolkit.train.inputs import load_task
 
     source = find_source(wanted.source or LANGUAGE)
@@ -209,14 +210,16 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
         proposal.set_columns(sheet, roles)
         recipe = recipe_of(flat(recipe) | {name: sheet[name] for name in flat(recipe) if _is_about_rows(name)})
     tokenizer, task = load_task(recipe)
+    survey.fit_task(look, task, recipe, tokenizer)
+    model = survey.look_at_model(recipe.model, task, tokenizer)
     with report.measuring(len(look.rows)) as progress:
-        measured = survey.measure(look, task, recipe, tokenizer, progress)
+        measured = survey.measure(look, task, progress)
     if wanted.evaluation is not None:
         survey.check_held_out(recipe, task)
-    model = survey.look_at_model(recipe.model, task, tokenizer)
     seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None)
     report.seen(recipe, source, seen, task.remarks([row for _, row in look.rows]))
     recipe = proposal.propose(sheet, seen, steps=wanted.steps, epochs=wanted.epochs)
+    check_sequence_length(model.kind, model.config, recipe.batch.sequence_length)
     headline = proposal.headline(roles.kind, recipe)
     note = f"{headline.rstrip('.')}; drafted from {source.stem}."
     recipe = recipe_of({**flat(recipe), "note": begun.given.get("note", note)})

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from toolkit.draft.proposal import Reason, Seen
+from toolkit.draft.proposal import Reason, Seen, counted
 from toolkit.draft.roles import WORDS
 from toolkit.draft.survey import MOST_ROWS, Look, histogram
 from toolkit.errors import first_few
@@ -49,7 +49,7 @@ class Report:
 
     def _lengths(self, seen: Seen) -> None:
         measured, look = seen.measured, seen.look
-        rows = f"{measured.num_rows:,} rows"
+        rows = counted(measured.num_rows, "row")
         if look.total is None or measured.num_rows < look.total:
             spread = "the first " if look.total is None or not look.counted or measured.num_rows < MOST_ROWS else ""
             rows = f"{spread}{rows}" if spread else f"{rows} drawn from all"
@@ -119,7 +119,9 @@ def _size(parameters: int) -> str:
 
 def _data_words(recipe: Recipe, seen: Seen) -> str:
     look, kind = seen.look, seen.roles.kind
-    total = "rows not counted" if look.total is None else f"{'' if look.counted else 'about '}{look.total:,} rows"
+    total = (
+        "rows not counted" if look.total is None else f"{'' if look.counted else 'about '}{counted(look.total, 'row')}"
+    )
     columns = _columns(look)
     used = [name for name in _read(recipe, kind) if name in columns]
     unread = [name for name in columns if name not in used]

@@ -124,7 +124,7 @@ def _hold_out(sheet: Sheet, seen: Seen) -> None:
         return
     total = seen.look.total
     count = sizes.choose_held_out(10**6 if total is None else total)
-    of = "the rows" if total is None or not seen.look.counted else f"{total:,} rows"
+    of = "the rows" if total is None or not seen.look.counted else counted(total, "row")
     why = f"held out of {of}, so that the loss on what is not trained is known" if count else ""
     sheet.set("data.evaluation_examples", count, why)
 
@@ -208,17 +208,16 @@ def _batch_and_length(sheet: Sheet, seen: Seen, steps: int | None, epochs: float
     else:
         sequences = _sequences(sheet, seen)
     per_epoch = sequences / sheet["batch.global_size"]
-    if steps is None and epochs is None:
-        own_length = seen.own_data and not sheet["data.streaming"]
-        steps = None if own_length else sheet["steps"]
-        epochs = _epochs(sheet, seen.roles.kind, per_epoch) if own_length else sheet["epochs"]
-    if steps is not None:
-        sheet.values |= {"steps": steps, "epochs": None}
-    else:
-        sheet.values |= {"steps": None, "epochs": epochs}
+    keeps_length = steps is None and epochs is None and (not seen.own_data or sheet["data.streaming"])
+    if keeps_length:
+        steps, epochs = sheet["steps"], sheet["epochs"]
+    elif steps is None and epochs is None:
+        epochs = _epochs(sheet, seen.roles.kind, per_epoch)
+    sheet.values |= {"steps": steps, "epochs": epochs}
     total = steps if steps is not None else per_epoch * (epochs or 1.0)
     known = int(max(1, total)) if math.isfinite(total) else None
-    _intervals(sheet, 10**6 if known is None else known)
+    if seen.own_data or not keeps_length:
+        _intervals(sheet, 10**6 if known is None else known)
     return known
 
 
@@ -244,19 +243,24 @@ def _enough_for_all(sheet: Sheet, seen: Seen, sequences: int) -> int:
     if sequences >= _replicas(sheet):
         return sequences
     if sheet["data.packing"]:
-        why = f"packed, the data would fill {sequences} sequences, fewer than there are ranks"
+        why = f"packed, the data would fill {counted(sequences, 'sequence')}, fewer than there are ranks"
         sheet.set("data.packing", False, why)
         sequences = int(_sequences(sheet, seen))
     if sequences < _replicas(sheet) and model_ranks(sheet.recipe().parallel) == 1:
         sheet.set("launch.hosts", 1)
-        sheet.set("launch.devices", 1, f"{sequences} sequences are too few for more")
+        sheet.set("launch.devices", 1, f"{counted(sequences, 'sequence')} for all ranks is too little for more")
     if sequences < _replicas(sheet):
         raise RecipeError(
-            f"launch.devices={sheet['launch.devices']} for data of {sequences} sequences",
+            f"launch.devices={sheet['launch.devices']} for data of {counted(sequences, 'sequence')}",
             expected="a sequence for each rank in every step",
             do="give --devices 1, or more data",
         )
     return sequences
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _replicas(sheet: Sheet) -> int:
@@ -268,12 +272,14 @@ def _replicas(sheet: Sheet) -> int:
 def _batch(sheet: Sheet, sequences: float) -> None:
     count, length = 10**9 if math.isinf(sequences) else int(sequences), sheet["batch.sequence_length"]
     replicas = _replicas(sheet)
-    found = sizes.choose_batch(count, replicas, length, largest_micro=sheet["batch.micro_size"])
+    found = sizes.choose_batch(
+        count, replicas, length, largest_micro=sheet["batch.micro_size"], stages=sheet["parallel.pipeline"]
+    )
     width = replicas * sheet.given.get("batch.micro_size", 1)
     about = "" if math.isinf(sequences) else f" of about {count:,}"
     noun = "packed sequences" if sheet["data.packing"] else "examples"
     size = math.ceil(found.global_size / width) * width
-    sheet.set("batch.global_size", size, f"{noun} per step{about}, over {replicas} rank{'s' * (replicas > 1)}")
+    sheet.set("batch.global_size", size, f"{noun} per step{about}, over {counted(replicas, 'replica')}")
     micro = math.gcd(found.micro_size, max(1, sheet["batch.global_size"] // replicas))
     sheet.set("batch.micro_size", micro, f"{micro} x {length:,} tokens at once on each rank; accumulation follows")
 
@@ -300,7 +306,9 @@ def _intervals(sheet: Sheet, total: int) -> None:
     sheet.set("checkpoint.every_steps", every, often)
     is_held_out = sheet["data.evaluation"] is not None or sheet["data.evaluation_examples"] > 0
     watched = sheet["checkpoint.keep_best"] or sheet["evaluation.early_stopping_patience"]
-    sheet.set("evaluation.every_steps", every if is_held_out else 0, "with each checkpoint" if every and is_held_out else "")
+    sheet.set(
+        "evaluation.every_steps", every if is_held_out else 0, "with each checkpoint" if every and is_held_out else ""
+    )
     if not watched:
         return
     before = (total - 1) // sheet["evaluation.every_steps"] if sheet["evaluation.every_steps"] else 0

@@ -88,13 +88,16 @@ class BatchSize:
     micro_size: int
 
 
-def choose_batch(sequences: int, replicas: int, sequence_length: int, *, largest_micro: int) -> BatchSize:
+def choose_batch(
+    sequences: int, replicas: int, sequence_length: int, *, largest_micro: int, stages: int = 1
+) -> BatchSize:
     """Sequences per optimizer step and per rank and pass, for data of so many `sequences` on so many `replicas`.
 
-    `sequences` must be at least `replicas`.
+    `sequences` must be at least `replicas`. Each of the `stages` of a pipeline has a micro-batch, where there are as many.
     """
-    wanted = max(replicas, min(LARGEST_BATCH, sequences // LEAST_STEPS_PER_EPOCH))
+    wanted = max(replicas, min(LARGEST_BATCH, sequences // LEAST_STEPS_PER_EPOCH), replicas * min(stages, sequences))
     per_replica = _power_of_two(wanted // replicas)
+    largest_micro = max(1, min(largest_micro, per_replica // stages))
     micro = min(per_replica, _power_of_two(largest_micro), _power_of_two(max(1, MICRO_TOKENS // sequence_length)))
     return BatchSize(per_replica * replicas, micro)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.parquet
@@ -128,10 +129,15 @@ class Measured:
         return [len(example["input_ids"]) for example in self.examples]
 
 
-def measure(look: Look, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> Measured:
+def fit_task(look: Look, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `task` look at the rows, as training does; of a stream, at the first ones."""
+    rows = look.source.rows
+    fit(task, rows if isinstance(rows, datasets.Dataset) else rows.take(MOST_ROWS), recipe, tokenizer)
+
+
+def measure(look: Look, task: Task, progress: Progress) -> Measured:
     """Encode the rows of `look` as training does. Raises DataError with the number of a row that cannot be used."""
     whole = look.source.rows
-    fit(task, whole if isinstance(whole, datasets.Dataset) else whole.take(MOST_ROWS), recipe, tokenizer)
     encoder = Encoder(naming(task.encode, whole), capacity=2**31, overlong="truncate")
     examples: list[Example] = []
     count, tokens = 0, 0
@@ -178,6 +184,9 @@ class ModelFacts:
     tied: bool
     """Whether the output layer is the embedding."""
     has_chat_template: bool
+    kind: Any
+    """transformers' auto class."""
+    config: Any
 
 
 def look_at_model(model: Model, task: Task, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
@@ -185,7 +194,9 @@ def look_at_model(model: Model, task: Task, tokenizer: PreTrainedTokenizerBase) 
 
     Raises ModelError for a model that cannot be trained on `task`.
     """
-    config = load_config(model, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
+    # Another implementation of attention may be missing here; where the recipe is started it is looked for.
+    plain = model.model_copy(update={"attention": "auto"})
+    config = load_config(plain, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
     check_vocabulary(tokenizer, config)
     network = model_class(task.auto_class, config)
     if model.path is not None and model.weights == "pretrained":
@@ -199,6 +210,8 @@ def look_at_model(model: Model, task: Task, tokenizer: PreTrainedTokenizerBase) 
         positions=usable_positions(task.auto_class, config),
         tied=bool(getattr(config, "tie_word_embeddings", False)) and task.is_causal,
         has_chat_template=bool(tokenizer.chat_template),
+        kind=task.auto_class,
+        config=config,
     )
 
 
