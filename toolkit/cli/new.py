@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.cli.asked_recipe import Wanted, asked
 from toolkit.cli.flag_errors import OPTIONS
 from toolkit.ds_config.check import check_config
-from toolkit.ds_config.findings import raise_findings
+from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import assumed_target, rendering_of
 from toolkit.ds_config.render import render
 from toolkit.errors import InputError, did_you_mean
@@ -247,7 +247,7 @@ def _notes(name: str) -> list[str]:
 def _write(recipe: Recipe, text: str, target: Path) -> list[Path]:
     """Put the recipe and its renderings in place, once the file is known to load as this recipe and to render."""
     aim = assumed_target(recipe)
-    raise_findings(check_config(render(recipe, aim), target=aim), f"the configuration of {target.stem}")
+    raise_errors(check_config(render(recipe, aim), target=aim), f"the configuration of {target.stem}")
     RECIPES.mkdir(exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     try:
