@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.cli.asked_recipe import Wanted, asked
 from toolkit.cli.flag_errors import OPTIONS
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.findings import raise_errors
@@ -23,6 +22,7 @@ from toolkit.recipe.file_text import file_text
 from toolkit.recipe.load import load_recipe
 
 if TYPE_CHECKING:
+    from toolkit.cli.asked_recipe import Wanted
     from toolkit.cli.new_report import Report
 
 RECIPES, CONFIGS = Path("recipes"), Path("ds_configs")
@@ -37,12 +37,14 @@ SAID_ALOUD |= {"batch.micro_size", "batch.sequence_length"}
 
 SUMMARY = "write a recipe for your own model and data, and say what was chosen and why"
 EXAMPLES = [
-    "sft_mymodel_zero2 --model PATH --data my.jsonl       from sft_smollm2_zero2, for your own model and file",
-    "sft_smollm2_mine --data my.csv                       the source's model; columns and lengths are looked at",
-    "classify_mine_zero1 --data tickets.csv               a column of texts and one of classes: a classifier",
-    "sft_mine_zero3 --from sft_smollm2_zero3 --data my.parquet --evaluation held_out.parquet --devices 8",
-    "sft_mine_zero2 --data my.csv --data.prompt_field frage --data.completion_field antwort --epochs 2",
+    "sft_mine_zero2 --data my.jsonl                the default model on your file: columns and lengths are looked at",
+    "sft_mine_zero2 --data my.csv --model PATH     your own model, too: a Hugging Face folder or name",
+    "classify_mine_zero1 --data tickets.csv        a column of texts and one of classes: a classifier",
+    "sft_mine_zero3 --from sft_smollm2_zero3 --data train.parquet --evaluation held_out.parquet --devices 8",
 ]
+FIELDS = """
+Every field of a recipe is a flag as well, for what is not to be chosen by looking:
+    --data.prompt_field frage --data.completion_field antwort --optimizer.learning_rate 1e-5"""
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
@@ -68,6 +70,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     length.add_argument("--steps", metavar="N", help="optimizer steps; default: what fits the data")
     length.add_argument("--epochs", metavar="N", help="passes over the data")
     verb.add_argument("--force", action="store_true", help="overwrite a recipe of that name")
+    verb.description = f"{verb.description}\n{FIELDS}"
     verb.usage = "toolkit new NAME [options] [--optimizer.learning_rate 1e-5 and any other field of a recipe]"
     verb.set_defaults(run=new, fields=[])
 
@@ -77,6 +80,8 @@ def new(options: argparse.Namespace) -> int:
     name = checked_name(options.name)
     target = RECIPES / f"{name}.py"
     _check_free(target, force=options.force)
+    from toolkit.cli.asked_recipe import Wanted
+
     wanted = Wanted(
         name,
         source=options.source,
@@ -189,6 +194,7 @@ def find_source(word: str) -> Path:
 
 def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     """The recipe for what the command line names, and the text of its file."""
+    from toolkit.cli.asked_recipe import asked
     from toolkit.draft import proposal, survey
     from toolkit.draft.roles import find_roles
     from toolkit.models.positions import check_sequence_length

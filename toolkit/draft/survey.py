@@ -111,7 +111,7 @@ def _estimated(source: Source, rows: Sequence[Row]) -> tuple[int | None, bool]:
     if any(file.suffix.lower() not in KINDS for file in source.files):  # compressed
         return None, False
     per_row = sum(len(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in rows) / len(rows)
-    return int(sum(file.stat().st_size for file in source.files) / per_row), False
+    return int(float(f"{sum(file.stat().st_size for file in source.files) / (per_row + 1):.2g}")), False
 
 
 @dataclass(frozen=True)

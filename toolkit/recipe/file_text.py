@@ -97,7 +97,6 @@ def _import(names: Sequence[str]) -> list[str]:
 
 def _part(name: str, value: Any) -> list[str]:
     if not _is_section(value):
-        value = int(value) if name == "epochs" and value == int(value) else value
         return [f"    {name}={literal(value)},"]
     kind = section_class(name).__name__
     line = f"    {name}={kind}({', '.join(f'{field}={literal(inner)}' for field, inner in value.items())}),"

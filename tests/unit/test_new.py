@@ -1,0 +1,231 @@
+"""`toolkit new`: what it writes and says, what it refuses before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import chats, write_lines
+from toolkit.cli import new, verbs
+from toolkit.cli.run import main as start
+from toolkit.ds_config.golden import verify
+from toolkit.recipe import Recipe
+from toolkit.recipe.load import load_recipe
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, with chats.jsonl in it and no recipes/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    write_lines(tmp_path / "chats.jsonl", chats())
+    return tmp_path
+
+
+@pytest.fixture
+def make(here: Path, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Recipe, str]]:
+    """Runs the verb with the tiny Llama for chats.jsonl; the recipe and what was printed."""
+
+    def run(*words: str, model: Path = tiny_llama_dir, data: str = "chats.jsonl") -> tuple[Recipe, str]:
+        code = verbs.main(["new", "sft_tiny_zero2", "--model", str(model), "--data", data, "--force", *words])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return load_recipe("recipes/sft_tiny_zero2.py"), printed.out
+
+    return run
+
+
+def test_a_recipe_is_written_and_explained(
+    make: Callable[..., tuple[Recipe, str]], here: Path, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read from the written file: numbers of the data and the model, everything else of the source."""
+    recipe, printed = make()
+    source = load_recipe(new.SHIPPED / "sft_smollm2_zero2.py")
+    assert (recipe.model.path, recipe.data.train) == (str(tiny_llama_dir), "chats.jsonl")
+    assert recipe.data.evaluation_examples == 10  # a twentieth of 200
+    assert recipe.batch.sequence_length == 512  # the longest has more, the model has no more
+    assert (recipe.batch.global_size, recipe.epochs, recipe.steps) == (4, 4.0, None)
+    assert recipe.schedule.warmup_steps == 1 and recipe.checkpoint.every_steps == recipe.evaluation.every_steps == 5
+    assert recipe.task.sample_prompt == chats()[0]["messages"][1]["content"]
+    assert (recipe.optimizer, recipe.precision, recipe.parallel) == (
+        source.optimizer,
+        source.precision,
+        source.parallel,
+    )
+    assert "LlamaForCausalLM, 115.0 k parameters, 512 positions, tied embeddings, a chat template" in printed
+    assert "chats.jsonl: 200 rows of conversations, in messages\n" in printed
+    assert "holds 197 of 200 conversations whole, the longest has 908 tokens; 3 are cut off" in printed
+    assert "packed sequences per step of about 37" in printed and "about 37 steps" in printed
+    text = (here / "recipes/sft_tiny_zero2.py").read_text(encoding="utf-8")
+    assert "# sequence_length: holds 197 of 200" in text
+    assert "\ndeepspeed --num_gpus 2 recipes/sft_tiny_zero2.py\n" in text
+    assert printed.endswith(
+        "\npython recipes/sft_tiny_zero2.py --preview 2      # which tokens are trained"
+        "\npython recipes/sft_tiny_zero2.py --dry_run        # the configuration, without starting"
+        "\ndeepspeed --num_gpus 2 recipes/sft_tiny_zero2.py  # train\n"
+    )
+    assert verify(here / "recipes", here / "ds_configs") == 2
+    assert start(recipe, ["--dry_run"]) == 0
+    capsys.readouterr()
+    assert start(recipe, ["--preview", "2"]) == 0
+    assert "sequence 2:" in capsys.readouterr().out
+
+
+def test_what_is_given_stays(make: Callable[..., tuple[Recipe, str]]) -> None:
+    """Flags of recipe fields, in either spelling; what depends on them follows."""
+    recipe, _ = make(
+        *("--optimizer.learning-rate", "3e-5", "--batch.global_size=6", "--data.packing", "False", "--steps", "7"),
+        *("--seed", "3", "--note", "mine", "--checkpoint.every_steps", "3", "--evaluation.max_sequences", "4"),
+    )
+    assert recipe.optimizer.learning_rate == 3e-5 and recipe.seed == 3 and recipe.note == "mine"
+    assert (recipe.batch.global_size, recipe.batch.micro_size, recipe.data.packing) == (6, 1, False)
+    assert (recipe.steps, recipe.epochs, recipe.checkpoint.every_steps) == (7, None, 3)
+    assert recipe.schedule.warmup_steps == 0 and recipe.evaluation.max_sequences == 4
+    recipe, _ = make("--devices", "8", "--epochs", "2", "--evaluation", "chats.jsonl", "--task.train_on", "all")
+    assert recipe.launch.devices == recipe.batch.global_size == 8
+    assert (recipe.epochs, recipe.data.evaluation, recipe.data.evaluation_examples) == (2.0, "chats.jsonl", 0)
+    assert recipe.task.train_on == "all"
+    recipe, printed = make("--batch.sequence_length", "128")
+    assert recipe.batch.sequence_length == 128 and "as you said; holds 169 of 200" in printed
+
+
+@pytest.mark.parametrize(
+    ("source", "global_size", "stage"),
+    [("pretrain_llama10m_zero1", 4, 1), ("sft_llama70b_pp4_tp8", 4, 1), ("sft_llama8b_zero3", 8, 3)],
+)
+def test_any_recipe_may_be_the_source(
+    source: str, global_size: int, stage: int, make: Callable[..., tuple[Recipe, str]]
+) -> None:
+    """A model from scratch, several hosts, an attention that this machine lacks: the strategy stays, the numbers fit."""
+    recipe, _ = make("--from", source)
+    assert (recipe.batch.global_size, recipe.parallel.zero_stage) == (global_size, stage)
+    assert recipe.model.architecture is None and recipe.model.weights == "pretrained" and not recipe.model.config
+    assert recipe.launch == load_recipe(new.SHIPPED / f"{source}.py").launch
+    assert recipe.epochs is not None and recipe.data.overlong == "truncate"
+
+
+def test_tiny_files(make: Callable[..., tuple[Recipe, str]], here: Path) -> None:
+    """No batch larger than the data, no warm-up, nothing held out; one row is for one device."""
+    write_lines(here / "five.jsonl", chats()[:5])
+    recipe, _ = make(data="five.jsonl")
+    assert (recipe.batch.global_size, recipe.schedule.warmup_steps, recipe.data.evaluation_examples) == (2, 0, 0)
+    assert recipe.evaluation.every_steps == 0
+    write_lines(here / "one.jsonl", chats()[:1])
+    recipe, printed = make(data="one.jsonl")
+    assert (recipe.launch.devices, recipe.batch.global_size, recipe.data.packing) == (1, 1, False)
+    assert "1 sequence for all ranks is too little for more" in printed
+
+
+def test_a_large_file_is_read_at_its_beginning(
+    make: Callable[..., tuple[Recipe, str]], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of its rows follows from its size, and is said to."""
+    monkeypatch.setattr("toolkit.draft.survey.STREAMED_BYTES", 1000)
+    rows = [{"text": f"Row {number:06} of a file."} for number in range(3000)]
+    write_lines(here / "rows.jsonl", rows)
+    recipe, printed = make(data="rows.jsonl")
+    assert "rows.jsonl: about 3,000 rows of texts" in printed and "of the first 1,000 rows" in printed
+    assert (recipe.data.streaming, recipe.data.evaluation_examples) == (False, 150)
+
+
+def test_the_model_alone_may_be_new(make: Callable[..., tuple[Recipe, str]], here: Path, tiny_llama_dir: Path) -> None:
+    """Then the data, the batch and the length stay the source's."""
+    first, _ = make("--steps", "9")
+    shutil.copytree(tiny_llama_dir, here / "other")
+    assert verbs.main(["new", "sft_other", "--from", "sft_tiny_zero2", "--model", "other"]) == 0
+    recipe = load_recipe("recipes/sft_other.py")
+    assert recipe.model_copy(update={"model": first.model, "note": first.note}) == first
+
+
+def test_a_name_is_understood_or_refused(here: Path) -> None:
+    assert [new.checked_name(text) for text in ("a_b_c", "a_b_c.py", "recipes/a_b_c.py", "./a-b.py")] == [
+        *["a_b_c"] * 3,
+        "a-b",
+    ]
+
+
+WRONG = [
+    ("other/mine", "", "NAME 'other/mine' names another folder", "with the name 'mine'"),
+    ("json", "", "NAME 'json' is the name of a Python module", "call it 'sft_json_zero2'"),
+    ("toolkit.py", "", "NAME 'toolkit.py' is the name of a Python module", "call it 'sft_toolkit_zero2'"),
+    ("my.own", "", "NAME 'my.own'", "call it 'my_own'"),
+    ("there", "", "recipes/there.py exists already", "or overwrite it with --force"),
+    ("folder", "", "recipes/folder.py is a folder", "choose another NAME"),
+    ("x", "--from sft_smolm2_zero2", "--from sft_smolm2_zero2: no such recipe (did you mean 'sft_smollm2_zero2'?)", "correct"),
+    ("x", "--from nowhere/x.py", "recipe file 'nowhere/x.py' does not exist", "check the path"),
+    ("x", "--steps none", "--steps none", "see `toolkit new --help`"),
+    ("x", "--dry_run", "--dry-run with `toolkit new`", "when the recipe is started"),
+    ("x", "--optimizer.rate 1", "unknown flag --optimizer.rate", "--help"),
+    ("x", "--optimizer.learning_rate fast", "--optimizer.learning_rate fast", "--help"),
+    ("x", "stray", "unexpected 'stray' on the command line", "--help"),
+    ("x", "--data nothing.csv", "data.train='nothing.csv' does not exist", "correct the path"),
+    ("x", "--data empty.jsonl", "data.train='empty.jsonl' has no rows", "point data.train to another one"),
+    ("x", "--data broken.jsonl", "line 2 is not JSON", "repair or remove the line"),
+    ("x", "--data unanswered.jsonl", "row 2 of data.train: the completion", "fill in its completion"),
+    ("x", "--data odd.csv", "'odd.csv': its columns do not say by themselves what is to be learned:\n    a  '1'\n    b  'x'", "--data.text_field a"),
+    ("x", "--evaluation odd.csv", "row 1 of data.evaluation: the columns a, b", "set"),
+    ("x", "--model nowhere", "model.path='nowhere'", "check the path"),
+    ("x", "--model notokenizer", "model.path='notokenizer': its tokenizer cannot be loaded", "set model.tokenizer"),
+    ("x", "--model noweights", "model.path='noweights': its model cannot be loaded", "set model.path"),
+    ("x", "--model {bert}", "BertLMHeadModel lets a token see those after it", "choose a decoder"),
+    ("x", "--from classify_minilm_zero1", "its columns do not say by themselves", "--data.text_field messages"),
+    ("x", "--batch.sequence_length 1000", "batch.sequence_length=1000 is longer than the model's 512 positions", "512 or less"),
+    ("x", "--devices 300", "launch.devices=300 for data of 190 sequences", "give --devices 1, or more data"),
+    ("x", "--model base", "messages holds conversations, but the tokenizer has no chat template", "model.tokenizer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "flags", "what", "do"), WRONG, ids=lambda value: value[:40] or "-")
+def test_wrong_inputs_leave_nothing_behind(
+    name: str,
+    flags: str,
+    what: str,
+    do: str,
+    here: Path,
+    tiny_llama_dir: Path,
+    tiny_bert_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One message with its fix, exit code 2, no file."""
+    (here / "recipes/folder.py").mkdir(parents=True)
+    (here / "recipes/there.py").write_text("")
+    (here / "empty.jsonl").write_text("")
+    (here / "broken.jsonl").write_text('{"text": "One."}\n{"text"\n')
+    write_lines(here / "unanswered.jsonl", [{"prompt": "A?", "completion": text} for text in ("Yes.", " ")])
+    (here / "odd.csv").write_text("a,b\n1,x\n2,z\n")
+    for broken in ("notokenizer", "noweights", "base"):
+        shutil.copytree(tiny_llama_dir, here / broken)
+    for file in (here / "notokenizer").glob("*token*"):
+        file.unlink()
+    (here / "noweights/model.safetensors").unlink()
+    (here / "base/chat_template.jinja").unlink()
+    words = flags.format(bert=tiny_bert_dir).split()
+    defaults = [
+        word for key, value in (("--model", str(tiny_llama_dir)), ("--data", "chats.jsonl")) for word in (key, value)
+    ]
+    assert verbs.main(["new", name, *defaults, *words]) == 2
+    error = capsys.readouterr().err
+    assert what in error and do in error.partition("do this: ")[2], error
+    assert sorted(path.name for path in (here / "recipes").iterdir()) == ["folder.py", "there.py"]
+    assert not (here / "ds_configs").exists()
+
+
+def test_without_a_folder_of_recipes_the_source_is_asked_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the package was installed without its repository."""
+    monkeypatch.setattr(new, "SHIPPED", here / "nowhere")
+    assert verbs.main(["new", "x_y_z", "--data", "chats.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert "neither ./recipes nor" in error and "give --from PATH" in error
+
+
+def test_help_teaches_fields_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        verbs.main(["new", "--help"])
+    printed = capsys.readouterr().out
+    assert "--data.prompt_field frage --data.completion_field antwort" in printed
+    assert all(example.split("   ")[0] in printed for example in new.EXAMPLES)
