@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.parity.strategies import DEGREES
-from toolkit.recipe import Recipe
+from toolkit.recipe import Data, Recipe
 from toolkit.recipe.effect import has_held_out
 from toolkit.recipe.load import load_recipe
 
@@ -85,9 +85,12 @@ def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 
 
 def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """Tiny rows of the kind that the recipe reads, under the usual names: a recipe may be a user's own."""
     if recipe.task.name == "sequence_classification":
         source = inputs.classes
     else:
-        source = inputs.texts if recipe.model.architecture is not None else inputs.chats
+        source = inputs.texts if recipe.data.overlong == "split" else inputs.chats
     held_out = {"evaluation": str(source), "evaluation_split": "train"} if recipe.data.evaluation else {}
-    return {"train": str(source), "subset": None, **held_out}
+    columns = {name: field.default for name, field in Data.model_fields.items() if name.endswith("_field")}
+    few = {"evaluation_examples": min(4, recipe.data.evaluation_examples), "max_examples": None}
+    return {"train": str(source), "subset": None, **columns, **few, **held_out}
