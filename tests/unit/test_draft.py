@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -166,3 +167,11 @@ def test_a_run_of_any_length_has_room_for_what_is_in_it() -> None:
 @pytest.mark.parametrize(("parameters", "rate"), [(1.35e8, 1e-4), (1.2e9, 5e-5), (8e9, 2e-5)])
 def test_larger_models_take_smaller_steps(parameters: float, rate: float) -> None:
     assert sizes.learning_rate_for(int(parameters)) == rate
+
+
+def test_conversations_of_any_kind_are_seen() -> None:
+    """ShareGPT's messages under another name, and JSON text in CSV."""
+    talk = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]
+    assert roles(rows(dialog=lambda _: talk, source=str)).fields == {"messages_field": "dialog"}
+    assert roles(rows(history=lambda number: json.dumps(chat(number)))).fields == {"messages_field": "history"}
+    assert roles(rows(conversations=lambda _: talk)).form is not None

@@ -126,9 +126,28 @@ def test_a_large_file_is_read_at_its_beginning(
     monkeypatch.setattr("toolkit.draft.survey.STREAMED_BYTES", 1000)
     rows = [{"text": f"Row {number:06} of a file."} for number in range(3000)]
     write_lines(here / "rows.jsonl", rows)
+    with (here / "rows.jsonl").open("a") as file:
+        file.write("what is not read is not looked at\n")
     recipe, printed = make(data="rows.jsonl")
     assert "rows.jsonl: about 3,000 rows of texts" in printed and "of the first 1,000 rows" in printed
     assert (recipe.data.streaming, recipe.data.evaluation_examples) == (False, 150)
+
+
+def test_formats_of_the_field_need_no_columns(make: Callable[..., tuple[Recipe, str]], here: Path) -> None:
+    """What the reader knows is left to it, Alpaca's second column and ShareGPT's roles with it."""
+    alpaca = {"instruction": "Say it.", "input": "Now.", "output": "It."}
+    write_lines(here / "alpaca.jsonl", [{**alpaca, "nr": number} for number in range(40)])
+    recipe, printed = make(data="alpaca.jsonl")
+    assert (
+        "40 rows of prompts with completions as Alpaca has them, in instruction and input and output; not read: nr"
+        in printed
+    )
+    assert (recipe.task.sample_prompt, recipe.data.prompt_field) == (None, "prompt")  # of two lines: not asked
+    talk = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]
+    write_lines(here / "share.jsonl", [{"conversations": talk, "id": str(number)} for number in range(40)])
+    recipe, printed = make(data="share.jsonl")
+    assert (recipe.data.messages_field, recipe.task.sample_prompt) == ("messages", "Who?")
+    assert "conversations as ShareGPT has them, in conversations; not read: id" in printed
 
 
 def test_the_model_alone_may_be_new(make: Callable[..., tuple[Recipe, str]], here: Path, tiny_llama_dir: Path) -> None:
@@ -164,9 +183,9 @@ WRONG = [
     ("x", "--data nothing.csv", "data.train='nothing.csv' does not exist", "correct the path"),
     ("x", "--data empty.jsonl", "data.train='empty.jsonl' has no rows", "point data.train to another one"),
     ("x", "--data broken.jsonl", "line 2 is not JSON", "repair or remove the line"),
-    ("x", "--data unanswered.jsonl", "row 2 of data.train: the completion", "fill in its completion"),
+    ("x", "--data unanswered.jsonl", "row 2 of data.train, 'unanswered.jsonl': completion is empty", "fill it in"),
     ("x", "--data odd.csv", "'odd.csv': its columns do not say by themselves what is to be learned:\n    a  '1'\n    b  'x'", "--data.text_field a"),
-    ("x", "--evaluation odd.csv", "row 1 of data.evaluation: the columns a, b", "set"),
+    ("x", "--evaluation odd.csv", "row 1 of data.evaluation, 'odd.csv': the columns a, b", "set"),
     ("x", "--model nowhere", "model.path='nowhere'", "check the path"),
     ("x", "--model notokenizer", "model.path='notokenizer': its tokenizer cannot be loaded", "set model.tokenizer"),
     ("x", "--model noweights", "model.path='noweights': its model cannot be loaded", "set model.path"),

@@ -197,6 +197,7 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     from toolkit.cli.asked_recipe import asked
     from toolkit.draft import proposal, survey
     from toolkit.draft.roles import find_roles
+    from toolkit.draft.sheet import Sheet, comments
     from toolkit.models.positions import check_sequence_length
     from toolkit.train.inputs import load_task
 
@@ -210,7 +211,7 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     if roles.kind == "classification" and wanted.source is None and wanted.data is not None:
         source = find_source(CLASSES)
         begun = asked(source, wanted)
-    sheet = proposal.Sheet(begun.start, begun.given)
+    sheet = Sheet(begun.start, begun.given)
     recipe = begun.recipe
     if wanted.data is not None:
         proposal.set_columns(sheet, roles)
@@ -223,7 +224,7 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     if wanted.evaluation is not None:
         survey.check_held_out(recipe, task)
     seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None)
-    report.seen(recipe, source, seen, task.remarks([row for _, row in look.rows]))
+    report.seen(recipe, source, seen, [*look.source.remarks, *task.remarks(look.source.rows)])
     recipe = proposal.propose(sheet, seen, steps=wanted.steps, epochs=wanted.epochs)
     check_sequence_length(model.kind, model.config, recipe.batch.sequence_length)
     headline = proposal.headline(roles.kind, recipe)
@@ -231,7 +232,7 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     recipe = recipe_of({**flat(recipe), "note": begun.given.get("note", note)})
     report.chosen(sheet.reasons)
     keep = begun.given.keys() | (written(load_recipe(source)) & SAID_ALOUD)
-    return recipe, file_text(recipe, wanted.name, headline, keep=keep, comments=proposal.comments(sheet))
+    return recipe, file_text(recipe, wanted.name, headline, keep=keep, comments=comments(sheet))
 
 
 def _is_about_rows(name: str) -> bool:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from toolkit.draft.proposal import Reason, Seen, counted
+from toolkit.draft.proposal import Seen, counted
 from toolkit.draft.roles import WORDS
-from toolkit.draft.survey import MOST_ROWS, Look, histogram
+from toolkit.draft.sheet import Reason
+from toolkit.draft.survey import MOST_ROWS, histogram
 from toolkit.errors import first_few
 from toolkit.recipe import Recipe
 from toolkit.recipe.file_text import launch_commands, literal
@@ -122,21 +122,10 @@ def _data_words(recipe: Recipe, seen: Seen) -> str:
     total = (
         "rows not counted" if look.total is None else f"{'' if look.counted else 'about '}{counted(look.total, 'row')}"
     )
-    columns = _columns(look)
-    used = [name for name in _read(recipe, kind) if name in columns]
-    unread = [name for name in columns if name not in used]
-    words = f"{recipe.data.train}: {total} of {WORDS[kind]}, in {' and '.join(used) or 'columns that are known'}"
+    unread = seen.measured.unused
+    columns = [name for name, value in look.first.items() if value is not None and name not in unread]
+    form = "" if seen.roles.form is None else f" as {seen.roles.form.name} has them"
+    words = f"{recipe.data.train}: {total} of {WORDS[kind]}{form}, in {' and '.join(columns)}"
     if look.source.files and look.source.files[0].suffix.lower() == ".txt":
         words += "; each line is a text of its own"
     return words + (f"; not read: {first_few(unread)}" if unread else "")
-
-
-def _columns(look: Look) -> list[str]:
-    return list(dict.fromkeys(name for _, row in look.rows for name in row))
-
-
-def _read(recipe: Recipe, kind: Any) -> list[str]:
-    from toolkit.draft.roles import FIELDS_OF
-
-    data: Mapping[str, Any] = recipe.data.model_dump()
-    return [str(data[field]) for field in FIELDS_OF[kind]]

@@ -37,12 +37,13 @@ class Read:
     """What was read otherwise than row by row."""
 
 
-def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: Path) -> Read:
+def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: Path, whole: bool = True) -> Read:
     """The rows of `paths`, all of one `kind`.
 
     Paths are taken as they are, never as patterns. Raises DataError, with the file and the line, for what cannot be
     read. A stream of JSON is read through once for that, unless its content was before; other streams may be too large
-    for it: their content is known by a sample, and what is wrong with a row is found where the row is read.
+    for it: their content is known by a sample, and what is wrong with a row is found where the row is read. Without
+    `whole` that holds for JSON, too: its rows are looked at, not trained.
     """
     for path in paths:
         check_is_data(path)
@@ -55,12 +56,14 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
             gen_kwargs={"names": names, "kind": kind, "columns": tuple(features)},
         )
         return Read(rows, combined(kind, sampled_digest(paths)), unread)
-    content = combined(kind, files_digest(paths, cache_dir))
+    looks_only = streaming and not whole
+    content = combined(kind, sampled_digest(paths) if looks_only else files_digest(paths, cache_dir))
     if kind == "json":
         keys = {path: key for path in paths if (key := wrapping_key(path)) is not None}
         remarks = tuple(f"the rows of {path.name} are the list {key!r} in it" for path, key in keys.items())
     if streaming:
-        _check_json(paths, cache_dir / "checked" / combined(_FORMAT, content))
+        if not looks_only:
+            _check_json(paths, cache_dir / "checked" / combined(_FORMAT, content))
         return Read(
             datasets.IterableDataset.from_generator(_json_stream, gen_kwargs={"names": names}), content, (), remarks
         )

@@ -57,16 +57,17 @@ def open_source(
     streaming: bool = False,
     max_examples: int | None = None,
     field: str = "data.train",
+    whole: bool = True,
 ) -> Source:
     """The rows of `location`: an IterableDataset when `streaming`, else a Dataset; the first `max_examples` of them.
 
     `split` selects files by the names of files and folders in a directory (train.jsonl, data/test-00000-of-00002.parquet,
     validation/part-0.csv), a part of a saved data set or of a hub data set; a single file or a pattern is one split
     whatever its name. `field` is the recipe field, for messages. Raises DataError for everything that cannot be opened
-    or has no rows.
+    or has no rows. Without `whole` a stream of files is only looked at: nothing is read to its end.
     """
     with _quiet(), _access(location, field):
-        source = _open(location, split, subset, streaming, field, cache_dir)
+        source = _open(location, split, subset, streaming, field, cache_dir, whole)
         rows, content = source.rows, source.content
         if max_examples is not None:
             rows = rows.take(max_examples) if streaming else rows.select(range(min(max_examples, len(rows))))
@@ -84,29 +85,37 @@ def _check_first(rows: Rows, location: str, field: str) -> None:
         raise _named(no_rows(location, field), field)
 
 
-def _open(location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path) -> Source:
+def _open(
+    location: str, split: str, subset: str | None, streaming: bool, field: str, cache_dir: Path, whole: bool
+) -> Source:
     path = Path(location)
     if path.is_dir():
         if is_saved(path):
             return _open_saved(path, split, streaming, field, cache_dir)
         found, left_out = data_files(path, field)
         files, of_no_split = files_of_split(found, path, split, field)
-        return _open_files(files, location, streaming, field, cache_dir, [*of_no_split, *left_out])
+        return _open_files(files, location, streaming, field, cache_dir, whole, [*of_no_split, *left_out])
     if path.exists():
         check_regular(path, location, field)
-        return _open_files([path], location, streaming, field, cache_dir)
+        return _open_files([path], location, streaming, field, cache_dir, whole)
     if any(mark in location for mark in "*?["):
-        return _open_files(matching_files(path, location, field), location, streaming, field, cache_dir)
+        return _open_files(matching_files(path, location, field), location, streaming, field, cache_dir, whole)
     if looks_local(location) or path.is_symlink():
         raise missing(path, location, field)
     given = open_hub(Hub(location, split, subset, streaming, cache_dir), field)
     if isinstance(given, list):
-        return _open_files(given, location, streaming, field, cache_dir)
+        return _open_files(given, location, streaming, field, cache_dir, whole)
     return Source(given.rows, given.content, remarks=given.remarks)
 
 
 def _open_files(
-    files: Sequence[Path], location: str, streaming: bool, field: str, cache_dir: Path, left_out: Sequence[Path] = ()
+    files: Sequence[Path],
+    location: str,
+    streaming: bool,
+    field: str,
+    cache_dir: Path,
+    whole: bool,
+    left_out: Sequence[Path] = (),
 ) -> Source:
     kinds = {kind_of(path, field) for path in files}
     if len(kinds) > 1:
@@ -121,7 +130,7 @@ def _open_files(
     _check_no_copy(files, field)
     kind = kinds.pop()
     try:
-        read = read_files(files, kind, streaming=streaming, cache_dir=cache_dir)
+        read = read_files(files, kind, streaming=streaming, cache_dir=cache_dir, whole=whole)
     except DataError as error:
         raise _named(error, field) from None
     except datasets.exceptions.DatasetsError as error:

@@ -3,67 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from toolkit.data.conversations import completion_of, in_column
 from toolkit.data.example import num_targets
+from toolkit.data.messages import TrainOn, check_messages
 from toolkit.data.packing import Counts, best_fit, fit
 from toolkit.draft import sizes
 from toolkit.draft.roles import FIELDS_OF, WORDS, Kind, Roles
+from toolkit.draft.sheet import Reason, Sheet
 from toolkit.draft.survey import Look, Measured, ModelFacts
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
-from toolkit.recipe.dotted import chosen, default, recipe_of, sections_of
-from toolkit.recipe.effect import idle_fields
+from toolkit.recipe.dotted import default
 from toolkit.recipe.length import check_length
 from toolkit.recipe.mesh import model_ranks
 
 LONGEST_PROMPT = 200
 """Characters of a question of the data that is worth asking the model before and after training."""
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a field has its value."""
-
-    field: str
-    value: Any
-    why: str
-
-
-@dataclass
-class Sheet:
-    """The fields of a recipe being drafted."""
-
-    values: dict[str, Any]
-    given: Mapping[str, Any]
-    """Those that the user has set: they stay."""
-    reasons: list[Reason] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.values |= self.given
-
-    def set(self, name: str, value: Any, why: str = "") -> None:
-        """Give field `name` its value, unless the user has; without a reason it goes without saying."""
-        if name in self.given:
-            return
-        if why:
-            self.reasons.append(Reason(name, value, why))
-        self.values[name] = value
-
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
-
-    def recipe(self) -> Recipe:
-        """The recipe. What of the source has no effect any more goes back to its default."""
-        while idle := [name for name in self._idle() if name not in self.given]:
-            self.values |= {name: default(name) for name in idle}
-        return recipe_of(self.values)
-
-    def _idle(self) -> Iterable[str]:
-        return idle_fields(Recipe.model_construct(**sections_of(chosen(self.values), built=True)))
 
 
 @dataclass(frozen=True)
@@ -130,29 +88,30 @@ def _hold_out(sheet: Sheet, seen: Seen) -> None:
 
 
 def _sample(sheet: Sheet, seen: Seen) -> None:
-    prompt = _prompt(seen)
+    prompt = _prompt(seen, sheet["task.train_on"])
     why = "the first of the data; answered before and after training" if prompt else ""
     sheet.set("task.sample_prompt", prompt, why)
 
 
-def _prompt(seen: Seen) -> str | None:
+def _prompt(seen: Seen, train_on: TrainOn) -> str | None:
     """A short question of the data, for the tasks that answer one."""
-    kind, first = seen.roles.kind, seen.look.first
+    kind, form, first = seen.roles.kind, seen.roles.form, seen.look.first
     columns = {name: seen.roles.fields.get(name, default(f"data.{name}")) for name in FIELDS_OF[kind]}
-    if kind == "messages":
-        turns = first.get(columns["messages_field"])
-        found = _first_question(turns) if isinstance(turns, list) else None
-    elif kind == "text":
+    if kind == "text":
         return None
+    if kind == "classification":
+        found = first.get(columns["text_field"])
     else:
-        found = first.get(columns["prompt_field" if kind == "prompt_completion" else "text_field"])
+        if form is not None:
+            said = form.read(first)
+        elif kind == "messages":
+            said = in_column(first[columns["messages_field"]], columns["messages_field"])
+        else:
+            said = completion_of(first, columns["prompt_field"], columns["completion_field"])
+        turns, _ = check_messages(said, train_on=train_on)
+        found = next((turn["content"] for turn in turns if turn["role"] == "user"), None)
     is_short = isinstance(found, str) and 0 < len(found.strip()) <= LONGEST_PROMPT and found.isprintable()
     return found if is_short else None
-
-
-def _first_question(turns: list[Any]) -> Any:
-    questions = [turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user"]
-    return questions[0] if questions else None
 
 
 def _sequence_length(sheet: Sheet, seen: Seen) -> None:
@@ -330,13 +289,3 @@ def headline(kind: Kind, recipe: Recipe) -> str:
     model = Path(recipe.model.path).name
     verb = {"classification": "Teach {} the classes of {}.", "text": "Train {} further on the texts of {}."}
     return verb.get(kind, "Fine-tune {} on the " + WORDS[kind] + " of {}.").format(model, data)
-
-
-def comments(sheet: Sheet) -> dict[str, list[str]]:
-    """Above which part of the recipe which reason stands: of what was measured."""
-    found: dict[str, list[str]] = {}
-    for reason in sheet.reasons:
-        section, _, name = reason.field.rpartition(".")
-        if name in ("sequence_length", "global_size", "evaluation_examples") or section == "":
-            found.setdefault(section or name, []).append(f"{name}: {reason.why}.")
-    return found

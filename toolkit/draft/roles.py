@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from toolkit.data.conversations import in_column
 from toolkit.data.example import Row
+from toolkit.data.formats import Format
 from toolkit.data.row_kind import row_kind
 from toolkit.errors import DataError
 from toolkit.recipe import Data
@@ -62,6 +64,8 @@ class Roles:
     """Field of the data section -> column; only those that the reader does not find by itself."""
     why: str = ""
     """What told, for a reader; empty for the columns that the reader knows."""
+    form: Format | None = None
+    """The format of the field that the reader knows the columns of."""
 
 
 def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: str | None) -> Roles:
@@ -75,8 +79,8 @@ def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: st
     wants_classes = task == "sequence_classification" or "label_field" in given
     if not wants_classes:
         known = _known(rows, data, columns)
-        if known is not None and not (known == "text" and task is None and _labels(columns, data, given)):
-            return Roles(known)
+        if known is not None and not (known.kind == "text" and task is None and _labels(columns, data, given)):
+            return known
     guesses: list[Roles | None] = []
     if not wants_classes:
         guesses.append(_conversations(columns))
@@ -91,17 +95,20 @@ def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: st
     return found
 
 
-def _known(rows: Sequence[Row], data: Data, columns: Collection[str]) -> Kind | None:
+def _known(rows: Sequence[Row], data: Data, columns: Collection[str]) -> Roles | None:
     """What the reader makes of the first row; None where it finds nothing that it knows."""
     fields = {name: value for name, value in data if name in ("messages_field", "prompt_field", "completion_field")}
     fields["text_field"] = data.text_field
     try:
-        return row_kind(rows[0], **fields)
+        kind = row_kind(rows[0], **fields)
     except DataError as error:
         complete = [{data.messages_field}, {data.prompt_field, data.completion_field}, {data.text_field}]
         if not any(names <= set(columns) for names in complete):
             return None
         raise DataError(f"row 1 of data.train: {error.what}", expected=error.expected, do=error.do) from None
+    if isinstance(kind, Format):
+        return Roles("messages" if len(kind.needs) == 1 else "prompt_completion", form=kind)
+    return Roles(kind)
 
 
 def _conversations(columns: dict[str, list[Any]]) -> Roles | None:
@@ -114,12 +121,14 @@ def _conversations(columns: dict[str, list[Any]]) -> Roles | None:
 
 
 def _is_conversation(value: object) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) > 0
-        and all(isinstance(turn, dict) and "role" in turn for turn in value)
-    )
+    """Whether it is a list of messages, OpenAI's or ShareGPT's, or JSON text of one."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return False
+    try:
+        messages = in_column(value, "").messages
+    except DataError:
+        return False
+    return all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in messages)
 
 
 def _pairs(columns: dict[str, list[Any]], data: Data, given: Collection[str]) -> Roles | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.built import resolve as resolve_data
-from toolkit.data.class_names import naming
+from toolkit.data.described import as_described
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
-from toolkit.data.files import KINDS
+from toolkit.data.file_names import plain_name
+from toolkit.data.find_files import looks_local
+from toolkit.data.row_names import row_names
 from toolkit.data.sources import Source, open_source
 from toolkit.models.assets import ASSETS
 from toolkit.models.assets import resolve as resolve_model
@@ -79,6 +82,7 @@ def look_at(data: Data) -> Look:
         streaming=streaming,
         max_examples=data.max_examples,
         cache_dir=cache_dir() / "datasets",
+        whole=False,
     )
     if isinstance(source.rows, datasets.Dataset):
         count = len(source.rows)
@@ -99,7 +103,9 @@ def _bytes(place: str) -> int | None:
         return path.stat().st_size
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return 0 if path.suffix.lower() in KINDS or place.startswith((".", "/")) else None
+    if any(mark in place for mark in "*?["):
+        return sum(Path(file).stat().st_size for file in glob.glob(place, recursive=True))  # noqa: PTH207
+    return 0 if looks_local(place) else None
 
 
 def _estimated(source: Source, rows: Sequence[Row]) -> tuple[int | None, bool]:
@@ -108,7 +114,7 @@ def _estimated(source: Source, rows: Sequence[Row]) -> tuple[int | None, bool]:
         return None, False
     if all(file.suffix.lower() == ".parquet" for file in source.files):
         return sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in source.files), True
-    if any(file.suffix.lower() not in KINDS for file in source.files):  # compressed
+    if any(plain_name(file) != file for file in source.files):  # compressed
         return None, False
     per_row = sum(len(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in rows) / len(rows)
     return int(float(f"{sum(file.stat().st_size for file in source.files) / (per_row + 1):.2g}")), False
@@ -122,6 +128,8 @@ class Measured:
     examples: list[Example]
     empty: int
     """Rows that gave no example: without text, or without a token to learn."""
+    unused: list[str]
+    """Columns that hold something and are not read."""
 
     @property
     def lengths(self) -> list[int]:
@@ -131,14 +139,16 @@ class Measured:
 
 def fit_task(look: Look, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let `task` look at the rows, as training does; of a stream, at the first ones."""
-    rows = look.source.rows
-    fit(task, rows if isinstance(rows, datasets.Dataset) else rows.take(MOST_ROWS), recipe, tokenizer)
+    source = look.source
+    is_whole = isinstance(source.rows, datasets.Dataset)
+    fit(task, source if is_whole else replace(source, rows=source.rows.take(MOST_ROWS)), recipe, tokenizer)
 
 
 def measure(look: Look, task: Task, progress: Progress) -> Measured:
     """Encode the rows of `look` as training does. Raises DataError with the number of a row that cannot be used."""
-    whole = look.source.rows
-    encoder = Encoder(naming(task.encode, whole), capacity=2**31, overlong="truncate")
+    encode = as_described(task.encode, look.source.rows)
+    name = row_names(look.source, "data.train")
+    encoder = Encoder(encode, capacity=2**31, overlong="truncate", columns=task.columns, row_name=name)
     examples: list[Example] = []
     count, tokens = 0, 0
     for count, (number, row) in enumerate(look.rows, start=1):
@@ -150,7 +160,7 @@ def measure(look: Look, task: Task, progress: Progress) -> Measured:
         if tokens > MOST_TOKENS and count >= LEAST_ROWS:
             break
     encoder.check(count)
-    return Measured(count, examples, encoder.counts.empty + encoder.counts.masked)
+    return Measured(count, examples, encoder.counts.empty + encoder.counts.masked, [*encoder.unused])
 
 
 def check_held_out(recipe: Recipe, task: Task) -> None:
@@ -164,8 +174,10 @@ def check_held_out(recipe: Recipe, task: Task) -> None:
         streaming=(_bytes(resolve_data(data.evaluation)) or 0) > STREAMED_BYTES,
         cache_dir=cache_dir() / "datasets",
         field="data.evaluation",
+        whole=False,
     )
-    encoder = Encoder(naming(task.encode, source.rows), 2**31, "truncate", "data.evaluation")
+    encode, name = as_described(task.encode, source.rows), row_names(source, "data.evaluation")
+    encoder = Encoder(encode, 2**31, "truncate", "data.evaluation", row_name=name)
     count = 0
     for count, row in enumerate(islice(source.rows, HELD_OUT_ROWS), start=1):
         encoder.examples(row, count)

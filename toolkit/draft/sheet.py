@@ -1,0 +1,63 @@
+"""The fields of a recipe that is being drafted, each with the reason for its value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from toolkit.recipe import Recipe
+from toolkit.recipe.dotted import chosen, default, recipe_of, sections_of
+from toolkit.recipe.effect import idle_fields
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a field has its value."""
+
+    field: str
+    value: Any
+    why: str
+
+
+@dataclass
+class Sheet:
+    """The fields of a recipe being drafted."""
+
+    values: dict[str, Any]
+    given: Mapping[str, Any]
+    """Those that the user has set: they stay."""
+    reasons: list[Reason] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.values |= self.given
+
+    def set(self, name: str, value: Any, why: str = "") -> None:
+        """Give field `name` its value, unless the user has; without a reason it goes without saying."""
+        if name in self.given:
+            return
+        if why:
+            self.reasons.append(Reason(name, value, why))
+        self.values[name] = value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def recipe(self) -> Recipe:
+        """The recipe. What of the source has no effect any more goes back to its default."""
+        while idle := [name for name in self._idle() if name not in self.given]:
+            self.values |= {name: default(name) for name in idle}
+        return recipe_of(self.values)
+
+    def _idle(self) -> Iterable[str]:
+        return idle_fields(Recipe.model_construct(**sections_of(chosen(self.values), built=True)))
+
+
+def comments(sheet: Sheet) -> dict[str, list[str]]:
+    """Above which part of the recipe which reason stands: of what was measured."""
+    found: dict[str, list[str]] = {}
+    for reason in sheet.reasons:
+        section, _, name = reason.field.rpartition(".")
+        if name in ("sequence_length", "global_size", "evaluation_examples") or section == "":
+            found.setdefault(section or name, []).append(f"{name}: {reason.why}.")
+    return found
