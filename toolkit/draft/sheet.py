@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import chosen, default, recipe_of, sections_of
-from toolkit.recipe.effect import idle_fields
+from toolkit.recipe.effect import FIELDS
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ class Sheet:
             self.values |= {name: default(name) for name in idle}
         return recipe_of(self.values)
 
-    def _idle(self) -> Iterable[str]:
-        return idle_fields(Recipe.model_construct(**sections_of(chosen(self.values), built=True)))
+    def _idle(self) -> list[str]:
+        """The fields that are not at their default and cannot act."""
+        unchecked = Recipe.model_construct(**sections_of(chosen(self.values), built=True))
+        changed = {name: FIELDS[name] for name, value in self.values.items() if value != default(name)}
+        return [name for name, acts in changed.items() if acts is not None and not acts.when(unchecked)]
 
 
 def comments(sheet: Sheet) -> dict[str, list[str]]:
