@@ -13,6 +13,7 @@ from toolkit.cli import new, verbs
 from toolkit.cli.run import main as start
 from toolkit.ds_config.golden import verify
 from toolkit.recipe import Recipe
+from toolkit.recipe.file_text import launch_commands
 from toolkit.recipe.load import load_recipe
 
 
@@ -61,12 +62,13 @@ def test_a_recipe_is_written_and_explained(
     assert "packed sequences per step of about 37" in printed and "about 37 steps" in printed
     text = (here / "recipes/sft_tiny_zero2.py").read_text(encoding="utf-8")
     assert "# sequence_length: holds 197 of 200" in text
-    assert "\ndeepspeed --num_gpus 2 recipes/sft_tiny_zero2.py\n" in text
-    assert printed.endswith(
-        "\npython recipes/sft_tiny_zero2.py --preview 2      # which tokens are trained"
-        "\npython recipes/sft_tiny_zero2.py --dry_run        # the configuration, without starting"
-        "\ndeepspeed --num_gpus 2 recipes/sft_tiny_zero2.py  # train\n"
-    )
+    command = launch_commands(recipe.launch, "sft_tiny_zero2")[0]
+    assert f"\n{command}\n" in text
+    assert [line.partition("  #")[0].rstrip() for line in printed.splitlines()[-3:]] == [
+        "python recipes/sft_tiny_zero2.py --preview 2",
+        "python recipes/sft_tiny_zero2.py --dry_run",
+        command,
+    ]
     assert verify(here / "recipes", here / "ds_configs") == 2
     assert start(recipe, ["--dry_run"]) == 0
     capsys.readouterr()
