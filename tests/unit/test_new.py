@@ -135,6 +135,18 @@ def test_a_large_file_is_read_at_its_beginning(
     assert (recipe.data.streaming, recipe.data.evaluation_examples) == (False, 150)
 
 
+def test_a_folder_is_evaluated_on_its_own_split(make: Callable[..., tuple[Recipe, str]], here: Path) -> None:
+    (here / "mine").mkdir()
+    for split, found in (("train", chats()[:120]), ("validation", chats()[120:])):
+        write_lines(here / f"mine/{split}.jsonl", found)
+    recipe, printed = make(data="mine")
+    assert (recipe.data.evaluation, recipe.data.evaluation_split) == ("mine", "validation")
+    assert recipe.data.evaluation_examples == 0 and recipe.evaluation.every_steps == recipe.checkpoint.every_steps > 0
+    assert "mine: 120 rows of conversations" in printed and "the folder has a split 'validation'" in printed
+    recipe, _ = make("--data.evaluation_examples", "20", data="mine")
+    assert (recipe.data.evaluation, recipe.data.evaluation_examples) == (None, 20)
+
+
 def test_formats_of_the_field_need_no_columns(make: Callable[..., tuple[Recipe, str]], here: Path) -> None:
     """What the reader knows is left to it, Alpaca's second column and ShareGPT's roles with it."""
     alpaca = {"instruction": "Say it.", "input": "Now.", "output": "It."}

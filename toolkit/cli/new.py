@@ -100,7 +100,7 @@ def new(options: argparse.Namespace) -> int:
     report = Report()
     recipe, text = draft(wanted, report)
     files = _write(recipe, text, target)
-    report.written(files, recipe, name, _notes(name))
+    report.written(files, recipe, name, _notes(name, recipe))
     return 0
 
 
@@ -221,9 +221,12 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     model = survey.look_at_model(recipe.model, task, tokenizer)
     with report.measuring(len(look.rows)) as progress:
         measured = survey.measure(look, task, progress)
-    if wanted.evaluation is not None:
-        survey.check_held_out(recipe, task)
-    seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None)
+    split = survey.held_out_split(recipe.data, look) if wanted.data and not wanted.evaluation else None
+    if wanted.evaluation is not None or split is not None:
+        given = {"evaluation": recipe.data.evaluation or recipe.data.train}
+        given |= {} if split is None else {"evaluation_split": split}
+        survey.check_held_out(recipe.data.model_copy(update=given), task)
+    seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None, split)
     report.seen(recipe, source, seen, [*look.source.remarks, *task.remarks(look.source.rows)])
     recipe = proposal.propose(sheet, seen, steps=wanted.steps, epochs=wanted.epochs)
     check_sequence_length(model.kind, model.config, recipe.batch.sequence_length)
@@ -241,13 +244,14 @@ def _is_about_rows(name: str) -> bool:
     )
 
 
-def _notes(name: str) -> list[str]:
+def _notes(name: str, recipe: Recipe) -> list[str]:
     """What may be in the way of the commands that come next."""
     found = []
     if (Path("runs") / name).exists():
         found.append(f"runs/{name} holds an earlier run: start with --output_dir runs/OTHER, or remove it")
-    if name.count("_") < 2:
-        found.append("by custom a recipe is called <task>_<model>_<strategy>")
+    place = recipe.model.path
+    if place is not None and not Path(place).is_dir() and "/" in place:
+        found.append(f"the weights of {place} are downloaded at the first start")
     return found
 
 

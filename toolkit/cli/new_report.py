@@ -20,6 +20,8 @@ from toolkit.recipe.file_text import launch_commands, literal
 
 WIDEST = 44
 """Characters that a field and its value take in the column before the reasons; longer ones push theirs aside."""
+LARGE = 3_000_000_000
+"""Parameters from which on it is worth a line what their states take."""
 BAR = 30
 """Characters of the longest bar of the histogram."""
 
@@ -42,6 +44,12 @@ class Report:
         """The source, the model, the data and the lengths of its examples."""
         self._line("from", f"{source}: {recipe.note}")
         self._line("model", _model_words(recipe, seen))
+        if seen.model.parameters >= LARGE and recipe.parallel.zero_stage < 3 and recipe.parallel.tensor == 1:
+            self._line(
+                "",
+                f"weights, gradients and optimizer states take {seen.model.state_gib:,.0f} GiB; "
+                f"ZeRO-{recipe.parallel.zero_stage} keeps the weights whole on each device, --from sft_llama8b_zero3 does not",
+            )
         self._line("data", _data_words(recipe, seen))
         for remark in remarks:
             self._line("", remark)
@@ -62,8 +70,9 @@ class Report:
         )
         bins = list(histogram(lengths))
         most = max(count for _, count in bins)
+        mark = "█" if self.console.encoding.startswith("utf") else "#"
         for edge, count in bins:
-            bar = "█" * round(BAR * count / most) or ("▏" if count else "")
+            bar = mark * max(int(count > 0), round(BAR * count / most))
             self.console.print(Text(f"{'':10}up to {edge:>6,}  {count:>6,}  ").append(bar, style="cyan"))
 
     def chosen(self, reasons: Sequence[Reason]) -> None:

@@ -35,6 +35,8 @@ class Seen:
     own_data: bool
     """Whether the data is the user's; else it is the source's, and so are most numbers."""
     own_model: bool
+    held_out_split: str | None = None
+    """The split of the user's folder to evaluate on."""
 
     @property
     def examples(self) -> float:
@@ -78,7 +80,13 @@ def set_columns(sheet: Sheet, roles: Roles) -> None:
 
 
 def _hold_out(sheet: Sheet, seen: Seen) -> None:
-    if sheet["data.evaluation"] is not None or sheet["data.streaming"]:
+    if sheet["data.evaluation"] is not None or "data.evaluation_examples" in sheet.given:
+        return
+    if seen.held_out_split is not None:
+        sheet.set("data.evaluation", sheet["data.train"], f"the folder has a split {seen.held_out_split!r}")
+        sheet.set("data.evaluation_split", seen.held_out_split)
+        return
+    if sheet["data.streaming"]:
         return
     total = seen.look.total
     count = sizes.choose_held_out(10**6 if total is None else total)

@@ -25,6 +25,7 @@ from toolkit.data.file_names import plain_name
 from toolkit.data.find_files import looks_local
 from toolkit.data.row_names import row_names
 from toolkit.data.sources import Source, open_source
+from toolkit.errors import DataError
 from toolkit.models.assets import ASSETS
 from toolkit.models.assets import resolve as resolve_model
 from toolkit.models.attention_choice import model_class
@@ -163,9 +164,30 @@ def measure(look: Look, task: Task, progress: Progress) -> Measured:
     return Measured(count, examples, encoder.counts.empty + encoder.counts.masked, [*encoder.unused])
 
 
-def check_held_out(recipe: Recipe, task: Task) -> None:
+def held_out_split(data: Data, look: Look) -> str | None:
+    """The split of the folder data.train that holds other rows than the one that is trained; None where there is none."""
+    place = resolve_data(data.train)
+    if not Path(place).is_dir():
+        return None
+    for split in ("test", "validation"):
+        try:
+            found = open_source(
+                place,
+                split=split,
+                streaming=True,
+                cache_dir=cache_dir() / "datasets",
+                field="data.evaluation",
+                whole=False,
+            )
+        except DataError:
+            continue
+        if found.files and set(found.files).isdisjoint(look.source.files):
+            return split
+    return None
+
+
+def check_held_out(data: Data, task: Task) -> None:
     """Open data.evaluation and encode its first rows with `task`, which has seen the training rows. Raises DataError."""
-    data = recipe.data
     assert data.evaluation is not None
     source = open_source(
         resolve_data(data.evaluation),
@@ -199,6 +221,11 @@ class ModelFacts:
     kind: Any
     """transformers' auto class."""
     config: Any
+
+    @property
+    def state_gib(self) -> float:
+        """Memory of weights, gradients and Adam's states in mixed precision, over all ranks: 16 bytes a parameter."""
+        return 16 * self.parameters / 2**30
 
 
 def look_at_model(model: Model, task: Task, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
