@@ -76,7 +76,7 @@ def test_a_recipe_is_written_and_explained(
     assert "sequence 2:" in capsys.readouterr().out
 
 
-def test_what_is_given_stays(make: Callable[..., tuple[Recipe, str]]) -> None:
+def test_what_is_given_stays(make: Callable[..., tuple[Recipe, str]], here: Path) -> None:
     """Flags of recipe fields, in either spelling; what depends on them follows."""
     recipe, _ = make(
         *("--optimizer.learning-rate", "3e-5", "--batch.global_size=6", "--data.packing", "False", "--steps", "7"),
@@ -90,6 +90,12 @@ def test_what_is_given_stays(make: Callable[..., tuple[Recipe, str]]) -> None:
     assert recipe.launch.devices == recipe.batch.global_size == 8
     assert (recipe.epochs, recipe.data.evaluation, recipe.data.evaluation_examples) == (2.0, "chats.jsonl", 0)
     assert recipe.task.train_on == "all"
+    write_lines(
+        here / "odd.jsonl", [{"a": f"Question {number}?", "b": "Answer.", "c": "Other."} for number in range(40)]
+    )
+    recipe, printed = make("--data.prompt_field", "a", "--data.completion_field", "c", data="odd.jsonl")
+    assert (recipe.data.prompt_field, recipe.data.completion_field) == ("a", "c")
+    assert recipe.task.sample_prompt == "Question 0?" and "in a and c; not read: b" in printed
     recipe, printed = make("--batch.sequence_length", "128")
     assert recipe.batch.sequence_length == 128 and "as you said; holds 169 of 200" in printed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolkit.data.conversations import completion_of, in_column
 from toolkit.data.example import num_targets
-from toolkit.data.messages import TrainOn, check_messages
+from toolkit.data.messages import check_messages
 from toolkit.data.packing import Counts, best_fit, fit
 from toolkit.draft import sizes
 from toolkit.draft.roles import FIELDS_OF, WORDS, Kind, Roles
@@ -16,7 +16,6 @@ from toolkit.draft.sheet import Reason, Sheet
 from toolkit.draft.survey import Look, Measured, ModelFacts
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
-from toolkit.recipe.dotted import default
 from toolkit.recipe.length import check_length
 from toolkit.recipe.mesh import model_ranks
 
@@ -96,15 +95,15 @@ def _hold_out(sheet: Sheet, seen: Seen) -> None:
 
 
 def _sample(sheet: Sheet, seen: Seen) -> None:
-    prompt = _prompt(seen, sheet["task.train_on"])
+    prompt = _prompt(sheet, seen)
     why = "the first of the data; answered before and after training" if prompt else ""
     sheet.set("task.sample_prompt", prompt, why)
 
 
-def _prompt(seen: Seen, train_on: TrainOn) -> str | None:
+def _prompt(sheet: Sheet, seen: Seen) -> str | None:
     """A short question of the data, for the tasks that answer one."""
     kind, form, first = seen.roles.kind, seen.roles.form, seen.look.first
-    columns = {name: seen.roles.fields.get(name, default(f"data.{name}")) for name in FIELDS_OF[kind]}
+    columns: dict[str, str] = {name: sheet[f"data.{name}"] for name in FIELDS_OF[kind]}
     if kind == "text":
         return None
     if kind == "classification":
@@ -116,7 +115,7 @@ def _prompt(seen: Seen, train_on: TrainOn) -> str | None:
             said = in_column(first[columns["messages_field"]], columns["messages_field"])
         else:
             said = completion_of(first, columns["prompt_field"], columns["completion_field"])
-        turns, _ = check_messages(said, train_on=train_on)
+        turns, _ = check_messages(said, train_on=sheet["task.train_on"])
         found = next((turn["content"] for turn in turns if turn["role"] == "user"), None)
     is_short = isinstance(found, str) and 0 < len(found.strip()) <= LONGEST_PROMPT and found.isprintable()
     return found if is_short else None

@@ -21,7 +21,7 @@ from toolkit.data.built import resolve as resolve_data
 from toolkit.data.described import as_described
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
-from toolkit.data.file_names import plain_name
+from toolkit.data.file_names import kind_of, plain_name
 from toolkit.data.find_files import looks_local
 from toolkit.data.row_names import row_names
 from toolkit.data.sources import Source, open_source
@@ -117,8 +117,13 @@ def _estimated(source: Source, rows: Sequence[Row]) -> tuple[int | None, bool]:
         return sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in source.files), True
     if any(plain_name(file) != file for file in source.files):  # compressed
         return None, False
-    per_row = sum(len(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in rows) / len(rows)
-    return int(float(f"{sum(file.stat().st_size for file in source.files) / (per_row + 1):.2g}")), False
+    is_json = kind_of(source.files[0], "data.train") == "json"
+    texts = [
+        json.dumps(row, ensure_ascii=False, default=str) if is_json else ",".join(map(str, row.values()))
+        for row in rows
+    ]
+    per_row = sum(len(text.encode()) + 1 for text in texts) / len(texts)
+    return int(float(f"{sum(file.stat().st_size for file in source.files) / per_row:.2g}")), False
 
 
 @dataclass(frozen=True)
