@@ -115,6 +115,15 @@ def test_any_recipe_may_be_the_source(
     assert recipe.epochs is not None and recipe.data.overlong == "truncate"
 
 
+def test_the_source_is_bent_where_it_would_break(make: Callable[..., tuple[Recipe, str]]) -> None:
+    """Another schedule, a stream, the source's own data on more devices."""
+    recipe, _ = make("--schedule.type", "one_cycle")
+    assert (recipe.schedule.type, recipe.schedule.warmup_steps) == ("one_cycle", 0)
+    recipe, _ = make("--data.streaming", "True", "--devices", "6", "--steps", "40")
+    assert (recipe.batch.global_size, recipe.batch.micro_size, recipe.data.evaluation_examples) == (6, 1, 0)
+    assert (recipe.steps, recipe.checkpoint.every_steps, recipe.evaluation.every_steps) == (40, 5, 0)
+
+
 def test_tiny_files(make: Callable[..., tuple[Recipe, str]], here: Path) -> None:
     """No batch larger than the data, no warm-up, nothing held out; one row is for one device."""
     write_lines(here / "five.jsonl", chats()[:5])
@@ -211,6 +220,7 @@ WRONG = [
     ("x", "--model noweights", "model.path='noweights': its model cannot be loaded", "set model.path"),
     ("x", "--model {bert}", "BertLMHeadModel lets a token see those after it", "choose a decoder"),
     ("x", "--from classify_minilm_zero1", "its columns do not say by themselves", "--data.text_field messages"),
+    ("x", "--evaluation.metric accuracy --checkpoint.keep_best True", "evaluation.metric='accuracy' with task.name='causal_lm'", "correct"),
     ("x", "--batch.sequence_length 1000", "batch.sequence_length=1000 is longer than the model's 512 positions", "512 or less"),
     ("x", "--devices 300", "launch.devices=300 for data of 190 sequences", "give --devices 1, or more data"),
     ("x", "--model base", "messages holds conversations, but the tokenizer has no chat template", "model.tokenizer"),

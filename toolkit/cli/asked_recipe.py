@@ -113,6 +113,7 @@ def _placeholders(start: Mapping[str, Any], names: Sequence[str]) -> dict[str, A
         **watching,
         "data.evaluation_examples": int(evaluation is None and not streaming),
         "checkpoint.every_steps": 1,
+        "schedule.warmup_steps": 0,
         "steps": 10**9 if streaming else None,
         "epochs": None if streaming else 1.0,
     }

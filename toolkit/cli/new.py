@@ -20,6 +20,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of, written
 from toolkit.recipe.file_text import file_text
 from toolkit.recipe.load import load_recipe
+from toolkit.tasks import check_metric
 
 if TYPE_CHECKING:
     from toolkit.cli.asked_recipe import Wanted
@@ -229,6 +230,7 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None, split)
     report.seen(recipe, source, seen, [*look.source.remarks, *task.remarks(look.source.rows)])
     recipe = proposal.propose(sheet, seen, steps=wanted.steps, epochs=wanted.epochs)
+    check_metric(recipe.task.name, recipe.evaluation.metric)
     check_sequence_length(model.kind, model.config, recipe.batch.sequence_length)
     headline = proposal.headline(roles.kind, recipe)
     note = f"{headline.rstrip('.')}; drafted from {source.stem}."

@@ -6,21 +6,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.data.conversations import completion_of, in_column
 from toolkit.data.example import num_targets
-from toolkit.data.messages import check_messages
 from toolkit.data.packing import Counts, best_fit, fit
 from toolkit.draft import sizes
+from toolkit.draft.question import first_question
 from toolkit.draft.roles import FIELDS_OF, WORDS, Kind, Roles
 from toolkit.draft.sheet import Reason, Sheet
 from toolkit.draft.survey import Look, Measured, ModelFacts
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
 from toolkit.recipe.length import check_length
-from toolkit.recipe.mesh import model_ranks
-
-LONGEST_PROMPT = 200
-"""Characters of a question of the data that is worth asking the model before and after training."""
 
 
 @dataclass(frozen=True)
@@ -95,30 +90,9 @@ def _hold_out(sheet: Sheet, seen: Seen) -> None:
 
 
 def _sample(sheet: Sheet, seen: Seen) -> None:
-    prompt = _prompt(sheet, seen)
+    prompt = first_question(sheet, seen.roles, seen.look.first)
     why = "the first of the data; answered before and after training" if prompt else ""
     sheet.set("task.sample_prompt", prompt, why)
-
-
-def _prompt(sheet: Sheet, seen: Seen) -> str | None:
-    """A short question of the data, for the tasks that answer one."""
-    kind, form, first = seen.roles.kind, seen.roles.form, seen.look.first
-    columns: dict[str, str] = {name: sheet[f"data.{name}"] for name in FIELDS_OF[kind]}
-    if kind == "text":
-        return None
-    if kind == "classification":
-        found = first.get(columns["text_field"])
-    else:
-        if form is not None:
-            said = form.read(first)
-        elif kind == "messages":
-            said = in_column(first[columns["messages_field"]], columns["messages_field"])
-        else:
-            said = completion_of(first, columns["prompt_field"], columns["completion_field"])
-        turns, _ = check_messages(said, train_on=sheet["task.train_on"])
-        found = next((turn["content"] for turn in turns if turn["role"] == "user"), None)
-    is_short = isinstance(found, str) and 0 < len(found.strip()) <= LONGEST_PROMPT and found.isprintable()
-    return found if is_short else None
 
 
 def _sequence_length(sheet: Sheet, seen: Seen) -> None:
@@ -173,6 +147,7 @@ def _batch_and_length(sheet: Sheet, seen: Seen, steps: int | None, epochs: float
         _batch(sheet, sequences)
     else:
         sequences = _sequences(sheet, seen)
+        _divide(sheet)
     per_epoch = sequences / sheet["batch.global_size"]
     keeps_length = steps is None and epochs is None and (not seen.own_data or sheet["data.streaming"])
     if keeps_length:
@@ -212,7 +187,7 @@ def _enough_for_all(sheet: Sheet, seen: Seen, sequences: int) -> int:
         why = f"packed, the data would fill {counted(sequences, 'sequence')}, fewer than there are ranks"
         sheet.set("data.packing", False, why)
         sequences = int(_sequences(sheet, seen))
-    if sequences < _replicas(sheet) and model_ranks(sheet.recipe().parallel) == 1:
+    if sequences < _replicas(sheet) and _ranks_of_a_replica(sheet) == 1:
         sheet.set("launch.hosts", 1)
         sheet.set("launch.devices", 1, f"{counted(sequences, 'sequence')} for all ranks is too little for more")
     if sequences < _replicas(sheet):
@@ -231,8 +206,11 @@ def counted(number: int, noun: str) -> str:
 
 def _replicas(sheet: Sheet) -> int:
     """Ranks, or groups of them, that each train sequences of their own."""
-    together = math.prod(int(sheet[f"parallel.{name}"]) for name in ("pipeline", "tensor", "sequence"))
-    return max(1, int(sheet["launch.devices"]) * int(sheet["launch.hosts"]) // together)
+    return max(1, int(sheet["launch.devices"]) * int(sheet["launch.hosts"]) // _ranks_of_a_replica(sheet))
+
+
+def _ranks_of_a_replica(sheet: Sheet) -> int:
+    return math.prod(int(sheet[f"parallel.{name}"]) for name in ("pipeline", "tensor", "sequence"))
 
 
 def _batch(sheet: Sheet, sequences: float) -> None:
@@ -250,6 +228,17 @@ def _batch(sheet: Sheet, sequences: float) -> None:
     sheet.set("batch.micro_size", micro, f"{micro} x {length:,} tokens at once on each rank; accumulation follows")
 
 
+def _divide(sheet: Sheet) -> None:
+    """Let the source's batch divide by the ranks there are."""
+    replicas, size, micro = _replicas(sheet), sheet["batch.global_size"], sheet["batch.micro_size"]
+    if size % (replicas * micro):
+        micro = min(micro, max(1, size // replicas))
+        sheet.set("batch.micro_size", micro, "at once on each rank")
+        width = replicas * int(sheet["batch.micro_size"])
+        why = f"the source's {size}, as a multiple of {counted(replicas, 'replica')}"
+        sheet.set("batch.global_size", math.ceil(size / width) * width, why)
+
+
 def _epochs(sheet: Sheet, kind: Kind, per_epoch: float) -> float:
     if not math.isfinite(per_epoch):
         sheet.reasons.append(Reason("epochs", 1, "one pass: the rows were not counted"))
@@ -265,6 +254,8 @@ def _intervals(sheet: Sheet, total: int) -> None:
         most = max(100, sheet["schedule.warmup_steps"])
         warmup = sizes.choose_warmup(total, most)
         sheet.set("schedule.warmup_steps", warmup, "a twentieth of the run" if warmup else "")
+    else:
+        sheet.set("schedule.warmup_steps", 0)
     if (sheet["schedule.decay_steps"] or 0) > total - sheet["schedule.warmup_steps"]:
         sheet.set("schedule.decay_steps", None)
     every = sizes.choose_interval(total, 5)
