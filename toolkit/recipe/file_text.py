@@ -40,7 +40,7 @@ def launch_commands(launch: Launch, name: str) -> tuple[str, str]:
     machines = f"--hostfile hostfile --num_nodes {launch.hosts}" if several else f"--num_gpus {launch.devices}"
     rank = " --machine_rank N --main_process_ip HOST" if several else ""
     return (
-        f"deepspeed {machines} recipes/{name}.py",
+        f"deepspeed -q {machines} recipes/{name}.py",
         f"accelerate launch --config_file ds_configs/{name}.yaml{rank} recipes/{name}.py",
     )
 
