@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.cli import docs
 from toolkit.cli.flag_errors import OPTIONS
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.findings import raise_errors
@@ -275,4 +276,6 @@ def _write(recipe: Recipe, text: str, target: Path) -> list[Path]:
     for name, content in rendering_of(recipe, target).items():
         files.append(CONFIGS / name)
         files[-1].write_text(content, encoding="utf-8")
+    if docs.in_checkout():  # whose list of recipes would be out of date
+        files += [docs.FOLDER / page for page in docs.write()]
     return files
