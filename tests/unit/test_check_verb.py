@@ -106,6 +106,14 @@ def test_a_file_that_is_none_is_a_finding_of_the_json_list(tmp_path: Path, capsy
     assert (code, err, found["rule"], found["severity"]) == (2, "", "unreadable", "error")
     assert found["what"].endswith("missing.json does not exist")
     assert checked(capsys, str(tmp_path / "missing.json"))[2].startswith("error: ")
+    for words in (["-", "--training-args", "-"], [str(tmp_path), "--recipe", str(tmp_path / "missing.py")]):
+        code, out, err = checked(capsys, *words, "--json")
+        assert (code, err, len(json.loads(out))) == (2, "", 1)
+
+
+def test_a_deepspeed_json_in_the_place_of_the_arguments(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = checked(capsys, str(faulty), "--training-args", str(faulty))
+    assert code == 2 and "it is a DeepSpeed JSON, not the Trainer's arguments" in err
 
 
 def test_a_difference_from_the_recipe_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +160,10 @@ HOSTILE: dict[str, str] = {
     "a key of a million letters": json.dumps({"x" * 1_000_000: 1, "optimizer": {"type": "y" * 1_000_000}}),
     "a lone surrogate and an escape": '{"\\ud800": 1, "a\\u001b[31mb": 1, "optimizer": {"type": "\\udfff"}}',
     "a byte-order mark": "\ufeff{}",
+    "a text that never ends": "{a:'''",
+    "a comment that never ends": "{a:1 /*",
+    "sizes that are none": '{"train_batch_size": 8, "train_micro_batch_size_per_gpu": 0.5}',
+    "sizes beyond all": '{"train_batch_size": 8, "train_micro_batch_size_per_gpu": 1e308, "gradient_accumulation_steps": 1e5}',
 }
 
 
@@ -248,6 +260,14 @@ def test_standard_input(faulty: Path) -> None:
     assert empty.returncode == 2 and "standard input is empty" in empty.stderr
     twice = toolkit("check - --training-args -", input=FAULTY)
     assert twice.returncode == 2 and "are both standard input" in twice.stderr
+
+
+def test_a_reader_that_leaves_early_changes_no_verdict(tmp_path: Path, faulty: Path) -> None:
+    left = toolkit(f"check {faulty} | true; echo ${{PIPESTATUS[0]}}")
+    assert (left.stdout, left.stderr) == ("2\n", "")
+    sound = tmp_path / "sound.json"
+    sound.write_text('{"train_batch_size": 8, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}')
+    assert toolkit(f"check {sound} | true; echo ${{PIPESTATUS[0]}}").stdout == "0\n"
 
 
 def test_standard_output_that_is_closed_or_full(faulty: Path) -> None:

@@ -24,8 +24,8 @@ from toolkit.ds_config.config_file import FILE_RULES
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.rules import RULES, Context
 from toolkit.ds_config.rules.inert import NEVER_READ
+from toolkit.ds_config.rules.stages import KEY_STAGES, OWN_RULE
 from toolkit.ds_config.rules.trainer_values import ACCELERATE_STAGE, TRAINER_DEFAULTS
-from toolkit.ds_config.rules.zero import KEY_STAGES, OWN_RULE
 from toolkit.ds_config.schema_keys import Key, Section
 from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
 from toolkit.ds_config.schema_top import TOP
@@ -153,6 +153,37 @@ CASES = [
         severity="warning",
     ),
     Case(
+        "wrong-type",
+        {f"{Z}.cpu_offload": {"device": "cpu"}},
+        f"{Z}.cpu_offload",
+        'cpu_offload={"device": "cpu"}',
+        {f"{Z}.cpu_offload": REMOVE},
+        also=("deprecated-key",),
+    ),
+    Case(
+        "fp16-and-bf16",
+        {**FP32, "bfloat16": {"enabled": True}, "fp16": {"enabled": True}, "data_types": REMOVE},
+        "fp16.enabled",
+        "fp16.enabled=true and bfloat16.enabled=true",
+        {"bfloat16": REMOVE, "data_types.grad_accum_dtype": "fp32"},
+        also=("deprecated-key", "accumulation-dtype-unwritten"),
+    ),
+    Case(
+        "leftover-auto",
+        {"_scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}}},
+        "_scheduler",
+        "but accelerate stops at it",
+        {"_scheduler": REMOVE},
+        **TRAINER,
+    ),
+    Case(
+        "alias-twice",
+        {"tensor_parallel": {"tp": {"tp_size": 2}, "tensor_parallel": {"tp_size": 2}}},
+        "tensor_parallel.tp",
+        "are the same key",
+        {"tensor_parallel.tensor_parallel": REMOVE},
+    ),
+    Case(
         "deprecated-key",
         {f"{Z}.legacy_stage1": True, f"{Z}.stage": 1},
         f"{Z}.legacy_stage1",
@@ -201,7 +232,7 @@ CASES = [
         "leftover-auto",
         {"data_types.keep_in_fp32_modules": "auto"},
         "data_types.keep_in_fp32_modules",
-        "DeepSpeed knows the word, but accelerate stops at it",
+        "DeepSpeed takes that, but accelerate stops at it",
         {"data_types.keep_in_fp32_modules": REMOVE},
         **TRAINER,
     ),
@@ -705,6 +736,13 @@ CASES = [
         {"optimizer.params.torch_adam": True},
     ),
     Case(
+        "nesterov",
+        {"optimizer": {"type": "SGD", "params": {"lr": 0.1, "nesterov": True}}, "zero_allow_untested_optimizer": True},
+        "optimizer.params.nesterov",
+        "nesterov=true with momentum=0 and dampening=0",
+        {"optimizer.params.momentum": 0.9},
+    ),
+    Case(
         "lamb-loss-scale",
         {
             "optimizer": {"type": "Lamb", "params": {"lr": 1e-3}},
@@ -764,6 +802,13 @@ CASES = [
         f"{P}.cycle_momentum",
         "OneCycle overwrites the optimizer's betas",
         {f"{P}.cycle_momentum": False},
+    ),
+    Case(
+        "one-cycle-length",
+        {"scheduler": {"type": "OneCycleLR", "params": {"max_lr": 1e-4}}},
+        f"{P}.total_steps",
+        "total_steps is missing",
+        {f"{P}.epochs": 2, f"{P}.steps_per_epoch": 50},
     ),
     Case(
         "scheduler-without-optimizer",
@@ -960,6 +1005,16 @@ CASES = [
         arguments={**ARGUMENTS, "max_steps": 100, "warmup_steps": 10},
     ),
     Case(
+        "trainer-bfloat16",
+        {**FP32, "bfloat16": {"enabled": True}},
+        "bfloat16.enabled",
+        "fp32 is trained, since it looks for 'bf16' alone",
+        {"bfloat16": REMOVE},
+        target=CPU,
+        arguments={**ARGUMENTS, "bf16": False},
+        also=("deprecated-key",),
+    ),
+    Case(
         "trainer-global-batch",
         {"train_batch_size": 32, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"},
         "train_batch_size",
@@ -1115,6 +1170,12 @@ def test_auto_values_are_judged_by_what_the_trainer_fills_in() -> None:
 
 FAULTLESS: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
     ({"steps_per_print": 1e5}, None),
+    ({"steps_per_print": 0}, ARGUMENTS),
+    ({"gradient_accumulation_steps": 4.0}, None),
+    ({**LINEAR, f"{P}.total_num_steps": 1e3}, None),
+    ({**LINEAR, f"{P}.warmup_max_lr": [1e-4, 1e-4]}, None),
+    ({"_old": {"warmup_num_steps": "auto"}}, None),
+    ({"optimizer": {"type": "Adagrad", "params": {"lr": 1e-4}}}, {**ARGUMENTS, "optim": "adagrad"}),
     ({"bf16.enabled": False, "fp16": {"enabled": True, "loss_scale": 128, "min_loss_scale": 0, "hysteresis": 0}}, None),
     ({"_comment": "for eight GPUs", "// note": 1, "optimizer.#why": "as published", "$schema": "x"}, None),
     (
@@ -1136,6 +1197,25 @@ FAULTLESS: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
 @pytest.mark.parametrize(("edits", "arguments"), FAULTLESS, ids=lambda value: ",".join(value or []))
 def test_what_is_right_is_left_alone(edits: dict[str, Any], arguments: dict[str, Any] | None) -> None:
     assert check_config(edited(edits), training_args=arguments) == []
+
+
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_32bit", "galore_adamw"])
+def test_an_optimizer_with_other_states_is_not_adamw(optim: str) -> None:
+    found = check_config(BASE, training_args={**ARGUMENTS, "optim": optim})
+    assert [finding.rule for finding in found] == ["trainer-optimizer-shadowed"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train_micro_batch_size_per_gpu", 0.5),
+        ("train_micro_batch_size_per_gpu", 1e308),
+        ("gradient_accumulation_steps", 1e308),
+    ],
+)
+def test_sizes_that_are_none_are_the_schemas_alone(key: str, value: float) -> None:
+    found = check_config(edited({key: value}), target=CPU)
+    assert [finding.rule for finding in found if finding.severity == "error"] == ["wrong-type"]
 
 
 def test_accelerate_fills_in_or_overwrites_what_the_schema_says_it_does() -> None:

@@ -554,6 +554,13 @@ def test_all_that_is_left_auto_is_one_finding() -> None:
         ),
         ({"learning_rate": 1e-4}, 'learning_rate (DeepSpeed: "lr" in optimizer.params)', "optimizer.params"),
         ({"lr": 1e-4}, "unknown key lr (it belongs in optimizer.params)", "move it"),
+        (
+            {"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 9, "warmup_max_lr": 1e-4}}},
+            'warmup_max_lr (DeepSpeed: "lr" in optimizer.params, which this schedule scales)',
+            "optimizer.params",
+        ),
+        ({"aio": {"thread_count": 1}}, 'aio.thread_count (DeepSpeed: "intra_op_parallelism")', "intra_op_parallelism"),
+        ({"a\n\x1b[31mb": 1}, "unknown key a\\n\\x1b[31mb", "remove it"),
         ({"gradient_cliping": 1}, "did you mean 'gradient_clipping'?", "rename it"),
     ],
 )

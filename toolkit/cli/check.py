@@ -11,15 +11,16 @@ from rich.console import Console
 
 from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.launcher_config import disagreements
+from toolkit.cli.output import reader_may_leave
 from toolkit.ds_config.check import check_config
-from toolkit.ds_config.config_file import read_config
+from toolkit.ds_config.config_file import read_arguments, read_config
 from toolkit.ds_config.file_text import STANDARD_INPUT, place_of
 from toolkit.ds_config.findings import Finding, Severity, errors_in, sorted_findings
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import render
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION
 from toolkit.ds_config.target import Target
-from toolkit.errors import ConfigError, InputError, plural
+from toolkit.errors import InputError, plural
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import load_recipe
 
@@ -50,31 +51,32 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; returns 2 where one of them counts."""
+    """Print the findings; returns 2 where one of them counts, also to a reader that leaves early."""
+    try:
+        recipe = load_recipe(options.recipe) if options.recipe else None
+        findings = _findings(options, recipe)
+    except InputError as error:
+        if not options.json:
+            raise
+        recipe, findings = None, [Finding("", "unreadable", error.what, error.expected, error.do)]
+    with reader_may_leave():
+        if options.json:
+            print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        else:
+            _print(findings, place_of(options.file), _assumed(options, recipe))
+    counted = findings if options.strict else errors_in(findings)
+    return 2 if counted else 0
+
+
+def _findings(options: argparse.Namespace, recipe: Recipe | None) -> list[Finding]:
     if options.training_args == options.file == STANDARD_INPUT:
         raise InputError(
             "toolkit check: the file and --training-args are both standard input",
             expected="one of the two from a file",
             do="name the other file",
         )
-    recipe = load_recipe(options.recipe) if options.recipe else None
-    try:
-        findings = _findings(options, recipe)
-    except ConfigError as error:
-        if not options.json:
-            raise
-        findings = [Finding("", "unreadable", error.what, error.expected, error.do)]
-    if options.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        _print(findings, place_of(options.file), _assumed(options, recipe))
-    counted = findings if options.strict else errors_in(findings)
-    return 2 if counted else 0
-
-
-def _findings(options: argparse.Namespace, recipe: Recipe | None) -> list[Finding]:
     config, of_file = read_config(options.file)
-    arguments = None if options.training_args is None else read_config(options.training_args)[0]
+    arguments = None if options.training_args is None else read_arguments(options.training_args)
     target = _target(options, recipe)
     found = check_config(config, target=target, device=options.device, training_args=arguments, file_findings=of_file)
     if recipe is not None and target is not None:

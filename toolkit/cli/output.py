@@ -6,7 +6,8 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from toolkit.errors import StorageError, ToolkitError, show, tell_launcher
 from toolkit.library_messages import held, print_held
@@ -19,39 +20,55 @@ def exit_code_of(action: Callable[[], int]) -> int:
     wait for it. What libraries say is held back: a fault that nobody foresaw brings it, before its traceback.
     """
     _prepare_streams()
+    code = 0
     try:
-        try:
-            with held():
-                return action()
-        except ToolkitError as error:
-            return show(error)
-        except OSError:
-            raise  # perhaps the output's own, see below
-        except Exception as error:
-            _tell_all(error)
-            raise
-        except KeyboardInterrupt:
-            # The launcher may pass the same key press on once more.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                print("interrupted; --resume auto continues a run from its last checkpoint", file=sys.stderr)
-            return 128 + signal.SIGINT
-        finally:
-            # A short text is still in the buffer: find out here whether it can be written, not while Python exits.
-            sys.stdout.flush()
-    except BrokenPipeError as error:
-        if not _reader_left():
-            _tell_all(error)
-            raise
-        # The reader (head, less) has seen enough.
-        _let_go_of_output()
-        return 0
+        with reader_may_leave():
+            code = _outcome(action)
     except OSError as error:
         if not _output_fails():
             _tell_all(error)
             raise
         _let_go_of_output()
         return show(_unwritable(error))
+    return code
+
+
+def _outcome(action: Callable[[], int]) -> int:
+    try:
+        with held():
+            return action()
+    except ToolkitError as error:
+        return show(error)
+    except OSError:
+        raise  # perhaps the output's own
+    except Exception as error:
+        _tell_all(error)
+        raise
+    except KeyboardInterrupt:
+        # The launcher may pass the same key press on once more.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print("interrupted; --resume auto continues a run from its last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """What is printed inside may find that its reader (head, less) has seen enough: then the rest goes nowhere."""
+    try:
+        try:
+            yield
+        finally:
+            # A short text is still in the buffer: find out here whether it can be written, not while Python exits.
+            sys.stdout.flush()
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # rich's way to end
+            raise
+        _let_go_of_output()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        _let_go_of_output()
 
 
 def _tell_all(error: Exception) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.ds_config.config_file import read_config
+from toolkit.ds_config.config_file import read_arguments, read_config
 from toolkit.ds_config.findings import Finding, sorted_findings
 from toolkit.ds_config.rules import RULES, Context
 from toolkit.ds_config.target import Device, Target
@@ -38,5 +38,5 @@ def check_file(path: Path, *, target: Target | None = None, training_args_path: 
     Raises ConfigError when a file is missing, unreadable, no JSON or no object.
     """
     config, file_findings = read_config(path)
-    arguments = None if training_args_path is None else read_config(training_args_path)[0]
+    arguments = None if training_args_path is None else read_arguments(training_args_path)
     return check_config(config, target=target, training_args=arguments, file_findings=file_findings)

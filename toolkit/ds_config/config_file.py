@@ -47,10 +47,27 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[Finding]]:
     except ValueError as strict:
         duplicates.clear()
         config = _loose(name, text, strict, collect)
-        found.append(_not_strict(strict))
+        found.append(_not_strict(strict, text))
     if not isinstance(config, dict):
         raise _no_object(f"{name} holds {_kind(config)}")
     return config, found + duplicates
+
+
+def read_arguments(path: Path) -> dict[str, Any]:
+    """The Hugging Face TrainingArguments in the JSON file at `path`. Raises ConfigError as `read_config` does, and for a DeepSpeed JSON."""
+    arguments = read_config(path)[0]
+    foreign = [key for key in DEEPSPEEDS_OWN if key in arguments]
+    if foreign:
+        raise ConfigError(
+            f"{place_of(path)} holds {foreign[0]!r}: it is a DeepSpeed JSON, not the Trainer's arguments",
+            expected='a JSON of TrainingArguments, e.g. {"learning_rate": 2e-5, "bf16": true}',
+            do="correct the path after --training-args",
+        )
+    return arguments
+
+
+DEEPSPEEDS_OWN = ("zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size")
+"""Keys that no TrainingArguments have."""
 
 
 def _loose(name: str, text: str, strict: ValueError, collect: Any) -> Any:
@@ -60,22 +77,25 @@ def _loose(name: str, text: str, strict: ValueError, collect: Any) -> Any:
         return hjson.loads(text, object_pairs_hook=collect)
     except RecursionError:
         raise _too_deep(name) from None
-    except (ValueError, OverflowError) as loose:
+    except (ValueError, OverflowError, IndexError) as loose:  # IndexError: a comment or a text that never ends
         line = getattr(strict, "lineno", None)
         place = f"{name}, line {line}" if line else name
         raise ConfigError(
-            f"{place} is not JSON: {getattr(strict, 'msg', strict)} (as Hjson: {_first_line(loose)})",
+            f"{place} is not JSON: {getattr(strict, 'msg', strict)} {_as_hjson(loose)}",
             expected="a JSON object {...}",
             do="correct the file at that line" if line else "correct the file",
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).partition("\n")[0]
-    return text if len(text) <= 200 else text[:197] + "..."
+def _as_hjson(error: Exception) -> str:
+    text = "it ends within a text or a comment" if isinstance(error, IndexError) else str(error).partition("\n")[0]
+    return f"(as Hjson: {text if len(text) <= 200 else text[:197] + '...'})"
 
 
-def _not_strict(error: ValueError) -> Finding:
+def _not_strict(error: ValueError, text: str) -> Finding:
+    if text.startswith("\ufeff"):
+        what = "the file begins with a byte-order mark, at which strict readers stop"
+        return Finding("", "not-strict-json", what, "UTF-8 without the mark", "save it without byte-order mark")
     line = getattr(error, "lineno", None)
     place = f"line {line}: " if line else ""
     what = f"{place}{getattr(error, 'msg', error)}"

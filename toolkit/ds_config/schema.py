@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from toolkit.ds_config.findings import Finding
-from toolkit.ds_config.schema_auto import Auto, leftover
+from toolkit.ds_config.schema_auto import COMMENT, Auto, holds_auto, leftover
 from toolkit.ds_config.schema_keys import Key, Section
 from toolkit.ds_config.schema_optimizers import (
     CLASS_PARAMS,
@@ -23,7 +23,7 @@ from toolkit.ds_config.schema_optimizers import (
     optimizer_section,
 )
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION, TOP
-from toolkit.ds_config.schema_unknown import MOST_NAMED, join, last, unknown_keys
+from toolkit.ds_config.schema_unknown import MOST_NAMED, is_comment, join, last, unknown_keys
 from toolkit.ds_config.values import listing, show
 from toolkit.errors import did_you_mean
 
@@ -48,6 +48,8 @@ def check_schema(config: Mapping[str, Any], *, for_trainer: bool = False) -> lis
     """
     met = [*_section("", config, TOP), *_typed(config, "optimizer"), *_typed(config, "scheduler")]
     found = [item for item in met if isinstance(item, Finding)]
+    if for_trainer:  # accelerate writes its own value there, whatever stands in the file
+        found = [item for item in found if (item.where, item.rule) != ("steps_per_print", "wrong-type")]
     return [*found, *leftover([item for item in met if isinstance(item, Auto)], for_trainer=for_trainer)]
 
 
@@ -65,6 +67,8 @@ def _section(path: str, value: Any, section: Section) -> Iterator[Finding | Auto
             yield from _section(join(path, name), inner, section.each)
         elif not section.is_open:
             unknown.append(name)
+            if is_comment(name) and holds_auto(inner):
+                yield Auto(join(path, name), COMMENT)
     yield from unknown_keys(path, unknown, section)
     yield from _missing(path, value, section)
     yield from _spelled_twice(path, value, section)
@@ -93,23 +97,20 @@ def _missing(path: str, value: Mapping[str, Any], section: Section) -> Iterator[
 
 
 def _spelled_twice(path: str, value: Mapping[str, Any], section: Section) -> Iterator[Finding]:
-    for name, key in section.keys.items():
-        if not isinstance(key, Key) or name not in value:
-            continue
-        for alias in key.aliases:
-            if alias in value:
-                where, other = join(path, name), join(path, alias)
-                worse = name if key.instead else alias
-                yield Finding(
-                    where, "alias-twice", f"{where} and {other} are the same key", "one spelling", f"remove {worse!r}"
-                )
+    pairs = [(name, alias) for name, key in section.keys.items() if isinstance(key, Key) for alias in key.aliases]
+    for name, alias in (*pairs, *section.twins):
+        if name in value and alias in value:
+            where, other, key = join(path, name), join(path, alias), section.keys[name]
+            worse = name if isinstance(key, Key) and key.instead else alias
+            what = f"{where} and {other} are the same key"
+            yield Finding(where, "alias-twice", what, "one spelling", f"remove {worse!r}")
 
 
 def _value(where: str, value: Any, key: Key) -> Iterator[Finding | Auto]:
     if value is None and key.nullable and key.instead:
         return
     if key.instead:
-        yield _retired(where, value, key)
+        yield from _retired(where, value, key)
     elif value == "auto":
         yield Auto(where, key)
     elif not key.accepts(value):
@@ -128,16 +129,19 @@ def _elements(where: str, elements: list[Any], section: Section) -> Iterator[Fin
             return  # the same mistake again and again
 
 
-def _retired(where: str, value: Any, key: Key) -> Finding:
-    reason = "is deprecated" if key.still_acts else "is refused or ignored by DeepSpeed"
-    return Finding(
-        where,
-        "deprecated-key",
-        f"{where}={show(value)} {reason}",
-        f"instead: {key.instead}",
-        f"replace {last(where)!r}",
-        "warning" if key.still_acts else "error",
-    )
+def _retired(where: str, value: Any, key: Key) -> Iterator[Finding | Auto]:
+    expected, name = f"instead: {key.instead}", last(where)
+    if key.acts_as is None:
+        what = f"{where}={show(value)} is refused or ignored by DeepSpeed"
+        yield Finding(where, "deprecated-key", what, expected, f"replace {name!r}")
+        return
+    asks_nothing = value is None or value is False
+    do = f"remove {name!r}" if asks_nothing else f"replace {name!r} by {key.instead}"
+    yield Finding(where, "deprecated-key", f"{where}={show(value)} is deprecated", expected, do, "warning")
+    if isinstance(key.acts_as, Section):
+        yield from _section(where, value, key.acts_as)
+    elif value is not None:
+        yield from _value(where, value, key.acts_as)
 
 
 def _typed(config: Mapping[str, Any], name: str) -> Iterator[Finding | Auto]:

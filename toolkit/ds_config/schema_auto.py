@@ -7,8 +7,9 @@ DeepSpeed's own. DeepSpeed drops it for the default in some sections and stops a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.schema_keys import Key
@@ -30,9 +31,25 @@ class Auto:
         return self.key.auto or self.key.accelerate
 
     @property
-    def is_deepspeeds(self) -> bool:
-        """Whether "auto" is among DeepSpeed's own values here."""
+    def is_harmless_to_deepspeed(self) -> bool:
+        """Whether "auto" is among DeepSpeed's own values here, or stands in a comment."""
         return "auto" in self.key.choices
+
+
+COMMENT = Key("any", choices=("auto",))
+"""A comment key, such as a section that was put out of action: DeepSpeed does not look into it, accelerate does."""
+
+
+def holds_auto(value: Any) -> bool:
+    """Whether `value` is "auto", or an object with "auto" somewhere in it."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if value == "auto":
+            return True
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+    return False
 
 
 def leftover(found: Sequence[Auto], *, for_trainer: bool) -> Iterator[Finding]:
@@ -40,10 +57,10 @@ def leftover(found: Sequence[Auto], *, for_trainer: bool) -> Iterator[Finding]:
     filled = [auto for auto in found if auto.is_filled]
     if filled and not for_trainer:
         yield _filled_elsewhere(filled)
-    unfilled = [auto for auto in found if not auto.is_filled and not auto.is_deepspeeds]
+    unfilled = [auto for auto in found if not auto.is_filled and not auto.is_harmless_to_deepspeed]
     if unfilled:
         yield _filled_by_nobody(unfilled, for_trainer=for_trainer)
-    words = [auto for auto in found if auto.is_deepspeeds and not auto.is_filled]
+    words = [auto for auto in found if auto.is_harmless_to_deepspeed and not auto.is_filled]
     # What else is "auto" shows that the file is meant for Hugging Face, with or without its arguments at hand.
     if words and (for_trainer or filled):
         yield _stops_accelerate(words)
@@ -64,7 +81,7 @@ def _filled_by_nobody(found: Sequence[Auto], *, for_trainer: bool) -> Finding:
 
 
 def _stops_accelerate(found: Sequence[Auto]) -> Finding:
-    what = f"{_keys(found)}: DeepSpeed knows the word, but accelerate stops at it"
+    what = f"{_keys(found)}: DeepSpeed takes that, but accelerate stops at it"
     do = "remove it, or write the value" if len(found) == 1 else "remove them, or write the values"
     return Finding(found[0].where, ID, what, "another value; absent is the same", do)
 

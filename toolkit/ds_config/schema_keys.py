@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["bool", "int", "count", "number", "text", "numbers", "texts", "list", "object", "any"]
+Kind = Literal["bool", "int", "count", "number", "rates", "text", "numbers", "texts", "list", "object", "any"]
 
 ARTICLES: dict[Kind, str] = {
     "bool": "true or false",
     "int": "an integer",
     "count": "an integer",
     "number": "a number",
+    "rates": "a number, or a list of one for each parameter group",
     "text": "a string",
     "numbers": "a list of two numbers",
     "texts": "a list of strings",
@@ -43,8 +44,8 @@ class Key:
     """accelerate, and so the Trainer, fills in "auto" here or overwrites what is written."""
     instead: str = ""
     """Not empty: deprecated or refused by DeepSpeed, and this is what to write."""
-    still_acts: bool = False
-    """Deprecated only: DeepSpeed does what the key says and warns."""
+    acts_as: Key | Section | None = None
+    """Deprecated only: what DeepSpeed reads it as, with a line in its log. None: it refuses or ignores it."""
     aliases: tuple[str, ...] = ()
     """Other spellings of the same key; two at once are an error."""
     item: Section | None = None
@@ -70,10 +71,13 @@ class Key:
     def _is_of_kind(self, value: Any) -> bool:
         if self.kind == "bool":
             return isinstance(value, bool)
-        if self.kind in ("int", "count", "number"):
-            return is_number(value) and (
-                self.kind == "number" or isinstance(value, int) or (self.kind == "count" and float(value).is_integer())
-            )
+        if self.kind in ("int", "count"):
+            whole = isinstance(value, int) or (self.kind == "count" and isinstance(value, float) and value.is_integer())
+            return is_number(value) and whole and abs(value) <= LARGEST
+        if self.kind == "number":
+            return is_number(value)
+        if self.kind == "rates":
+            return is_number(value) or (isinstance(value, list) and all(is_number(element) for element in value))
         if self.kind == "numbers":
             return isinstance(value, list) and len(value) == 2 and all(is_number(element) for element in value)
         if self.kind == "texts":
@@ -84,9 +88,9 @@ class Key:
         return isinstance(value, kinds[self.kind])
 
     def _is_in_range(self, value: Any) -> bool:
-        values = value if self.kind == "numbers" else [value]
-        if self.kind not in ("int", "count", "number", "numbers"):
+        if self.kind not in ("int", "count", "number", "numbers", "rates"):
             return True
+        values = value if isinstance(value, list) else [value]
         return all(
             (self.low is None or element >= self.low)
             and (self.high is None or element <= self.high)
@@ -123,6 +127,8 @@ class Section:
     """Other keys are the user's own."""
     each: Section | None = None
     nullable: bool = False
+    twins: tuple[tuple[str, str], ...] = ()
+    """Two names of one section; both at once are refused."""
     or_boolean: bool = False
     """true and false are an old form of the section, of which a rule speaks."""
     is_closed: bool = False
@@ -163,6 +169,6 @@ def one_of(*choices: str, caseless: bool = False, nullable: bool = False) -> Key
     return Key("text", choices=choices, caseless=caseless, nullable=nullable)
 
 
-def retired(instead: str, *, still_acts: bool = False, aliases: tuple[str, ...] = ()) -> Key:
+def retired(instead: str, *, acts_as: Key | Section | None = None, aliases: tuple[str, ...] = ()) -> Key:
     """A key that DeepSpeed still knows but that should not be written; `instead` says what to write."""
-    return Key("any", instead=instead, still_acts=still_acts, aliases=aliases)
+    return Key("any", instead=instead, acts_as=acts_as, aliases=aliases)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.ds_config.schema_keys import BOOL, INTEGER, NON_NEGATIVE, NUMBER, POSITIVE, Key, Section, one_of
+from toolkit.ds_config.schema_keys import BOOL, INTEGER, NON_NEGATIVE, NUMBER, POSITIVE, SHARE, Key, Section, one_of
 
 RATE = Key("number", low=0)
 LEARNING_RATE = Key("number", low=0, auto=True)
@@ -148,11 +148,13 @@ _WARMUP: dict[str, Key] = {
 }
 _WARMUP_LR: dict[str, Key] = {
     **_WARMUP,
-    "warmup_min_lr": Key("number", low=0, auto=True),
-    "warmup_max_lr": Key("number", low=0, auto=True),
+    "warmup_min_lr": Key("rates", low=0, auto=True),
+    "warmup_max_lr": Key("rates", low=0, auto=True),
 }
-TOTAL = Key("int", low=1, auto=True)
-LAST = {"last_epoch": INTEGER}
+TOTAL = Key("count", low=1, auto=True)
+STEPS = Key("count", low=1)
+# torch wants what a running schedule has stored for any other number: KeyError 'initial_lr'.
+LAST = {"last_epoch": Key("int", low=-1, high=-1)}
 
 SCHEDULERS: dict[str, Section] = {
     "WarmupLR": Section(_WARMUP_LR),
@@ -165,8 +167,8 @@ SCHEDULERS: dict[str, Section] = {
         {
             **dict.fromkeys(("cycle_min_lr", "cycle_max_lr", "decay_lr_rate", "decay_mom_rate"), RATE),
             **dict.fromkeys(("cycle_min_mom", "cycle_max_mom"), Key("number", low=0, high=1)),
-            "cycle_first_step_size": POSITIVE,
-            "cycle_second_step_size": Key("int", low=1, nullable=True),
+            "cycle_first_step_size": Key("number", above=0),
+            "cycle_second_step_size": Key("number", low=0, nullable=True),
             "cycle_first_stair_count": NON_NEGATIVE,
             "cycle_second_stair_count": Key("int", low=0, nullable=True),
             "decay_step_size": NON_NEGATIVE,
@@ -177,20 +179,22 @@ SCHEDULERS: dict[str, Section] = {
     ),
     "LRRangeTest": Section(
         {
-            "lr_range_test_min_lr": RATE,
+            "lr_range_test_min_lr": Key("rates", low=0),
             "lr_range_test_step_size": POSITIVE,
             "lr_range_test_step_rate": RATE,
             "lr_range_test_staircase": BOOL,
             "last_batch_iteration": INTEGER,
         }
     ),
-    "ConstantLR": Section({**LAST, "factor": RATE, "total_iters": POSITIVE}),
-    "LinearLR": Section({**LAST, "start_factor": RATE, "end_factor": RATE, "total_iters": POSITIVE}),
+    "ConstantLR": Section({**LAST, "factor": SHARE, "total_iters": STEPS}),
+    "LinearLR": Section(
+        {**LAST, "start_factor": Key("number", above=0, high=1), "end_factor": SHARE, "total_iters": STEPS}
+    ),
     "ExponentialLR": Section({**LAST, "gamma": RATE}, required=("gamma",)),
-    "StepLR": Section({**LAST, "step_size": POSITIVE, "gamma": RATE}, required=("step_size",)),
+    "StepLR": Section({**LAST, "step_size": STEPS, "gamma": RATE}, required=("step_size",)),
     "MultiStepLR": Section({**LAST, "milestones": Key("list"), "gamma": RATE}, required=("milestones",)),
-    "PolynomialLR": Section({**LAST, "total_iters": POSITIVE, "power": RATE}),
-    "CosineAnnealingLR": Section({**LAST, "T_max": POSITIVE, "eta_min": RATE}, required=("T_max",)),
+    "PolynomialLR": Section({**LAST, "total_iters": STEPS, "power": RATE}),
+    "CosineAnnealingLR": Section({**LAST, "T_max": STEPS, "eta_min": RATE}, required=("T_max",)),
     "CosineAnnealingWarmRestarts": Section(
         {**LAST, "T_0": POSITIVE, "T_mult": POSITIVE, "eta_min": RATE}, required=("T_0",)
     ),

@@ -35,7 +35,7 @@ from toolkit.ds_config.schema_tables import (
     WANDB,
     WEIGHT_QUANTIZATION,
 )
-from toolkit.ds_config.schema_zero import BF16, COMMUNICATION_DTYPE, DATA_TYPES, FP16, TORCH_AUTOCAST, ZERO
+from toolkit.ds_config.schema_zero import BF16, COMMUNICATION_DTYPE, DATA_TYPES, FP16, OLD_BF16, TORCH_AUTOCAST, ZERO
 
 DEEPSPEED_VERSION = "0.19.8"
 """The version these tables were read from; tests compare them with the installed one."""
@@ -89,6 +89,7 @@ TENSOR_PARALLEL = Section(
         "replace_with_kernel_inject": BOOL,
         "kernel_inject": Key("bool", aliases=("replace_with_kernel_inject",)),
     },
+    twins=(("tp", "tensor_parallel"),),
     is_closed=True,
 )
 
@@ -118,9 +119,12 @@ EXPERT_PARALLEL = Section(
         "load_balance_coeff": Key("any", instead="nothing (or null): AutoEP has no load-balancing loss", nullable=True),
         "routed_scaling_factor": Key("number", choices=("auto",)),
         "has_shared_experts": Key("bool", nullable=True),
+        "preset_model": one_of(
+            "mixtral", "qwen3_moe", "qwen3_5_moe", "deepseek_v2", "deepseek_v3", "minimax_m3", nullable=True
+        ),
+        "expert_activation": one_of("swiglu", "geglu_tanh", "swiglu_clamped", "swiglu_oai", nullable=True),
         **dict.fromkeys(
             (
-                "preset_model",
                 "moe_layer_pattern",
                 "expert_pattern",
                 "router_pattern",
@@ -131,7 +135,6 @@ EXPERT_PARALLEL = Section(
                 "top_k_attr",
                 "shared_experts_pattern",
                 "shared_experts_gate_pattern",
-                "expert_activation",
             ),
             TEXT_OR_NULL,
         ),
@@ -156,7 +159,9 @@ REMOVED = {
 
 TOP = Section(
     {
-        **dict.fromkeys(BATCH_KEYS, Key("int", low=1, auto=True)),
+        "train_batch_size": Key("count", low=1, auto=True),
+        "train_micro_batch_size_per_gpu": Key("int", low=1, auto=True),
+        "gradient_accumulation_steps": Key("count", low=1, auto=True),
         "managed_gradient_accumulation": BOOL,
         "gradient_clipping": Key("number", low=0, auto=True),
         "prescale_gradients": BOOL,
@@ -166,7 +171,7 @@ TOP = Section(
         "seq_parallel_communication_data_type": COMMUNICATION_DTYPE,
         "fp16": FP16,
         "bf16": BF16,
-        "bfloat16": retired('"bf16": Hugging Face reads no other name', still_acts=True),
+        "bfloat16": retired('"bf16", the only name that Hugging Face reads', acts_as=OLD_BF16),
         "torch_autocast": TORCH_AUTOCAST,
         "data_types": DATA_TYPES,
         "zero_optimization": ZERO,
@@ -209,7 +214,9 @@ TOP = Section(
         "weight_quantization": WEIGHT_QUANTIZATION,
         "datastates_ckpt": Key("any"),
         # The tables of optimizer.params and scheduler.params depend on the type: schema_optimizers.py.
-        "optimizer": Section({"type": TEXT, "params": OBJECT, "legacy_fusion": BOOL}, required=("type",)),
+        "optimizer": Section(
+            {"type": TEXT, "params": Key("object", nullable=True), "legacy_fusion": BOOL}, required=("type",)
+        ),
         "scheduler": Section({"type": TEXT, "params": OBJECT}, required=("type", "params")),
     },
     removed=REMOVED,

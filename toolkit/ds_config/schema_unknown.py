@@ -40,10 +40,13 @@ MEANT: dict[str, str] = {
     "cuda_visible_devices": "the launcher's --include, or the variable CUDA_VISIBLE_DEVICES",
     "monitor_config": '"tensorboard", "wandb", "csv_monitor" and "comet" at the top level',
     "comms_config": '"comms_logger"',
+    "aio.thread_count": '"intra_op_parallelism"',
+    "scheduler.params.warmup_max_lr": '"lr" in optimizer.params, which this schedule scales',
+    "scheduler.params.warmup_min_lr": '"warmup_min_ratio", a share of the optimizer\'s lr',
     "checkpoint_dir": "save_checkpoint's own argument",
     "save_checkpoint_steps": "the training script: DeepSpeed saves nothing by itself",
 }
-"""Names of other programs, and of older examples -> what does it in DeepSpeed."""
+"""Names of other programs, older examples and other schedules, or dotted keys -> what does it in DeepSpeed."""
 
 
 def is_comment(name: str) -> bool:
@@ -77,8 +80,9 @@ def _hint(path: str, name: str, section: Section) -> tuple[str, str]:
     if name == last(path):
         switch = ' (and write "enabled")' if "enabled" in section.keys else ""
         return f": {path} is that section", f"remove it{switch}"
-    if name in MEANT:
-        return f" (DeepSpeed: {MEANT[name]})", f"use {MEANT[name]}"
+    meant = MEANT.get(join(path, name)) or MEANT.get(name)
+    if meant is not None:
+        return f" (DeepSpeed: {meant})", f"use {meant}"
     place = _elsewhere(name, path)
     if place is not None:
         return f" (it belongs {place})", f"move it: it belongs {place}"
@@ -118,7 +122,9 @@ def _elsewhere(name: str, path: str) -> str | None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 100 else name[:97] + "..."
+    """`name` in one line of a report, whatever characters it is made of."""
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name[:101])
+    return shown if len(shown) <= 100 else shown[:97] + "..."
 
 
 def _place(path: str) -> str:

@@ -112,14 +112,12 @@ ZERO = Section(
         "offload_optimizer": OFFLOAD_OPTIMIZER,
         "zenflow": ZENFLOW,
         "sub_group_size": ELEMENTS,
-        "cpu_offload_param": retired('"offload_param": {"device": "cpu"}', still_acts=True, aliases=("offload_param",)),
+        "cpu_offload_param": retired('"offload_param": {"device": "cpu"}', acts_as=BOOL, aliases=("offload_param",)),
         "cpu_offload_use_pin_memory": retired('"pin_memory" inside offload_param or offload_optimizer'),
-        "cpu_offload": retired(
-            '"offload_optimizer": {"device": "cpu"}', still_acts=True, aliases=("offload_optimizer",)
-        ),
+        "cpu_offload": retired('"offload_optimizer": {"device": "cpu"}', acts_as=BOOL, aliases=("offload_optimizer",)),
         **_both_spellings(),
         "stage3_gather_fp16_weights_on_model_save": retired(
-            '"stage3_gather_16bit_weights_on_model_save"', still_acts=True, aliases=(GATHER, f"stage3_{GATHER}")
+            '"stage3_gather_16bit_weights_on_model_save"', acts_as=BOOL, aliases=(GATHER, f"stage3_{GATHER}")
         ),
         "ignore_unused_parameters": BOOL,
         "legacy_stage1": retired('"stage": 1 alone: the legacy implementation was removed'),
@@ -193,6 +191,9 @@ BF16 = Section(
     removed={"check_overflow": '"check_grad_overflow"'},
     is_closed=True,
 )
+
+# Hugging Face fills in "auto" under the name "bf16" only.
+OLD_BF16 = Section({**BF16.keys, "enabled": BOOL}, removed=BF16.removed, is_closed=True)
 
 FP32_NAMES = ("fp32", "float32", "float", "torch.float32")
 FP16_NAMES = ("fp16", "float16", "half", "torch.float16")

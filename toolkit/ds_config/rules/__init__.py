@@ -14,6 +14,7 @@ from toolkit.ds_config.rules.offload import OFFLOAD_RULES
 from toolkit.ds_config.rules.optimizers import OPTIMIZER_RULES
 from toolkit.ds_config.rules.precision import PRECISION_RULES
 from toolkit.ds_config.rules.schedulers import SCHEDULER_RULES
+from toolkit.ds_config.rules.stages import STAGE_RULES
 from toolkit.ds_config.rules.trainer import TRAINER_RULES
 from toolkit.ds_config.rules.zero import ZERO_RULES
 from toolkit.ds_config.schema import SCHEMA_RULES
@@ -41,6 +42,7 @@ RULES: tuple[Rule, ...] = (
     *(_file_rule(id, why) for id, why in FILE_RULES.items()),
     *(_schema_rule(id, why) for id, why in SCHEMA_RULES.items()),
     *BATCH_RULES,
+    *STAGE_RULES,
     *ZERO_RULES,
     *OFFLOAD_RULES,
     *PRECISION_RULES,

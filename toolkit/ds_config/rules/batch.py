@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
+from toolkit.ds_config.schema_keys import LARGEST
 from toolkit.ds_config.schema_top import BATCH_KEYS
 
 GLOBAL, MICRO, STEPS = BATCH_KEYS
@@ -34,10 +35,10 @@ def batch_missing(context: Context) -> Iterator[Fault]:
 def batch_identity(context: Context) -> Iterator[Fault]:
     size, micro, steps = (context.number(key) for key in BATCH_KEYS)
     ranks, known = _data_ranks(context)
-    if size is None or size != int(size):
+    if size is None or size != int(size) or size > LARGEST:
         return
     for key, value in ((MICRO, micro), (STEPS, steps)):
-        if value is not None and value <= 0:
+        if value is not None and (value <= 0 or value != int(value) or value > LARGEST):
             return  # the schema names it
         if context.has(key) and value is None:
             return  # "auto" without a value, or no number: nothing to compare with

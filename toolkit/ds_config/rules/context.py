@@ -102,18 +102,25 @@ class Context:
         """fp16, bf16 or fp32: the number format the engine casts the parameters to."""
         if self.flag("fp16.enabled"):
             return "fp16"
-        if self.flag("bf16.enabled") or self.flag("bfloat16.enabled"):
+        if self.flag("bf16.enabled"):
             return "bf16"
+        if self.training_args is None:
+            return "bf16" if self.old_bf16 else "fp32"
         # accelerate adds the section of the arguments' format where the file has none (DeepSpeedPlugin.set_mixed_precision).
-        asked = "fp32" if self.training_args is None else number_format(self.training_args)
+        asked = number_format(self.training_args)
         return "fp32" if self.has(asked) else asked
+
+    @property
+    def old_bf16(self) -> bool:
+        """Whether "bfloat16", the old name, switches bf16 on. Beside "bf16" DeepSpeed does not look at it."""
+        return self.flag("bfloat16.enabled") and not self.has("bf16")
 
     @property
     def dtype_source(self) -> str:
         """What switches `dtype` on, in words for a message."""
         if self.flag(f"{self.dtype}.enabled"):
             return f"{self.dtype}.enabled=true"
-        return "bfloat16.enabled=true" if self.flag("bfloat16.enabled") else f"{self.dtype}=true among the arguments"
+        return "bfloat16.enabled=true" if self.training_args is None else f"{self.dtype}=true among the arguments"
 
     @property
     def accumulation_dtype(self) -> str:

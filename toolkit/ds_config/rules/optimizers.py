@@ -139,6 +139,21 @@ def amsgrad(context: Context) -> Iterator[Fault]:
 
 
 @rule(
+    "nesterov",
+    looks_at="optimizer.params.{nesterov, momentum, dampening}",
+    why="torch's SGD raises ValueError for Nesterov without momentum, or with dampening",
+)
+def nesterov(context: Context) -> Iterator[Fault]:
+    where = "optimizer.params.nesterov"
+    if context.optimizer_class != "torch.optim.SGD" or not context.flag(where):
+        return
+    momentum, dampening = (context.number(f"optimizer.params.{name}", 0.0) for name in ("momentum", "dampening"))
+    if not momentum or dampening:
+        what = f"{where}=true with momentum={momentum or 0:g} and dampening={dampening or 0:g}"
+        yield where, what, "a momentum above 0 and no dampening", "write 'momentum', or remove 'nesterov'"
+
+
+@rule(
     "lamb-loss-scale",
     looks_at="optimizer.type, fp16.loss_scale",
     why="DeepSpeed asserts dynamic loss scaling for Lamb (engine.py, _do_sanity_check)",
@@ -173,6 +188,7 @@ OPTIMIZER_RULES = (
     optimizer_on_cpu,
     optimizer_needs_compiler,
     amsgrad,
+    nesterov,
     lamb_loss_scale,
     muon_at_stage_3,
 )

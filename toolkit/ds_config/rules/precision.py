@@ -43,8 +43,9 @@ def clipping_unwritten(context: Context) -> Iterator[Fault]:
     why="DeepSpeed asserts that at most one of the two is enabled (runtime/config.py)",
 )
 def fp16_and_bf16(context: Context) -> Iterator[Fault]:
-    if context.flag("fp16.enabled") and context.flag("bf16.enabled"):
-        yield "fp16.enabled", "fp16.enabled=true and bf16.enabled=true", "one of the two", "disable fp16"
+    for name, enabled in (("bf16", context.flag("bf16.enabled")), ("bfloat16", context.old_bf16)):
+        if context.flag("fp16.enabled") and enabled:
+            yield "fp16.enabled", f"fp16.enabled=true and {name}.enabled=true", "one of the two", "disable fp16"
 
 
 @rule(

@@ -94,6 +94,18 @@ def one_cycle_momentum(context: Context) -> Iterator[Fault]:
 
 
 @rule(
+    "one-cycle-length",
+    looks_at=f"scheduler.type, {PARAMS}.total_steps, {PARAMS}.epochs, {PARAMS}.steps_per_epoch",
+    why="torch's OneCycleLR raises ValueError unless its length is known",
+)
+def one_cycle_length(context: Context) -> Iterator[Fault]:
+    where = f"{PARAMS}.total_steps"
+    product = all(context.raw(f"{PARAMS}.{name}") is not None for name in ("epochs", "steps_per_epoch"))
+    if _kind(context) == "OneCycleLR" and context.has(PARAMS) and context.raw(where) is None and not product:
+        yield where, f"{where} is missing", "the optimizer steps of the run, or epochs and steps_per_epoch", "write it"
+
+
+@rule(
     "scheduler-without-optimizer",
     looks_at="scheduler, optimizer",
     why="without peak rate or optimizer section the schedule's rate comes from an optimizer object DeepSpeed is handed, "
@@ -112,5 +124,6 @@ SCHEDULER_RULES = (
     warmup_max_lr,
     warmup_longer_than_run,
     one_cycle_momentum,
+    one_cycle_length,
     scheduler_without_optimizer,
 )

@@ -35,8 +35,25 @@ ARGUMENT_NAMES = {
     "fp16.enabled": "fp16 or fp16_full_eval",
 }
 
-FAMILIES = {"adamw": ("adam", "adamw"), "adafactor": ("adafactor",), "sgd": ("sgd",), "lion": ("lion",)}
-"""First part of --optim -> DeepSpeed types that do the same."""
+SAME_OPTIMIZER: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "adamw_torch",
+            "adamw_torch_fused",
+            "adamw_torch_xla",
+            "adamw_torch_npu_fused",
+            "adamw_hf",
+            "adamw_apex_fused",
+        ),
+        ("adam", "adamw"),
+    ),
+    "adafactor": ("adafactor",),
+    "sgd": ("sgd",),
+    "adagrad": ("adagrad",),
+    "rmsprop": ("rmsprop",),
+    "lion_32bit": ("lion",),
+}
+"""optim -> DeepSpeed types that do the same. Those with 8-bit, 4-bit or low-rank states have none."""
 
 
 def _is_default(arguments: Mapping[str, Any], names: str) -> bool:
@@ -69,6 +86,18 @@ def trainer_mismatch(context: Context) -> Iterator[Fault]:
         names = FILLED_FROM.get(where) or ARGUMENT_NAMES[where]
         what = f"{where}={show(written)} but {names} gives {show(filled)}{_origin(arguments, names)}"
         yield where, what, f'{show(filled)}, or "auto"', f'write "auto", or change {names}'
+
+
+@rule(
+    "trainer-bfloat16",
+    looks_at="bfloat16.enabled, bf16",
+    why='accelerate looks for "bf16" alone, finds none and adds its own, switched off unless the arguments ask for it; '
+    "DeepSpeed reads that one (run: fp32 is trained)",
+)
+def trainer_bfloat16(context: Context) -> Iterator[Fault]:
+    if context.training_args is not None and context.old_bf16 and context.dtype != "bf16":
+        what = f"bfloat16.enabled=true with the Trainer: {context.dtype} is trained, since it looks for 'bf16' alone"
+        yield "bfloat16.enabled", what, '"bf16": {"enabled": "auto"}, and bf16 among the arguments', "rename it 'bf16'"
 
 
 @rule(
@@ -175,7 +204,7 @@ def trainer_optimizer_shadowed(context: Context) -> Iterator[Fault]:
     wanted = None if arguments is None else arguments.get("optim")
     if kind is None or not isinstance(wanted, str):
         return
-    if kind.lower() not in FAMILIES.get(wanted.split("_")[0], ()):
+    if kind.lower() not in SAME_OPTIMIZER.get(wanted, ()):
         what = f"optimizer.type={kind!r} replaces optim={wanted!r}"
         yield (
             "optimizer.type",
@@ -225,6 +254,7 @@ def trainer_tensor_parallel_stage_3(context: Context) -> Iterator[Fault]:
 
 TRAINER_RULES = (
     trainer_mismatch,
+    trainer_bfloat16,
     trainer_global_batch,
     trainer_accumulation_unwritten,
     trainer_optimizer_values,
