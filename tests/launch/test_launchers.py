@@ -186,7 +186,7 @@ def test_verbose_brings_what_deepspeed_says(home: Path) -> None:
     lines = done.stdout.splitlines()
     assert (
         lines[0]
-        == "length: --steps 1 leaves no room for the recipe's schedule.warmup_steps=2; instead: --schedule.warmup_steps 0"
+        == "length: --steps 1 leaves no room for the recipe's schedule.warmup_steps=2; taken instead: --schedule.warmup_steps 0"
     )
     assert len([line for line in lines if DEEPSPEEDS_LINE.fullmatch(line)]) > 20
     assert "DeepSpeed info: version=" in done.stdout and "Setting accelerator to CPU" in done.stdout

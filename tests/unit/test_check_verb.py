@@ -116,6 +116,17 @@ def test_a_deepspeed_json_in_the_place_of_the_arguments(faulty: Path, capsys: py
     assert code == 2 and "it is a DeepSpeed JSON, not the Trainer's arguments" in err
 
 
+def test_the_trainers_arguments_in_the_place_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "args.json"
+    path.write_text('{"output_dir": "x", "learning_rate": 1e-4, "bf16": true, "gradient_accumulation_steps": 4}')
+    code, _, err = checked(capsys, str(path))
+    assert code == 2 and "holds the Trainer's arguments (learning_rate" in err and f"--training-args {path}" in err
+    path.write_text('{"bf16": {"enabled": true}, "train_batch_size": 8, "zero_optimization": {"stage": 1}}')
+    assert checked(capsys, str(path))[0] == 0
+    code, _, err = checked(capsys, str(path), "--training-args", str(tmp_path / "ta.json"))
+    assert code == 2 and "expected: a JSON file of the Trainer's arguments" in err
+
+
 def test_a_difference_from_the_recipe_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, rendered = ROOT / "recipes/sft_smollm2_zero2.py", ROOT / "ds_configs/sft_smollm2_zero2.json"
     assert checked(capsys, str(rendered), "--recipe", str(recipe), "--strict")[0] == 0

@@ -144,3 +144,16 @@ def test_a_flag_that_idles_a_field_of_the_recipe_is_cured_by_the_flags_of_the_me
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_everything_that_a_shipped_recipe_says_has_an_effect(path: Any) -> None:
     check_effect(load_recipe(path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.config", '{"hidden_size": 32, "rope": {"type": "linear"}, "tied": false}'],
+        ['--model.config={"hidden_size": 32, "rope": {"type": "linear"}, "tied": false}'],
+        ["--model.config", "hidden_size", "32", "rope", '{"type": "linear"}', "tied", "False"],
+    ],
+)
+def test_an_object_is_given_as_json_or_as_pairs(words: list[str], tmp_path: Any) -> None:
+    found = parse(Recipe(**BASE), words, output_dir=tmp_path, description="", prog="x.py")
+    assert found.recipe.model.config == {"hidden_size": 32, "rope": '{"type": "linear"}', "tied": False}

@@ -58,13 +58,13 @@ def test_a_shorter_run_takes_along_what_the_file_fitted_to_its_own(shown: Shown)
     notes, fields = shown.accepted(QUICK, "--steps 2")
     assert notes == [
         "length: --steps 2 leaves no room for the recipe's schedule.warmup_steps=3, checkpoint.every_steps=10; "
-        "instead: --schedule.warmup_steps 0 --checkpoint.every_steps 0"
+        "taken instead: --schedule.warmup_steps 0 --checkpoint.every_steps 0"
     ]
     assert {"schedule.warmup_steps = 0", "checkpoint.every_steps = 0", "steps = 2"} <= set(fields)
     notes, fields = shown.accepted(CLASSES, "--steps=5")
     assert notes == [
         "length: --steps 5 leaves no room for the recipe's schedule.warmup_steps=5, checkpoint.every_steps=20, "
-        "evaluation.every_steps=20; instead: --schedule.warmup_steps 0 "
+        "evaluation.every_steps=20; taken instead: --schedule.warmup_steps 0 "
         "--checkpoint.every_steps 0 --evaluation.every_steps 1"
     ]
     assert {"evaluation.every_steps = 1", "evaluation.early_stopping_patience = 2"} <= set(fields)
@@ -77,8 +77,8 @@ def test_what_watches_too_few_evaluations_is_off(shown: Shown) -> None:
     notes, fields = shown.accepted(CLASSES, "--steps 1")
     assert notes[0].endswith("--evaluation.every_steps 1 --evaluation.early_stopping_patience 0")
     assert notes[1:] == [
-        "length: --steps 1 leaves no room for the recipe's checkpoint.keep_best=True; instead: --checkpoint.keep_best False",
-        "length: --steps 1 leaves no room for the recipe's evaluation.metric=accuracy; instead: --evaluation.metric loss",
+        "length: --steps 1 leaves no room for the recipe's checkpoint.keep_best=True; taken instead: --checkpoint.keep_best False",
+        "length: --steps 1 leaves no room for the recipe's evaluation.metric=accuracy; taken instead: --evaluation.metric loss",
     ]
     assert {"checkpoint.keep_best = False", "evaluation.early_stopping_patience = 0"} <= set(fields)
 

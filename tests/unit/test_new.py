@@ -206,6 +206,7 @@ WRONG = [
     ("x", "--from nowhere/x.py", "recipe file 'nowhere/x.py' does not exist", "check the path"),
     ("x", "--steps none", "--steps none", "see `toolkit new --help`"),
     ("x", "--dry_run", "--dry-run with `toolkit new`", "when the recipe is started"),
+    ("x", "--modle P", "unknown flag --modle (did you mean '--model'?)", "docs/fields.md"),
     ("x", "--optimizer.rate 1", "unknown flag --optimizer.rate", "--help"),
     ("x", "--optimizer.learning_rate fast", "--optimizer.learning_rate fast", "--help"),
     ("x", "stray", "unexpected 'stray' on the command line", "--help"),

@@ -204,7 +204,13 @@ CASES = [
         f"{Z}.stage",
         f'{Z}.stage="2"',
         {f"{Z}.stage": 2},
-        also=("stage-0-in-16-bits", "accumulation-dtype-at-stage-0"),
+    ),
+    Case(
+        "wrong-type",
+        {f"{Z}.stage": "three", f"{OFFLOAD}.device": "cpu"},
+        f"{Z}.stage",
+        'stage="three"',
+        {f"{Z}.stage": 3},
     ),
     Case(
         "missing-key",

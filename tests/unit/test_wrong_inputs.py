@@ -175,6 +175,8 @@ COMMAND_LINE = [
     Wrong("world-size-in-words", "", "WORLD_SIZE='two' in the environment", "a number, at least 1", "unset WORLD_SIZE", "WORLD_SIZE=two RANK=0"),
     Wrong("rank-outside", "", "RANK=2 with WORLD_SIZE=2", "ranks from 0 to 1", "unset both", "WORLD_SIZE=2 RANK=2 LOCAL_RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
     Wrong("no-such-port", "", "MASTER_PORT='99999' in the environment", "a port, 1 to 65535", "unset MASTER_PORT", "WORLD_SIZE=1 RANK=0 MASTER_ADDR=localhost MASTER_PORT=99999"),
+    Wrong("resume-misspelt", "--resume auot", "--resume auot (did you mean 'auto'?)", "auto, or a checkpoint folder", "write --resume auto"),
+    Wrong("config-is-no-json", "--model.config {{hidden_size", "--model.config '{{hidden_size' is not JSON", "pairs of a name and its value", "hidden_size 32"),
     Wrong("no-deepspeed-config", "--deepspeed_config {tmp}/nowhere.json", "--deepspeed_config {tmp}/nowhere.json does not exist", "a DeepSpeed JSON file", "correct the path, or leave it out"),
     Wrong("deepspeed-config-is-no-json", "--deepspeed {tmp}/broken.json", "{tmp}/broken.json, line 1 is not JSON", "a JSON object {{...}}", "correct the file"),
     Wrong("deepspeed-config-contradicts", "--deepspeed_config={tmp}/edited.json", "{tmp}/edited.json: zero_optimization.stage is 3 there and 2 in the recipe", "the one source of truth", "set the recipe's fields to these values"),

@@ -12,7 +12,7 @@ from rich.console import Console
 from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.launcher_config import disagreements
 from toolkit.cli.output import reader_may_leave
-from toolkit.ds_config.check import check_config
+from toolkit.ds_config.check import check_config, refuse_arguments
 from toolkit.ds_config.config_file import read_arguments, read_config
 from toolkit.ds_config.file_text import STANDARD_INPUT, place_of
 from toolkit.ds_config.findings import Finding, Severity, errors_in, sorted_findings
@@ -76,6 +76,7 @@ def _findings(options: argparse.Namespace, recipe: Recipe | None) -> list[Findin
             do="name the other file",
         )
     config, of_file = read_config(options.file)
+    refuse_arguments(config, options.file)
     arguments = None if options.training_args is None else read_arguments(options.training_args)
     target = _target(options, recipe)
     found = check_config(config, target=target, device=options.device, training_args=arguments, file_findings=of_file)

@@ -36,6 +36,9 @@ def print_dry_run(recipe: Recipe, target: Target, config: Mapping[str, Any], nam
     print()
     for line in explain(recipe, target, config):
         print(f"# {line}")
+    if recipe.precision.dtype == "auto" and target.device == "cpu":
+        # Whether it has them is known once torch is imported, which a dry run does not wait for.
+        print("# precision: a CPU without instructions for bf16 takes fp32; the start looks at its own")
     _print_length(recipe)
     _print_curve(recipe)
 

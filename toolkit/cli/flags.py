@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ from pydantic import BaseModel
 
 from toolkit.cli.flag_errors import OPTIONS, field_of, refusal
 from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
-from toolkit.errors import RecipeError, nearest, together
+from toolkit.errors import RecipeError, did_you_mean, nearest, together
 from toolkit.recipe import Recipe
-from toolkit.recipe.field_type import is_switch
+from toolkit.recipe.field_type import is_mapping, is_switch
 from toolkit.recipe.location import path
 from toolkit.recipe.recipe import InconsistentRecipe
 from toolkit.recipe.removed import removed_field
@@ -129,6 +130,8 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
             raise
         raise together(faults) from None
     resume = found.resume if found.resume is None else str(_located("resume", found.resume))
+    if resume is not None and (hint := did_you_mean(resume, ["auto"])) and resume != "auto":
+        raise RecipeError(f"--resume {resume}{hint}", expected=OPTIONS["resume"], do="write --resume auto")
     output_dir = _located("output_dir", str(found.output_dir))
     return replace(found, output_dir=output_dir, resume=resume)
 
@@ -197,6 +200,9 @@ def _switches(argv: Sequence[str], recipe: Recipe) -> list[str]:
         name, equals, value = word.partition("=")
         dotted = name.removeprefix("--").replace("-", "_")
         field = field_of(dotted, recipe) if name.startswith("--") else None
+        if field is not None and is_mapping(field):
+            words += [name, *_json_pairs(name, [value] if equals else _until_flag(waiting))]
+            continue
         if field is None or not is_switch(field):
             words.append(word)
             continue
@@ -207,6 +213,35 @@ def _switches(argv: Sequence[str], recipe: Recipe) -> list[str]:
         section, dot, last = dotted.rpartition(".")
         words.append(f"--{section}{dot}{'' if TRUTH[value.lower()] else 'no-'}{last}")
     return words
+
+
+def _until_flag(waiting: list[str]) -> list[str]:
+    """The words before the next flag, taken from `waiting`."""
+    words = list(takewhile(lambda word: not word.startswith("--"), waiting))
+    del waiting[: len(words)]
+    return words
+
+
+def _json_pairs(name: str, words: list[str]) -> list[str]:
+    """The names and values of an object that is written as JSON; pairs of words as they are."""
+    if len(words) != 1 or not words[0].lstrip().startswith("{"):
+        return words
+    try:
+        found = json.loads(words[0])
+    except ValueError as error:
+        raise RecipeError(
+            f"{name} {words[0]!r} is not JSON: {error}",
+            expected="""pairs of a name and its value, or JSON such as '{"hidden_size": 32}' in single quotes""",
+            do="correct it, or write the pairs, for instance hidden_size 32",
+        ) from None
+    return [
+        text
+        for key, value in found.items()
+        for text in (
+            key,
+            value if isinstance(value, str) else str(value) if isinstance(value, bool) else json.dumps(value),
+        )
+    ]
 
 
 @contextlib.contextmanager

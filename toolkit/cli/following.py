@@ -65,7 +65,7 @@ def shortened(
     fields = ", ".join(f"{name}={value_of(error.recipe, name)}" for name in cures)
     flags = " ".join(dict.fromkeys(cures.values()))
     return flags.split(), [
-        f"length: --steps {error.recipe.steps} leaves no room for the recipe's {fields}; instead: {flags}"
+        f"length: --steps {error.recipe.steps} leaves no room for the recipe's {fields}; taken instead: {flags}"
     ]
 
 

@@ -33,6 +33,8 @@ SHIPPED = Path(__file__).parents[2] / "recipes"
 LANGUAGE, CLASSES = "sft_smollm2_zero2", "classify_minilm_zero1"
 """The recipes to start from where --from names none."""
 
+OWN_FLAGS = ("--from", "--model", "--data", "--evaluation", "--devices", "--steps", "--epochs", "--force")
+
 SAID_ALOUD = {"precision.dtype", "parallel.zero_stage", "launch.devices", "schedule.type"}
 SAID_ALOUD |= {"batch.micro_size", "batch.sequence_length"}
 """Fields that a recipe writes out at their default, too, where its source does."""
@@ -174,6 +176,15 @@ def _check_fields(words: Sequence[str]) -> None:
             expected="fields of the recipe: this flag belongs to a start of it",
             do="give it when the recipe is started",
         )
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("--") and "." not in name and name[2:].replace("-", "_") not in Recipe.model_fields:
+            raise InputError(
+                f"unknown flag {name}{did_you_mean(name, OWN_FLAGS)}",
+                expected=f"one of {', '.join(OWN_FLAGS)}, or a field of the recipe with its section, such as "
+                "--optimizer.learning_rate",
+                do="see `toolkit new --help`; docs/fields.md lists the fields",
+            )
 
 
 def find_source(word: str) -> Path:

@@ -20,12 +20,12 @@ FILE_RULES = {
 """Rule ids of the file itself -> why."""
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], list[Finding]]:
+def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> tuple[dict[str, Any], list[Finding]]:
     """The object in the file at `path` ("-": standard input), and what is wrong with the file itself (FILE_RULES).
 
     Raises ConfigError when the file is missing, unreadable, no JSON or no object.
     """
-    name, text = place_of(path), read_text(path)
+    name, text = place_of(path), read_text(path, wanted)
     if not text.strip():
         raise _no_object(f"{name} is empty")
     duplicates: list[Finding] = []
@@ -55,7 +55,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[Finding]]:
 
 def read_arguments(path: Path) -> dict[str, Any]:
     """The Hugging Face TrainingArguments in the JSON file at `path`. Raises ConfigError as `read_config` does, and for a DeepSpeed JSON."""
-    arguments = read_config(path)[0]
+    arguments = read_config(path, "a JSON file of the Trainer's arguments")[0]
     foreign = [key for key in DEEPSPEEDS_OWN if key in arguments]
     if foreign:
         raise ConfigError(

@@ -25,8 +25,8 @@ def place_of(path: Path) -> str:
     return "standard input" if path == STANDARD_INPUT else str(path)
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text at `path`: a regular file, a pipe such as bash's <(command), or "-" for standard input.
+def read_text(path: Path, wanted: str) -> str:
+    """The UTF-8 text at `path`: a regular file, a pipe such as bash's <(command), or "-" for standard input. `wanted` is for messages.
 
     Raises ConfigError when there is nothing to read: a missing file, a device, a pipe nobody writes to, no text.
     """
@@ -36,7 +36,7 @@ def read_text(path: Path) -> str:
         beside = [entry.name for entry in path.parent.glob("*.json")] if path.parent.is_dir() else []
         raise ConfigError(
             f"{path} does not exist{did_you_mean(path.name, beside)}",
-            expected="a DeepSpeed JSON file",
+            expected=wanted,
             do="correct the path",
         ) from None
     except OSError as error:

@@ -27,6 +27,12 @@ def is_switch(field: FieldInfo) -> bool:
     return field.annotation is bool
 
 
+def is_mapping(field: FieldInfo) -> bool:
+    """Whether `field` holds names with their values."""
+    origin = get_origin(field.annotation)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
 def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -40,7 +46,7 @@ def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         count = "any number of values" if parts[-1] is Ellipsis else f"{len(parts)} values"
         return f"{count}, each {_describe(parts[0])}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "pairs of a name and its value"
+        return "pairs of a name and its value, or a JSON object"
     return _NAMES.get(annotation, f"a {getattr(annotation, '__name__', annotation)}") + _bounds(metadata)
 
 

@@ -12,6 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+AROUND_LINE = 40
+"""Characters beside the numbers of a step: spinner, count of steps, the shortest bar, the time left."""
+WIDE = 120
+"""Characters of a terminal from which on the bar grows."""
+
 PLAIN_LINES = 50
 """Without a terminal, a long run prints about this many step lines."""
 
@@ -49,7 +54,7 @@ class Display:
             SpinnerColumn(),
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
+            BarColumn(bar_width=max(5, min(40, self.console.width - WIDE))),
             TextColumn("{task.fields[line]}"),
             TimeRemainingColumn(compact=True),
         )
@@ -62,7 +67,8 @@ class Display:
         """Show one optimizer step."""
         line = step_line(record)
         if self._bar is not None:
-            self._bar.update(self._task, completed=record["step"], line=line)
+            fitting = step_line(record, width=self.console.width - AROUND_LINE)
+            self._bar.update(self._task, completed=record["step"], line=fitting)
         elif record["step"] % self._every == 0 or record["step"] in (1, self.total_steps):
             self.say(f"step {record['step']:>6}/{self.total_steps}  {line}  eta {self._eta(record['step'])}")
 
@@ -72,17 +78,18 @@ class Display:
         return time.strftime("%H:%M:%S", time.gmtime(left))
 
 
-def step_line(record: Mapping[str, Any]) -> str:
-    """loss 3.4127  grad_norm 1.32  lr 2.0e-05  tokens/s 1,024  memory 3.1 GiB"""
+def step_line(record: Mapping[str, Any], width: int | None = None) -> str:
+    """loss 3.4127  grad_norm 1.32  lr 2.0e-05  tokens/s 1,024  memory 3.1 GiB; in `width` characters without the last ones."""
     parts = [
+        "SKIPPED: gradients not finite" if record.get("skipped") else "",
         f"loss {record['loss']:.4f}",
         f"grad_norm {record['grad_norm']:.3g}" if record["grad_norm"] is not None else "",
         f"lr {record['learning_rate']:.2e}",
         f"tokens/s {record['tokens_per_second']:,.0f}",
         f"memory {record['memory_gib']:.1f} GiB",
+        f"scale {record['loss_scale']:g}" if record.get("loss_scale") is not None else "",
     ]
-    if record.get("loss_scale") is not None:
-        parts.append(f"scale {record['loss_scale']:g}")
-    if record.get("skipped"):
-        parts.append("SKIPPED: gradients not finite")
-    return "  ".join(part for part in parts if part)
+    parts = [part for part in parts if part]
+    while width is not None and len(parts) > 1 and len("  ".join(parts)) > width:
+        parts.pop()
+    return "  ".join(parts)

@@ -83,7 +83,13 @@ class Context:
             return 1
         if self.raw("zero_optimization.stage") == "auto":
             return ACCELERATE_STAGE
-        stage = self.number("zero_optimization.stage", 0)
+        written = self.raw("zero_optimization.stage")
+        # DeepSpeed takes "3" for 3, and the schema names it: nothing else follows from it.
+        stage = (
+            int(written)
+            if isinstance(written, str) and written in STAGES
+            else self.number("zero_optimization.stage", 0)
+        )
         return int(stage) if stage in (0, 1, 2, 3) else 0
 
     @property
@@ -165,6 +171,8 @@ class Context:
         """Whether the configuration is known to run on a CPU device."""
         return self.device == "cpu"
 
+
+STAGES = ("0", "1", "2", "3")
 
 Fault = tuple[str, str, str, str] | tuple[str, str, str, str, Severity]
 """(dotted key, what is wrong, values that work, the edit that cures it): a Finding without its rule's id. A fifth value

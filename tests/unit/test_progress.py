@@ -1,0 +1,38 @@
+"""The line of a step, in a terminal of any width."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from toolkit.train.progress import Display, step_line
+
+RECORD = {
+    "step": 7,
+    "loss": 2.9341,
+    "grad_norm": 3.48,
+    "learning_rate": 5.88e-06,
+    "tokens_per_second": 1380.2,
+    "memory_gib": 4.4,
+}
+
+
+def test_what_does_not_fit_is_left_out_from_the_end() -> None:
+    whole = "loss 2.9341  grad_norm 3.48  lr 5.88e-06  tokens/s 1,380  memory 4.4 GiB"
+    assert step_line(RECORD) == step_line(RECORD, width=len(whole)) == whole
+    assert step_line(RECORD, width=len(whole) - 1) == "loss 2.9341  grad_norm 3.48  lr 5.88e-06  tokens/s 1,380"
+    assert step_line(RECORD, width=5) == "loss 2.9341"
+    assert step_line({**RECORD, "skipped": True}, width=5).startswith("SKIPPED")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_terminal_of_any_width_shows_the_step_and_the_time_left(width: int) -> None:
+    display = Display(is_main=True, total_steps=2000)
+    screen = io.StringIO()
+    display.console = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    with display.bar():
+        display.step(RECORD)
+    bars = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "step" in line]
+    assert "7/2000" in bars[-1] and "loss 2.9341" in bars[-1] and "--:--" in bars[-1], bars
