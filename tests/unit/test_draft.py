@@ -91,6 +91,45 @@ def test_what_the_user_says_wins() -> None:
     assert roles(table, text_field="antwort") == Roles("text")
 
 
+@pytest.mark.parametrize(
+    "label",
+    [
+        lambda n: [0.0, 1.0][n % 2],
+        lambda n: None if n % 10 == 3 else [0.0, 1.0][n % 2],
+        lambda n: float("nan") if n % 10 == 3 else [0.0, 1.0][n % 2],
+        lambda n: None if n % 10 == 3 else n % 3,
+        lambda n: -1 if n % 10 == 3 else n % 3,
+        lambda n: None if n % 10 == 3 else kind(n),
+    ],
+    ids=["floats", "floats and nulls", "floats and nan", "integers and nulls", "-1", "names and nulls"],
+)
+@pytest.mark.parametrize("name", ["label", "Category"])
+def test_classes_with_faults_are_classes(label: Any, name: str) -> None:
+    """Training then says what is wrong with them; before, they were left out and a language model trained."""
+    found = roles(rows(**{"text": SENTENCE, name: label}))
+    assert (found.kind, found.fields["label_field"], found.labels) == ("classification", name, ())
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "labels"),
+    [
+        ({"label": lambda n: n / 7}, None, ("label",)),
+        ({"label": lambda n: min(n, -1)}, None, ("label",)),
+        ({"Stars": lambda n: n / 7, "id": str}, None, ("Stars",)),
+        ({"label": lambda n: str(n % 20)}, None, ("label",)),
+        ({"label": kind}, "causal_lm", ("label",)),
+        ({"label": lambda n: [0.0, 1.0][n % 2]}, "causal_lm", ("label",)),
+        ({"label": str}, None, ()),
+        ({"language": "en"}, None, ()),
+        ({"label": SENTENCE}, None, ()),
+        ({"score": lambda n: n / 7}, None, ()),
+    ],
+)
+def test_what_may_be_labels_beside_texts_is_seen(columns: dict[str, Any], task: str | None, labels: Any) -> None:
+    found = roles(rows(text=SENTENCE, **columns), task)
+    assert (found.kind, found.labels) == ("text", labels)
+
+
 def test_open_columns_are_listed_with_a_value_and_the_flags() -> None:
     with pytest.raises(DataError) as failure:
         roles(rows(frage=SENTENCE, antwort=SENTENCE, nummer=str))

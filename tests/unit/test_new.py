@@ -188,6 +188,39 @@ def test_the_model_alone_may_be_new(make: Callable[..., tuple[Recipe, str]], her
     assert recipe.model_copy(update={"model": first.model, "note": first.note}) == first
 
 
+@pytest.mark.parametrize(
+    ("flags", "cure"),
+    [([], "--data.label_field label"), (["--from", "sft_smollm2_zero2"], f"--from {new.CLASSES} --data.label_field label")],
+)  # fmt: skip
+def test_labels_that_a_language_model_leaves_out_are_said(
+    make: Callable[..., tuple[Recipe, str]], here: Path, flags: list[str], cure: str
+) -> None:
+    lines = [{"text": f"This is line {n} of many.", "label": n / 7 if not flags else n % 2} for n in range(60)]
+    write_lines(here / "scores.jsonl", lines)
+    said = "note: column 'label' looks like classes or scores; this trains a language model on text; for a classifier: "
+    recipe, printed = make(*flags, data="scores.jsonl")
+    assert recipe.task.name == "causal_lm" and f"{said}{cure}\n" in printed
+    assert said not in make(*flags, "--task.name", "causal_lm", data="scores.jsonl")[1]
+
+
+@pytest.mark.parametrize(
+    ("label", "what"),
+    [
+        (lambda n: float(n % 2), "row 1 of data.train, 'faulty.jsonl': data.label_field='label' gives 0.0"),
+        (lambda n: None if n == 4 else n % 2, "row 5 of data.train, 'faulty.jsonl': data.label_field='label' is null"),
+        (lambda n: -1 if n == 4 else n % 2, "row 5 of data.train, 'faulty.jsonl': data.label_field='label' is -1"),
+    ],
+    ids=["floats", "null", "-1"],
+)
+def test_faulty_labels_are_refused_as_in_training(
+    here: Path, capsys: pytest.CaptureFixture[str], tiny_bert_dir: Path, label: Callable[[int], object], what: str
+) -> None:
+    lines = [{"text": f"This is line {n} of many.", "label": label(n)} for n in range(60)]
+    write_lines(here / "faulty.jsonl", lines)
+    assert verbs.main(["new", "sorted", "--model", str(tiny_bert_dir), "--data", "faulty.jsonl"]) == 2
+    assert what in capsys.readouterr().err
+
+
 def test_a_name_is_understood_or_refused(here: Path) -> None:
     assert [new.checked_name(text) for text in ("a_b_c", "a_b_c.py", "recipes/a_b_c.py", "./a-b.py")] == [
         *["a_b_c"] * 3,

@@ -240,7 +240,10 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
         given |= {} if split is None else {"evaluation_split": split}
         survey.check_held_out(recipe.data.model_copy(update=given), task)
     seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None, split)
-    report.seen(recipe, source, seen, [*look.source.remarks, *task.remarks(look.source.rows)])
+    remarks = [*look.source.remarks, *task.remarks(look.source.rows)]
+    if "task.name" not in begun.given:
+        remarks += _about_labels(roles.labels, recipe.data.text_field, wanted.source)
+    report.seen(recipe, source, seen, remarks)
     recipe = proposal.propose(sheet, seen, steps=wanted.steps, epochs=wanted.epochs)
     check_metric(recipe.task.name, recipe.evaluation.metric)
     check_sequence_length(model.kind, model.config, recipe.batch.sequence_length)
@@ -250,6 +253,16 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     report.chosen(sheet.reasons)
     keep = begun.given.keys() | (written(load_recipe(source)) & SAID_ALOUD)
     return recipe, file_text(recipe, wanted.name, headline, keep=keep, comments=comments(sheet))
+
+
+def _about_labels(labels: Sequence[str], text: str, source: str | None) -> list[str]:
+    """A line on each column that may have been meant as classes where texts are learned."""
+    start = "" if source is None else f"--from {CLASSES} "
+    return [
+        f"note: column {label!r} looks like classes or scores; this trains a language model on {text}; for a classifier: "
+        f"{start}--data.label_field {label}"
+        for label in labels
+    ]
 
 
 def _is_about_rows(name: str) -> bool:

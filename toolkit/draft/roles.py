@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from toolkit.data.conversations import in_column
@@ -66,6 +67,8 @@ class Roles:
     """What told, for a reader; empty for the columns that the reader knows."""
     form: Format | None = None
     """The format of the field that the reader knows the columns of."""
+    labels: tuple[str, ...] = ()
+    """Columns of a text that are named like a label, hold what may be one, and are not read."""
 
 
 def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: str | None) -> Roles:
@@ -80,7 +83,7 @@ def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: st
     if not wants_classes:
         known = _known(rows, data, columns)
         if known is not None and not (known.kind == "text" and task is None and _labels(columns, data, given)):
-            return known
+            return _with_labels(known, columns)
     guesses: list[Roles | None] = []
     if not wants_classes:
         guesses.append(_conversations(columns))
@@ -92,7 +95,24 @@ def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: st
     found = next((guess for guess in guesses if guess is not None), None)
     if found is None:
         raise _open(columns, data, task)
-    return found
+    return _with_labels(found, columns)
+
+
+def _with_labels(roles: Roles, columns: Mapping[str, list[Any]]) -> Roles:
+    """`roles`; of texts with the columns that may have been meant as their classes."""
+    if roles.kind != "text":
+        return roles
+    read = roles.fields.values()
+    named = [name for name in columns if name.casefold() in NAMES["label_field"] and name not in read]
+    return replace(roles, labels=tuple(name for name in named if _may_be_labels(columns[name])))
+
+
+def _may_be_labels(values: list[Any]) -> bool:
+    """Whether they are numbers, or short texts some of which come again."""
+    if all(isinstance(value, int | float) for value in values):
+        return True
+    short = all(isinstance(value, str | int) and len(str(value)) <= LONGEST_CLASS for value in values)
+    return short and 2 <= len(set(map(str, values))) < len(values)
 
 
 def _known(rows: Sequence[Row], data: Data, columns: Collection[str]) -> Roles | None:
@@ -195,10 +215,17 @@ def _is_prose(values: list[Any]) -> bool:
 
 
 def _is_class(values: list[Any]) -> bool:
-    """Whether few values come again and again."""
-    if not all(isinstance(value, str | int) and len(str(value)) <= LONGEST_CLASS for value in values):
+    """Whether few values come again and again; integers that pandas has made fractions of (1.0) are classes gone wrong."""
+    values = [value for value in values if not (isinstance(value, float) and math.isnan(value))]
+    if not all(isinstance(value, str | int) or _is_whole(value) for value in values):
+        return False
+    if any(len(str(value)) > LONGEST_CLASS for value in values):
         return False
     return 2 <= len(set(map(str, values))) <= max(2, MOST_CLASSES_SHARE * len(values))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _open(columns: dict[str, list[Any]], data: Data, task: str | None) -> DataError:
