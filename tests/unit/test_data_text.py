@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import socket
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -280,6 +281,9 @@ LESS_DEEP = '{"a": ' + "[" * 150 + "]" * 150 + "}"
     [
         ("a.json", '{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "is one object with several lists of objects: train, test", "jq '.[\"train\"]' {path} > NEW.json"),
         ("a.json", '{"text": ["a", "b"], "label": [0, 1]}', "is one object of columns (label, text)", "to_json(FILE, orient='records', lines=True)"),
+        ("a.json", '{"k0": {"text": "a", "label": 0}, "k1": {"text": "b"}}', "is an object of 2 rows keyed by k0, k1", "write its values as a list: python -c"),
+        ("a.json", '{"0": {"text": "a"},\n"1": {"text": "b"},\n"2": {"text": "b"}, "3": {"text": "b"}}', "is an object of 4 rows keyed by 0, 1, 2 and 1 more", "< {path} > NEW.json"),
+        ("a.jsonl", '{"data": {"k0": {"text": "a"}, "k1": {"text": "b"}}}', "is an object of 2 rows keyed by k0, k1", "json.load(sys.stdin)"),
         ("a.json", '{"text": {"0": "a", "1": "b"}}', "is one object of columns (text)", "orient='records'"),
         ("a.jsonl", '{"text": "x"}\n{"text": "\\ud83d"}\n', 'line 2 holds half a character in "text"', "write the row anew"),
         ("a.json", '[{"messages": [{"role": "user", "content": "\\ud83d"}]}]', 'element 1 of the list holds half a character in "messages"', "write the row anew"),
@@ -307,6 +311,34 @@ def test_json_that_is_not_read_is_named_for_what_it_is(tmp_path, name, written, 
     path.write_text(written)
     message = refused(path, tmp_path, streaming=streaming)
     assert message.startswith(f"data.train={str(path)!r}") and said in message and do.format(path=path) in message
+
+
+@pytest.mark.parametrize("around", [None, "the data"])
+def test_the_command_for_rows_by_key_makes_what_is_read(tmp_path, around):
+    path = tmp_path / "keyed by id.json"
+    rows = [{"prompt": f"P{n}?", "completion": "Ü"} for n in range(3000)]
+    keyed = {f"id{n}": row for n, row in enumerate(rows)}
+    path.write_text(json.dumps({around: keyed} if around else keyed))
+    message = refused(path, tmp_path)
+    assert len(message) < 1000
+    command = message.partition("write its values as a list: ")[2].splitlines()[0]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert list(opened(tmp_path / "NEW.json", tmp_path)) == rows
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": {"text": "a"}, "completion": {"text": "b"}},
+        {"x": {"role": "user", "content": "a"}, "y": {"role": "assistant", "content": "b"}},
+        {"text": "a", "meta": {"x": {"n": 1}, "y": {"n": 2}}},
+        {"text": "a", "meta": {"n": 1}},
+        {"x": {"n": 1}, "y": {"m": 2}},
+    ],
+)
+def test_a_row_of_objects_is_a_row(tmp_path, row):
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    assert list(opened(tmp_path / "a.json", tmp_path)) == [row]
 
 
 def test_an_object_around_the_rows_does_not_hide_a_change_of_them(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from toolkit.errors import DataError, first_few
 _OF_A_ROW = ("tools", "functions")
 """Lists of objects that belong to a row. Lists of messages do as well: objects with one of the keys in _OF_A_MESSAGE."""
 _OF_A_MESSAGE = ("role", "from")
+_COLUMNS = {"text", "label", "prompt", "completion", "messages", "instruction", "input", "output", "question", "answer"}
+"""Keys of an object that is a row, or has the values of all rows by their names: no row is named so."""
 
 
 def json_texts(path: Path) -> Iterator[str]:
@@ -122,6 +125,7 @@ def _key_of_rows(value: dict[str, Any], path: Path) -> str | None:
 
     Raises DataError where there is no telling.
     """
+    _check_not_keyed(value, path)
     lists = [
         key
         for key, item in value.items()
@@ -148,6 +152,31 @@ def _key_of_rows(value: dict[str, Any], path: Path) -> str | None:
             do="write it by rows: with pandas, to_json(FILE, orient='records', lines=True)",
         )
     return None
+
+
+def _check_not_keyed(value: dict[str, Any], path: Path) -> None:
+    """Raise DataError where `value`, or the only value in it, is an object of rows by a key of each."""
+    [only, *others] = value.values() if value else [None]
+    is_around = not others and isinstance(only, dict)
+    rows: dict[str, Any] = only if is_around else value
+    if not _COLUMNS.isdisjoint(rows) or not _are_rows(list(rows.values())):
+        return
+    take = f"json.load(sys.stdin)[{next(iter(value))!r}]" if is_around else "json.load(sys.stdin)"
+    script = f"import json, sys; json.dump([*{take}.values()], sys.stdout)"
+    plain, unpack = plain_name(path), "" if plain_name(path) == path else "decompress it, then "
+    raise DataError(
+        f"{str(path)!r} is an object of {len(rows):,} rows keyed by {first_few([*rows], 3)}",
+        expected="one list of objects, or one object per line",
+        do=f"{unpack}write its values as a list: python -c {shlex.quote(script)} < {shlex.quote(str(plain))} > NEW.json",
+    )
+
+
+def _are_rows(values: list[Any]) -> bool:
+    """Whether `values` are several objects of the same form: at least one key is in all, and not as row numbers are."""
+    if len(values) < 2 or not all(isinstance(value, dict) and value for value in values):
+        return False
+    shared = set(values[0]).intersection(*values[1:])
+    return bool(shared) and not _are_columns(values) and not (len(values) == 2 and shared & {*_OF_A_MESSAGE})
 
 
 def _are_columns(columns: list[Any]) -> bool:

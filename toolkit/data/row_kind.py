@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from toolkit.data.example import Row
 from toolkit.data.formats import Format, find, is_filled
-from toolkit.errors import DataError
+from toolkit.errors import DataError, first_few
 
 RowKind: TypeAlias = Literal["messages", "prompt_completion", "text"] | Format
 
@@ -32,7 +32,7 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
     if told:
         names = {"messages": messages_field, "prompt_completion": f"{prompt_field} with {completion_field}"}
         raise DataError(
-            f"the columns {', '.join(sorted(row))} hold several forms of training text: "
+            f"the columns {first_few(sorted(row))} hold several forms of training text: "
             f"{', '.join(names.get(form, text_field) for form in told)}",
             expected=f"one of {_wanted(fields)}",
             do="remove the columns that are not meant, or set the field of the others to a name that is not there",
@@ -71,7 +71,7 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
         if half in filled:
             state = "is null" if other in row else "is not there"
             raise DataError(
-                f"{half} holds something, but {other} {state} (the columns are {', '.join(sorted(row))})",
+                f"{half} holds something, but {other} {state} (the columns are {first_few(sorted(row))})",
                 expected=wanted,
                 do=_other_half(row, half, other, {name: column for column, name in fields.items()}),
             )
@@ -82,7 +82,7 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
             do="remove the row, or fill it in; if another column holds the text, set the field of data to it",
         )
     raise DataError(
-        f"the columns {', '.join(sorted(row)) or '(none)'} hold no training text under the names that are looked for",
+        f"the columns {first_few(sorted(row)) if row else '(none)'} hold no training text under the names that are looked for",
         expected=f"{wanted}; or the columns of Alpaca, ShareGPT, or question and answer",
         do=_what_to_write(row, fields),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,8 @@ MOST_CLASSES_SHARE = 0.25
 """A column of classes has at most this many distinct values, as a share of the rows looked at."""
 LONGEST_CLASS = 60
 """Characters of the longest name of a class."""
+MOST_SHOWN = 12
+"""Columns listed where they do not say what they are."""
 LEAST_PROSE = 20
 """Characters, on average, from which on a column without spaces counts as text, too."""
 
@@ -229,8 +232,13 @@ def _is_whole(value: object) -> bool:
 
 
 def _open(columns: dict[str, list[Any]], data: Data, task: str | None) -> DataError:
-    width = max(map(len, columns), default=0)
-    shown = [f"    {name:<{width}}  {' '.join(str(values[0]).split())[:60]!r}" for name, values in columns.items()]
+    width = max(map(len, itertools.islice(columns, MOST_SHOWN)), default=0)
+    shown = [
+        f"    {name:<{width}}  {' '.join(str(values[0]).split())[:60]!r}"
+        for name, values in itertools.islice(columns.items(), MOST_SHOWN)
+    ]
+    if len(columns) > MOST_SHOWN:
+        shown.append(f"    and {len(columns) - MOST_SHOWN:,} more columns")
     first, *others = [*columns, "NAME"]
     second = next(iter(others), "NAME")
     pair = f"--data.prompt_field {first} --data.completion_field {second}"

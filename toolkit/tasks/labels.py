@@ -12,7 +12,7 @@ from toolkit.data.class_names import class_names, with_names
 from toolkit.data.example import Row
 from toolkit.data.formats import is_filled
 from toolkit.data.row_names import RowName, named
-from toolkit.errors import DataError
+from toolkit.errors import DataError, first_few
 
 NO_LABEL = "-1"
 """What data sets write where there is no label, as GLUE in its test splits and ClassLabel of datasets do."""
@@ -25,7 +25,7 @@ def label_of(row: Row, column: str) -> str:
         return str(label)
     if column not in row:
         raise DataError(
-            f"data.label_field={column!r} gives None; the columns are {', '.join(row)}",
+            f"data.label_field={column!r} gives None; the columns are {first_few(list(row))}",
             expected="an integer or a class name in data.label_field",
             do="set data.label_field to the column that holds the class",
         )

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from toolkit.data.class_names import class_names
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.row_names import RowName
-from toolkit.errors import DataError, RecipeError, did_you_mean
+from toolkit.errors import DataError, RecipeError, did_you_mean, first_few
 from toolkit.models.config import parsed
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
@@ -149,7 +149,7 @@ class SequenceClassification:
             raise DataError(
                 f"data.text_field={column!r} "
                 + (f"gives {text!r:.60}" if column in row else "is not there")
-                + f"; the columns are {', '.join(row)}",
+                + f"; the columns are {first_few(list(row))}",
                 expected="text in data.text_field",
                 do="write the value as a string, or remove the row"
                 if column in row
