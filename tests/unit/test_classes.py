@@ -225,6 +225,12 @@ def test_labels_that_are_no_class(value: object, what: str, do: str) -> None:
     assert refused.value.do == do
 
 
+def test_rows_without_a_label_are_counted() -> None:
+    with pytest.raises(DataError) as refused:
+        labels(["a", "b", None, "a", "", " ", "b"])
+    assert refused.value.what == "row 3 of data.train: data.label_field='label' is null (there, and in 3 of 7 rows)"
+
+
 def test_names_of_the_data_set_reach_the_config() -> None:
     """Also of a class that has no row yet; in the order of the feature."""
     features = datasets.Features(

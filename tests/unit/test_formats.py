@@ -294,6 +294,31 @@ def complaint(recipe: Any, path: Path, **options: Any) -> str:
     return caught.value.what
 
 
+EMPTY = [
+    (lambda text: {"prompt": "q", "completion": text}, "completion is empty"),
+    (lambda text: {"instruction": "i", "output": text}, "output is empty"),
+    (lambda text: {"prompt": "q", "completion": text or None}, "prompt holds something, but completion is null"),
+    (
+        lambda text: {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]},
+        "messages[1].content='': an empty answer would be trained",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "said"), EMPTY, ids=["completion", "format", "null", "message"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_empty_answers_are_counted(recipe, tmp_path, row, said, streaming):
+    path = tmp_path / "rows.jsonl"
+    answers = ["a"] * 5 + ["", "b"] * 6 + ["c"] * 43
+    path.write_text("".join(json.dumps(row(answer)) + "\n" for answer in answers))
+    options = {"streaming": True, "packing": False} if streaming else {}
+    with pytest.raises(DataError) as caught:
+        inputs, _ = prepared(recipe(path, **options))
+        next(iter(inputs.batches.iterate(0, 1)))
+    what = caught.value.what
+    assert what.startswith(f"row 6 of data.train, '{path}': {said}") and what.endswith("(there, and in 6 of 60 rows)")
+
+
 def test_complaints_name_the_row_and_its_file(recipe, tmp_path, capfd, alone):
     path = tmp_path / "rows.jsonl"
     rows = [*ALPACA, {"instruction": "x", "output": 0}]

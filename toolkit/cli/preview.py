@@ -32,7 +32,12 @@ def print_preview(recipe: Recipe, count: int) -> int:
         display.say(line)
     encode = as_described(task.encode, source.rows)
     encoder = Encoder(
-        encode, capacity, recipe.data.overlong, columns=task.columns, row_name=row_names(source, "data.train")
+        encode,
+        capacity,
+        recipe.data.overlong,
+        columns=task.columns,
+        row_name=row_names(source, "data.train"),
+        rows=source.rows,
     )
     least_rows, least_tokens = (ROWS_PER_SEQUENCE * count, count * capacity) if packing else (count, 1)
     examples, num_rows = _examples(source.rows, encoder, count, least_rows, least_tokens)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from toolkit.data.example import Row
-from toolkit.data.messages import Conversation, not_text
+from toolkit.data.messages import Conversation, EmptyAnswer, not_text
 from toolkit.data.tool_calls import kind_of, parsed
 from toolkit.errors import DataError
 
@@ -69,7 +69,7 @@ def texts_of(row: Row, prompt: str, completion: str) -> tuple[str, str]:
         if not isinstance(row[column], str):
             raise not_text(column, row[column])
     if not row[completion].strip():
-        raise DataError(
+        raise EmptyAnswer(
             f"{completion} is empty",
             expected="text to learn after each prompt",
             do="remove the row, or fill it in",

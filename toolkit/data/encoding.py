@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from toolkit.data.column_names import unused_columns
 from toolkit.data.example import Encode, Example, Row, num_targets
+from toolkit.data.messages import EmptyAnswer
 from toolkit.data.packing import Counts, fit
 from toolkit.data.row_names import RowName, named, plain_names
 from toolkit.errors import DataError, ToolkitError
 
+COUNT_IN = 1000
+"""Rows among which those are counted that share an error."""
 LEAVE_S = 60.0
 """Longest wait, at the end of a stream, for ranks that do not come to say goodbye."""
 
@@ -34,12 +38,17 @@ class Encoder:
     """The rows in which a column holds something that is not read, by its name; without `columns` nothing is counted."""
     row_name: RowName | None = None
     """What messages call a row; None: its number and `name`."""
+    rows: Iterable[Row] | None = None
+    """All rows, which can be read once more: an error that others share says how many; None: it speaks of one."""
 
     def examples(self, row: Row, number: int) -> list[Example]:
         """The examples kept of row `number` (1 is the first). Raises DataError that names the row."""
         try:
             found = [example for example in self.encode(row) if len(example["input_ids"])]
             kept = [piece for example in found for piece in self._fitted(example)]
+        except EmptyAnswer as error:
+            what = error.what + self._share(number)
+            raise named(DataError(what, expected=error.expected, do=error.do), self._called(number)) from None
         except DataError as error:
             raise named(error, self._called(number)) from None
         except Exception as error:
@@ -50,6 +59,22 @@ class Encoder:
         self.counts.empty += not found
         self.counts.kept += len(kept)
         return kept
+
+    def _share(self, number: int) -> str:
+        """In how many rows an answer is empty, as it is in row `number`; nothing where it is one, or it is not known."""
+        if self.rows is None or number > COUNT_IN:
+            return ""
+        looked, count, rows = 0, 0, iter(self.rows)
+        for looked, row in enumerate(itertools.islice(rows, COUNT_IN), start=1):  # noqa: B007
+            try:
+                self.encode(row)
+            except EmptyAnswer:
+                count += 1
+            except Exception:
+                # Another fault of another row: it is said when it is the first.
+                continue
+        first = "" if next(rows, None) is None else "the first "
+        return f" (there, and in {count:,} of {first}{looked:,} rows)" if count > 1 else ""
 
     def _called(self, number: int) -> str:
         return (self.row_name or plain_names(self.name))(number)

@@ -13,7 +13,7 @@ from typing import Any
 
 from toolkit.data.conversations import in_column
 from toolkit.data.example import Row
-from toolkit.data.messages import Conversation, not_text
+from toolkit.data.messages import Conversation, EmptyAnswer, not_text
 from toolkit.data.tool_calls import parsed
 from toolkit.errors import DataError
 
@@ -75,7 +75,9 @@ def _text(row: Row, column: str) -> str:
 def _answer(row: Row, column: str) -> str:
     text = _text(row, column)
     if not text.strip():
-        raise DataError(f"{column} is empty", expected="text to learn in every row", do="remove the row, or fill it in")
+        raise EmptyAnswer(
+            f"{column} is empty", expected="text to learn in every row", do="remove the row, or fill it in"
+        )
     return text
 
 

@@ -42,6 +42,10 @@ MASKS = ("ignore", "loss_mask", "mask", "masked", "no_loss", "train_detail", "tr
 """Keys of other tools that say no more than that a message, or a part of it, is special. Refused."""
 
 
+class EmptyAnswer(DataError):
+    """A row whose answer, which would be learned, is null or holds no text."""
+
+
 @dataclass(frozen=True)
 class Conversation:
     """Messages as a row has them, before they are checked."""
@@ -112,7 +116,7 @@ def _turn(message: object, where: str, takes_other_roles: bool) -> Turn:
         raise _no_text(message, names[1], where)
     content = "" if text is None else _text(text, f"{where}.{names[1]}")
     if role == "assistant" and not content.strip() and not calls:
-        raise DataError(
+        raise EmptyAnswer(
             f"{where}.{names[1]}={content!r}: an empty answer would be trained",
             expected="text in every message of the assistant",
             do="remove the row or the message",

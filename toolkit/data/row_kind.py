@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from toolkit.data.example import Row
 from toolkit.data.formats import Format, find, is_filled
+from toolkit.data.messages import EmptyAnswer
 from toolkit.errors import DataError, first_few
 
 RowKind: TypeAlias = Literal["messages", "prompt_completion", "text"] | Format
@@ -70,7 +71,7 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
     for half, other in halves.items():
         if half in filled:
             state = "is null" if other in row else "is not there"
-            raise DataError(
+            raise (EmptyAnswer if other == fields["completion_field"] and other in row else DataError)(
                 f"{half} holds something, but {other} {state} (the columns are {first_few(sorted(row))})",
                 expected=wanted,
                 do=_other_half(row, half, other, {name: column for column, name in fields.items()}),

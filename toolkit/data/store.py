@@ -87,11 +87,16 @@ def prepare(
     """
     final = cache_dir / fingerprint
     if not final.exists():
-        encoder = Encoder(encode, capacity, overlong, name, columns, row_name=row_name)
+        encoder = Encoder(encode, capacity, overlong, name, columns, row_name=row_name, rows=_again(rows))
         with _storage_errors(cache_dir), _lock(cache_dir, fingerprint):
             if not final.exists():
                 _write(rows, encoder, final, progress)
     return Store(final)
+
+
+def _again(rows: Iterable[Row]) -> Iterable[Row] | None:
+    """`rows`, or None where they can be read only once."""
+    return None if isinstance(rows, Iterator) else rows
 
 
 def fingerprint(content: Any, tokenizer: Any, **options: Any) -> str:

@@ -154,7 +154,9 @@ def measure(look: Look, task: Task, progress: Progress) -> Measured:
     """Encode the rows of `look` as training does. Raises DataError with the number of a row that cannot be used."""
     encode = as_described(task.encode, look.source.rows)
     name = row_names(look.source, "data.train")
-    encoder = Encoder(encode, capacity=2**31, overlong="truncate", columns=task.columns, row_name=name)
+    encoder = Encoder(
+        encode, capacity=2**31, overlong="truncate", columns=task.columns, row_name=name, rows=look.source.rows
+    )
     examples: list[Example] = []
     count, tokens = 0, 0
     for count, (number, row) in enumerate(look.rows, start=1):
@@ -204,7 +206,7 @@ def check_held_out(data: Data, task: Task) -> None:
         whole=False,
     )
     encode, name = as_described(task.encode, source.rows), row_names(source, "data.evaluation")
-    encoder = Encoder(encode, 2**31, "truncate", "data.evaluation", row_name=name)
+    encoder = Encoder(encode, 2**31, "truncate", "data.evaluation", row_name=name, rows=source.rows)
     count = 0
     for count, row in enumerate(islice(source.rows, HELD_OUT_ROWS), start=1):
         encoder.examples(row, count)

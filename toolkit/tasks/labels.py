@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,6 @@ from typing import Any
 
 from toolkit.data.class_names import class_names, with_names
 from toolkit.data.example import Row
-from toolkit.data.formats import is_filled
 from toolkit.data.row_names import RowName, named
 from toolkit.errors import DataError, first_few
 
@@ -62,19 +60,21 @@ def labels_of(rows: Any, column: str, row_name: RowName) -> Iterator[str]:
         try:
             yield label_of(with_names(row, names) if names else row, column)
         except DataError as error:
-            if number == 1 and (total := _num_without([row], (other for _, other in numbered), column)):
-                raise _none_labelled(column, row_name(1), "null" if row[column] is None else "''", total) from None
-            raise named(error, row_name(number)) from None
+            if column not in row or not _is_none(row[column]):
+                raise named(error, row_name(number)) from None
+            value = "null" if row[column] is None else "''"
+            count, total = 1, number
+            for total, other in numbered:  # noqa: B007
+                count += _is_none(other.get(column))
+            if count == total:
+                raise _none_labelled(column, row_name(1), value, total) from None
+            what = f"{error.what} (there, and in {count:,} of {total:,} rows)" if count > 1 else error.what
+            raise named(DataError(what, expected=error.expected, do=error.do), row_name(number)) from None
 
 
-def _num_without(first: Iterable[Row], others: Iterable[Row], column: str) -> int:
-    """How many rows there are if `column` is there and empty in all of them, else 0."""
-    total = 0
-    for row in itertools.chain(first, others):
-        if column not in row or is_filled(row[column]):
-            return 0
-        total += 1
-    return total
+def _is_none(label: object) -> bool:
+    """Whether a label is null or a text without a letter."""
+    return label is None or (isinstance(label, str) and not label.strip())
 
 
 def counted(labels: Iterable[str], column: str, row_name: RowName, *, signs: bool = False) -> Counter[str]:
