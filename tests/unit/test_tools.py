@@ -16,7 +16,7 @@ from tests.unit.test_rows import cache, prepared, recipe  # noqa: F401
 from toolkit.data.chat import encode_conversation
 from toolkit.data.chat_template import template_of
 from toolkit.data.conversations import in_column
-from toolkit.data.described import as_described, described_rows
+from toolkit.data.described import as_described, described_rows, leaves_out_nulls
 from toolkit.data.tool_calls import tools_of
 from toolkit.errors import DataError
 from toolkit.recipe import Data, Task
@@ -445,8 +445,26 @@ def test_a_table_of_calls_is_learned_as_it_was_written(recipe, tmp_path, tiny_to
     inputs, notes = prepared(plain.model_copy(update={"model": model}))
     [batch] = inputs.batches.iterate(0, 1)
     texts = [tokenizer.decode(ids) for micro in batch.micro_batches for ids in micro["input_ids"]]
-    assert notes == [] and not any("null" in text for text in texts)
+    assert notes == [
+        "note: arguments of tool calls that are null are left out, since a table has a null for every key that only other "
+        "rows use; to keep one that is meant, write the arguments as JSON text"
+    ]
+    assert not any("null" in text for text in texts)
     assert [text.split("<|endoftext|>")[0] for text in texts] == [whole(tokenizer, row) for row in rows]
+
+
+def test_only_nulls_of_a_table_in_arguments_are_said():
+    def talk(arguments: Any, content: Any = None) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return {"messages": [{"role": "assistant", "content": content, "tool_calls": [call]}]}
+
+    table = datasets.Dataset.from_list
+    assert leaves_out_nulls(table([talk({"a": 1}), talk({"a": 1, "b": None})]), 2)
+    assert leaves_out_nulls(table([talk({"a": {"c": [{"d": None}, {"d": 1}]}})]).to_iterable_dataset(), 2)
+    assert not leaves_out_nulls(table([talk({"a": 1}), talk({"a": None})]), 1)
+    assert not leaves_out_nulls(table([talk({"a": 1}), {"messages": [{"role": "user", "content": "x"}]}]), 2)
+    assert not leaves_out_nulls(table([talk('{"a": null}')]), 2)
+    assert not leaves_out_nulls([talk({"a": None})], 2)  # of a JSON file: kept
 
 
 def test_nulls_of_text_columns_and_of_lists_stay():

@@ -9,6 +9,7 @@ in JSON files, whose rows are read as they are written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from datasets import LargeList, List
@@ -35,20 +36,42 @@ def described_rows(rows: Iterable[Row]) -> Iterator[Row]:
     return iter(rows) if described.is_empty else map(described.of, rows)
 
 
+def leaves_out_nulls(rows: Iterable[Row], count: int) -> bool:
+    """Whether `described_rows` leaves a null out of the arguments of a tool call in the first `count` of `rows`."""
+    structs = _Description(rows).structs
+    first = islice(rows, count) if structs else ()
+    return any(_has_null_argument(row.get(column)) for row in first for column in structs)
+
+
+def _has_null_argument(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_has_null_argument, value))
+    if not isinstance(value, dict):
+        return False
+    return _holds_null(value.get("arguments")) or any(map(_has_null_argument, value.values()))
+
+
+def _holds_null(value: Any) -> bool:
+    """Whether an object in `value` has a key that is null."""
+    if isinstance(value, list):
+        return any(map(_holds_null, value))
+    return isinstance(value, dict) and any(inner is None or _holds_null(inner) for inner in value.values())
+
+
 class _Description:
     def __init__(self, rows: Any) -> None:
         features = getattr(rows, "features", None) or {}
         self._names = class_names(rows)
-        self._structs = {column: feature for column, feature in features.items() if _has_struct(feature)}
+        self.structs = {column: feature for column, feature in features.items() if _has_struct(feature)}
 
     @property
     def is_empty(self) -> bool:
-        return not self._names and not self._structs
+        return not self._names and not self.structs
 
     def of(self, row: Row) -> Row:
-        if self._structs:
+        if self.structs:
             row = {
-                column: _without_nulls(value, self._structs[column]) if column in self._structs else value
+                column: _without_nulls(value, self.structs[column]) if column in self.structs else value
                 for column, value in row.items()
             }
         return with_names(row, self._names) if self._names else row

@@ -156,9 +156,8 @@ def _key_of_rows(value: dict[str, Any], path: Path) -> str | None:
 
 def _check_not_keyed(value: dict[str, Any], path: Path) -> None:
     """Raise DataError where `value`, or the only value in it, is an object of rows by a key of each."""
-    [only, *others] = value.values() if value else [None]
-    is_around = not others and isinstance(only, dict)
-    rows: dict[str, Any] = only if is_around else value
+    only = next(iter(value.values()), None) if len(value) == 1 else None
+    rows, is_around = (only, True) if isinstance(only, dict) else (value, False)
     if not _COLUMNS.isdisjoint(rows) or not _are_rows(list(rows.values())):
         return
     take = f"json.load(sys.stdin)[{next(iter(value))!r}]" if is_around else "json.load(sys.stdin)"

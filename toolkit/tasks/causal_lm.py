@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from toolkit.data.chat import encode_completion, encode_conversation, encode_text
 from toolkit.data.chat_template import takes_tools, template_of
 from toolkit.data.conversations import completion_of, in_column, texts_of
-from toolkit.data.described import described_rows
+from toolkit.data.described import described_rows, leaves_out_nulls
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.formats import Format
 from toolkit.data.messages import Conversation
@@ -75,7 +75,13 @@ class CausalLM:
             with contextlib.suppress(DataError):  # said, with its number, when the row is encoded
                 kind = self._kind(row)
                 seen.add(kind, row, None if kind == "text" else self._conversation(row, kind))
-        return seen.remarks(self.tokenizer, text_field=self.data.text_field)
+        said = seen.remarks(self.tokenizer, text_field=self.data.text_field)
+        if leaves_out_nulls(rows, LOOK_AT):
+            said.append(
+                "note: arguments of tool calls that are null are left out, since a table has a null for every key that only "
+                "other rows use; to keep one that is meant, write the arguments as JSON text"
+            )
+        return said
 
     def config_overrides(self) -> dict[str, Any]:
         """Nothing in the config follows from the data."""
