@@ -379,7 +379,7 @@ def test_text_in_unicode_of_any_width_is_read(tmp_path, suffix, encoding):
             "starts with the byte-order mark of UTF-16, but is not that",
             "anew",
         ),
-        (b'{"text": "\xe9"}\n', "line 1 is not UTF-8 text (byte 0xe9)", "iconv -f latin1 -t utf-8"),
+        (b'{"text": "\xe9"}\n', "line 1 is not UTF-8 text (byte 0xe9)", "iconv -f windows-1252 -t utf-8"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer", "git lfs pull"),
         (
             gzip.compress(b'{"text": "a"}\n'),

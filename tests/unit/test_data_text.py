@@ -169,7 +169,7 @@ def test_a_byte_order_mark_is_never_read_as_text(tmp_path, suffix, encoding, str
         ("a.jsonl", b'{"text": "a"}\n{"text": "\0"}\n', "line 2 holds NUL", "remove that line"),
         ("a.txt", "one\nt\u00e9".encode()[:-1], "line 2 ends in the middle of a character: the file was cut off", "copy it again"),
         ("a.txt", b"one\n\x93two\x94\n", "line 2 is not UTF-8 text (byte 0x93)", "iconv -f windows-1252 -t utf-8"),
-        ("a.txt", b"one\nt\xe9\n", "line 2 is not UTF-8 text (byte 0xe9)", "iconv -f latin1 -t utf-8"),
+        ("a.txt", b"one\nt\xe9\n", "line 2 is not UTF-8 text (byte 0xe9)", "iconv -f windows-1252 -t utf-8"),
         ("a.txt", b"\xed\xa0\xbd\n", "line 1 holds half a character, a surrogate", "write the row anew"),
     ],
 )  # fmt: skip
@@ -232,6 +232,7 @@ def test_white_space_around_the_name_of_a_column_is_no_part_of_it(tmp_path, stre
         ("a.csv", "text;label\na;b\n", "is separated by semicolons, by its first line: 'text;label'", "write it anew with commas"),
         ("a.csv", "text\tlabel\na\tb\n", "is separated by tabs, by its first line", "rename it: a.tsv"),
         ("a.csv", "text|label\n", "is separated by bars (|)", "write it anew with commas"),
+        ("a.tsv", "text;label\n", "is separated by semicolons", "write it anew with tabs: python -c"),
         ("a.tsv", "text,label\na,b\n", "is separated by commas", "rename it: a.csv"),
         ("a.csv", "sep=;\ntext;label\n", "begins with 'sep=;', which spreadsheets write", "remove that line"),
         ("a.csv", 'text, "label"\na, "b, c"\n', 'line 1 has white space before the quote of "label"', "remove the white space"),
@@ -311,6 +312,18 @@ def test_json_that_is_not_read_is_named_for_what_it_is(tmp_path, name, written, 
     path.write_text(written)
     message = refused(path, tmp_path, streaming=streaming)
     assert message.startswith(f"data.train={str(path)!r}") and said in message and do.format(path=path) in message
+
+
+def test_the_command_for_semicolons_makes_what_is_read(tmp_path):
+    path = tmp_path / "it's mine.csv"
+    rows = [{"text": 'one; two, "three"', "label": "a"}, {"text": "Ü\nline", "label": ""}]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["text", "label"], delimiter=";")
+        writer.writeheader()
+        writer.writerows(rows)
+    command = refused(path, tmp_path).partition("write it anew with commas: ")[2].splitlines()[0]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert list(opened(tmp_path / "NEW.csv", tmp_path)) == rows
 
 
 @pytest.mark.parametrize("around", [None, "the data"])

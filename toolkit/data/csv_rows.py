@@ -6,6 +6,7 @@ An empty field is the empty text, with quotes or without. Fields are separated b
 from __future__ import annotations
 
 import csv
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def _check_separator(path: Path, names: list[str]) -> None:
         return
     what, do = (
         f"is separated by {_SEPARATORS[found]}, by its first line: {names[0][:80]!r}",
-        "write it anew with commas",
+        f"write it anew with {_SEPARATORS[expected]}: {_rewriting(path, found, expected)}",
     )
     if names[0].lower().startswith("sep="):
         what, do = f"begins with {names[0]!r}, which spreadsheets write", "remove that line"
@@ -69,6 +70,16 @@ def _check_separator(path: Path, names: list[str]) -> None:
         expected=f"columns separated by {_SEPARATORS[expected]}, as the name of the file says",
         do=do,
     )
+
+
+def _rewriting(path: Path, found: str, expected: str) -> str:
+    """The command that separates the fields of `path` by `expected` in the place of `found`."""
+    script = f"import csv, sys; csv.writer(sys.stdout, delimiter={expected!r}).writerows(csv.reader(sys.stdin, delimiter={found!r}))"
+    if expected == ",":
+        script = script.replace(", delimiter=','", "")
+    plain = plain_name(path)
+    start = "" if plain == path else "decompress it, then "
+    return f"{start}python -c {shlex.quote(script)} < {shlex.quote(str(plain))} > NEW{plain.suffix}"
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:

@@ -102,13 +102,11 @@ def _undecodable(path: Path, encoding: str, error: UnicodeDecodeError) -> DataEr
             expected="UTF-8 to the end of the file",
             do="copy it again, or write it anew from its source",
         )
-    byte = line[place]
-    # Bytes 0x80 to 0x9f are letters and quotes in windows-1252 and control characters in latin1.
-    likely = "windows-1252" if 0x80 <= byte < 0xA0 else "latin1"
     return DataError(
-        f"{where} is not UTF-8 text (byte {byte:#04x})",
+        f"{where} is not UTF-8 text (byte {line[place]:#04x})",
         expected="UTF-8",
-        do=f"convert the file, for instance with: iconv -f {likely} -t utf-8 OLD > NEW",
+        # Windows-1252 has the letters of latin1, and some more where that has control characters.
+        do="convert the file, for instance with: iconv -f windows-1252 -t utf-8 OLD > NEW",
     )
 
 
