@@ -268,8 +268,16 @@ def test_row_kind_names_the_columns_there_are():
     with pytest.raises(DataError) as caught:
         row_kind({"messages": None, "id": 3}, **FIELDS)
     assert caught.value.what == "messages is null, and no other column holds training text"
-    with pytest.raises(DataError, match="several forms of training text: messages, text"):
-        row_kind({"messages": TALK, "text": "a"}, **FIELDS)
+    both = {"messages": TALK, "text": "a"}
+    with pytest.raises(DataError, match="several forms of training text: messages, text") as caught:
+        row_kind(both, **FIELDS)
+    assert caught.value.do.endswith("--data.text_field none_of_them leaves text out")
+    assert row_kind(both, **{**FIELDS, "text_field": "none_of_them"}) == "messages"
+    pair = {"messages": TALK, "prompt": "a", "completion": "b"}
+    with pytest.raises(DataError) as caught:
+        row_kind(pair, **FIELDS)
+    assert caught.value.do.endswith("--data.completion_field none_of_them leaves prompt with completion out")
+    assert row_kind(pair, **{**FIELDS, "completion_field": "none_of_them"}) == "messages"
 
 
 def test_preview_marks_trained_tokens_and_the_ends_of_packed_examples():

@@ -282,10 +282,10 @@ def test_plain_text_beside_the_columns_of_a_format_is_said(recipe, tmp_path):
     assert trained(inputs)[0].endswith(": 3<|im_end|>")
     assert notes[0] == (
         "note: text is learned as plain text, all of it; to learn the answers of Alpaca (instruction, output) alone, "
-        "set data.text_field to a name that is not there"
+        "name a column that is not there: --data.text_field none_of_them"
     )
     path.write_text(json.dumps({**ALPACA[0], "text": "Add 1 2: 3"}) + "\n")
-    assert trained(prepared(recipe(path, text_field="none"))[0]) == LEARNED[:1]
+    assert trained(prepared(recipe(path, text_field="none_of_them"))[0]) == LEARNED[:1]
 
 
 def complaint(recipe: Any, path: Path, **options: Any) -> str:

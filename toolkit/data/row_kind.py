@@ -11,6 +11,8 @@ from toolkit.data.formats import Format, find, is_filled
 from toolkit.data.messages import EmptyAnswer
 from toolkit.errors import DataError, first_few
 
+_FIELD_OF = {"messages": "messages_field", "prompt_completion": "completion_field", "text": "text_field"}
+
 RowKind: TypeAlias = Literal["messages", "prompt_completion", "text"] | Format
 
 
@@ -36,7 +38,8 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
             f"the columns {first_few(sorted(row))} hold several forms of training text: "
             f"{', '.join(names.get(form, text_field) for form in told)}",
             expected=f"one of {_wanted(fields)}",
-            do="remove the columns that are not meant, or set the field of the others to a name that is not there",
+            do="remove the columns that are not meant, or name one that is not there in their place: "
+            f"--data.{_FIELD_OF[told[-1]]} none_of_them leaves {names.get(told[-1], text_field)} out",
         )
     form = find(row)
     if form is not None:
