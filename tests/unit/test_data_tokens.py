@@ -306,6 +306,8 @@ def test_preview_of_a_classification_example():
     ids = np.array(make_tokenizer()("Name a colour")["input_ids"], dtype=np.int32)
     preview(make_tokenizer(), [[{"input_ids": ids, "labels": np.array([3], dtype=np.int32)}]], stream=stream)
     assert f"{len(ids)} tokens, label 3" in stream.getvalue() and "Name a colour" in stream.getvalue()
+    assert stream.getvalue().startswith("each text as the model reads it; label: the number of its class\n")
+    assert "[[" not in stream.getvalue()
 
 
 def test_tokenizer_hash_follows_what_changes_tokens_and_nothing_else():

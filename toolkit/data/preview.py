@@ -28,7 +28,9 @@ def preview(tokenizer: Any, sequences: Sequence[Sequence[Example]], *, stream: T
     Colour on a terminal, [[double brackets]] elsewhere. Examples whose labels are not per token show their label.
     """
     console = _Console(file=stream, highlight=False, soft_wrap=True)
-    if console.is_terminal:
+    if not all(_per_token(example) for sequence in sequences for example in sequence):
+        legend = Text("each text as the model reads it; label: the number of its class")
+    elif console.is_terminal:
         legend = Text.assemble(("trained", _TRAINED), "  ", ("context only", _CONTEXT))
     else:
         legend = Text("trained tokens stand in [[double brackets]]")

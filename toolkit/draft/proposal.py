@@ -64,7 +64,7 @@ def set_columns(sheet: Sheet, roles: Roles) -> None:
         sheet.set("data.packing", False)
     for name in FIELDS_OF[roles.kind]:
         if name in roles.fields:
-            sheet.set(f"data.{name}", roles.fields[name], roles.why)
+            sheet.set(f"data.{name}", roles.fields[name], roles.why[name])
     if roles.kind == "text":
         sheet.set(
             "data.overlong", "split", "a text longer than a sequence becomes several examples: nothing is cut off"

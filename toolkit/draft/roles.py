@@ -53,6 +53,7 @@ MOST_CLASSES_SHARE = 0.25
 """A column of classes has at most this many distinct values, as a share of the rows looked at."""
 LONGEST_CLASS = 60
 """Characters of the longest name of a class."""
+BY_NAME, ONLY_TEXT = "by its name", "the only column that holds text"
 MOST_SHOWN = 12
 """Columns listed where they do not say what they are."""
 LEAST_PROSE = 20
@@ -66,8 +67,8 @@ class Roles:
     kind: Kind
     fields: dict[str, str] = field(default_factory=dict)
     """Field of the data section -> column; only those that the reader does not find by itself."""
-    why: str = ""
-    """What told, for a reader; empty for the columns that the reader knows."""
+    why: dict[str, str] = field(default_factory=dict)
+    """What told, for a reader, by the keys of `fields`."""
     form: Format | None = None
     """The format of the field that the reader knows the columns of."""
     labels: tuple[str, ...] = ()
@@ -138,9 +139,9 @@ def _conversations(columns: dict[str, list[Any]]) -> Roles | None:
     found = [name for name, values in columns.items() if all(map(_is_conversation, values))]
     if len(found) > 1:
         found = [name for name in found if name.casefold() in NAMES["messages_field"]]
-    return (
-        Roles("messages", {"messages_field": found[0]}, "its values are lists of messages") if len(found) == 1 else None
-    )
+    if len(found) != 1:
+        return None
+    return Roles("messages", {"messages_field": found[0]}, {"messages_field": "its values are lists of messages"})
 
 
 def _is_conversation(value: object) -> bool:
@@ -161,9 +162,8 @@ def _pairs(columns: dict[str, list[Any]], data: Data, given: Collection[str]) ->
     ]
     if len(prompts) != 1 or len(completions) != 1:
         return None
-    return Roles(
-        "prompt_completion", {"prompt_field": prompts[0], "completion_field": completions[0]}, "by their names"
-    )
+    fields = {"prompt_field": prompts[0], "completion_field": completions[0]}
+    return Roles("prompt_completion", fields, dict.fromkeys(fields, "by their names"))
 
 
 def _classified(columns: dict[str, list[Any]], data: Data, given: Collection[str], *, anyhow: bool) -> Roles | None:
@@ -172,15 +172,20 @@ def _classified(columns: dict[str, list[Any]], data: Data, given: Collection[str
     if not labels and anyhow:
         labels = [name for name, values in columns.items() if _is_class(values) and not _is_prose(values)]
     texts = [name for name in _candidates("text_field", columns, data, given, _is_text) if name not in labels]
+    text_why = BY_NAME
     if not texts:
+        text_why = ONLY_TEXT
         texts = [name for name, values in columns.items() if _is_prose(values) and name not in labels]
     if len(labels) != 1 or len(texts) != 1:
         return None
-    count = len(set(map(str, columns[labels[0]]))) if labels[0] in columns else 0
+    classes = columns.get(labels[0], [])
     return Roles(
         "classification",
         {"text_field": texts[0], "label_field": labels[0]},
-        f"{labels[0]} has {count} distinct values in {len(columns[texts[0]]):,} rows",
+        {
+            "text_field": text_why,
+            "label_field": f"{len(set(map(str, classes)))} distinct values in {len(classes):,} rows",
+        },
     )
 
 
@@ -192,8 +197,8 @@ def _texts(columns: dict[str, list[Any]]) -> Roles | None:
     named = [name for name, values in columns.items() if name.casefold() in NAMES["text_field"] and _is_text(values)]
     prose = [name for name, values in columns.items() if _is_prose(values)]
     if len(named) == 1:
-        return Roles("text", {"text_field": named[0]}, "by its name")
-    return Roles("text", {"text_field": prose[0]}, "the only column that holds text") if len(prose) == 1 else None
+        return Roles("text", {"text_field": named[0]}, {"text_field": BY_NAME})
+    return Roles("text", {"text_field": prose[0]}, {"text_field": ONLY_TEXT}) if len(prose) == 1 else None
 
 
 def _candidates(role: str, columns: dict[str, list[Any]], data: Data, given: Collection[str], test: Any) -> list[str]:
