@@ -18,7 +18,7 @@ def why_out_of_reach() -> str | None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids to ask it"
+        return "HF_HUB_OFFLINE=1 is set, so it is not asked"
     return _asked(str(constants.ENDPOINT))
 
 

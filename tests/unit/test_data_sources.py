@@ -541,6 +541,12 @@ def test_missing_files(tmp_path, monkeypatch):
     assert "neither does the directory" in refused(tmp_path / "nowhere" / "chat.jsonl", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert "(did you mean 'chats.jsonl'?)" in refused("chat.jsonl", tmp_path)
+    (tmp_path / "openai.jsonl").touch()
+    (tmp_path / "archive").mkdir()
+    for name, meant in (("chats.csv", "chats.jsonl"), ("Chats.json", "chats.jsonl"), ("archives", "archive")):
+        assert f"(did you mean {meant!r}?)" in refused(tmp_path / name, tmp_path)
+    for name in ("nope.jsonl", "x.jsonl"):
+        assert "did you mean" not in refused(tmp_path / name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -629,7 +635,7 @@ def test_unsupported_names(tmp_path):
 def test_a_hub_name_without_a_hub(tmp_path, name):
     said = refused(name, tmp_path)
     assert f"data.train={name!r} is no local file or directory, and of the caches {tmp_path}" in said
-    assert "none has a data set of this name; the hub: HF_HUB_OFFLINE forbids to ask it" in said
+    assert "none has a data set of this name; the hub: HF_HUB_OFFLINE=1 is set, so it is not asked" in said
     assert "or unset HF_HUB_OFFLINE" in said
     assert "an existing path, a name that `toolkit fetch` knows, or the name of a hub data set" in said
 

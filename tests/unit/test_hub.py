@@ -76,6 +76,7 @@ def test_a_hub_checkpoint_is_compared(cache: Path, tiny_llama_dir: Path) -> None
     ("name", "what", "do"),
     [
         ("someone/absent", "there is no such directory, and the hub's cache, {cache}, has no model of this name", "unset HF_HUB_OFFLINE"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "has no model of this name", "='smollm2-135m-instruct', after `toolkit fetch smollm2-135m-instruct`"),
         ("minilm-l7", " (did you mean 'minilm-l6'?): there is no such directory", "run `toolkit fetch NAME`"),
         ("/a/b/c", "there is no such directory, and it is not the name of a hub model either", "check the path"),
     ],

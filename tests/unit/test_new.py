@@ -172,6 +172,8 @@ def test_formats_of_the_field_need_no_columns(make: Callable[..., tuple[Recipe, 
         in printed
     )
     assert (recipe.task.sample_prompt, recipe.data.prompt_field) == (None, "prompt")  # of two lines: not asked
+    write_lines(here / "pairs.jsonl", [{"question": "Who?", "answer": "Me."}] * 40)
+    assert "completions as questions with answers have them, in question and answer\n" in make(data="pairs.jsonl")[1]
     talk = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]
     write_lines(here / "share.jsonl", [{"conversations": talk, "id": str(number)} for number in range(40)])
     recipe, printed = make(data="share.jsonl")

@@ -126,6 +126,11 @@ def _size(parameters: int) -> str:
     return f"{parameters / unit:.1f} {name}"
 
 
+def _form_words(name: str) -> str:
+    """`Alpaca has`, `questions with answers have`."""
+    return f"{name} {'have' if ' with ' in name else 'has'}"
+
+
 def _data_words(recipe: Recipe, seen: Seen) -> str:
     look, kind = seen.look, seen.roles.kind
     total = (
@@ -133,7 +138,7 @@ def _data_words(recipe: Recipe, seen: Seen) -> str:
     )
     unread = seen.measured.unused
     columns = [name for name, value in look.first.items() if value is not None and name not in unread]
-    form = "" if seen.roles.form is None else f" as {seen.roles.form.name} has them"
+    form = "" if seen.roles.form is None else f" as {_form_words(seen.roles.form.name)} them"
     words = f"{recipe.data.train}: {total} of {WORDS[kind]}{form}, in {' and '.join(columns)}"
     if look.source.files and look.source.files[0].suffix.lower() == ".txt":
         words += "; each line is a text of its own"

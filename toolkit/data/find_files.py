@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from toolkit.data.file_names import COMPRESSED, KINDS, SUFFIXES, UNPACKING, is_data_file, kind_of, plain_name, unpacking
 from toolkit.data.splits import files_of_split
 from toolkit.data.storage import CLOSED
-from toolkit.errors import DataError, did_you_mean, first_few
+from toolkit.errors import DataError, first_few
 
 _DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # as in datasets
+LEAST_LIKENESS = 0.7
+"""Of two names, 1 where they are the same, for one to be taken for a slip of the other."""
 _OTHER = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -172,6 +175,17 @@ def _matching(root: Path, parts: list[str]) -> Iterator[Path]:
                 yield from _matching(folder, parts[place + 1 :] or ["*"])
 
 
+def _meant(name: str, beside: Sequence[str]) -> str:
+    """A word about the one of `beside` that is most like `name`, the endings aside: most files share those."""
+
+    def likeness(other: str) -> float:
+        one, two = (plain_name(Path(file)).stem.casefold() for file in (name, other))
+        return difflib.SequenceMatcher(None, one, two).ratio()
+
+    near = max(beside, key=likeness, default=None)
+    return f" (did you mean {near!r}?)" if near is not None and likeness(near) >= LEAST_LIKENESS else ""
+
+
 def missing(path: Path, location: str, field: str) -> DataError:
     """The error for a path that does not exist."""
     parent = path.parent
@@ -189,7 +203,7 @@ def missing(path: Path, location: str, field: str) -> DataError:
         )
     beside = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
     return DataError(
-        f"{field}={location!r} does not exist{did_you_mean(path.name, beside)}",
+        f"{field}={location!r} does not exist{_meant(path.name, beside)}",
         expected=f"an existing file or directory; beside it are: {first_few(beside)}",
         do="correct the path; relative paths start at the current directory",
     )

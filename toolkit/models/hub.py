@@ -89,6 +89,8 @@ def _not_given(name: str, field: str, known: Sequence[str], error: Exception) ->
         )
     begin = f"{field}={name!r}{did_you_mean(name, known)}: there is no such directory, and"
     do = "check the path, or run `toolkit fetch NAME`"
+    if same := [other for other in known if other.casefold() == name.rpartition("/")[2].casefold()]:
+        do = f"set {field}={same[0]!r}, after `toolkit fetch {same[0]}`: the same model from a package; or check the path"
     problem = why_out_of_reach()
     if isinstance(error, HFValidationError):
         what = f"{begin} it is not the name of a hub model either"
