@@ -68,7 +68,8 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     try:
         with _opened(path, how) as file:
             yield file
-    except DataError:  # what its user did not find: the true cause may be damage, which checksums at the end tell
+    except (DataError, UnicodeDecodeError):
+        # What its user found wrong: the true cause may be damage, which checksums at the end tell.
         if how is not None:
             _read_through(path, how)
         raise
