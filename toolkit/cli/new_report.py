@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from toolkit.draft.proposal import Seen, counted
+from toolkit.draft.proposal import Seen
 from toolkit.draft.roles import WORDS
 from toolkit.draft.sheet import Reason
 from toolkit.draft.survey import MOST_ROWS, histogram
-from toolkit.errors import first_few
+from toolkit.errors import first_few, plural
 from toolkit.recipe import Recipe
 from toolkit.recipe.file_text import launch_commands, literal
 
@@ -57,7 +57,7 @@ class Report:
 
     def _lengths(self, seen: Seen) -> None:
         measured, look = seen.measured, seen.look
-        rows = counted(measured.num_rows, "row")
+        rows = plural(measured.num_rows, "row")
         if look.total is None or measured.num_rows < look.total:
             spread = "the first " if look.total is None or not look.counted or measured.num_rows < MOST_ROWS else ""
             rows = f"{spread}{rows}" if spread else f"{rows} drawn from all"
@@ -134,7 +134,7 @@ def _form_words(name: str) -> str:
 def _data_words(recipe: Recipe, seen: Seen) -> str:
     look, kind = seen.look, seen.roles.kind
     total = (
-        "rows not counted" if look.total is None else f"{'' if look.counted else 'about '}{counted(look.total, 'row')}"
+        "rows not counted" if look.total is None else f"{'' if look.counted else 'about '}{plural(look.total, 'row')}"
     )
     unread = seen.measured.unused
     columns = [name for name, value in look.first.items() if value is not None and name not in unread]

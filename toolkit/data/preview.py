@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from toolkit.data.example import IGNORED, Example, num_targets
+from toolkit.errors import plural
 
 _TRAINED = "bold green"
 _CONTEXT = "dim"
@@ -37,7 +38,7 @@ def preview(tokenizer: Any, sequences: Sequence[Sequence[Example]], *, stream: T
     console.print(legend)
     for number, sequence in enumerate(sequences, start=1):
         tokens = sum(len(example["input_ids"]) for example in sequence)
-        console.print(Text(f"sequence {number}: {_count(tokens, 'token')} in {_count(len(sequence), 'example')}"))
+        console.print(Text(f"sequence {number}: {plural(tokens, 'token')} in {plural(len(sequence), 'example')}"))
         for place, example in enumerate(sequence, start=1):
             console.print(_heading(place, example))
             console.print(_text(tokenizer, example, marked=not console.is_terminal))
@@ -47,8 +48,8 @@ def _heading(place: int, example: Example) -> Text:
     length = len(example["input_ids"])
     if not _per_token(example):
         labels = ", ".join(str(label) for label in example["labels"].tolist())
-        return Text(f"--- example {place}: {_count(length, 'token')}, label {labels} ---")
-    return Text(f"--- example {place}: {_count(length, 'token')}, {num_targets(example):,} trained ---")
+        return Text(f"--- example {place}: {plural(length, 'token')}, label {labels} ---")
+    return Text(f"--- example {place}: {plural(length, 'token')}, {num_targets(example):,} trained ---")
 
 
 def _text(tokenizer: Any, example: Example, *, marked: bool) -> Text:
@@ -72,7 +73,3 @@ def _runs(example: Example) -> Iterator[tuple[bool, list[int]]]:
 
 def _per_token(example: Example) -> bool:
     return len(example["labels"]) == len(example["input_ids"])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

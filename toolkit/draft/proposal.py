@@ -13,7 +13,7 @@ from toolkit.draft.question import first_question
 from toolkit.draft.roles import FIELDS_OF, WORDS, Kind, Roles
 from toolkit.draft.sheet import Reason, Sheet
 from toolkit.draft.survey import Look, Measured, ModelFacts
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, plural
 from toolkit.recipe import Recipe
 from toolkit.recipe.length import check_length
 
@@ -84,7 +84,7 @@ def _hold_out(sheet: Sheet, seen: Seen) -> None:
         return
     total = seen.look.total
     count = sizes.choose_held_out(10**6 if total is None else total)
-    of = "the rows" if total is None or not seen.look.counted else counted(total, "row")
+    of = "the rows" if total is None or not seen.look.counted else plural(total, "row")
     why = f"held out of {of}, so that the loss on what is not trained is known" if count else ""
     sheet.set("data.evaluation_examples", count, why)
 
@@ -184,24 +184,19 @@ def _enough_for_all(sheet: Sheet, seen: Seen, sequences: int) -> int:
     if sequences >= _replicas(sheet):
         return sequences
     if sheet["data.packing"]:
-        why = f"packed, the data would fill {counted(sequences, 'sequence')}, fewer than there are ranks"
+        why = f"packed, the data would fill {plural(sequences, 'sequence')}, fewer than there are ranks"
         sheet.set("data.packing", False, why)
         sequences = int(_sequences(sheet, seen))
     if sequences < _replicas(sheet) and _ranks_of_a_replica(sheet) == 1:
         sheet.set("launch.hosts", 1)
-        sheet.set("launch.devices", 1, f"{counted(sequences, 'sequence')} for all ranks is too little for more")
+        sheet.set("launch.devices", 1, f"{plural(sequences, 'sequence')} for all ranks is too little for more")
     if sequences < _replicas(sheet):
         raise RecipeError(
-            f"launch.devices={sheet['launch.devices']} for data of {counted(sequences, 'sequence')}",
+            f"launch.devices={sheet['launch.devices']} for data of {plural(sequences, 'sequence')}",
             expected="a sequence for each rank in every step",
             do="give --devices 1, or more data",
         )
     return sequences
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _replicas(sheet: Sheet) -> int:
@@ -223,7 +218,7 @@ def _batch(sheet: Sheet, sequences: float) -> None:
     about = "" if math.isinf(sequences) else f" of about {count:,}"
     noun = "packed sequences" if sheet["data.packing"] else "examples"
     size = math.ceil(found.global_size / width) * width
-    sheet.set("batch.global_size", size, f"{noun} per step{about}, over {counted(replicas, 'replica')}")
+    sheet.set("batch.global_size", size, f"{noun} per step{about}, over {plural(replicas, 'replica')}")
     micro = math.gcd(found.micro_size, max(1, sheet["batch.global_size"] // replicas))
     sheet.set("batch.micro_size", micro, f"{micro} x {length:,} tokens at once on each rank; accumulation follows")
 
@@ -235,7 +230,7 @@ def _divide(sheet: Sheet) -> None:
         micro = min(micro, max(1, size // replicas))
         sheet.set("batch.micro_size", micro, "at once on each rank")
         width = replicas * int(sheet["batch.micro_size"])
-        why = f"the source's {size}, as a multiple of {counted(replicas, 'replica')}"
+        why = f"the source's {size}, as a multiple of {plural(replicas, 'replica')}"
         sheet.set("batch.global_size", math.ceil(size / width) * width, why)
 
 
