@@ -245,7 +245,7 @@ def test_a_deepspeed_file_that_contradicts(home: Path) -> None:
 @pytest.mark.parametrize("words", [DEEPSPEED, TORCHRUN], ids=lambda words: words[0])
 def test_ctrl_c(words: Sequence[str], home: Path, recipe: Recipe) -> None:
     """The terminal's Ctrl-C reaches launchers and ranks alike; deepspeed sends SIGTERM on top, torchrun SIGINT once more."""
-    longer = recipe.model_copy(update={"steps": 40})
+    longer = recipe.model_copy(update={"steps": 20})
     write_recipe(home / f"by_{words[0]}.py", longer)
     folder = home / "runs" / f"by_{words[0]}"
     launcher = subprocess.Popen(
@@ -268,7 +268,7 @@ def test_ctrl_c(words: Sequence[str], home: Path, recipe: Recipe) -> None:
     finally:
         if launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)
-    message = re.findall(r"interrupted: step (\d+) of 40 is saved; continue with --resume auto", output)
+    message = re.findall(r"interrupted: step (\d+) of 20 is saved; continue with --resume auto", output)
     assert len(message) == 1, output
     assert complete_steps(folder / "checkpoints") == [int(message[0])]
     assert f"{os.sep}toolkit{os.sep}" not in output, "a traceback of ours"
@@ -280,4 +280,4 @@ def test_ctrl_c(words: Sequence[str], home: Path, recipe: Recipe) -> None:
         (code, _), _ = run_distributed(train_in_rank, 2, longer, output_dir, str(home / "cache"), resume)
         assert code == 0
     assert records(folder) == records(home / "whole")
-    assert hashes(folder, 40) == hashes(home / "whole", 40)
+    assert hashes(folder, 20) == hashes(home / "whole", 20)

@@ -6,9 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,18 +110,3 @@ def test_the_length_that_was_foreseen_is_the_length(name: str, home: Path, monke
     inputs = prepare_inputs(load_recipe(file), 0, 1, Display(is_main=False))
     assert abs(inputs.total_steps - said) <= max(1, 0.1 * said)
     assert inputs.held_out is not None
-
-
-def test_the_file_itself_starts(home: Path) -> None:
-    """As a user would, with one process."""
-    file = recipe_file(home, "alpaca.json", "short")
-    done = subprocess.run(
-        [sys.executable, str(file.relative_to(home)), "--output_dir", "runs/started"],
-        cwd=home,
-        env={**os.environ, "TOOLKIT_CACHE": str(home / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"done: {STEPS} steps" in done.stdout and (home / "runs/started/export/config.json").is_file()
