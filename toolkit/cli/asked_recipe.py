@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.cli.flags import parse
+from toolkit.cli.following import given_flags
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import default, flat, recipe_of
 from toolkit.recipe.load import load_recipe
@@ -50,7 +51,7 @@ def asked(source: Path, wanted: Wanted) -> Asked:
     start |= _own_model(wanted) | _own_data(wanted, start)
     if wanted.devices is not None:
         start |= {"launch.devices": wanted.devices, "launch.hosts": 1}
-    names = [word[2:].partition("=")[0].replace("-", "_") for word in wanted.fields if word.startswith("--")]
+    names = sorted(given_flags(wanted.fields))
     recipe = recipe_of({**start, **_placeholders(start, names)})
     given: dict[str, Any] = {}
     if wanted.fields:

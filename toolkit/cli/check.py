@@ -54,21 +54,22 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings; returns 2 where one of them counts, also to a reader that leaves early."""
     try:
         recipe = load_recipe(options.recipe) if options.recipe else None
-        findings = _findings(options, recipe)
+        target = _target(options, recipe)
+        findings = _findings(options, recipe, target)
     except InputError as error:
         if not options.json:
             raise
-        recipe, findings = None, [Finding("", "unreadable", error.what, error.expected, error.do)]
+        recipe, target, findings = None, None, [Finding("", "unreadable", error.what, error.expected, error.do)]
     with reader_may_leave():
         if options.json:
             print(json.dumps([asdict(finding) for finding in findings], indent=2))
         else:
-            _print(findings, place_of(options.file), _assumed(options, recipe))
+            _print(findings, place_of(options.file), _assumed(options, recipe, target))
     counted = findings if options.strict else errors_in(findings)
     return 2 if counted else 0
 
 
-def _findings(options: argparse.Namespace, recipe: Recipe | None) -> list[Finding]:
+def _findings(options: argparse.Namespace, recipe: Recipe | None, target: Target | None) -> list[Finding]:
     if options.training_args == options.file == STANDARD_INPUT:
         raise InputError(
             "toolkit check: the file and --training-args are both standard input",
@@ -78,7 +79,6 @@ def _findings(options: argparse.Namespace, recipe: Recipe | None) -> list[Findin
     config, of_file = read_config(options.file)
     refuse_arguments(config, options.file)
     arguments = None if options.training_args is None else read_arguments(options.training_args)
-    target = _target(options, recipe)
     found = check_config(config, target=target, device=options.device, training_args=arguments, file_findings=of_file)
     if recipe is not None and target is not None:
         found += [
@@ -94,8 +94,7 @@ def _target(options: argparse.Namespace, recipe: Recipe | None) -> Target | None
     return Target(options.world_size, options.device or "cuda") if options.world_size else None
 
 
-def _assumed(options: argparse.Namespace, recipe: Recipe | None) -> str:
-    target = _target(options, recipe)
+def _assumed(options: argparse.Namespace, recipe: Recipe | None, target: Target | None) -> str:
     world = "world size not checked (--world-size N)" if target is None else f"world size {target.world_size}"
     device = options.device or (target.device if recipe is not None and target is not None else "cuda (--device)")
     trainer = (

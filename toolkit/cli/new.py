@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import docs
+from toolkit.cli.config import CONFIGS, RECIPES
 from toolkit.cli.flag_errors import OPTIONS
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.findings import raise_errors
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from toolkit.cli.asked_recipe import Wanted
     from toolkit.cli.new_report import Report
 
-RECIPES, CONFIGS = Path("recipes"), Path("ds_configs")
 SHIPPED = Path(__file__).parents[2] / "recipes"
 """Beside the package, in a clone."""
 LANGUAGE, CLASSES = "sft_smollm2_zero2", "classify_minilm_zero1"

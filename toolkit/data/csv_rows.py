@@ -6,13 +6,12 @@ An empty field is the empty text, with quotes or without. Fields are separated b
 from __future__ import annotations
 
 import csv
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.data.column_names import check_once
-from toolkit.data.file_names import plain_name
+from toolkit.data.file_names import plain_name, rewriting
 from toolkit.data.text_files import open_lines
 from toolkit.errors import DataError
 
@@ -77,9 +76,7 @@ def _rewriting(path: Path, found: str, expected: str) -> str:
     script = f"import csv, sys; csv.writer(sys.stdout, delimiter={expected!r}).writerows(csv.reader(sys.stdin, delimiter={found!r}))"
     if expected == ",":
         script = script.replace(", delimiter=','", "")
-    plain = plain_name(path)
-    start = "" if plain == path else "decompress it, then "
-    return f"{start}python -c {shlex.quote(script)} < {shlex.quote(str(plain))} > NEW{plain.suffix}"
+    return "".join(rewriting(path, script, plain_name(path).suffix))
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from toolkit.errors import DataError
@@ -59,6 +60,13 @@ def kind_of(path: Path, field: str) -> str:
         expected=f"a file ending in one of {SUFFIXES}",
         do=do,
     )
+
+
+def rewriting(path: Path, script: str, suffix: str) -> tuple[str, str]:
+    """What comes before it for a compressed `path`, and the command that writes what is in `path` anew, through the Python `script`."""
+    plain = plain_name(path)
+    command = f"python -c {shlex.quote(script)} < {shlex.quote(str(plain))} > NEW{suffix}"
+    return "" if plain == path else "decompress it, then ", command
 
 
 def unpacking(path: Path, kind: str | None = None) -> str:

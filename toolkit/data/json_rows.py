@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.data.file_names import plain_name
+from toolkit.data.file_names import plain_name, rewriting
 from toolkit.data.json_text import check_row, values
 from toolkit.data.text_files import open_lines
 from toolkit.errors import DataError, first_few
@@ -162,11 +161,11 @@ def _check_not_keyed(value: dict[str, Any], path: Path) -> None:
         return
     take = f"json.load(sys.stdin)[{next(iter(value))!r}]" if is_around else "json.load(sys.stdin)"
     script = f"import json, sys; json.dump([*{take}.values()], sys.stdout)"
-    plain, unpack = plain_name(path), "" if plain_name(path) == path else "decompress it, then "
+    unpack, command = rewriting(path, script, ".json")
     raise DataError(
         f"{str(path)!r} is an object of {len(rows):,} rows keyed by {first_few([*rows], 3)}",
         expected="one list of objects, or one object per line",
-        do=f"{unpack}write its values as a list: python -c {shlex.quote(script)} < {shlex.quote(str(plain))} > NEW.json",
+        do=f"{unpack}write its values as a list: {command}",
     )
 
 
