@@ -16,6 +16,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from tests import tiny
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are numbered, not shown: a compressed file holds the second it was written in, and two workers then
+    collect tests of different names, which xdist refuses."""
+    return argname if isinstance(val, bytes) else None  # pytest adds the row's number where names repeat
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say last what was skipped, why, and what to do for it to run: each reason holds both."""
     skipped = terminalreporter.stats.get("skipped", [])
