@@ -32,6 +32,9 @@ SEQUENCES = 4
 EXAMPLES = 28
 """Examples in a micro-batch of the Trainer: about as many as those hold."""
 
+TINY = 4
+"""With --tiny both hold this many times less: the Trainer computes the logits of every token of its micro-batch."""
+
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
@@ -42,6 +45,7 @@ def main(arguments: list[str]) -> None:
     made.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = made.parse_args(arguments)
     options.steps = options.steps or (1 if options.tiny else 4)
+    options.sequences, options.examples = (each // (TINY if options.tiny else 1) for each in (SEQUENCES, EXAMPLES))
     if is_rank():
         report(toolkit_rank(options) if options.side == "toolkit" else trainer_rank(options))
         return
@@ -76,7 +80,7 @@ def _publish(options: argparse.Namespace, found: dict[str, list[dict[str, float]
     header = ["", "tokens/s", "toolkit is faster by", "peak memory, GiB", "not padding", "examples per step"]
     speedup = rows[1][2]
     setting = (
-        f"{number_format()}, {world_size} rank(s), {ACCUMULATION} micro-batch(es) per rank and step, {SEQUENCES} packed sequences or {EXAMPLES} examples each; medians of {len(found['toolkit'])} run(s) of "
+        f"{number_format()}, {world_size} rank(s), {ACCUMULATION} micro-batch(es) per rank and step, {options.sequences} packed sequences or {options.examples} examples each; medians of {len(found['toolkit'])} run(s) of "
         f"{options.steps} steps (one where grouped). Against the Trainer as it comes: **{speedup}x** the tokens per second "
         f"(target: at least {TARGET}x), **{rows[0][3]} GiB** against **{rows[1][3]} GiB**."
     )
@@ -93,7 +97,9 @@ def build_recipe(options: argparse.Namespace, world_size: int) -> Any:
             path="smollm2-135m-instruct", weights="random" if options.tiny else "pretrained", config=_shape(options)
         ),
         data=Data(train="python-docstrings"),
-        batch=Batch(global_size=ACCUMULATION * SEQUENCES * world_size, micro_size=SEQUENCES, sequence_length=512),
+        batch=Batch(
+            global_size=ACCUMULATION * options.sequences * world_size, micro_size=options.sequences, sequence_length=512
+        ),
         optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
         schedule=Schedule(type="linear"),
         precision=Precision(dtype="auto"),
@@ -169,13 +175,16 @@ def make_trainer(options: argparse.Namespace, recipe: Any, inputs: Any, world_si
     from toolkit.models.assets import resolve
 
     config = render(recipe, device.target(world_size, wanted="auto"))
-    config |= {"train_micro_batch_size_per_gpu": EXAMPLES, "train_batch_size": EXAMPLES * ACCUMULATION * world_size}
+    config |= {
+        "train_micro_batch_size_per_gpu": options.examples,
+        "train_batch_size": options.examples * ACCUMULATION * world_size,
+    }
     arguments = TrainingArguments(
         output_dir=str(shared_folder() / "trainer"),
         deepspeed=config,
         bf16="bf16" in config,
         use_cpu=device.kind() == "cpu",
-        per_device_train_batch_size=EXAMPLES,
+        per_device_train_batch_size=options.examples,
         gradient_accumulation_steps=ACCUMULATION,
         max_steps=recipe.steps,
         learning_rate=recipe.optimizer.learning_rate,
