@@ -13,8 +13,8 @@ from toolkit.cli import new, verbs
 from toolkit.cli.run import main as start
 from toolkit.ds_config.golden import verify
 from toolkit.recipe import Recipe
-from toolkit.recipe.file_text import launch_commands
 from toolkit.recipe.load import load_recipe
+from toolkit.recipe.recipe_file import launch_commands
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of, written
-from toolkit.recipe.file_text import file_text, literal
 from toolkit.recipe.load import load_recipe
+from toolkit.recipe.recipe_file import file_text, literal
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

@@ -14,11 +14,18 @@ from toolkit.ds_config.slurm import render_slurm
 from toolkit.errors import InputError
 from toolkit.recipe.load import load_recipe
 
+SUMMARY = "print a recipe's DeepSpeed JSON, or render and verify ds_configs/ and docs/"
+EXAMPLES = [
+    "recipes/NAME.py                               the DeepSpeed JSON",
+    "recipes/NAME.py --accelerate --hosts 2        the YAML of `accelerate launch --config_file`",
+    "recipes/NAME.py --slurm > job.sh              a batch script for sbatch",
+    "--write                                       after changing a recipe: ds_configs/ and docs/",
+]
 RECIPES, CONFIGS = Path("recipes"), Path("ds_configs")
 
 
-def add(verb: argparse.ArgumentParser) -> None:
-    """Add the flags of this verb."""
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the flags of `toolkit config`."""
     verb.add_argument("recipe", type=file_path, nargs="?", help="a recipe file")
     verb.add_argument("--world-size", type=count, help="processes; default: the recipe's launch section")
     other = verb.add_mutually_exclusive_group()

@@ -20,8 +20,8 @@ from toolkit.ds_config.render import render
 from toolkit.errors import InputError, did_you_mean
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of, written
-from toolkit.recipe.file_text import file_text
 from toolkit.recipe.load import load_recipe
+from toolkit.recipe.recipe_file import file_text
 from toolkit.tasks import check_metric
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from toolkit.draft.sheet import Reason
 from toolkit.draft.survey import MOST_ROWS, histogram
 from toolkit.errors import first_few, plural
 from toolkit.recipe import Recipe
-from toolkit.recipe.file_text import launch_commands, literal
+from toolkit.recipe.recipe_file import launch_commands, literal
 
 WIDEST = 44
 """Characters that a field and its value take in the column before the reasons; longer ones push theirs aside."""

@@ -186,16 +186,7 @@ def _doctor(options: argparse.Namespace) -> int:
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]]] = {
     "new": (new.SUMMARY, new.add_flags, new.EXAMPLES),
     "check": (check.SUMMARY, check.add_flags, check.EXAMPLES),
-    "config": (
-        "print a recipe's DeepSpeed JSON, or render and verify ds_configs/ and docs/",
-        config.add,
-        [
-            "recipes/NAME.py                               the DeepSpeed JSON",
-            "recipes/NAME.py --accelerate --hosts 2        the YAML of `accelerate launch --config_file`",
-            "recipes/NAME.py --slurm > job.sh              a batch script for sbatch",
-            "--write                                       after changing a recipe: ds_configs/ and docs/",
-        ],
-    ),
+    "config": (config.SUMMARY, config.add_flags, config.EXAMPLES),
     "rules": ("list every rule that `check` and each start apply", _add_rules, ["", "--json"]),
     "export": (
         "write a run or checkpoint as a Hugging Face directory",
