@@ -171,6 +171,7 @@ COMMAND_LINE = [
     Wrong("no-tiles", "--model.mlp_tiles 0", "model.mlp_tiles=0", "input should be greater than 0", "correct the recipe or the flag"),
     Wrong("unknown-metric", "--evaluation.metric perplexty --data.evaluation_examples 8 --evaluation.every_steps 1 --checkpoint.keep_best True", "evaluation.metric='perplexty' with task.name='causal_lm' (did you mean 'perplexity'?)", "one of loss, perplexity", "correct evaluation.metric"),
     Wrong("indivisible-batch", "", "batch.global_size=4 is not a multiple of batch.micro_size x world size = 1 x 3 = 3", "a multiple of 3", "set batch.global_size to 3 or 6", "WORLD_SIZE=3 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
+    Wrong("batch-of-fewer-rows-per-rank", "--batch.micro_size 2", "batch.global_size=4 is not a multiple of batch.micro_size x world size = 2 x 4 = 8", "a multiple of 8", "pass --batch.micro_size 1 (the same batch), set batch.global_size to 8, or start another number of processes", "WORLD_SIZE=4 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
     Wrong("no-master", "", "WORLD_SIZE=2 without MASTER_ADDR and MASTER_PORT", "the environment of a launcher", "start with `deepspeed`, `accelerate launch` or `torchrun`, or unset WORLD_SIZE", "WORLD_SIZE=2 RANK=0"),
     Wrong("world-size-in-words", "", "WORLD_SIZE='two' in the environment", "a number, at least 1", "unset WORLD_SIZE", "WORLD_SIZE=two RANK=0"),
     Wrong("rank-outside", "", "RANK=2 with WORLD_SIZE=2", "ranks from 0 to 1", "unset both", "WORLD_SIZE=2 RANK=2 LOCAL_RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),

@@ -84,9 +84,8 @@ def smaller_micro_batch(recipe: Recipe, given: Collection[str], world_size: int)
     if "batch.global_size" not in given or "batch.micro_size" in given:
         return recipe, []
     replicas, rest = divmod(world_size, parallel.pipeline * parallel.tensor * parallel.sequence)
-    per_rank, left = divmod(batch.global_size, replicas or 1)
-    if rest or left or not per_rank % batch.micro_size:
+    fitting = batch.dividing_micro_size(replicas) if replicas and not rest else None
+    if fitting in (None, batch.micro_size):
         return recipe, []
-    fitting = max(size for size in range(1, batch.micro_size) if per_rank % size == 0)
     note = f"batch: --batch.global_size {batch.global_size} takes batch.micro_size={fitting} instead of the recipe's {batch.micro_size}"
     return recipe.model_copy(update={"batch": batch.model_copy(update={"micro_size": fitting})}), [note]

@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.ds_config.optimizer_block import needs_untested_flag, optimizer_block, wants_host_optimizer
 from toolkit.ds_config.target import Target
 from toolkit.errors import RecipeError
-from toolkit.recipe import Parallel, Recipe
+from toolkit.recipe import Batch, Parallel, Recipe
 from toolkit.recipe.mesh import Mesh, mesh_of
 
 
@@ -80,16 +80,24 @@ def accumulation_steps(recipe: Recipe, mesh: Mesh) -> int:
     per_pass = recipe.batch.micro_size * mesh.data
     steps, rest = divmod(recipe.batch.global_size, per_pass)
     if rest:
-        lower = steps * per_pass
-        nearest = [str(size) for size in (lower, lower + per_pass) if size]
         ranks = "world size" if mesh.is_plain else f"data-parallel ranks ({mesh.describe()})"
         raise RecipeError(
             f"batch.global_size={recipe.batch.global_size} is not a multiple of batch.micro_size x {ranks} = "
             f"{recipe.batch.micro_size} x {mesh.data} = {per_pass}",
             expected=f"a multiple of {per_pass}",
-            do=f"set batch.global_size to {' or '.join(nearest)}, change batch.micro_size, or start another number of processes",
+            do=_dividing_batch(recipe.batch, mesh.data),
         )
     return steps
+
+
+def _dividing_batch(batch: Batch, replicas: int) -> str:
+    """What to do about a batch that the replicas cannot share; a smaller micro-batch keeps the batch and comes first."""
+    per_pass = batch.micro_size * replicas
+    lower = batch.global_size // per_pass * per_pass
+    nearest = " or ".join(str(size) for size in (lower, lower + per_pass) if size)
+    micro = batch.dividing_micro_size(replicas)
+    smaller = f"pass --batch.micro_size {micro} (the same batch), " if micro else ""
+    return f"{smaller}set batch.global_size to {nearest}, or start another number of processes"
 
 
 def scheduler_block(recipe: Recipe) -> dict[str, Any] | None:

@@ -140,3 +140,10 @@ class Batch(Section):
     """Sequences per rank in one forward and backward pass."""
     sequence_length: Positive = 512
     """Tokens per sequence."""
+
+    def dividing_micro_size(self, replicas: int) -> int | None:
+        """The largest micro-batch, at most this one, in which `replicas` share this global batch equally; None: they cannot."""
+        per_rank, left = divmod(self.global_size, replicas)
+        if left or not per_rank:
+            return None
+        return max(size for size in range(1, self.micro_size + 1) if per_rank % size == 0)
