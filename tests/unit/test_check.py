@@ -59,6 +59,9 @@ def test_a_directory_and_bytes_that_are_no_text(tmp_path: Path) -> None:
     assert "cannot be read: Is a directory" in refusal(tmp_path).what
     path = tmp_path / "binary.json"
     path.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read: it is UTF-16 text, not UTF-8" in refusal(path).what
+    assert refusal(path).do.startswith("iconv -f UTF-16")
+    path.write_bytes(b"\xe4\xf6")
     assert "cannot be read: it is not UTF-8 text" in refusal(path).what
 
 
@@ -83,7 +86,7 @@ def test_json_that_is_no_object(tmp_path: Path, text: str, kind: str) -> None:
     path = written(tmp_path, text)
     error = refusal(path)
     assert error.what == f"{path} {kind}"
-    assert error.expected == "one JSON object {...} with DeepSpeed's keys"
+    assert error.expected == "a DeepSpeed JSON file: one object {...}"
 
 
 def test_duplicate_keys_are_named_at_every_level(tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ from accelerate.utils import DeepSpeedPlugin
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
+from toolkit.ds_config import schema_arguments
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.config_file import FILE_RULES
 from toolkit.ds_config.findings import Finding
@@ -86,6 +89,8 @@ class Case:
     arguments: dict[str, Any] | None = None
     also: tuple[str, ...] = ()
     """Other rules that rightly fire on the bad configuration."""
+    cured_arguments: dict[str, Any] | None = None
+    """Where they are what is cured."""
     severity: str = ""
     """Where it is not the one that WARNINGS gives the rule."""
 
@@ -105,8 +110,10 @@ WARNINGS = {
     "scheduler-without-optimizer",
     "stage-0-in-16-bits",
     "trainer-accumulation-unwritten",
+    "trainer-argument-unknown",
     "trainer-no-warmup",
     "trainer-saves-no-weights",
+    "warmup-downwards",
     "warmup-longer-than-run",
     "warmup-max-lr",
     "warmup-steps-unwritten",
@@ -796,6 +803,35 @@ CASES = [
         {f"{P}.warmup_max_lr": 1e-4},
     ),
     Case(
+        "warmup-downwards",
+        {**LINEAR, f"{P}.warmup_min_lr": 2e-4},
+        f"{P}.warmup_min_lr",
+        "warmup_min_lr=0.0002 is above warmup_max_lr=0.0001",
+        {f"{P}.warmup_min_lr": 0},
+    ),
+    Case(
+        "torch-scheduler",
+        {"scheduler": {"type": "CosineAnnealingLR", "params": {"T_max": 100}}},
+        "scheduler.type",
+        "scheduler.type='CosineAnnealingLR' at stage 2",
+        {f"{Z}.stage": 0, **FP32},
+    ),
+    Case(
+        "torch-scheduler",
+        {"scheduler": {"type": "StepLR", "params": {"step_size": 3}}, f"{Z}.stage": 0},
+        "scheduler.type",
+        "scheduler.type='StepLR' in bf16",
+        FP32,
+        also=("stage-0-in-16-bits", "accumulation-dtype-at-stage-0"),
+    ),
+    Case(
+        "torch-optimizer-twice",
+        {"optimizer.params.fused": True, "optimizer.params.foreach": True},
+        "optimizer.params.fused",
+        "fused=true and foreach=true",
+        {"optimizer.params.foreach": REMOVE},
+    ),
+    Case(
         "warmup-longer-than-run",
         {**LINEAR, f"{P}.warmup_num_steps": 100},
         f"{P}.warmup_num_steps",
@@ -811,7 +847,7 @@ CASES = [
     ),
     Case(
         "one-cycle-length",
-        {"scheduler": {"type": "OneCycleLR", "params": {"max_lr": 1e-4}}},
+        {"scheduler": {"type": "OneCycleLR", "params": {"max_lr": 1e-4}}, f"{Z}.stage": 0, **FP32},
         f"{P}.total_steps",
         "total_steps is missing",
         {f"{P}.epochs": 2, f"{P}.steps_per_epoch": 50},
@@ -1063,6 +1099,52 @@ CASES = [
         {f"{Z}.stage3_gather_16bit_weights_on_model_save": True},
         **TRAINER,
     ),
+    *(
+        Case(
+            "trainer-argument-value",
+            {},
+            f"--training-args {name}",
+            what,
+            {},
+            CPU,
+            {**ARGUMENTS, name: value},
+            cured_arguments=ARGUMENTS,
+        )
+        for name, value, what in (
+            ("lr_scheduler_type", "cosin", "lr_scheduler_type=\"cosin\" among the arguments (did you mean 'cosine'?)"),
+            ("optim", "adamw_hf", 'optim="adamw_hf" among the arguments'),
+            ("fp16", "false", 'fp16="false" among the arguments'),
+            ("weight_decay", "0", 'weight_decay="0" among the arguments'),
+            ("adam_beta2", 1.0, "adam_beta2=1.0 among the arguments"),
+        )
+    ),
+    *(
+        Case(
+            "trainer-argument-unknown",
+            {},
+            f"--training-args {name}",
+            what,
+            {},
+            CPU,
+            {**ARGUMENTS, name: 1},
+            cured_arguments=ARGUMENTS,
+        )
+        for name, what in (
+            ("warmup_ratio", "warmup_ratio among the arguments is gone from TrainingArguments (transformers 5)"),
+            ("no_cuda", "no_cuda among the arguments is gone"),
+            ("learning_rte", "does not have 'learning_rte' (did you mean 'learning_rate'?): not read here"),
+        )
+    ),
+    Case(
+        "trainer-two-formats",
+        {},
+        "--training-args bf16",
+        "bf16=true and fp16=true",
+        {},
+        CPU,
+        {**ARGUMENTS, "fp16": True},
+        cured_arguments=ARGUMENTS,
+    ),
     Case(
         "trainer-batch-finder",
         {f"{Z}.stage": 3, f"{Z}.stage3_gather_16bit_weights_on_model_save": True},
@@ -1100,7 +1182,8 @@ def test_rule_fires_where_it_should_and_nothing_else_does(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.rule}:{case.where}")
 def test_cured_configuration_is_clean(case: Case) -> None:
-    assert found_in(case, case.bad, case.cure) == []
+    cured = dataclasses.replace(case, arguments=case.cured_arguments or case.arguments)
+    assert found_in(cured, case.bad, case.cure) == []
 
 
 def test_every_rule_has_a_case() -> None:
@@ -1116,6 +1199,28 @@ def test_rules_are_documented_and_named_once() -> None:
     assert len({rule.id for rule in RULES}) == len(RULES)
     for rule in RULES:
         assert rule.looks_at and len(rule.why) > 30, rule.id
+
+
+@pytest.mark.parametrize(
+    ("edits", "target", "what"),
+    [
+        ({f"{Z}.allgather_bucket_size": 500_000_001}, None, "allgather_bucket_size=500000001 is odd"),
+        ({"train_batch_size": 16_777_217}, CPU, "train_batch_size=16777217 is not "),
+        (
+            {**LINEAR, "optimizer.params.lr": 1.00000001e-4},
+            None,
+            "warmup_max_lr=0.0001 overrides optimizer.params.lr=0.000100000001",
+        ),
+    ],
+    ids=["odd", "batch", "rate"],
+)
+def test_numbers_are_said_in_full(edits: dict[str, Any], target: Target | None, what: str) -> None:
+    assert any(what in finding.what for finding in check_config(edited(edits), target=target))
+
+
+def test_nothing_is_concluded_from_a_section_that_is_none() -> None:
+    found = check_config(edited({Z: 2}))
+    assert {finding.rule for finding in found} == {"wrong-type"}, found
 
 
 @pytest.mark.parametrize("target", [None, CPU, CUDA])
@@ -1278,6 +1383,11 @@ def test_keys_that_are_never_read_have_no_reader() -> None:
 
 def test_trainer_defaults_are_those_of_transformers() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    assert defaults.keys() == schema_arguments.ARGUMENTS and not defaults.keys() & schema_arguments.REMOVED.keys()
+    assert [kind.value for kind in SchedulerType] == schema_arguments.SCHEDULES
+    assert [kind.value for kind in OptimizerNames] == schema_arguments.OPTIMIZERS
+    for name, key in schema_arguments.READ.items():
+        assert key.accepts(getattr(defaults[name], "value", defaults[name])) or name == "optim", name
     for name, value in TRAINER_DEFAULTS.items():
         assert defaults[name] == value, name
 

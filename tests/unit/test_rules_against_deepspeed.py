@@ -6,9 +6,16 @@ import copy
 
 import pydantic
 import pytest
+import torch
 from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.lr_schedules import VALID_LR_SCHEDULES
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from tests.unit.test_rules import CASES, Case, edited
+from toolkit.ds_config.schema_optimizers import DEEPSPEED_SCHEDULERS, SCHEDULERS
 
 REFUSED_WHEN_PARSED = {
     "removed-key",
@@ -79,3 +86,14 @@ def test_defaults_the_rules_speak_of() -> None:
     assert config.zero_config.compute_grad_norm and config.zero_config.reduce_scatter
     assert DeepSpeedConfig({"train_batch_size": 1, "datastates_ckpt": {"enabled": False}}).datastates_config.enabled
     assert DeepSpeedConfig({"train_batch_size": 1, "zero_optimization": {"stage": "2"}}).zero_optimization_stage == 2
+
+
+def test_torchs_schedules_do_not_take_deepspeeds_optimizers() -> None:
+    own = set(SCHEDULERS) - set(DEEPSPEED_SCHEDULERS)
+    assert set(DEEPSPEED_SCHEDULERS) == set(VALID_LR_SCHEDULES)
+    for name in sorted(own):
+        assert issubclass(getattr(torch.optim.lr_scheduler, name), torch.optim.lr_scheduler.LRScheduler)
+    for wrapper in (DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3, FP16_Optimizer, FP16_UnfusedOptimizer):
+        assert not issubclass(wrapper, torch.optim.Optimizer)
+        with pytest.raises(TypeError, match="is not an Optimizer"):
+            torch.optim.lr_scheduler.StepLR(object.__new__(wrapper), step_size=1)

@@ -456,7 +456,7 @@ def test_removed_and_deprecated_keys_say_what_replaces_them() -> None:
         (
             {"optimizer": {"type": "AdamW", "params": {"betas": [0.9]}}},
             "optimizer.params.betas=[0.9]",
-            "a list of two numbers >= 0 and <= 1",
+            "a list of two numbers >= 0 and < 1",
         ),
         (
             {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 0}}},
@@ -467,6 +467,19 @@ def test_removed_and_deprecated_keys_say_what_replaces_them() -> None:
             {"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "cosine"}}},
             'scheduler.params.warmup_type="cosine"',
             'one of "linear", "log"',
+        ),
+        *(
+            (
+                {"optimizer": {"type": "Adam", "params": {"betas": betas}}},
+                f"optimizer.params.betas={betas}",
+                "a list of two numbers >= 0 and < 1",
+            )
+            for betas in ([0.9, 1.0], [1.0, 0.9], [1, 0.9])
+        ),
+        (
+            {"optimizer": {"type": "RMSprop", "params": {"alpha": 1.5}}},
+            "optimizer.params.alpha=1.5",
+            "a number >= 0 and <= 1",
         ),
         ({"optimizer": {"type": 3, "params": {}}}, "optimizer.type=3", "a string"),
         ({"expert_parallel": {"top_k": "all"}}, 'expert_parallel.top_k="all"', 'an integer >= 1 or "auto"'),
@@ -562,6 +575,10 @@ def test_all_that_is_left_auto_is_one_finding() -> None:
         ({"aio": {"thread_count": 1}}, 'aio.thread_count (DeepSpeed: "intra_op_parallelism")', "intra_op_parallelism"),
         ({"a\n\x1b[31mb": 1}, "unknown key a\\n\\x1b[31mb", "remove it"),
         ({"gradient_cliping": 1}, "did you mean 'gradient_clipping'?", "rename it"),
+        ({"GRADIENT_CLIPPING": 1}, "did you mean 'gradient_clipping'? Names are matched exactly", "rename it"),
+        ({"gradient_clipping ": 1}, "unknown key 'gradient_clipping ' (did you mean 'gradient_clipping'?", "rename it"),
+        ({"load_universal_checkpoint": True}, '"load_universal": true in the section "checkpoint"', "use"),
+        ({"seed": 1}, "the training script's own", "use"),
     ],
 )
 def test_hints_name_what_was_meant(config: dict[str, Any], what: str, do: str) -> None:
@@ -625,6 +642,8 @@ def test_optimizer_parameters_follow_the_class_that_is_built() -> None:
 
 
 def test_scheduler_names_and_parameters() -> None:
+    assert "(DeepSpeed: 'WarmupDecayLR')" in only({"scheduler": {"type": "linear", "params": {}}}).what
+    assert "(DeepSpeed: 'WarmupCosineLR')" in only({"scheduler": {"type": "cosine", "params": {}}}).what
     assert "did you mean 'WarmupDecayLR'" in only({"scheduler": {"type": "WarmupDecay", "params": {}}}).what
     assert "it takes a Python function" in only({"scheduler": {"type": "LambdaLR", "params": {}}}).what
     missing = only({"scheduler": {"type": "WarmupDecayLR", "params": {}}})

@@ -12,11 +12,12 @@ from rich.console import Console
 from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.launcher_config import disagreements
 from toolkit.cli.output import reader_may_leave
-from toolkit.ds_config.check import check_config, refuse_arguments
+from toolkit.ds_config.check import check_config
 from toolkit.ds_config.config_file import read_arguments, read_config
 from toolkit.ds_config.file_text import STANDARD_INPUT, place_of
 from toolkit.ds_config.findings import Finding, Severity, errors_in, sorted_findings
 from toolkit.ds_config.golden import assumed_target
+from toolkit.ds_config.other_files import refuse_other_files
 from toolkit.ds_config.render import render
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION
 from toolkit.ds_config.target import Target
@@ -77,7 +78,7 @@ def _findings(options: argparse.Namespace, recipe: Recipe | None, target: Target
             do="name the other file",
         )
     config, of_file = read_config(options.file)
-    refuse_arguments(config, options.file)
+    refuse_other_files(config, options.file)
     arguments = None if options.training_args is None else read_arguments(options.training_args)
     found = check_config(config, target=target, device=options.device, training_args=arguments, file_findings=of_file)
     if recipe is not None and target is not None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.ds_config.config_file import read_arguments, read_config
-from toolkit.ds_config.file_text import place_of
 from toolkit.ds_config.findings import Finding, sorted_findings
 from toolkit.ds_config.rules import RULES, Context
-from toolkit.ds_config.rules.trainer_values import TRAINER_DEFAULTS
-from toolkit.ds_config.schema_top import TOP
 from toolkit.ds_config.target import Device, Target
-from toolkit.errors import ConfigError, first_few
 
 
 def check_config(
@@ -35,8 +31,13 @@ def check_config(
     )
     # What a rule would conclude from a value of the wrong type is no second fault.
     wrong = {finding.where for finding in context.schema_findings if finding.rule == "wrong-type"}
-    asked = [rule for rule in RULES if wrong.isdisjoint(rule.looks_at.split(", "))]
+    asked = [rule for rule in RULES if not _reads(rule.looks_at.split(", "), wrong)]
     return sorted_findings(finding for rule in asked for finding in rule.check(context))
+
+
+def _reads(keys: Sequence[str], wrong: Collection[str]) -> bool:
+    """Whether one of `keys` is among `wrong`, or stands in a section that is."""
+    return any(key == other or key.startswith(f"{other}.") for other in wrong for key in keys)
 
 
 def check_file(path: Path, *, target: Target | None = None, training_args_path: Path | None = None) -> list[Finding]:
@@ -47,18 +48,3 @@ def check_file(path: Path, *, target: Target | None = None, training_args_path: 
     config, file_findings = read_config(path)
     arguments = None if training_args_path is None else read_arguments(training_args_path)
     return check_config(config, target=target, training_args=arguments, file_findings=file_findings)
-
-
-def refuse_arguments(config: Mapping[str, Any], path: Path) -> None:
-    """Raise ConfigError where `config`, read from `path` as a DeepSpeed JSON, holds the Trainer's arguments."""
-    arguments = [key for key in config if key in TRAINER_DEFAULTS and key not in TOP.keys]
-    # bf16 and others are keys of both: an object here, true or false there.
-    own = [
-        key for key in config if key in TOP.keys and (key not in TRAINER_DEFAULTS or isinstance(config[key], Mapping))
-    ]
-    if arguments and not own:
-        raise ConfigError(
-            f"{place_of(path)} holds the Trainer's arguments ({first_few(arguments, 3)}), not a DeepSpeed JSON",
-            expected="the DeepSpeed JSON that the Trainer is given as `deepspeed`",
-            do=f"name that file, and this one behind it: --training-args {path}",
-        )

@@ -11,6 +11,7 @@ import hjson
 
 from toolkit.ds_config.file_text import place_of, read_text
 from toolkit.ds_config.findings import Finding
+from toolkit.ds_config.other_files import refuse_other_arguments
 from toolkit.errors import ConfigError
 
 FILE_RULES = {
@@ -27,7 +28,7 @@ def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> tuple[dict
     """
     name, text = place_of(path), read_text(path, wanted)
     if not text.strip():
-        raise _no_object(f"{name} is empty")
+        raise _no_object(f"{name} is empty", wanted)
     duplicates: list[Finding] = []
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -45,41 +46,42 @@ def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> tuple[dict
     except RecursionError:
         raise _too_deep(name) from None
     except ValueError as strict:
+        if path.suffix == ".py":  # Hjson would take the whole file for a text
+            raise ConfigError(
+                f"{path} is Python, not JSON",
+                expected=wanted,
+                do=f"a recipe's: toolkit config {path} | toolkit check -",
+            ) from None
         duplicates.clear()
-        config = _loose(name, text, strict, collect)
+        config = _loose(path, text, strict, collect)
         found.append(_not_strict(strict, text))
     if not isinstance(config, dict):
-        raise _no_object(f"{name} holds {_kind(config)}")
+        raise _no_object(f"{name} holds {_kind(config)}", wanted)
     return config, found + duplicates
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
-    """The Hugging Face TrainingArguments in the JSON file at `path`. Raises ConfigError as `read_config` does, and for a DeepSpeed JSON."""
-    arguments = read_config(path, "a JSON file of the Trainer's arguments")[0]
-    foreign = [key for key in DEEPSPEEDS_OWN if key in arguments]
-    if foreign:
-        raise ConfigError(
-            f"{place_of(path)} holds {foreign[0]!r}: it is a DeepSpeed JSON, not the Trainer's arguments",
-            expected='a JSON of TrainingArguments, e.g. {"learning_rate": 2e-5, "bf16": true}',
-            do="correct the path after --training-args",
-        )
+    """The Hugging Face TrainingArguments in the JSON file at `path`.
+
+    Raises ConfigError as `read_config` does, for what is wrong with the file, and for another kind of file.
+    """
+    arguments, of_file = read_config(path, "a JSON file of the Trainer's arguments")
+    refuse_other_arguments(arguments, path)
+    if of_file:
+        raise ConfigError(f"{place_of(path)}: {of_file[0].what}", expected=of_file[0].expected, do=of_file[0].do)
     return arguments
 
 
-DEEPSPEEDS_OWN = ("zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size")
-"""Keys that no TrainingArguments have."""
-
-
-def _loose(name: str, text: str, strict: ValueError, collect: Any) -> Any:
+def _loose(path: Path, text: str, strict: ValueError, collect: Any) -> Any:
     """`text` as Hjson, DeepSpeed's own dialect. Raises ConfigError with the line when it is not even that."""
     try:
         # Hjson takes bare words for a string; what is no object is refused by the caller.
         return hjson.loads(text, object_pairs_hook=collect)
     except RecursionError:
-        raise _too_deep(name) from None
+        raise _too_deep(place_of(path)) from None
     except (ValueError, OverflowError, IndexError) as loose:  # IndexError: a comment or a text that never ends
         line = getattr(strict, "lineno", None)
-        place = f"{name}, line {line}" if line else name
+        place = f"{place_of(path)}, line {line}" if line else place_of(path)
         raise ConfigError(
             f"{place} is not JSON: {getattr(strict, 'msg', strict)} {_as_hjson(loose)}",
             expected="a JSON object {...}",
@@ -112,10 +114,8 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _no_object(what: str) -> ConfigError:
-    return ConfigError(
-        what, expected="one JSON object {...} with DeepSpeed's keys", do="correct the file, or name another one"
-    )
+def _no_object(what: str, wanted: str) -> ConfigError:
+    return ConfigError(what, expected=f"{wanted}: one object {{...}}", do="correct the file, or name another one")
 
 
 def _too_deep(name: str) -> ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import select
 import stat
@@ -44,6 +45,8 @@ def read_text(path: Path, wanted: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise unreadable(path, "it is UTF-16 text, not UTF-8", do=f"iconv -f UTF-16 -t UTF-8 {path}") from None
         raise unreadable(path, "it is not UTF-8 text") from None
 
 
@@ -98,11 +101,9 @@ def _from_pipe(path: Path) -> bytes:
     raise _too_large(path)
 
 
-def unreadable(path: Path, reason: str) -> ConfigError:
+def unreadable(path: Path, reason: str, do: str = "correct the path") -> ConfigError:
     """What is raised for a file that is there but cannot be read."""
-    return ConfigError(
-        f"{place_of(path)} cannot be read: {reason}", expected="a readable JSON file", do="correct the path"
-    )
+    return ConfigError(f"{place_of(path)} cannot be read: {reason}", expected="a readable JSON file", do=do)
 
 
 def _too_large(path: Path) -> ConfigError:

@@ -18,6 +18,7 @@ from toolkit.ds_config.schema_optimizers import (
     REFUSED_OPTIMIZERS,
     REFUSED_SCHEDULERS,
     SCHEDULERS,
+    SCHEDULERS_MEANT,
     TORCH_OPTIMIZERS,
     optimizer_class,
     optimizer_section,
@@ -199,8 +200,12 @@ def _refused_type(section: str, kind: str, reason: str, names: tuple[str, ...]) 
 
 def _unknown_type(section: str, kind: str, names: tuple[str, ...]) -> Finding:
     where = f"{section}.type"
-    same = [name for name in names if name.lower() == kind.lower()]
-    hint = f" (did you mean {same[0]!r}? names are matched exactly)" if same else did_you_mean(kind[:100], names)
+    same = [name for name in names if name.lower() == kind.strip().lower()]
+    meant = SCHEDULERS_MEANT.get(kind.strip().lower()) if section == "scheduler" else None
+    if meant:
+        same, hint = [meant], f" (DeepSpeed: {meant!r})"
+    else:
+        hint = f" (did you mean {same[0]!r}? names are matched exactly)" if same else did_you_mean(kind[:100], names)
     return Finding(
         where,
         f"{section}-type",

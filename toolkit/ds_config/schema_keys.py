@@ -33,6 +33,8 @@ class Key:
     high: float | None = None
     above: float | None = None
     """Exclusive lower bound."""
+    below: float | None = None
+    """Exclusive upper bound."""
     choices: tuple[str | int | None, ...] = ()
     """Literal values; checked before `kind`, and the only strings allowed where `kind` is not "text"."""
     caseless: bool = False
@@ -95,6 +97,7 @@ class Key:
             (self.low is None or element >= self.low)
             and (self.high is None or element <= self.high)
             and (self.above is None or element > self.above)
+            and (self.below is None or element < self.below)
             for element in values
         )
 
@@ -108,6 +111,7 @@ class Key:
         bounds = [f">= {self.low:g}"] if self.low is not None else []
         bounds += [f"> {self.above:g}"] if self.above is not None else []
         bounds += [f"<= {self.high:g}"] if self.high is not None else []
+        bounds += [f"< {self.below:g}"] if self.below is not None else []
         alternatives = [" ".join([ARTICLES[self.kind], " and ".join(bounds)]).strip(), *literals]
         return " or ".join(alternatives) + self._or_null()
 

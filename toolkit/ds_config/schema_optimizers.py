@@ -16,7 +16,8 @@ RATE = Key("number", low=0)
 LEARNING_RATE = Key("number", low=0, auto=True)
 EPS = Key("number", low=0, auto=True)
 DECAY = Key("number", low=0, auto=True)
-BETAS = Key("numbers", low=0, high=1, auto=True)
+# At 1 the bias correction divides by 1 - 1 = 0: every weight is NaN after the first step.
+BETAS = Key("numbers", low=0, below=1, auto=True)
 SWITCH = Key("bool", nullable=True)
 
 _COMMON: dict[str, Key] = {"lr": LEARNING_RATE, "weight_decay": DECAY}
@@ -73,13 +74,13 @@ CLASS_PARAMS: dict[str, dict[str, Key]] = {
     "torch.optim.RMSprop": {
         **_COMMON,
         **_FLAGS,
-        "alpha": RATE,
+        "alpha": SHARE,  # above 1 the mean of squares falls below 0, and its root is NaN
         "eps": EPS,
         "momentum": RATE,
         "centered": BOOL,
         "capturable": BOOL,
     },
-    "torch.optim.Adadelta": {**_COMMON, **_FLAGS, "rho": RATE, "eps": EPS, "capturable": BOOL},
+    "torch.optim.Adadelta": {**_COMMON, **_FLAGS, "rho": SHARE, "eps": EPS, "capturable": BOOL},
     "torch.optim.Adamax": {**_ADAM, **_FLAGS, "capturable": BOOL},
     "torch.optim.NAdam": {
         **_ADAM,
@@ -223,6 +224,17 @@ SCHEDULERS: dict[str, Section] = {
         required=("max_lr",),
     ),
 }
+
+DEEPSPEED_SCHEDULERS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
+"""DeepSpeed's own; the others of SCHEDULERS are torch's."""
+
+SCHEDULERS_MEANT = {
+    "linear": "WarmupDecayLR",
+    "cosine": "WarmupCosineLR",
+    "constant": "WarmupLR",
+    "constant_with_warmup": "WarmupLR",
+}
+"""The Trainer's names -> DeepSpeed's nearest."""
 
 REFUSED_SCHEDULERS = {
     "LambdaLR": "it takes a Python function, which JSON cannot hold",

@@ -22,6 +22,8 @@ COMMENT_MARKS = ("_", "//", "#", "$")
 COMMENT_NAMES = ("comment", "comments", "note", "notes")
 
 MEANT: dict[str, str] = {
+    "load_universal_checkpoint": '"load_universal": true in the section "checkpoint"',
+    "seed": "the training script's own, e.g. the Trainer's seed",
     "max_grad_norm": '"gradient_clipping" at the top level',
     "clip_grad": '"gradient_clipping" at the top level',
     "grad_clip": '"gradient_clipping" at the top level',
@@ -80,6 +82,9 @@ def _hint(path: str, name: str, section: Section) -> tuple[str, str]:
     if name == last(path):
         switch = ' (and write "enabled")' if "enabled" in section.keys else ""
         return f": {path} is that section", f"remove it{switch}"
+    same = [known for known in section.keys if known.lower() == name.strip().lower()]
+    if same:
+        return f" (did you mean {same[0]!r}? Names are matched exactly, case and spaces too)", f"rename it {same[0]!r}"
     meant = MEANT.get(join(path, name)) or MEANT.get(name)
     if meant is not None:
         return f" (DeepSpeed: {meant})", f"use {meant}"
@@ -124,6 +129,8 @@ def _elsewhere(name: str, path: str) -> str | None:
 def _short(name: str) -> str:
     """`name` in one line of a report, whatever characters it is made of."""
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name[:101])
+    if shown != shown.strip():
+        shown = repr(shown)
     return shown if len(shown) <= 100 else shown[:97] + "..."
 
 

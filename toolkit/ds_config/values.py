@@ -20,6 +20,13 @@ def show(value: Any) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
+def exact(number: float) -> str:
+    """`number` in the fewest digits that tell it from every other: 500000001, 0.0001, 5e-05."""
+    if isinstance(number, float) and number.is_integer() and abs(number) < 1e16:
+        number = int(number)
+    return repr(number)
+
+
 def listing(names: Iterable[str]) -> str:
     """The names that work, each once."""
     return "one of " + ", ".join(dict.fromkeys(names))

@@ -16,6 +16,7 @@ from toolkit.ds_config.rules.precision import PRECISION_RULES
 from toolkit.ds_config.rules.schedulers import SCHEDULER_RULES
 from toolkit.ds_config.rules.stages import STAGE_RULES
 from toolkit.ds_config.rules.trainer import TRAINER_RULES
+from toolkit.ds_config.rules.trainer_arguments import TRAINER_ARGUMENT_RULES
 from toolkit.ds_config.rules.zero import ZERO_RULES
 from toolkit.ds_config.schema import SCHEMA_RULES
 
@@ -50,6 +51,7 @@ RULES: tuple[Rule, ...] = (
     *SCHEDULER_RULES,
     *INERT_RULES,
     *TRAINER_RULES,
+    *TRAINER_ARGUMENT_RULES,
 )
 """Every rule, in the order in which `toolkit rules` lists them."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.schema_keys import LARGEST
 from toolkit.ds_config.schema_top import BATCH_KEYS
+from toolkit.ds_config.values import exact
 
 GLOBAL, MICRO, STEPS = BATCH_KEYS
 
@@ -22,7 +23,7 @@ def batch_missing(context: Context) -> Iterator[Fault]:
             MICRO,
             f"neither {GLOBAL} nor {MICRO} is written",
             "at least one of the two",
-            f"write {', '.join(BATCH_KEYS)}",
+            f"write {MICRO!r}, the sequences that one rank takes at once",
         )
 
 
@@ -43,14 +44,14 @@ def batch_identity(context: Context) -> Iterator[Fault]:
         if context.has(key) and value is None:
             return  # "auto" without a value, or no number: nothing to compare with
     per_step = int((micro or 1) * (steps or 1) * ranks)
-    written = [f"{key}={value:g}" for key, value in ((MICRO, micro), (STEPS, steps)) if value is not None]
+    written = [f"{key}={exact(value)}" for key, value in ((MICRO, micro), (STEPS, steps)) if value is not None]
     factors = " x ".join([*written, f"{ranks} ranks"] if known else written)
-    exact = known and micro is not None and steps is not None
-    if not factors or (size == per_step if exact else size % per_step == 0):
+    is_exact = known and micro is not None and steps is not None
+    if not factors or (size == per_step if is_exact else size % per_step == 0):
         return
-    nearest = f"{per_step}" if exact else _nearest(int(size), per_step)
-    relation = "is not" if exact else "is not a multiple of"
-    what = f"{GLOBAL}={size:g} {relation} {factors} = {per_step}"
+    nearest = f"{per_step}" if is_exact else _nearest(int(size), per_step)
+    relation = "is not" if is_exact else "is not a multiple of"
+    what = f"{GLOBAL}={exact(size)} {relation} {factors} = {per_step}"
     yield GLOBAL, what, nearest, f"set {GLOBAL} to {nearest}, or change the other two"
 
 
@@ -85,13 +86,15 @@ def parallel_degrees(context: Context) -> Iterator[Fault]:
         if degree and world % degree:
             yield (
                 where,
-                f"{where}={degree:g} does not divide the world size {world}",
+                f"{where}={exact(degree)} does not divide the world size {world}",
                 f"a divisor of {world}",
                 f"correct {where}",
             )
     data, sequence = context.number("data_parallel_size"), context.number("sequence_parallel_size")
     if data and sequence and data * sequence != world:
-        what = f"data_parallel_size={data:g} x sequence_parallel_size={sequence:g} is not the world size {world}"
+        what = (
+            f"data_parallel_size={exact(data)} x sequence_parallel_size={exact(sequence)} is not the world size {world}"
+        )
         yield "data_parallel_size", what, f"a product of {world}", "correct 'data_parallel_size'"
 
 

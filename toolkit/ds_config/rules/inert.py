@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
-from toolkit.ds_config.values import show
+from toolkit.ds_config.values import exact, show
 
 
 @rule(
@@ -117,7 +117,7 @@ def pipeline_limits(context: Context) -> Iterator[Fault]:
     if context.stage > 1:
         yield where, f"{where}={context.stage} with a pipeline", "1", "use stage 1"
     if context.stage == 0 and context.clipping > 0:
-        what = f"{where}=0 with a pipeline and gradient_clipping={context.clipping:g}: each stage clips by its own norm"
+        what = f"{where}=0 with a pipeline and gradient_clipping={exact(context.clipping)}: each stage clips by its own norm"
         yield where, what, "stage 1, or gradient_clipping 0.0", "use stage 1"
     for timer in ("wall_clock_breakdown", "flops_profiler.enabled"):
         if context.flag(timer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
+from toolkit.ds_config.values import exact
 
 PARAM = "zero_optimization.offload_param"
 OPTIMIZER = "zero_optimization.offload_optimizer"
@@ -76,10 +77,10 @@ def partial_offload(context: Context) -> Iterator[Fault]:
     if ratio is None or ratio >= 1.0:
         return
     if context.stage != 3 or context.optimizer_offload == "none":
-        what = f"{where}={ratio:g} at stage {context.stage} with device {context.optimizer_offload!r}"
+        what = f"{where}={exact(ratio)} at stage {context.stage} with device {context.optimizer_offload!r}"
         yield where, what, "stage 3 and device 'cpu'", "remove 'ratio'"
     elif context.optimizer is not None and context.optimizer_class != "DeepSpeedCPUAdam":
-        what = f"{where}={ratio:g} with optimizer.type={context.optimizer!r} ({context.optimizer_class})"
+        what = f"{where}={exact(ratio)} with optimizer.type={context.optimizer!r} ({context.optimizer_class})"
         yield where, what, "Adam or AdamW without torch_adam", "remove 'ratio', or change the optimizer"
 
 

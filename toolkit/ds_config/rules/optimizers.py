@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
-from toolkit.ds_config.values import show
+from toolkit.ds_config.values import exact, show
 
 TESTED = (
     "torch.optim.Adam",
@@ -56,7 +56,7 @@ def adam_or_adamw(context: Context) -> Iterator[Fault]:
     mode, decay = context.raw("optimizer.params.adam_w_mode"), context.number("optimizer.params.weight_decay", 0.0)
     name = (context.optimizer or "").lower()
     if name == "adam" and mode is None and decay:
-        what = f"optimizer.type={context.optimizer!r} with weight_decay={decay:g}: DeepSpeed runs AdamW"
+        what = f"optimizer.type={context.optimizer!r} with weight_decay={exact(decay)}: DeepSpeed runs AdamW"
         yield (
             "optimizer.type",
             what,
@@ -139,6 +139,19 @@ def amsgrad(context: Context) -> Iterator[Fault]:
 
 
 @rule(
+    "torch-optimizer-twice",
+    looks_at="optimizer.params.{fused, foreach, differentiable}",
+    why="torch's optimizers raise RuntimeError where two of their implementations are asked for at once",
+)
+def torch_optimizer_twice(context: Context) -> Iterator[Fault]:
+    asked = [name for name in ("fused", "foreach", "differentiable") if context.flag(f"optimizer.params.{name}")]
+    if (context.optimizer_class or "").startswith("torch.optim.") and len(asked) > 1:
+        where = f"optimizer.params.{asked[0]}"
+        what = f"{' and '.join(f'{name}=true' for name in asked)} in optimizer.params"
+        yield where, what, "one of them at most", f"remove {asked[1]!r}"
+
+
+@rule(
     "nesterov",
     looks_at="optimizer.params.{nesterov, momentum, dampening}",
     why="torch's SGD raises ValueError for Nesterov without momentum, or with dampening",
@@ -149,7 +162,7 @@ def nesterov(context: Context) -> Iterator[Fault]:
         return
     momentum, dampening = (context.number(f"optimizer.params.{name}", 0.0) for name in ("momentum", "dampening"))
     if not momentum or dampening:
-        what = f"{where}=true with momentum={momentum or 0:g} and dampening={dampening or 0:g}"
+        what = f"{where}=true with momentum={exact(momentum or 0)} and dampening={exact(dampening or 0)}"
         yield where, what, "a momentum above 0 and no dampening", "write 'momentum', or remove 'nesterov'"
 
 
@@ -188,6 +201,7 @@ OPTIMIZER_RULES = (
     optimizer_on_cpu,
     optimizer_needs_compiler,
     amsgrad,
+    torch_optimizer_twice,
     nesterov,
     lamb_loss_scale,
     muon_at_stage_3,

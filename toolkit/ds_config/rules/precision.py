@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import argument
 from toolkit.ds_config.schema_zero import NUMBER_FORMATS
-from toolkit.ds_config.values import show
+from toolkit.ds_config.values import exact, show
 
 MASTER = "bf16.bf16_master_weights_and_grads"
 STATES = "bf16.bf16_optimizer_states"
@@ -95,7 +95,7 @@ def device_number_format(context: Context) -> Iterator[Fault]:
 def accumulation_dtype_unwritten(context: Context) -> Iterator[Fault]:
     steps = context.number("gradient_accumulation_steps", 1)
     if context.dtype != "fp32" and steps is not None and steps > 1 and context.raw(SUMS) is None:
-        what = f"{SUMS} is missing: {steps:g} micro-batches are summed in {context.dtype}"
+        what = f"{SUMS} is missing: {exact(steps)} micro-batches are summed in {context.dtype}"
         yield SUMS, what, f"'fp32', or '{context.dtype}' on purpose", f'write "data_types": {{"{SUMS[11:]}": "fp32"}}'
 
 
@@ -112,7 +112,7 @@ def loss_scale_range(context: Context) -> Iterator[Fault]:
         where = f"fp16.{name}"
         value = context.number(where, 1)
         if value is not None and value < 1:
-            what = f"{where}={value:g} with a dynamic loss scale (fp16.loss_scale is 0)"
+            what = f"{where}={exact(value)} with a dynamic loss scale (fp16.loss_scale is 0)"
             yield where, what, "an integer >= 1", f"correct {name!r}, or write a static loss_scale"
 
 

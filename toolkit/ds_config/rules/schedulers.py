@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
+from toolkit.ds_config.schema_optimizers import DEEPSPEED_SCHEDULERS, SCHEDULERS
+from toolkit.ds_config.values import exact
 
 PARAMS = "scheduler.params"
 WARMUP = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
@@ -12,6 +14,23 @@ WARMUP = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 
 def _kind(context: Context) -> str:
     return context.text("scheduler.type") or ""
+
+
+@rule(
+    "torch-scheduler",
+    looks_at="scheduler.type, zero_optimization.stage, fp16.enabled, bf16.enabled",
+    why="DeepSpeed hands its own optimizer to the schedule, and torch's classes take torch's optimizers alone: a TypeError at "
+    "start, but for stage 0 in fp32, where the two are one (engine.py, _configure_lr_scheduler; run)",
+)
+def torch_scheduler(context: Context) -> Iterator[Fault]:
+    kind = _kind(context)
+    if kind not in SCHEDULERS or kind in DEEPSPEED_SCHEDULERS or not (context.stage or context.dtype != "fp32"):
+        return
+    place = f"at stage {context.stage}" if context.stage else f"in {context.dtype}"
+    what = f"scheduler.type={kind!r} {place}: torch's schedules do not take DeepSpeed's optimizer"
+    nearest = "WarmupCosineLR" if "Cosine" in kind else "WarmupDecayLR"
+    cure = f"write {nearest!r}, or remove 'scheduler' and step a schedule of torch's in the training script"
+    yield "scheduler.type", what, f"one of {', '.join(DEEPSPEED_SCHEDULERS)}", cure
 
 
 @rule(
@@ -62,8 +81,22 @@ def warmup_max_lr(context: Context) -> Iterator[Fault]:
         yield where, f"{where} is missing: WarmupDecayLR takes 0.001", "the peak learning rate", "write 'warmup_max_lr'"
     peak = context.number(where)
     if peak is not None and rate is not None and peak != rate:
-        what = f"{where}={peak:g} overrides optimizer.params.lr={rate:g}"
+        what = f"{where}={exact(peak)} overrides optimizer.params.lr={exact(rate)}"
         yield where, what, "the same number twice", "make the two equal"
+
+
+@rule(
+    "warmup-downwards",
+    looks_at=f"{PARAMS}.warmup_min_lr, {PARAMS}.warmup_max_lr",
+    why="the warm-up then lowers the rate from warmup_min_lr to warmup_max_lr, without a word (lr_schedules.py, WarmupLR)",
+    severity="warning",
+)
+def warmup_downwards(context: Context) -> Iterator[Fault]:
+    least, peak = context.number(f"{PARAMS}.warmup_min_lr"), context.number(f"{PARAMS}.warmup_max_lr")
+    if _kind(context) in WARMUP[:2] and least is not None and peak is not None and least > peak:
+        where = f"{PARAMS}.warmup_min_lr"
+        what = f"{where}={exact(least)} is above warmup_max_lr={exact(peak)}: the rate falls during the warm-up"
+        yield where, what, f"at most {exact(peak)}", "exchange the two, or lower warmup_min_lr"
 
 
 @rule(
@@ -76,8 +109,8 @@ def warmup_longer_than_run(context: Context) -> Iterator[Fault]:
     warmup, total = context.number(f"{PARAMS}.warmup_num_steps"), context.number(f"{PARAMS}.total_num_steps")
     if warmup is not None and total is not None and warmup >= total:
         where = f"{PARAMS}.warmup_num_steps"
-        what = f"{where}={warmup:g} with total_num_steps={total:g}: the peak is never followed by the decay"
-        yield where, what, f"fewer than {total:g} steps", "shorten the warm-up, or lengthen the run"
+        what = f"{where}={exact(warmup)} with total_num_steps={exact(total)}: the peak is never followed by the decay"
+        yield where, what, f"fewer than {exact(total)} steps", "shorten the warm-up, or lengthen the run"
 
 
 @rule(
@@ -119,9 +152,11 @@ def scheduler_without_optimizer(context: Context) -> Iterator[Fault]:
 
 
 SCHEDULER_RULES = (
+    torch_scheduler,
     warmup_type_unwritten,
     warmup_steps_unwritten,
     warmup_max_lr,
+    warmup_downwards,
     warmup_longer_than_run,
     one_cycle_momentum,
     one_cycle_length,

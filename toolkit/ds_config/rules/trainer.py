@@ -13,7 +13,7 @@ from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import FILLED_FROM, argument, trainer_value
 from toolkit.ds_config.schema_keys import is_number
 from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
-from toolkit.ds_config.values import show
+from toolkit.ds_config.values import exact, show
 
 EQUIVALENTS = {"linear": "WarmupDecayLR", "constant_with_warmup": "WarmupLR", "cosine": "WarmupCosineLR"}
 """lr_scheduler_type -> the nearest DeepSpeed schedule."""
@@ -117,7 +117,7 @@ def trainer_global_batch(context: Context) -> Iterator[Fault]:
         return
     size = context.target.world_size * micro * steps
     if written != size:
-        what = f"train_batch_size={written:g} but the Trainer computes {context.target.world_size} x {micro} x {steps} = {size}"
+        what = f"train_batch_size={exact(written)} but the Trainer computes {context.target.world_size} x {micro} x {steps} = {size}"
         yield "train_batch_size", what, f'{size}, or "auto"', 'write "auto"'
 
 
@@ -133,11 +133,11 @@ def trainer_accumulation_unwritten(context: Context) -> Iterator[Fault]:
     steps = None if arguments is None else argument(arguments, where)
     if context.has(where) or not is_number(steps) or steps is None or steps <= 1:
         return
-    what = f"{where} is missing while the Trainer accumulates {steps:g} micro-batches: accelerate writes 1"
+    what = f"{where} is missing while the Trainer accumulates {exact(steps)} micro-batches: accelerate writes 1"
     severity: Severity = "warning"
     if context.has("train_batch_size"):
         what, severity = f"{what}, which contradicts train_batch_size", "error"
-    yield where, what, f'"auto", or {steps:g}', f'write "{where}": "auto"', severity
+    yield where, what, f'"auto", or {exact(steps)}', f'write "{where}": "auto"', severity
 
 
 @rule(
@@ -153,7 +153,7 @@ def trainer_optimizer_values(context: Context) -> Iterator[Fault]:
     for name, taken in defaults.items():
         where = f"optimizer.params.{name}"
         wanted = trainer_value(arguments, where)
-        if context.has(where) or wanted == taken:
+        if context.has(where) or wanted is None or wanted == taken:
             continue
         names = FILLED_FROM.get(where) or ARGUMENT_NAMES[where]
         what = f"{where} is missing: {show(taken)} is used, not {names}={show(wanted)}{_origin(arguments, names)}"
@@ -249,7 +249,7 @@ def trainer_batch_finder(context: Context) -> Iterator[Fault]:
 def trainer_tensor_parallel_stage_3(context: Context) -> Iterator[Fault]:
     where, degree = "tensor_parallel.autotp_size", context.number("tensor_parallel.autotp_size", 0) or 0
     if context.training_args is not None and degree > 1 and context.stage == 3:
-        yield where, f"{where}={degree:g} at stage 3 with the Trainer", "stage 0, 1 or 2", "use stage 2"
+        yield where, f"{where}={exact(degree)} at stage 3 with the Trainer", "stage 0, 1 or 2", "use stage 2"
 
 
 TRAINER_RULES = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from toolkit.ds_config.schema_arguments import READ
 from toolkit.ds_config.schema_keys import is_number
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -46,19 +47,27 @@ FILLED_FROM: dict[str, str] = {
 
 
 def argument(arguments: Mapping[str, Any], name: str) -> Any:
-    """The Trainer argument `name`, or TrainingArguments' default for it."""
+    """The Trainer argument `name`, or TrainingArguments' default for it, also in the place of a value that it cannot have."""
     value = arguments.get(name)
-    return TRAINER_DEFAULTS.get(name) if value is None else value
+    return TRAINER_DEFAULTS.get(name) if value is None or is_malformed(arguments, name) else value
+
+
+def is_malformed(arguments: Mapping[str, Any], name: str) -> bool:
+    """Whether the argument `name` has a value that it cannot have; a rule of its own names it, and nothing follows from it."""
+    return name in READ and arguments.get(name) is not None and not READ[name].accepts(arguments[name])
 
 
 def trainer_value(arguments: Mapping[str, Any], path: str) -> Any:
     """What the Trainer makes of the DeepSpeed key at `path`; None where it leaves it alone or depends on the run."""
     if path in FILLED_FROM:
-        return argument(arguments, FILLED_FROM[path])
+        name = FILLED_FROM[path]
+        return None if is_malformed(arguments, name) else argument(arguments, name)
     if path in ("bf16.enabled", "fp16.enabled"):
         name = path.removesuffix(".enabled")
         return any(argument(arguments, key) is True for key in (name, f"{name}_full_eval"))
     if path == "optimizer.params.betas":
+        if is_malformed(arguments, "adam_beta1") or is_malformed(arguments, "adam_beta2"):
+            return None
         return [argument(arguments, "adam_beta1"), argument(arguments, "adam_beta2")]
     if path == "scheduler.params.warmup_min_lr":
         return 0

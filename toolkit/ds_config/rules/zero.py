@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
+from toolkit.ds_config.values import exact
 
 ZERO = "zero_optimization"
 
@@ -18,7 +19,7 @@ def allgather_bucket_odd(context: Context) -> Iterator[Fault]:
     size = context.number(f"{ZERO}.allgather_bucket_size")
     if size is not None and context.stage in (1, 2) and int(size) % 2:
         where = f"{ZERO}.allgather_bucket_size"
-        yield where, f"{where}={size:g} is odd", "an even number of elements", f"write {int(size) + 1}"
+        yield where, f"{where}={exact(size)} is odd", "an even number of elements", f"write {int(size) + 1}"
 
 
 @rule(
@@ -32,7 +33,7 @@ def compute_grad_norm(context: Context) -> Iterator[Fault]:
         return
     reasons = {
         f"stage {context.stage}": context.stage not in (1, 2),
-        f"gradient_clipping={context.clipping:g}"
+        f"gradient_clipping={exact(context.clipping)}"
         + ("" if context.has("gradient_clipping") else " (its default)"): context.clipping > 0,
         "offload_optimizer": context.optimizer_offload != "none",
         "zenflow": context.raw(f"{ZERO}.zenflow") is not None,
@@ -60,7 +61,7 @@ def prescaled_gradients(context: Context) -> Iterator[Fault]:
         yield "prescale_gradients", what, "false", "remove 'prescale_gradients'"
     factor = context.number("gradient_predivide_factor", 1.0)
     if factor not in (None, 1.0):
-        what = f"gradient_predivide_factor={factor:g} with reduce-scatter at stage {context.stage}"
+        what = f"gradient_predivide_factor={exact(factor)} with reduce-scatter at stage {context.stage}"
         yield "gradient_predivide_factor", what, "1.0", "remove 'gradient_predivide_factor'"
 
 
@@ -113,7 +114,7 @@ def quantized_communication(context: Context) -> Iterator[Fault]:
 def hpz_partition(context: Context) -> Iterator[Fault]:
     size, where = context.number(f"{ZERO}.zero_hpz_partition_size", 1), f"{ZERO}.zero_hpz_partition_size"
     if context.target is not None and size is not None and size > 1 and context.target.world_size % size:
-        what = f"{where}={size:g} does not divide the world size {context.target.world_size}"
+        what = f"{where}={exact(size)} does not divide the world size {context.target.world_size}"
         yield where, what, "the number of ranks per host", f"correct {where}"
 
 
@@ -141,8 +142,8 @@ def zenflow(context: Context) -> Iterator[Fault]:
         yield where, what, "offload_optimizer.device 'cpu'", 'add "offload_optimizer": {"device": "cpu"}'
     interval, steps = context.number(f"{where}.update_interval"), context.number("gradient_accumulation_steps")
     if interval is not None and steps is not None and interval != steps:
-        what = f"{where}.update_interval={interval:g} overwrites gradient_accumulation_steps={steps:g}"
-        yield f"{where}.update_interval", what, f"{steps:g}", "make the two equal"
+        what = f"{where}.update_interval={exact(interval)} overwrites gradient_accumulation_steps={exact(steps)}"
+        yield f"{where}.update_interval", what, f"{exact(steps)}", "make the two equal"
 
 
 @rule(
