@@ -96,6 +96,10 @@ def test_what_is_given_stays(make: Callable[..., tuple[Recipe, str]], here: Path
     recipe, printed = make("--data.prompt_field", "a", "--data.completion_field", "c", data="odd.jsonl")
     assert (recipe.data.prompt_field, recipe.data.completion_field) == ("a", "c")
     assert recipe.task.sample_prompt == "Question 0?" and "in a and c; not read: b" in printed
+    (here / "pairs.csv").write_text("prompt,completion\n" + "".join(f"q{n},a{n}\n" for n in range(40)))
+    recipe, printed = make("--data.text_field", "completion", data="pairs.csv")
+    assert recipe.data.text_field == "completion" and "of texts, in completion; not read: prompt" in printed
+    assert start(recipe, ["--preview", "1"]) == 0
     recipe, printed = make("--batch.sequence_length", "128")
     assert recipe.batch.sequence_length == 128 and "as you said; holds 169 of 200" in printed
 

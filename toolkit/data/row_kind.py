@@ -10,8 +10,14 @@ from toolkit.data.example import Row
 from toolkit.data.formats import Format, find, is_filled
 from toolkit.data.messages import EmptyAnswer
 from toolkit.errors import DataError, first_few
+from toolkit.recipe import Data
 
-_FIELD_OF = {"messages": "messages_field", "prompt_completion": "completion_field", "text": "text_field"}
+_FIELDS_OF = {
+    "messages": ("messages_field",),
+    "prompt_completion": ("completion_field", "prompt_field"),
+    "text": ("text_field",),
+}
+"""The fields that name the columns of a form; the first of them alone can leave it out."""
 
 RowKind: TypeAlias = Literal["messages", "prompt_completion", "text"] | Format
 
@@ -19,8 +25,9 @@ RowKind: TypeAlias = Literal["messages", "prompt_completion", "text"] | Format
 def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_field: str, text_field: str) -> RowKind:
     """The form of `row` by the columns that hold something. Raises DataError for none of the forms, or several.
 
-    The recipe's columns win: a format of the field counts only for a row that fills none of those forms. An empty text
-    counts only where no column of another form holds something: in CSV a field cannot be left out.
+    The recipe's columns win: a format of the field counts only for a row that fills none of those forms. Of several such
+    forms the one wins for which the recipe names another column than the default: the others are merely there. An empty
+    text counts only where no column of another form holds something: in CSV a field cannot be left out.
     """
     fields = {
         "messages_field": messages_field,
@@ -30,6 +37,8 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
     }
     found = _forms({name for name, value in row.items() if value is not None}, **fields)
     told = _forms({name for name, value in row.items() if is_filled(value)}, **fields)
+    if len(told) > 1:
+        told = [form for form in told if _is_named(form, fields)] or told
     if len(told) == 1:
         return told[0]
     if told:
@@ -39,7 +48,10 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
             f"{', '.join(names.get(form, text_field) for form in told)}",
             expected=f"one of {_wanted(fields)}",
             do="remove the columns that are not meant, or name one that is not there in their place: "
-            f"--data.{_FIELD_OF[told[-1]]} none_of_them leaves {names.get(told[-1], text_field)} out",
+            + ", ".join(
+                f"--data.{_FIELDS_OF[form][0]} none_of_them leaves {names.get(form, f'the plain text of {text_field}')} out"
+                for form in told
+            ),
         )
     form = find(row)
     if form is not None:
@@ -58,6 +70,11 @@ def _forms(
     if text_field in filled:
         found.append("text")
     return found
+
+
+def _is_named(form: str, fields: Mapping[str, str]) -> bool:
+    """Whether the recipe names a column of `form` by another name than the default."""
+    return any(fields[name] != Data.model_fields[name].default for name in _FIELDS_OF[form])
 
 
 def _wanted(fields: Mapping[str, str]) -> str:
