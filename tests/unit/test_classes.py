@@ -319,6 +319,22 @@ def test_held_out_rows_without_labels_are_said_to_be_that() -> None:
         task.encode({"text": "a", "label": -1})
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_row_without_the_label_that_others_have(place: int) -> None:
+    rows: list[Row] = [{"text": "a", "label": name} for name in "abab"]
+    rows[place] = {"text": "a"}
+    task, name = labels(["a", "b"]), plain_names("data.train")
+    with pytest.raises(DataError) as refused:
+        task.check(rows, name)
+    what = "label is not there, while other rows have it; the columns are text"
+    assert refused.value.what == f"row {place + 1} of data.train: {what}"
+    assert refused.value.do == "write it there, or remove the row"
+    with pytest.raises(
+        DataError, match=r"^row 1 of data.train: data.label_field='label' is not there; the columns are t"
+    ):
+        task.check([{"text": "a"}] * 3, name)
+
+
 def test_numbers_without_a_name_in_a_described_data_set() -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 0]}, features=features)

@@ -319,6 +319,36 @@ def test_empty_answers_are_counted(recipe, tmp_path, row, said, streaming):
     assert what.startswith(f"row 6 of data.train, '{path}': {said}") and what.endswith("(there, and in 6 of 60 rows)")
 
 
+LACKING = [
+    ({"instruction": "i", "input": "x", "output": "o"}, "output"),
+    ({"instruction": "i", "input": "x", "output": "o"}, "instruction"),
+    ({"prompt": "p", "completion": "c"}, "completion"),
+    ({"prompt": "p", "completion": "c"}, "prompt"),
+    ({"messages": [ASK, SAY], "id": 7}, "messages"),
+    ({"conversations": [HUMAN, GPT], "id": 7}, "conversations"),
+    ({"text": "t", "id": 7}, "text"),
+]
+
+
+@pytest.mark.parametrize(("row", "column"), LACKING)
+@pytest.mark.parametrize("place", [0, 5])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_that_lacks_a_column_of_the_others_says_which(recipe, tmp_path, row, column, place, streaming):
+    path = tmp_path / "rows.jsonl"
+    rest = {name: value for name, value in row.items() if name != column}
+    rows = [rest if number in (place, 8) else row for number in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"streaming": True, "packing": False} if streaming else {}
+    with pytest.raises(DataError) as caught:
+        inputs, _ = prepared(recipe(path, **options))
+        next(iter(inputs.batches.iterate(0, 1)))
+    assert caught.value.what == (
+        f"row {place + 1} of data.train, '{path}': {column} is not there (there, and in 2 of 10 rows), while other rows "
+        f"have it; the columns are {', '.join(rest)}"
+    )
+    assert caught.value.do == "write it there, or remove the row"
+
+
 def test_complaints_name_the_row_and_its_file(recipe, tmp_path, capfd, alone):
     path = tmp_path / "rows.jsonl"
     rows = [*ALPACA, {"instruction": "x", "output": 0}]

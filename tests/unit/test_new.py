@@ -253,6 +253,7 @@ WRONG = [
     ("x", "--data empty.jsonl", "data.train='empty.jsonl' has no rows", "point data.train to another one"),
     ("x", "--data broken.jsonl", "line 2 is not JSON", "repair or remove the line"),
     ("x", "--data unanswered.jsonl", "row 2 of data.train, 'unanswered.jsonl': completion is empty", "fill it in"),
+    ("x", "--data lacking.jsonl", "row 1 of data.train, 'lacking.jsonl': output is not there, while other rows have it", "write it there"),
     ("x", "--data odd.csv", "'odd.csv': its columns do not say by themselves what is to be learned:\n    a  '1'\n    b  'x'", "--data.text_field a"),
     ("x", "--evaluation odd.csv", "row 1 of data.evaluation, 'odd.csv': the columns a, b", "set"),
     ("x", "--model nowhere", "model.path='nowhere'", "check the path"),
@@ -284,6 +285,8 @@ def test_wrong_inputs_leave_nothing_behind(
     (here / "empty.jsonl").write_text("")
     (here / "broken.jsonl").write_text('{"text": "One."}\n{"text"\n')
     write_lines(here / "unanswered.jsonl", [{"prompt": "A?", "completion": text} for text in ("Yes.", " ")])
+    alpaca = [{"instruction": f"Say {number}.", "output": "Yes."} for number in range(40)]
+    write_lines(here / "lacking.jsonl", [{"instruction": "Say it.", "input": ""}, *alpaca])
     (here / "odd.csv").write_text("a,b\n1,x\n2,z\n")
     for broken in ("notokenizer", "noweights", "base"):
         shutil.copytree(tiny_llama_dir, here / broken)

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
+from toolkit.data.column_names import ColumnMissing
 from toolkit.data.example import Row
 from toolkit.data.formats import Format, find, is_filled
 from toolkit.data.messages import EmptyAnswer
@@ -91,7 +92,8 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
     for half, other in halves.items():
         if half in filled:
             state = "is null" if other in row else "is not there"
-            raise (EmptyAnswer if other == fields["completion_field"] and other in row else DataError)(
+            is_empty_answer = other == fields["completion_field"] and other in row
+            raise (EmptyAnswer if is_empty_answer else DataError if other in row else ColumnMissing)(
                 f"{half} holds something, but {other} {state} (the columns are {first_few(sorted(row))})",
                 expected=wanted,
                 do=_other_half(row, half, other, {name: column for column, name in fields.items()}),
@@ -102,7 +104,7 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
             expected=wanted,
             do="remove the row, or fill it in; if another column holds the text, set the field of data to it",
         )
-    raise DataError(
+    raise ColumnMissing(
         f"the columns {first_few(sorted(row)) if row else '(none)'} hold no training text under the names that are looked for",
         expected=f"{wanted}; or the columns of Alpaca, ShareGPT, or question and answer",
         do=_what_to_write(row, fields),

@@ -120,19 +120,26 @@ def _may_be_labels(values: list[Any]) -> bool:
 
 
 def _known(rows: Sequence[Row], data: Data, columns: Collection[str]) -> Roles | None:
-    """What the reader makes of the first row; None where it finds nothing that it knows."""
+    """What the reader makes of the first row that it takes; None where it finds nothing that it knows.
+
+    A row before that one is refused when it is encoded, which tells what it lacks of the others.
+    """
     fields = {name: value for name, value in data if name in ("messages_field", "prompt_field", "completion_field")}
     fields["text_field"] = data.text_field
-    try:
-        kind = row_kind(rows[0], **fields)
-    except DataError as error:
-        complete = [{data.messages_field}, {data.prompt_field, data.completion_field}, {data.text_field}]
-        if not any(names <= set(columns) for names in complete):
-            return None
-        raise DataError(f"row 1 of data.train: {error.what}", expected=error.expected, do=error.do) from None
-    if isinstance(kind, Format):
-        return Roles("messages" if len(kind.needs) == 1 else "prompt_completion", form=kind)
-    return Roles(kind)
+    first: DataError | None = None
+    for row in rows:
+        try:
+            kind = row_kind(row, **fields)
+        except DataError as error:
+            first = first or error
+            continue
+        if isinstance(kind, Format):
+            return Roles("messages" if len(kind.needs) == 1 else "prompt_completion", form=kind)
+        return Roles(kind)
+    complete = [{data.messages_field}, {data.prompt_field, data.completion_field}, {data.text_field}]
+    if first is None or not any(names <= set(columns) for names in complete):
+        return None
+    raise DataError(f"row 1 of data.train: {first.what}", expected=first.expected, do=first.do)
 
 
 def _conversations(columns: dict[str, list[Any]]) -> Roles | None:

@@ -206,7 +206,9 @@ def check_held_out(data: Data, task: Task) -> None:
         whole=False,
     )
     encode, name = as_described(task.encode, source.rows), row_names(source, "data.evaluation")
-    encoder = Encoder(encode, 2**31, "truncate", "data.evaluation", row_name=name, rows=source.rows)
+    encoder = Encoder(
+        encode, 2**31, "truncate", "data.evaluation", columns=task.columns, row_name=name, rows=source.rows
+    )
     count = 0
     for count, row in enumerate(islice(source.rows, HELD_OUT_ROWS), start=1):
         encoder.examples(row, count)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from toolkit.data.class_names import class_names, with_names
+from toolkit.data.column_names import ColumnMissing, missing
+from toolkit.data.encoding import COUNT_IN
 from toolkit.data.example import Row
 from toolkit.data.row_names import RowName, named
 from toolkit.errors import DataError, first_few
@@ -22,8 +25,8 @@ def label_of(row: Row, column: str) -> str:
     if isinstance(label, str | int) and str(label).strip():
         return str(label)
     if column not in row:
-        raise DataError(
-            f"data.label_field={column!r} gives None; the columns are {first_few(list(row))}",
+        raise ColumnMissing(
+            f"data.label_field={column!r} is not there; the columns are {first_few(list(row))}",
             expected="an integer or a class name in data.label_field",
             do="set data.label_field to the column that holds the class",
         )
@@ -59,6 +62,9 @@ def labels_of(rows: Any, column: str, row_name: RowName) -> Iterator[str]:
     for number, row in numbered:
         try:
             yield label_of(with_names(row, names) if names else row, column)
+        except ColumnMissing as error:
+            others_have_it = number > 1 or any(column in other for _, other in islice(numbered, COUNT_IN))
+            raise named(missing([column], row) if others_have_it else error, row_name(number)) from None
         except DataError as error:
             if column not in row or not _is_none(row[column]):
                 raise named(error, row_name(number)) from None

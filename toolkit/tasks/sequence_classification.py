@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from toolkit.data.class_names import class_names
+from toolkit.data.column_names import ColumnMissing
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.row_names import RowName
 from toolkit.errors import DataError, RecipeError, did_you_mean, first_few
@@ -146,7 +147,7 @@ class SequenceClassification:
         if not isinstance(text, str):
             column = self.data.text_field
             texts = [name for name, value in row.items() if isinstance(value, str) and name != self.data.label_field]
-            raise DataError(
+            raise (DataError if column in row else ColumnMissing)(
                 f"data.text_field={column!r} "
                 + (f"gives {text!r:.60}" if column in row else "is not there")
                 + f"; the columns are {first_few(list(row))}",

@@ -267,7 +267,7 @@ def _streamed(recipe: Recipe, source: Source, task: Task, rank: int, world_size:
     encode, name = as_described(task.encode, rows), row_names(source, "data.train")
     return StreamedBatches(
         rows=rows,
-        encoder=Encoder(encode, capacity, recipe.data.overlong, row_name=name, rows=rows),
+        encoder=Encoder(encode, capacity, recipe.data.overlong, columns=task.columns, row_name=name, rows=rows),
         packing=recipe.data.packing,
         shuffle=recipe.data.shuffle,
         seed=recipe.seed,
