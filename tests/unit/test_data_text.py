@@ -19,6 +19,7 @@ import pyarrow
 import pytest
 
 from tests.unit.test_data_sources import ROWS, content, opened, refused, write
+from toolkit.data.sources import open_source
 
 JSON_ROWS = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 BOTH = pytest.mark.parametrize("streaming", [False, True])
@@ -224,6 +225,20 @@ def test_an_empty_cell_is_the_empty_text_with_quotes_or_without(tmp_path, stream
 def test_white_space_around_the_name_of_a_column_is_no_part_of_it(tmp_path, streaming):
     (tmp_path / "rows.csv").write_text("\ufeffprompt, completion \r\nq, a \r\n", encoding="utf-8")
     assert list(opened(tmp_path / "rows.csv", tmp_path, streaming=streaming)) == [{"prompt": "q", "completion": " a "}]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("header", "row", "is_said"),
+    [(",text", "0,a", True), (" ,text", ",a", True), ("text,", "a,", False), ("text", "a", False)],
+)
+def test_numbers_of_rows_without_a_name_are_said_to_be_left_out(tmp_path, header, row, is_said, streaming):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\n{row}\n")
+    source = open_source(str(path), split="train", cache_dir=tmp_path / "cache", streaming=streaming)
+    assert list(source.rows) == [{"text": "a"}]
+    said = "not read: the first column of rows.csv, which has no name (pandas writes the numbers of rows there)"
+    assert source.remarks == ((said,) if is_said else ())
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,17 @@ def missing(names: Sequence[str], row: Mapping[str, Any], share: str = "") -> Da
 def unused_columns(row: Mapping[str, Any], columns: Callable[[Mapping[str, Any]], Collection[str]]) -> list[str]:
     """The columns of `row` that hold something and are not among those that `columns` says are read."""
     read = columns(row)
-    return [name for name, value in row.items() if name not in read and not _is_empty(value)]
+    return [name for name in _filled(row) if name not in read]
+
+
+def used_columns(row: Mapping[str, Any], columns: Callable[[Mapping[str, Any]], Collection[str]]) -> list[str]:
+    """The columns of `row` that hold something and are among those that `columns` says are read."""
+    read = columns(row)
+    return [name for name in _filled(row) if name in read]
+
+
+def _filled(row: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in row.items() if not _is_empty(value)]
 
 
 def _is_empty(value: object) -> bool:

@@ -115,17 +115,22 @@ class Encoder:
         if counts.kept:
             return
         if counts.masked or counts.cut_off:
+            is_cut = counts.cut_off >= counts.masked
             raise DataError(
                 f"no token of the {num_rows:,} rows of {self.name} carries loss ({counts.describe()})",
-                expected=f"examples with tokens to learn within the first {self.capacity:,}, batch.sequence_length",
+                expected=f"examples with tokens to learn within the first {self.capacity:,}, batch.sequence_length"
+                if is_cut
+                else 'answers to learn: those with "weight": 0 are only context',
                 do="raise batch.sequence_length: the answers begin later"
-                if counts.cut_off >= counts.masked
-                else "check task.train_on and the messages' roles",
+                if is_cut
+                else 'take "weight": 0 from the answers to learn; if none has it, look at the {% generation %} blocks of the '
+                "tokenizer's chat template",
             )
         raise DataError(
             f"none of the {num_rows:,} rows of {self.name} gave an example ({counts.describe() or 'no row at all'})",
-            expected=f"text in the rows, and examples of at most {self.capacity} tokens",
-            do="check the columns that the task reads, or raise batch.sequence_length",
+            expected="text in the rows"
+            + (f", and examples of at most {self.capacity:,} tokens" if counts.dropped else ""),
+            do="check the columns that the task reads" + (", or raise batch.sequence_length" if counts.dropped else ""),
         )
 
 
