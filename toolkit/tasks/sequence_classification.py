@@ -107,7 +107,7 @@ class SequenceClassification:
         """Whether the output layer starts at random values, whatever the checkpoint has."""
         return self.mapping.new_head
 
-    def remarks(self, rows: Iterable[Row]) -> list[str]:
+    def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
         """The classes, what the checkpoint's head becomes, and names that may be meant for one."""
         found = [self.mapping.remark or f"classes: {numbered(self.classes)}"]
         for names in alike(self.classes):
