@@ -14,6 +14,7 @@ from toolkit.data.formats import Format
 from toolkit.data.row_kind import row_kind
 from toolkit.errors import DataError
 from toolkit.recipe import Data
+from toolkit.tasks.labels import is_fraction
 
 Kind: TypeAlias = Literal["messages", "prompt_completion", "text", "classification"]
 
@@ -113,7 +114,7 @@ def _with_labels(roles: Roles, columns: Mapping[str, list[Any]]) -> Roles:
 
 def _may_be_labels(values: list[Any]) -> bool:
     """Whether they are numbers, or short texts some of which come again."""
-    if all(isinstance(value, int | float) for value in values):
+    if all(isinstance(value, int | float) or is_fraction(value) for value in values):
         return True
     short = all(isinstance(value, str | int) and len(str(value)) <= LONGEST_CLASS for value in values)
     return short and 2 <= len(set(map(str, values))) < len(values)
@@ -231,6 +232,7 @@ def _is_prose(values: list[Any]) -> bool:
 
 def _is_class(values: list[Any]) -> bool:
     """Whether few values come again and again; integers that pandas has made fractions of (1.0) are classes gone wrong."""
+    values = [float(value) if is_fraction(value) else value for value in values]
     values = [value for value in values if not (isinstance(value, float) and math.isnan(value))]
     if not all(isinstance(value, str | int) or _is_whole(value) for value in values):
         return False

@@ -20,7 +20,7 @@ from toolkit.models.config import parsed
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
-from toolkit.tasks.labels import NO_LABEL, counted, label_of, labels_of, unlabelled
+from toolkit.tasks.labels import NO_LABEL, NOT_A_NAME, counted, label_of, labels_of, unlabelled
 from toolkit.tasks.protocol import NO_FIELDS, TRAINED, Batch, Sums
 
 MOST_CLASSES = 10_000
@@ -45,6 +45,7 @@ class SequenceClassification:
         self.options, self.data, self.tokenizer = options, data, tokenizer
         self.mapping = Classes(())
         self.classes: list[str] = []
+        self.doubtful: dict[str, str] = {}
         self.majority = 0
         self.checkpoint: Any = None
         if data.packing:
@@ -83,6 +84,9 @@ class SequenceClassification:
         self.mapping = match(classes or in_order(counts), head_of(checkpoint), given)
         self.classes = list(self.mapping.names)
         self.majority = self._index(max(counts, key=lambda name: counts[name]))
+        are_told = classes is not None or not self.mapping.new_head  # by the data set itself, or the checkpoint
+        doubtful = [] if are_told else [name for name in counts if name.strip().casefold() in NOT_A_NAME]
+        self.doubtful = {name: f"{counts[name]:,} of {counts.total():,} rows" for name in doubtful}
 
     def check(self, rows: Iterable[Row], row_name: RowName) -> None:
         """Raise DataError for held-out rows without labels."""
@@ -113,6 +117,10 @@ class SequenceClassification:
         for names in alike(self.classes):
             found.append(
                 f"note: {' and '.join(map(repr, names))} are classes of their own, apart by white space or case alone"
+            )
+        for name, share in self.doubtful.items():
+            found.append(
+                f"note: {name!r} is a class of its own, in {share}; if it stands for 'no label', remove those rows"
             )
         before = getattr(self.checkpoint, "problem_type", None)
         if not self.new_head and before not in (None, PROBLEM_TYPE):
