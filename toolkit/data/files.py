@@ -14,6 +14,7 @@ from pyarrow import parquet
 from toolkit.data.arrow_cache import cached_rows
 from toolkit.data.column_names import check_same
 from toolkit.data.content import combined, files_digest, sampled_digest
+from toolkit.data.content_kind import check_kind, json_in_text, renamed
 from toolkit.data.csv_rows import csv_header, is_numbered
 from toolkit.data.file_names import kind_of
 from toolkit.data.json_rows import decode, json_texts, wrapping_key
@@ -48,9 +49,10 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
     """
     for path in paths:
         check_is_data(path)
+        check_kind(path)
     names = tuple(str(path.resolve()) for path in paths)
     features, unread = _features(paths, kind)
-    remarks = tuple(_numbered(paths)) if kind == "csv" else ()
+    remarks = tuple(_numbered(paths) if kind == "csv" else _json_texts(paths) if kind == "text" else ())
     if streaming and kind != "json":
         rows = datasets.IterableDataset.from_generator(
             _stream,
@@ -101,6 +103,15 @@ def _numbered(paths: Sequence[Path]) -> Iterator[str]:
     files = [path.name for path in paths if is_numbered(path)]
     if files:
         yield f"not read: the first column of {first_few(files, 4)}, which has no name (pandas writes the numbers of rows there)"
+
+
+def _json_texts(paths: Sequence[Path]) -> Iterator[str]:
+    """A line on the text files that hold JSON."""
+    for path in filter(json_in_text, paths):
+        yield (
+            f"the lines of {path.name} are JSON objects, and learned as they stand, braces and all; to learn what is in "
+            f"their columns, rename it: {renamed(path, '.jsonl')}"
+        )
 
 
 def _check_json(paths: Sequence[Path], note: Path) -> None:
