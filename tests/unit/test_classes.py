@@ -194,6 +194,7 @@ def labels(values: list[object]) -> SequenceClassification:
         ([10, 9, 9], ["9", "10"]),
         (["012", "007"], ["007", "012"]),
         (["b", "a"], ["a", "b"]),
+        (["1.2.3", "v1.0", "1."], ["1.", "1.2.3", "v1.0"]),
     ],
 )
 def test_labels_of_every_kind(values: list[object], classes: list[str]) -> None:
@@ -206,7 +207,17 @@ def test_labels_of_every_kind(values: list[object], classes: list[str]) -> None:
         (
             1.0,
             "gives 1.0, a number with a fraction",
-            "write the class as an integer (pandas makes fractions of a column of integers where some are missing)",
+            "write the class as an integer (pandas makes fractions of a column of integers where some are missing), or as "
+            "a name that is no number",
+        ),
+        *(
+            (
+                text,
+                f"gives {text!r}, a number with a fraction",
+                "write the class as an integer (pandas makes fractions of a column of integers where some are missing), or "
+                "as a name that is no number",
+            )
+            for text in ("0.0", "1.25", "-.5", "2.5E-3", " 1.0 ")
         ),
         (float("nan"), "gives nan, a number with a fraction", "remove the row: it has no label"),
         (
@@ -252,6 +263,25 @@ def test_names_that_white_space_or_case_keep_apart_are_said() -> None:
         "classes: 0 = Dog, 1 = cat, 2 = cat ",
         "note: 'cat' and 'cat ' are classes of their own, apart by white space or case alone",
     ]
+
+
+def test_names_that_usually_mean_no_label_are_classes_and_said() -> None:
+    assert labels(["NA", "neg", "NA", "none", "Nora"]).remarks([]) == [
+        "classes: 0 = NA, 1 = Nora, 2 = neg, 3 = none",
+        "note: 'NA' is a class of its own, in 2 of 5 rows; if it stands for 'no label', remove those rows",
+        "note: 'none' is a class of its own, in 1 of 5 rows; if it stands for 'no label', remove those rows",
+    ]
+
+
+def test_a_data_set_that_names_its_classes_may_call_them_anything() -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["none", "0.5", "1.0"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, 2]}, features=features)
+    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    task.fit(rows)
+    assert task.remarks([]) == ["classes: 0 = none, 1 = 0.5, 2 = 1.0"]
+    assert [as_described(task.encode, rows)(row)[0]["labels"].tolist() for row in rows] == [[1], [0], [2]]
 
 
 UNLABELLED = "which stands for 'no label' (as in the test splits of GLUE)"
@@ -317,6 +347,22 @@ def test_held_out_rows_without_labels_are_said_to_be_that() -> None:
         )
     with pytest.raises(DataError, match=r"^data.label_field='label' is -1, which stands for 'no label'"):
         task.encode({"text": "a", "label": -1})
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_row_without_the_label_that_others_have(place: int) -> None:
+    rows: list[Row] = [{"text": "a", "label": name} for name in "abab"]
+    rows[place] = {"text": "a"}
+    task, name = labels(["a", "b"]), plain_names("data.train")
+    with pytest.raises(DataError) as refused:
+        task.check(rows, name)
+    what = "label is not there, while other rows have it; the columns are text"
+    assert refused.value.what == f"row {place + 1} of data.train: {what}"
+    assert refused.value.do == "write it there, or remove the row"
+    with pytest.raises(
+        DataError, match=r"^row 1 of data.train: data.label_field='label' is not there; the columns are t"
+    ):
+        task.check([{"text": "a"}] * 3, name)
 
 
 def test_numbers_without_a_name_in_a_described_data_set() -> None:

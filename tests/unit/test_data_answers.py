@@ -284,6 +284,9 @@ def test_an_earlier_answer_may_end_otherwise_than_the_last_one(tokenizers, monke
         (0, "train", True, "messages[0].train=True: this key is not read, and the message would not be learned"),
         (1, "loss", 0, "messages[1].loss=0: this key is not read"),
         (1, "trainable", False, "messages[1].trainable=False: this key is not read"),
+        (1, "wieght", 0, "messages[1].wieght=0: this key is not read, and the message would be learned"),
+        (1, "Weights", False, "messages[1].Weights=False: this key is not read"),
+        (0, "wight", 1, "messages[0].wight=1: this key is not read, and the message would not be learned"),
         (1, "loss_mask", 1, "messages[1].loss_mask=1: this key is not read"),
         (1, "training_detail", [{"begin_offset": 0}], "messages[1].training_detail="),
     ],
@@ -301,7 +304,7 @@ def test_other_words_about_what_is_learned_are_refused_where_they_would_not_be_f
 def test_other_words_that_say_what_is_done_anyway_are_taken(tokenizers):
     messages = talk("d")
     messages[0] |= {"train": False, "weight": 0}
-    messages[1] |= {"train": True, "loss": 1, "name": None}
+    messages[1] |= {"train": True, "loss": 1, "name": None, "wieght": 1, "freight": 0, "height": 180}
     assert runs(tokenizers["chatml"], messages) == ["d<|im_end|>"]
 
 

@@ -19,6 +19,7 @@ import pyarrow
 import pytest
 
 from tests.unit.test_data_sources import ROWS, content, opened, refused, write
+from toolkit.data.sources import open_source
 
 JSON_ROWS = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 BOTH = pytest.mark.parametrize("streaming", [False, True])
@@ -224,6 +225,85 @@ def test_an_empty_cell_is_the_empty_text_with_quotes_or_without(tmp_path, stream
 def test_white_space_around_the_name_of_a_column_is_no_part_of_it(tmp_path, streaming):
     (tmp_path / "rows.csv").write_text("\ufeffprompt, completion \r\nq, a \r\n", encoding="utf-8")
     assert list(opened(tmp_path / "rows.csv", tmp_path, streaming=streaming)) == [{"prompt": "q", "completion": " a "}]
+
+
+OBJECTS = '{"text": "a", "n": 1}\n{"text": "b", "n": 2}\n'
+TABLE = "text,n\na,1\n"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "written", "said", "do"),
+    [
+        ("a.csv", OBJECTS, "is JSON, one object per line, by its content", "rename it: a.jsonl"),
+        ("a.tsv", OBJECTS, "is JSON, one object per line, by its content", "rename it: a.jsonl"),
+        ("a.CSV", f"\ufeff\n{OBJECTS}", "is JSON, one object per line, by its content", "rename it: a.jsonl"),
+        ("a.parquet", OBJECTS, "is JSON, one object per line, by its content", "rename it: a.jsonl"),
+        ("a.csv", '[\n {"text": "a"},\n {"text": "b"}]', "is JSON, by its content", "rename it: a.json"),
+        ("a.csv", '[{"text": "a"}, {"text": "b"}]', "is JSON, by its content", "rename it: a.json"),
+        ("a.csv", '{\n "rows": [{"text": "a"}]}', "is JSON, by its content", "rename it: a.json"),
+        ("a.jsonl", TABLE, "is a table with commas between its columns, by its content", "rename it: a.csv"),
+        ("a.json", TABLE.replace(",", "\t"), "is a table with tabs between its columns, by its content", "rename it: a.tsv"),
+        ("a.jsonl", 'text,n\n"a, ""b""",1\n', "is a table with commas between its columns", "rename it: a.csv"),
+    ],
+)  # fmt: skip
+def test_another_kind_of_rows_than_the_name_says_is_named(tmp_path, name, written, said, do, streaming):
+    path = tmp_path / name
+    path.write_text(written, encoding="utf-8")
+    message = refused(path, tmp_path, streaming=streaming)
+    assert f"{str(path)!r} {said}" in message and f"do this:  {do}" in message
+    assert opened(path.rename(tmp_path / do.removeprefix("rename it: ")), tmp_path)
+    if not name.endswith("parquet"):
+        packed = tmp_path / f"{name}.gz"
+        packed.write_bytes(gzip.compress(written.encode()))
+        assert f"do this:  {do}.gz" in refused(packed, tmp_path, streaming=streaming)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.txt"])
+def test_a_parquet_file_under_the_name_of_text_is_named(tmp_path, name):
+    path = write(tmp_path / "rows.parquet").rename(tmp_path / name)
+    message = refused(path, tmp_path)
+    assert "is a Parquet file, by its content" in message and "rename it: a.parquet" in message
+
+
+@BOTH
+def test_json_in_a_text_file_is_learned_as_it_stands_and_said(tmp_path, streaming):
+    for written, is_said in ((OBJECTS, True), ("{} braces\n{\n", False), (TABLE, False), ("", False)):
+        (tmp_path / "a.txt").write_text(f"{written}more\n")
+        place, cache = str(tmp_path / "a.txt"), tmp_path / "cache"
+        source = open_source(place, split="train", cache_dir=cache, streaming=streaming)
+        assert [row["text"] for row in source.rows] == [*written.splitlines(), "more"]
+        said = "the lines of a.txt are JSON objects, and learned as they stand, braces and all; "
+        assert [remark.startswith(said) for remark in source.remarks] == [True] * is_said
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("text\nwords\n", "line 1 is not JSON"),
+        ("text, n\n", "line 1 is not JSON"),
+        ("one, two\nthree\n", "line 1 is not JSON"),
+        ('{"text": 1,\n{"text": 2,\n', "line 2 is not JSON"),
+    ],
+)
+def test_what_is_no_table_either_is_json_gone_wrong(tmp_path, written, said, streaming):
+    (tmp_path / "a.jsonl").write_text(written)
+    assert said in refused(tmp_path / "a.jsonl", tmp_path, streaming=streaming)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("header", "row", "is_said"),
+    [(",text", "0,a", True), (" ,text", ",a", True), ("text,", "a,", False), ("text", "a", False)],
+)
+def test_numbers_of_rows_without_a_name_are_said_to_be_left_out(tmp_path, header, row, is_said, streaming):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\n{row}\n")
+    source = open_source(str(path), split="train", cache_dir=tmp_path / "cache", streaming=streaming)
+    assert list(source.rows) == [{"text": "a"}]
+    said = "not read: the first column of rows.csv, which has no name (pandas writes the numbers of rows there)"
+    assert source.remarks == ((said,) if is_said else ())
 
 
 @pytest.mark.parametrize(

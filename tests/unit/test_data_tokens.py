@@ -271,13 +271,32 @@ def test_row_kind_names_the_columns_there_are():
     both = {"messages": TALK, "text": "a"}
     with pytest.raises(DataError, match="several forms of training text: messages, text") as caught:
         row_kind(both, **FIELDS)
-    assert caught.value.do.endswith("--data.text_field none_of_them leaves text out")
+    assert "--data.messages_field none_of_them leaves messages out, " in caught.value.do
+    assert caught.value.do.endswith("--data.text_field none_of_them leaves the plain text of text out")
     assert row_kind(both, **{**FIELDS, "text_field": "none_of_them"}) == "messages"
     pair = {"messages": TALK, "prompt": "a", "completion": "b"}
     with pytest.raises(DataError) as caught:
         row_kind(pair, **FIELDS)
+    assert "--data.messages_field none_of_them leaves messages out, " in caught.value.do
     assert caught.value.do.endswith("--data.completion_field none_of_them leaves prompt with completion out")
+    assert row_kind(pair, **{**FIELDS, "messages_field": "none_of_them"}) == "prompt_completion"
     assert row_kind(pair, **{**FIELDS, "completion_field": "none_of_them"}) == "messages"
+
+
+@pytest.mark.parametrize(
+    ("named", "kind"),
+    [
+        ({"text_field": "completion"}, "text"),
+        ({"text_field": "body"}, "text"),
+        ({"messages_field": "talk"}, "messages"),
+        ({"completion_field": "reply"}, "prompt_completion"),
+    ],
+)
+def test_a_column_that_is_named_wins_over_those_that_are_merely_there(named, kind):
+    row = {"prompt": "a", "completion": "b", "messages": TALK, "text": "t", "body": "c", "talk": TALK, "reply": "d"}
+    assert row_kind(row, **{**FIELDS, **named}) == kind
+    with pytest.raises(DataError, match="several forms of training text: talk, body"):
+        row_kind(row, **{**FIELDS, "messages_field": "talk", "text_field": "body"})
 
 
 def test_preview_marks_trained_tokens_and_the_ends_of_packed_examples():

@@ -107,10 +107,19 @@ def test_what_the_user_says_wins() -> None:
         lambda n: None if n % 10 == 3 else [0.0, 1.0][n % 2],
         lambda n: float("nan") if n % 10 == 3 else [0.0, 1.0][n % 2],
         lambda n: None if n % 10 == 3 else n % 3,
+        lambda n: ["0.0", "1.0"][n % 2],
         lambda n: -1 if n % 10 == 3 else n % 3,
         lambda n: None if n % 10 == 3 else kind(n),
     ],
-    ids=["floats", "floats and nulls", "floats and nan", "integers and nulls", "-1", "names and nulls"],
+    ids=[
+        "floats",
+        "floats and nulls",
+        "floats and nan",
+        "integers and nulls",
+        "floats as text",
+        "-1",
+        "names and nulls",
+    ],
 )
 @pytest.mark.parametrize("name", ["label", "Category"])
 def test_classes_with_faults_are_classes(label: Any, name: str) -> None:
@@ -124,6 +133,9 @@ def test_classes_with_faults_are_classes(label: Any, name: str) -> None:
     [
         ({"label": lambda n: n / 7}, None, ("label",)),
         ({"label": lambda n: min(n, -1)}, None, ("label",)),
+        ({"label": lambda n: str(n / 7)}, None, ("label",)),
+        ({"label": lambda n: ["0.5", "1.25", "3.0"][n % 3]}, None, ("label",)),
+        ({"label": lambda n: [0.5, 1.25, 3.0][n % 3]}, None, ("label",)),
         ({"Stars": lambda n: n / 7, "id": str}, None, ("Stars",)),
         ({"label": lambda n: str(n % 20)}, None, ("label",)),
         ({"label": kind}, "causal_lm", ("label",)),

@@ -185,6 +185,11 @@ def test_a_row_that_cannot_be_used_is_refused_by_its_own_column(row, said):
         ([{"role": None, "content": "a"}], "messages[0].role is null", "fill it in"),
         ([{"role": "system", "content": "a"}], "messages has no message of the role 'assistant'", "remove the row"),
         ([ASK, None], "messages[1] is null", "write each message as such an object"),
+        ([{"rol": "user", "contnet": "a"}], "messages[0] has no 'role' and no 'content'", "rename 'rol' to 'role' and 'contnet' to 'content', or"),
+        ([ASK, {"role": "assistant", "contents": "a"}], "messages[1] has no 'content'", "rename 'contents' to 'content', or"),
+        ([ASK, {"role": "assistant", "words": "a"}], "messages[1] has no 'content'", "rename the keys, or"),
+        ([ASK, {"role": "assistant", "content": None, "tool_cals": []}], "messages[1].content is null", "rename 'tool_cals' to 'tool_calls' if"),
+        ([ASK, {"role": "tool", "content": None, "tool_call_id": "1"}], "messages[1].content is null", "fill it in"),
         (7, "messages is of the type int", "write conversations in that form"),
         ("[1", "messages is text, but no JSON", "repair it"),
         ("[{'role': 'user'}]", "messages is text, but no JSON", "write it with json.dumps: this is how Python prints it"),
@@ -274,6 +279,24 @@ def test_the_preview_says_how_rows_are_read_and_shows_it(recipe, tmp_path, capfd
     assert "<|im_start|>user\nAdd\n\n1 2<|im_end|>\n<|im_start|>assistant\n[[3<|im_end|>]]" in out
 
 
+def test_rows_of_several_forms_are_said_to_be_with_a_row_of_each(recipe, tmp_path):
+    """Also where the first rows, which are looked at, are all alike."""
+    path = tmp_path / "rows.jsonl"
+    pair = {"prompt": "p", "completion": "c"}
+    for first, count in ((pair, 2), (pair, 150), (ALPACA[0], 150)):
+        second = ALPACA[0] if first == pair else pair
+        path.write_text("".join(json.dumps(row) + "\n" for row in [first] * count + [second] * count))
+        said = "note: rows have different columns, and each is read by its own: "
+        [line] = [line for line in prepared(recipe(path))[1] if line.startswith(said)]
+        names = dict(part.split(", as in row ") for part in line.removeprefix(said).split("; "))
+        assert [*names] == ["prompt with completion", "Alpaca (instruction, input, output)"][
+            :: 1 if first == pair else -1
+        ]
+        places = [int(place.removesuffix(f" of data.train, '{path}'")) for place in names.values()]
+        assert places[0] == 1 and count < places[1] <= 2 * count
+        assert not any("none of the recipe's columns" in line for line in prepared(recipe(path))[1])
+
+
 def test_plain_text_beside_the_columns_of_a_format_is_said(recipe, tmp_path):
     """As the first Alpaca file has it: the column text holds all of it."""
     path = tmp_path / "rows.jsonl"
@@ -317,6 +340,36 @@ def test_empty_answers_are_counted(recipe, tmp_path, row, said, streaming):
         next(iter(inputs.batches.iterate(0, 1)))
     what = caught.value.what
     assert what.startswith(f"row 6 of data.train, '{path}': {said}") and what.endswith("(there, and in 6 of 60 rows)")
+
+
+LACKING = [
+    ({"instruction": "i", "input": "x", "output": "o"}, "output"),
+    ({"instruction": "i", "input": "x", "output": "o"}, "instruction"),
+    ({"prompt": "p", "completion": "c"}, "completion"),
+    ({"prompt": "p", "completion": "c"}, "prompt"),
+    ({"messages": [ASK, SAY], "id": 7}, "messages"),
+    ({"conversations": [HUMAN, GPT], "id": 7}, "conversations"),
+    ({"text": "t", "id": 7}, "text"),
+]
+
+
+@pytest.mark.parametrize(("row", "column"), LACKING)
+@pytest.mark.parametrize("place", [0, 5])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_that_lacks_a_column_of_the_others_says_which(recipe, tmp_path, row, column, place, streaming):
+    path = tmp_path / "rows.jsonl"
+    rest = {name: value for name, value in row.items() if name != column}
+    rows = [rest if number in (place, 8) else row for number in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"streaming": True, "packing": False} if streaming else {}
+    with pytest.raises(DataError) as caught:
+        inputs, _ = prepared(recipe(path, **options))
+        next(iter(inputs.batches.iterate(0, 1)))
+    assert caught.value.what == (
+        f"row {place + 1} of data.train, '{path}': {column} is not there (there, and in 2 of 10 rows), while other rows "
+        f"have it; the columns are {', '.join(rest)}"
+    )
+    assert caught.value.do == "write it there, or remove the row"
 
 
 def test_complaints_name_the_row_and_its_file(recipe, tmp_path, capfd, alone):

@@ -96,6 +96,10 @@ def test_what_is_given_stays(make: Callable[..., tuple[Recipe, str]], here: Path
     recipe, printed = make("--data.prompt_field", "a", "--data.completion_field", "c", data="odd.jsonl")
     assert (recipe.data.prompt_field, recipe.data.completion_field) == ("a", "c")
     assert recipe.task.sample_prompt == "Question 0?" and "in a and c; not read: b" in printed
+    (here / "pairs.csv").write_text("prompt,completion\n" + "".join(f"q{n},a{n}\n" for n in range(40)))
+    recipe, printed = make("--data.text_field", "completion", data="pairs.csv")
+    assert recipe.data.text_field == "completion" and "of texts, in completion; not read: prompt" in printed
+    assert start(recipe, ["--preview", "1"]) == 0
     recipe, printed = make("--batch.sequence_length", "128")
     assert recipe.batch.sequence_length == 128 and "as you said; holds 169 of 200" in printed
 
@@ -181,6 +185,23 @@ def test_formats_of_the_field_need_no_columns(make: Callable[..., tuple[Recipe, 
     assert "conversations as ShareGPT has them, in conversations; not read: id" in printed
 
 
+def test_what_is_read_is_told_from_what_is_not(make: Callable[..., tuple[Recipe, str]], here: Path) -> None:
+    """Of the columns that hold something, whatever the first row holds; a column without a name, too."""
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": "Yes.", "text": f"Say {n}: Yes."} for n in range(40)]
+    write_lines(here / "rows.jsonl", rows)
+    assert ": 40 rows of texts, in text; not read: instruction, output\n" in make(data="rows.jsonl")[1]
+    write_lines(
+        here / "rows.jsonl", [{**row, "text": None, "input": "more" if n else ""} for n, row in enumerate(rows)]
+    )
+    assert "as Alpaca has them, in instruction and output and input\n" in make(data="rows.jsonl")[1]
+    (here / "rows.csv").write_text(",prompt,completion,id\n" + "".join(f"{n},q{n},a{n},x{n}\n" for n in range(40)))
+    _, printed = make(data="rows.csv")
+    assert "completions, in prompt and completion; not read: id\n" in printed
+    assert (
+        "not read: the first column of rows.csv, which has no name (pandas writes the numbers of rows there)" in printed
+    )
+
+
 def test_the_model_alone_may_be_new(make: Callable[..., tuple[Recipe, str]], here: Path, tiny_llama_dir: Path) -> None:
     """Then the data, the batch and the length stay the source's."""
     first, _ = make("--steps", "9")
@@ -249,6 +270,9 @@ WRONG = [
     ("x", "--data empty.jsonl", "data.train='empty.jsonl' has no rows", "point data.train to another one"),
     ("x", "--data broken.jsonl", "line 2 is not JSON", "repair or remove the line"),
     ("x", "--data unanswered.jsonl", "row 2 of data.train, 'unanswered.jsonl': completion is empty", "fill it in"),
+    ("x", "--data lacking.jsonl", "row 1 of data.train, 'lacking.jsonl': output is not there, while other rows have it", "write it there"),
+    ("x", "--data context.jsonl", "no token of the 3 rows of data.train carries loss (left out: 3 with nothing to learn)\n  expected: answers to learn: those with \"weight\": 0 are only context", "take \"weight\": 0 from"),
+    ("x", "--data blank.jsonl", "none of the 3 rows of data.train gave an example (left out: 3 empty)\n  expected: text in the rows\n", "check the columns"),
     ("x", "--data odd.csv", "'odd.csv': its columns do not say by themselves what is to be learned:\n    a  '1'\n    b  'x'", "--data.text_field a"),
     ("x", "--evaluation odd.csv", "row 1 of data.evaluation, 'odd.csv': the columns a, b", "set"),
     ("x", "--model nowhere", "model.path='nowhere'", "check the path"),
@@ -280,6 +304,11 @@ def test_wrong_inputs_leave_nothing_behind(
     (here / "empty.jsonl").write_text("")
     (here / "broken.jsonl").write_text('{"text": "One."}\n{"text"\n')
     write_lines(here / "unanswered.jsonl", [{"prompt": "A?", "completion": text} for text in ("Yes.", " ")])
+    alpaca = [{"instruction": f"Say {number}.", "output": "Yes."} for number in range(40)]
+    write_lines(here / "lacking.jsonl", [{"instruction": "Say it.", "input": ""}, *alpaca])
+    context = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "Yes.", "weight": 0}]
+    write_lines(here / "context.jsonl", [{"messages": context}] * 3)
+    write_lines(here / "blank.jsonl", [{"text": " "}] * 3)
     (here / "odd.csv").write_text("a,b\n1,x\n2,z\n")
     for broken in ("notokenizer", "noweights", "base"):
         shutil.copytree(tiny_llama_dir, here / broken)

@@ -400,11 +400,15 @@ def bare(tokenizers: dict[str, Any]) -> Any:
 
 
 def test_keys_of_messages_that_the_template_does_not_read_are_said_once(tokenizers):
-    messages = [{"role": "user", "content": "a", "name": "Ann", "id": 3}, {"role": "assistant", "content": "b"}]
-    messages[1] |= {"reasoning_content": "c", "weight": 1, "train": True, "refusal": None}
+    messages = [
+        {"role": "user", "content": "a", "name": "Ann", "id": 3, "tool_call_id": "x"},
+        {"role": "assistant", "content": "b"},
+    ]
+    messages[1] |= {"reasoning_content": "c", "weight": 1, "train": True, "refusal": None, "wieght": 1, "tool_call": []}
     task = CausalLM(Task(), Data(train="x"), tokenizers["plain"])
     assert task.remarks([{"messages": messages}] * 2) == [
-        "note: the tokenizer's chat template does not read the messages' name, id, reasoning_content"
+        "note: the tokenizer's chat template does not read the messages' name, id, tool_call_id, reasoning_content, "
+        "wieght (did you mean 'weight'?), tool_call (did you mean 'tool_calls'?)"
     ]
 
 

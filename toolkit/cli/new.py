@@ -208,6 +208,7 @@ def find_source(word: str) -> Path:
 def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     """The recipe for what the command line names, and the text of its file."""
     from toolkit.cli.asked_recipe import asked
+    from toolkit.data.row_names import row_names
     from toolkit.draft import proposal, survey
     from toolkit.draft.roles import find_roles
     from toolkit.draft.sheet import Sheet, comments
@@ -240,7 +241,7 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
         given |= {} if split is None else {"evaluation_split": split}
         survey.check_held_out(recipe.data.model_copy(update=given), task)
     seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None, split)
-    remarks = [*look.source.remarks, *task.remarks(look.source.rows)]
+    remarks = [*look.source.remarks, *task.remarks(look.source.rows, row_names(look.source, "data.train"))]
     if "task.name" not in begun.given:
         remarks += _about_labels(roles.labels, recipe.data.text_field, wanted.source)
     report.seen(recipe, source, seen, remarks)

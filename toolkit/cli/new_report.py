@@ -137,9 +137,8 @@ def _data_words(recipe: Recipe, seen: Seen) -> str:
         "rows not counted" if look.total is None else f"{'' if look.counted else 'about '}{plural(look.total, 'row')}"
     )
     unread = seen.measured.unused
-    columns = [name for name, value in look.first.items() if value is not None and name not in unread]
     form = "" if seen.roles.form is None else f" as {_form_words(seen.roles.form.name)} them"
-    words = f"{recipe.data.train}: {total} of {WORDS[kind]}{form}, in {' and '.join(columns)}"
+    words = f"{recipe.data.train}: {total} of {WORDS[kind]}{form}, in {' and '.join(seen.measured.used)}"
     if look.source.files and look.source.files[0].suffix.lower() == ".txt":
         words += "; each line is a text of its own"
     return words + (f"; not read: {first_few(unread)}" if unread else "")

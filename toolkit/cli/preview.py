@@ -28,7 +28,7 @@ def print_preview(recipe: Recipe, count: int) -> int:
     display = Display(is_main=True)
     source, _ = open_rows(recipe, display.say)
     fit(task, source, recipe, tokenizer)
-    for line in task.remarks(source.rows):
+    for line in task.remarks(source.rows, row_names(source, "data.train")):
         display.say(line)
     encode = as_described(task.encode, source.rows)
     encoder = Encoder(

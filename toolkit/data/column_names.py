@@ -33,10 +33,35 @@ def check_same(paths: Sequence[Path], columns: Sequence[list[str]]) -> None:
             )
 
 
+class ColumnMissing(DataError):
+    """A row without a column that is looked for; whether other rows have it tells what is wrong."""
+
+
+def missing(names: Sequence[str], row: Mapping[str, Any], share: str = "") -> DataError:
+    """The error for `row`, which lacks the columns `names` of other rows; `share` says how many rows do."""
+    is_one = len(names) == 1
+    return DataError(
+        f"{' and '.join(names)} {'is' if is_one else 'are'} not there{share}, while other rows have "
+        f"{'it' if is_one else 'them'}; the columns are {first_few(list(row)) if row else '(none)'}",
+        expected=f"{' and '.join(names)} in every row",
+        do=f"write {'it' if is_one else 'them'} there, or remove the row",
+    )
+
+
 def unused_columns(row: Mapping[str, Any], columns: Callable[[Mapping[str, Any]], Collection[str]]) -> list[str]:
     """The columns of `row` that hold something and are not among those that `columns` says are read."""
     read = columns(row)
-    return [name for name, value in row.items() if name not in read and not _is_empty(value)]
+    return [name for name in _filled(row) if name not in read]
+
+
+def used_columns(row: Mapping[str, Any], columns: Callable[[Mapping[str, Any]], Collection[str]]) -> list[str]:
+    """The columns of `row` that hold something and are among those that `columns` says are read."""
+    read = columns(row)
+    return [name for name in _filled(row) if name in read]
+
+
+def _filled(row: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in row.items() if not _is_empty(value)]
 
 
 def _is_empty(value: object) -> bool:

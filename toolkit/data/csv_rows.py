@@ -38,6 +38,13 @@ def csv_header(path: Path) -> list[str]:
     return named
 
 
+def is_numbered(path: Path) -> bool:
+    """Whether the first column of `path` has no name while others have one: pandas writes the numbers of rows there."""
+    with open_lines(path, newline="") as file:
+        names = next(_lines(file, path), (0, []))[1]
+    return bool(_named(names)) and not names[0].strip()
+
+
 def _separator(path: Path) -> str:
     return "\t" if plain_name(path).suffix.lower() == ".tsv" else ","
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from toolkit.data.column_names import unused_columns
+from toolkit.data.column_names import ColumnMissing, missing, unused_columns
 from toolkit.data.example import Encode, Example, Row, num_targets
 from toolkit.data.messages import EmptyAnswer
 from toolkit.data.packing import Counts, fit
@@ -32,14 +33,15 @@ class Encoder:
     name: str = "data.train"
     """The recipe field that the rows come from, for messages."""
     columns: Callable[[Row], Collection[str]] | None = None
-    """The columns of a row that `encode` reads; None: nobody asks for those it does not."""
+    """The columns of a row that `encode` reads; None: nobody asks for those it does not, or that a row lacks."""
     counts: Counts = field(default_factory=Counts)
     unused: Counter[str] = field(default_factory=Counter)
     """The rows in which a column holds something that is not read, by its name; without `columns` nothing is counted."""
     row_name: RowName | None = None
     """What messages call a row; None: its number and `name`."""
     rows: Iterable[Row] | None = None
-    """All rows, which can be read once more: an error that others share says how many; None: it speaks of one."""
+    """All rows, which can be read once more: an error that others share says how many, and one about columns which of them
+    other rows have; None: it speaks of one."""
 
     def examples(self, row: Row, number: int) -> list[Example]:
         """The examples kept of row `number` (1 is the first). Raises DataError that names the row."""
@@ -47,8 +49,12 @@ class Encoder:
             found = [example for example in self.encode(row) if len(example["input_ids"])]
             kept = [piece for example in found for piece in self._fitted(example)]
         except EmptyAnswer as error:
-            what = error.what + self._share(number)
+            what = error.what + self._share(number, EmptyAnswer)
             raise named(DataError(what, expected=error.expected, do=error.do), self._called(number)) from None
+        except ColumnMissing as error:
+            absent = self._absent(row)
+            lacking = missing(absent, row, self._share(number, ColumnMissing)) if absent else error
+            raise named(lacking, self._called(number)) from None
         except DataError as error:
             raise named(error, self._called(number)) from None
         except Exception as error:
@@ -60,15 +66,24 @@ class Encoder:
         self.counts.kept += len(kept)
         return kept
 
-    def _share(self, number: int) -> str:
-        """In how many rows an answer is empty, as it is in row `number`; nothing where it is one, or it is not known."""
+    def _absent(self, row: Row) -> list[str]:
+        """The columns that are read in the first row which can be encoded, and that `row` does not have."""
+        for other in itertools.islice(self.rows or (), COUNT_IN if self.columns else 0):
+            with contextlib.suppress(Exception):  # another fault of another row: it is said when it is the first
+                self.encode(other)
+                read = self.columns(other) if self.columns else ()
+                return [name for name in other if name in read and name not in row]
+        return []
+
+    def _share(self, number: int, kind: type[DataError]) -> str:
+        """In how many rows `kind` is wrong, as it is in row `number`; nothing where it is one, or it is not known."""
         if self.rows is None or number > COUNT_IN:
             return ""
         looked, count, rows = 0, 0, iter(self.rows)
         for looked, row in enumerate(itertools.islice(rows, COUNT_IN), start=1):  # noqa: B007
             try:
                 self.encode(row)
-            except EmptyAnswer:
+            except kind:
                 count += 1
             except Exception:
                 # Another fault of another row: it is said when it is the first.
@@ -100,17 +115,22 @@ class Encoder:
         if counts.kept:
             return
         if counts.masked or counts.cut_off:
+            is_cut = counts.cut_off >= counts.masked
             raise DataError(
                 f"no token of the {num_rows:,} rows of {self.name} carries loss ({counts.describe()})",
-                expected=f"examples with tokens to learn within the first {self.capacity:,}, batch.sequence_length",
+                expected=f"examples with tokens to learn within the first {self.capacity:,}, batch.sequence_length"
+                if is_cut
+                else 'answers to learn: those with "weight": 0 are only context',
                 do="raise batch.sequence_length: the answers begin later"
-                if counts.cut_off >= counts.masked
-                else "check task.train_on and the messages' roles",
+                if is_cut
+                else 'take "weight": 0 from the answers to learn; if none has it, look at the {% generation %} blocks of the '
+                "tokenizer's chat template",
             )
         raise DataError(
             f"none of the {num_rows:,} rows of {self.name} gave an example ({counts.describe() or 'no row at all'})",
-            expected=f"text in the rows, and examples of at most {self.capacity} tokens",
-            do="check the columns that the task reads, or raise batch.sequence_length",
+            expected="text in the rows"
+            + (f", and examples of at most {self.capacity:,} tokens" if counts.dropped else ""),
+            do="check the columns that the task reads" + (", or raise batch.sequence_length" if counts.dropped else ""),
         )
 
 

@@ -14,12 +14,14 @@ from pyarrow import parquet
 from toolkit.data.arrow_cache import cached_rows
 from toolkit.data.column_names import check_same
 from toolkit.data.content import combined, files_digest, sampled_digest
-from toolkit.data.csv_rows import csv_header
+from toolkit.data.content_kind import check_kind, json_in_text, renamed
+from toolkit.data.csv_rows import csv_header, is_numbered
 from toolkit.data.file_names import kind_of
 from toolkit.data.json_rows import decode, json_texts, wrapping_key
 from toolkit.data.parquet_rows import parquet_features
 from toolkit.data.tables import tables
 from toolkit.data.text_files import check_is_data
+from toolkit.errors import first_few
 
 _FORMAT = 2  # part of what says that a stream was checked: raise it when the check finds more
 
@@ -47,15 +49,17 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
     """
     for path in paths:
         check_is_data(path)
+        check_kind(path)
     names = tuple(str(path.resolve()) for path in paths)
     features, unread = _features(paths, kind)
+    remarks = tuple(_numbered(paths) if kind == "csv" else _json_texts(paths) if kind == "text" else ())
     if streaming and kind != "json":
         rows = datasets.IterableDataset.from_generator(
             _stream,
             features=features if kind == "parquet" else None,
             gen_kwargs={"names": names, "kind": kind, "columns": tuple(features)},
         )
-        return Read(rows, combined(kind, sampled_digest(paths)), unread)
+        return Read(rows, combined(kind, sampled_digest(paths)), unread, remarks)
     looks_only = streaming and not whole
     content = combined(kind, sampled_digest(paths) if looks_only else files_digest(paths, cache_dir))
     if kind == "json":
@@ -69,7 +73,7 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
         )
     rows = cached_rows(names, kind, features, content, cache_dir / "datasets")
     if kind != "json":
-        return Read(rows, content, unread)
+        return Read(rows, content, unread, remarks)
     return Read(rows.with_transform(_decoded), content, unread, remarks)
 
 
@@ -92,6 +96,22 @@ def _features(paths: Sequence[Path], kind: str) -> tuple[datasets.Features, tupl
         check_same(paths, columns)
         names = columns[0]
     return datasets.Features({name: datasets.Value("large_string") for name in names}), ()
+
+
+def _numbered(paths: Sequence[Path]) -> Iterator[str]:
+    """A line on the CSV files whose first column has no name."""
+    files = [path.name for path in paths if is_numbered(path)]
+    if files:
+        yield f"not read: the first column of {first_few(files, 4)}, which has no name (pandas writes the numbers of rows there)"
+
+
+def _json_texts(paths: Sequence[Path]) -> Iterator[str]:
+    """A line on the text files that hold JSON."""
+    for path in filter(json_in_text, paths):
+        yield (
+            f"the lines of {path.name} are JSON objects, and learned as they stand, braces and all; to learn what is in "
+            f"their columns, rename it: {renamed(path, '.jsonl')}"
+        )
 
 
 def _check_json(paths: Sequence[Path], note: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from toolkit.data.tool_calls import Schema, as_list, calls_of, kind_of
-from toolkit.errors import DataError
+from toolkit.errors import DataError, nearest
 
 Turn: TypeAlias = dict[str, Any]
 """A message as a template gets it: "role" and "content" (text, "" beside tool calls) always, no key with a null."""
@@ -40,6 +42,8 @@ LEARNED_IF_TRUE = (
 """Keys by which other tools say that a message is learned. They are not read: one that disagrees is refused."""
 MASKS = ("ignore", "loss_mask", "mask", "masked", "no_loss", "train_detail", "training_detail")
 """Keys of other tools that say no more than that a message, or a part of it, is special. Refused."""
+LIKE_WEIGHT = 0.8
+"""How like "weight" a key is, 1 for the same, that is taken for a slip of it: "wieght", "weights"."""
 
 
 class EmptyAnswer(DataError):
@@ -133,7 +137,7 @@ def _role(message: Mapping[str, Any], names: tuple[str, str], where: str, takes_
         raise DataError(
             f"{where} has no {' and no '.join(map(repr, missing))}; its keys are {sorted(map(str, message))}",
             expected='"role" and "content" (or ShareGPT\'s "from" and "value") in every message',
-            do="rename the keys, or fill in what is missing",
+            do=_renaming(missing, message),
         )
     if role in ROLES or (takes_others and role == "function_call"):
         return str(role)
@@ -155,13 +159,25 @@ def _no_text(message: Mapping[str, Any], key: str, where: str) -> DataError:
         return DataError(
             f"{where}.{key} is null",
             expected="text in every message that calls no tool",
-            do="fill it in, or remove the message or the row",
+            do=_calling(message) + "fill it in, or remove the message or the row",
         )
     return DataError(
         f"{where} has no {key!r}; its keys are {sorted(map(str, message))}",
         expected='"role" and "content" in every message',
-        do="rename the keys, or fill in what is missing",
+        do=_renaming([key], message),
     )
+
+
+def _calling(message: Mapping[str, Any]) -> str:
+    """What to do about a key of `message` that is a slip of "tool_calls"."""
+    slip = nearest("tool_calls", [str(key) for key in message if key not in ("tool_call_id", "tool_calls")])
+    return f"rename {slip[0]!r} to 'tool_calls' if it calls a tool, " if slip else ""
+
+
+def _renaming(missing: Sequence[str], message: Mapping[str, Any]) -> str:
+    """What to do about the keys that `message` lacks: slips of them are named."""
+    slips = [f"{near[0]!r} to {key!r}" for key in missing if (near := nearest(key, map(str, message)))]
+    return f"rename {' and '.join(slips) or 'the keys'}, or fill in what is missing"
 
 
 def _text(content: object, where: str) -> str:
@@ -199,7 +215,7 @@ def _is_learned(turn: Turn, where: str, train_on: TrainOn, *, is_context: bool) 
                 do="write 0 or 1, in answers; what else is learned is decided by task.train_on for all rows",
             )
         learned = bool(weight)
-    for key in [key for key in turn if key in LEARNED_IF_TRUE or key in MASKS]:
+    for key in [key for key in turn if key in LEARNED_IF_TRUE or key in MASKS or _is_like_weight(key, turn[key])]:
         said = turn.pop(key)
         if key in MASKS or said not in (0, 1) or bool(said) != learned:
             raise DataError(
@@ -208,3 +224,13 @@ def _is_learned(turn: Turn, where: str, train_on: TrainOn, *, is_context: bool) 
                 do=f"write it in that form, and remove {key!r}",
             )
     return learned
+
+
+def _is_like_weight(key: object, said: object) -> bool:
+    """Whether `key` is a slip of "weight" by which somebody says that a message is learned, or is not."""
+    return isinstance(key, str) and said in (0, 1) and _likeness_to_weight(key) >= LIKE_WEIGHT
+
+
+@lru_cache(maxsize=256)
+def _likeness_to_weight(key: str) -> float:
+    return difflib.SequenceMatcher(None, "weight", key.casefold()).ratio()

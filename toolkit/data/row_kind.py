@@ -6,12 +6,19 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
+from toolkit.data.column_names import ColumnMissing
 from toolkit.data.example import Row
 from toolkit.data.formats import Format, find, is_filled
 from toolkit.data.messages import EmptyAnswer
 from toolkit.errors import DataError, first_few
+from toolkit.recipe import Data
 
-_FIELD_OF = {"messages": "messages_field", "prompt_completion": "completion_field", "text": "text_field"}
+_FIELDS_OF = {
+    "messages": ("messages_field",),
+    "prompt_completion": ("completion_field", "prompt_field"),
+    "text": ("text_field",),
+}
+"""The fields that name the columns of a form; the first of them alone can leave it out."""
 
 RowKind: TypeAlias = Literal["messages", "prompt_completion", "text"] | Format
 
@@ -19,8 +26,9 @@ RowKind: TypeAlias = Literal["messages", "prompt_completion", "text"] | Format
 def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_field: str, text_field: str) -> RowKind:
     """The form of `row` by the columns that hold something. Raises DataError for none of the forms, or several.
 
-    The recipe's columns win: a format of the field counts only for a row that fills none of those forms. An empty text
-    counts only where no column of another form holds something: in CSV a field cannot be left out.
+    The recipe's columns win: a format of the field counts only for a row that fills none of those forms. Of several such
+    forms the one wins for which the recipe names another column than the default: the others are merely there. An empty
+    text counts only where no column of another form holds something: in CSV a field cannot be left out.
     """
     fields = {
         "messages_field": messages_field,
@@ -30,6 +38,8 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
     }
     found = _forms({name for name, value in row.items() if value is not None}, **fields)
     told = _forms({name for name, value in row.items() if is_filled(value)}, **fields)
+    if len(told) > 1:
+        told = [form for form in told if _is_named(form, fields)] or told
     if len(told) == 1:
         return told[0]
     if told:
@@ -39,7 +49,10 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
             f"{', '.join(names.get(form, text_field) for form in told)}",
             expected=f"one of {_wanted(fields)}",
             do="remove the columns that are not meant, or name one that is not there in their place: "
-            f"--data.{_FIELD_OF[told[-1]]} none_of_them leaves {names.get(told[-1], text_field)} out",
+            + ", ".join(
+                f"--data.{_FIELDS_OF[form][0]} none_of_them leaves {names.get(form, f'the plain text of {text_field}')} out"
+                for form in told
+            ),
         )
     form = find(row)
     if form is not None:
@@ -60,6 +73,11 @@ def _forms(
     return found
 
 
+def _is_named(form: str, fields: Mapping[str, str]) -> bool:
+    """Whether the recipe names a column of `form` by another name than the default."""
+    return any(fields[name] != Data.model_fields[name].default for name in _FIELDS_OF[form])
+
+
 def _wanted(fields: Mapping[str, str]) -> str:
     named = {name: f"data.{name}={column!r}" for name, column in fields.items()}
     return f"{named['messages_field']}, or {named['prompt_field']} with {named['completion_field']}, or {named['text_field']}"
@@ -74,7 +92,8 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
     for half, other in halves.items():
         if half in filled:
             state = "is null" if other in row else "is not there"
-            raise (EmptyAnswer if other == fields["completion_field"] and other in row else DataError)(
+            is_empty_answer = other == fields["completion_field"] and other in row
+            raise (EmptyAnswer if is_empty_answer else DataError if other in row else ColumnMissing)(
                 f"{half} holds something, but {other} {state} (the columns are {first_few(sorted(row))})",
                 expected=wanted,
                 do=_other_half(row, half, other, {name: column for column, name in fields.items()}),
@@ -85,7 +104,7 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
             expected=wanted,
             do="remove the row, or fill it in; if another column holds the text, set the field of data to it",
         )
-    raise DataError(
+    raise ColumnMissing(
         f"the columns {first_few(sorted(row)) if row else '(none)'} hold no training text under the names that are looked for",
         expected=f"{wanted}; or the columns of Alpaca, ShareGPT, or question and answer",
         do=_what_to_write(row, fields),

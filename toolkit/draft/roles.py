@@ -14,6 +14,7 @@ from toolkit.data.formats import Format
 from toolkit.data.row_kind import row_kind
 from toolkit.errors import DataError
 from toolkit.recipe import Data
+from toolkit.tasks.labels import is_fraction
 
 Kind: TypeAlias = Literal["messages", "prompt_completion", "text", "classification"]
 
@@ -113,26 +114,33 @@ def _with_labels(roles: Roles, columns: Mapping[str, list[Any]]) -> Roles:
 
 def _may_be_labels(values: list[Any]) -> bool:
     """Whether they are numbers, or short texts some of which come again."""
-    if all(isinstance(value, int | float) for value in values):
+    if all(isinstance(value, int | float) or is_fraction(value) for value in values):
         return True
     short = all(isinstance(value, str | int) and len(str(value)) <= LONGEST_CLASS for value in values)
     return short and 2 <= len(set(map(str, values))) < len(values)
 
 
 def _known(rows: Sequence[Row], data: Data, columns: Collection[str]) -> Roles | None:
-    """What the reader makes of the first row; None where it finds nothing that it knows."""
+    """What the reader makes of the first row that it takes; None where it finds nothing that it knows.
+
+    A row before that one is refused when it is encoded, which tells what it lacks of the others.
+    """
     fields = {name: value for name, value in data if name in ("messages_field", "prompt_field", "completion_field")}
     fields["text_field"] = data.text_field
-    try:
-        kind = row_kind(rows[0], **fields)
-    except DataError as error:
-        complete = [{data.messages_field}, {data.prompt_field, data.completion_field}, {data.text_field}]
-        if not any(names <= set(columns) for names in complete):
-            return None
-        raise DataError(f"row 1 of data.train: {error.what}", expected=error.expected, do=error.do) from None
-    if isinstance(kind, Format):
-        return Roles("messages" if len(kind.needs) == 1 else "prompt_completion", form=kind)
-    return Roles(kind)
+    first: DataError | None = None
+    for row in rows:
+        try:
+            kind = row_kind(row, **fields)
+        except DataError as error:
+            first = first or error
+            continue
+        if isinstance(kind, Format):
+            return Roles("messages" if len(kind.needs) == 1 else "prompt_completion", form=kind)
+        return Roles(kind)
+    complete = [{data.messages_field}, {data.prompt_field, data.completion_field}, {data.text_field}]
+    if first is None or not any(names <= set(columns) for names in complete):
+        return None
+    raise DataError(f"row 1 of data.train: {first.what}", expected=first.expected, do=first.do)
 
 
 def _conversations(columns: dict[str, list[Any]]) -> Roles | None:
@@ -224,6 +232,7 @@ def _is_prose(values: list[Any]) -> bool:
 
 def _is_class(values: list[Any]) -> bool:
     """Whether few values come again and again; integers that pandas has made fractions of (1.0) are classes gone wrong."""
+    values = [float(value) if is_fraction(value) else value for value in values]
     values = [value for value in values if not (isinstance(value, float) and math.isnan(value))]
     if not all(isinstance(value, str | int) or _is_whole(value) for value in values):
         return False

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.built import resolve as resolve_data
+from toolkit.data.column_names import used_columns
 from toolkit.data.described import as_described
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
@@ -136,6 +137,8 @@ class Measured:
     """Rows that gave no example: without text, or without a token to learn."""
     unused: list[str]
     """Columns that hold something and are not read."""
+    used: list[str]
+    """Columns that hold something and are read."""
 
     @property
     def lengths(self) -> list[int]:
@@ -158,17 +161,19 @@ def measure(look: Look, task: Task, progress: Progress) -> Measured:
         encode, capacity=2**31, overlong="truncate", columns=task.columns, row_name=name, rows=look.source.rows
     )
     examples: list[Example] = []
+    used: dict[str, None] = {}
     count, tokens = 0, 0
     for count, (number, row) in enumerate(look.rows, start=1):
         found = encoder.examples(row, number)
         examples += found
+        used |= dict.fromkeys(used_columns(row, task.columns))
         tokens += sum(len(example["input_ids"]) for example in found)
         if count % 20 == 0:
             progress(count, len(look.rows))
         if tokens > MOST_TOKENS and count >= LEAST_ROWS:
             break
     encoder.check(count)
-    return Measured(count, examples, encoder.counts.empty + encoder.counts.masked, [*encoder.unused])
+    return Measured(count, examples, encoder.counts.empty + encoder.counts.masked, [*encoder.unused], [*used])
 
 
 def held_out_split(data: Data, look: Look) -> str | None:
@@ -206,7 +211,9 @@ def check_held_out(data: Data, task: Task) -> None:
         whole=False,
     )
     encode, name = as_described(task.encode, source.rows), row_names(source, "data.evaluation")
-    encoder = Encoder(encode, 2**31, "truncate", "data.evaluation", row_name=name, rows=source.rows)
+    encoder = Encoder(
+        encode, 2**31, "truncate", "data.evaluation", columns=task.columns, row_name=name, rows=source.rows
+    )
     count = 0
     for count, row in enumerate(islice(source.rows, HELD_OUT_ROWS), start=1):
         encoder.examples(row, count)

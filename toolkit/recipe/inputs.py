@@ -107,7 +107,7 @@ class Data(Section):
     completion_field: str = "completion"
     """Column with the completion of a prompt/completion pair: text, or a list of messages."""
     text_field: str = "text"
-    """Column with plain text."""
+    """Column with plain text. Where a row has the columns of several forms (messages, a pair, plain text), the form counts whose column is named otherwise than by default."""
     label_field: str = "label"
     """Column with the class of a classification example (an integer or a name)."""
     prefetch: NonNegative = 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -18,13 +17,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from toolkit.data.chat import encode_completion, encode_conversation, encode_text
 from toolkit.data.chat_template import takes_tools, template_of
 from toolkit.data.conversations import completion_of, in_column, texts_of
-from toolkit.data.described import described_rows, leaves_out_nulls
+from toolkit.data.described import leaves_out_nulls
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.formats import Format
 from toolkit.data.messages import Conversation
 from toolkit.data.row_kind import RowKind, row_kind
 from toolkit.data.row_names import RowName
-from toolkit.data.row_remarks import Seen
+from toolkit.data.row_remarks import LOOK_AT, Seen, looked_at
 from toolkit.data.tool_calls import TOOL_COLUMNS, tools_of
 from toolkit.errors import DataError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
@@ -34,9 +33,6 @@ from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 from toolkit.tasks.protocol import NO_FIELDS, TRAINED, Batch, Sums
 from toolkit.tasks.stop_tokens import trained_ends
-
-LOOK_AT = 100
-"""Rows looked at for remarks."""
 
 
 class CausalLM:
@@ -68,14 +64,15 @@ class CausalLM:
     def check(self, rows: Iterable[Row], row_name: RowName) -> None:
         """Rows are looked at one by one, when they are encoded."""
 
-    def remarks(self, rows: Iterable[Row]) -> list[str]:
+    def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
         """How the rows are read where that is not what the recipe says, and what of them reaches no model."""
         seen = Seen()
-        for row in itertools.islice(described_rows(rows), LOOK_AT):
+        for number, row in looked_at(rows):
             with contextlib.suppress(DataError):  # said, with its number, when the row is encoded
                 kind = self._kind(row)
-                seen.add(kind, row, None if kind == "text" else self._conversation(row, kind))
-        said = seen.remarks(self.tokenizer, text_field=self.data.text_field)
+                said_there = None if kind == "text" else self._conversation(row, kind)
+                seen.add(number, kind, self._columns(row, kind), row, said_there)
+        said = seen.remarks(self.tokenizer, text_field=self.data.text_field, row_name=row_name)
         if leaves_out_nulls(rows, LOOK_AT):
             said.append(
                 "note: arguments of tool calls that are null are left out, since a table has a null for every key that only "
@@ -133,14 +130,18 @@ class CausalLM:
 
     def columns(self, row: Row) -> Collection[str]:
         """Those of the form that the row has, and its tools where there is a chat template to give them to."""
-        data, kind = self.data, self._kind(row)
-        if kind == "text":
-            return (data.text_field,)
+        kind = self._kind(row)
+        has_tools = kind != "text" and self.tokenizer.chat_template
+        return {*self._columns(row, kind), *(TOOL_COLUMNS if has_tools else ())}
+
+    def _columns(self, row: Row, kind: RowKind) -> list[str]:
+        """The columns of the form `kind` that `row` has."""
+        data = self.data
         if isinstance(kind, Format):
-            read = {*kind.columns(row)}
-        else:
-            read = {data.messages_field} if kind == "messages" else {data.prompt_field, data.completion_field}
-        return {*read, *TOOL_COLUMNS} if self.tokenizer.chat_template else read
+            return kind.columns(row)
+        if kind == "prompt_completion":
+            return [data.prompt_field, data.completion_field]
+        return [data.messages_field if kind == "messages" else data.text_field]
 
     def _kind(self, row: Row) -> RowKind:
         data = self.data

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from toolkit.data.class_names import class_names, with_names
+from toolkit.data.column_names import ColumnMissing, missing
+from toolkit.data.encoding import COUNT_IN
 from toolkit.data.example import Row
 from toolkit.data.row_names import RowName, named
 from toolkit.errors import DataError, first_few
@@ -16,14 +20,19 @@ NO_LABEL = "-1"
 """What data sets write where there is no label, as GLUE in its test splits and ClassLabel of datasets do."""
 
 
+NOT_A_NAME = {"na", "n/a", "#n/a", "<na>", "nan", "null", "none"}
+"""What programs write, in any case, where a table has no value; as text in a file it is as good a name as any."""
+_FRACTION = re.compile(r"\s*[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?\s*", re.IGNORECASE)
+
+
 def label_of(row: Row, column: str) -> str:
     """The label of `row` as text. Raises DataError where it is none, or several."""
     label = row.get(column)
     if isinstance(label, str | int) and str(label).strip():
         return str(label)
     if column not in row:
-        raise DataError(
-            f"data.label_field={column!r} gives None; the columns are {first_few(list(row))}",
+        raise ColumnMissing(
+            f"data.label_field={column!r} is not there; the columns are {first_few(list(row))}",
             expected="an integer or a class name in data.label_field",
             do="set data.label_field to the column that holds the class",
         )
@@ -34,19 +43,30 @@ def label_of(row: Row, column: str) -> str:
             do="remove the row, or write its class",
         )
     if isinstance(label, float):
-        raise DataError(
-            f"data.label_field={column!r} gives {label!r}, a number with a fraction",
-            expected="one class per text: an integer, a name, true or false",
-            do="remove the row: it has no label"
-            if math.isnan(label)
-            else "write the class as an integer (pandas makes fractions of a column of integers where some are missing)",
-        )
+        raise _fraction(column, label)
     several = isinstance(label, list | tuple)
     raise DataError(
         f"data.label_field={column!r} gives {label!r:.80}{', several classes for one text' if several else ''}",
         expected="one class per text: an integer, a name, true or false",
         do="write the class as an integer or a name"
         + (": a text with several classes at once is not what this task learns" if several else ""),
+    )
+
+
+def is_fraction(label: object) -> bool:
+    """Whether `label` is the text of a number with a fraction: CSV has them as text, other files as numbers."""
+    return isinstance(label, str) and _FRACTION.fullmatch(label) is not None
+
+
+def _fraction(column: str, label: object) -> DataError:
+    is_nan = isinstance(label, float) and math.isnan(label)
+    return DataError(
+        f"data.label_field={column!r} gives {label!r}, a number with a fraction",
+        expected="one class per text: an integer, a name, true or false",
+        do="remove the row: it has no label"
+        if is_nan
+        else "write the class as an integer (pandas makes fractions of a column of integers where some are missing), or as "
+        "a name that is no number",
     )
 
 
@@ -58,7 +78,13 @@ def labels_of(rows: Any, column: str, row_name: RowName) -> Iterator[str]:
     numbered = enumerate(rows, start=1)
     for number, row in numbered:
         try:
-            yield label_of(with_names(row, names) if names else row, column)
+            label = label_of(with_names(row, names) if names else row, column)
+            if column not in names and is_fraction(row[column]):
+                raise _fraction(column, row[column])
+            yield label
+        except ColumnMissing as error:
+            others_have_it = number > 1 or any(column in other for _, other in islice(numbered, COUNT_IN))
+            raise named(missing([column], row) if others_have_it else error, row_name(number)) from None
         except DataError as error:
             if column not in row or not _is_none(row[column]):
                 raise named(error, row_name(number)) from None

@@ -56,8 +56,8 @@ class Task(Protocol):
         """Whether the layer whose shape follows from num_labels starts at random values, whatever the checkpoint has."""
         ...
 
-    def remarks(self, rows: Iterable[Row]) -> list[str]:
-        """Lines to say about how the training rows are read, and about what `fit` decided."""
+    def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
+        """Lines to say about how the training rows, which `row_name` names, are read, and about what `fit` decided."""
         ...
 
     def config_overrides(self) -> dict[str, Any]:

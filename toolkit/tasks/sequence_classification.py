@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from toolkit.data.class_names import class_names
+from toolkit.data.column_names import ColumnMissing
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.row_names import RowName
 from toolkit.errors import DataError, RecipeError, did_you_mean, first_few
@@ -19,7 +20,7 @@ from toolkit.models.config import parsed
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
-from toolkit.tasks.labels import NO_LABEL, counted, label_of, labels_of, unlabelled
+from toolkit.tasks.labels import NO_LABEL, NOT_A_NAME, counted, label_of, labels_of, unlabelled
 from toolkit.tasks.protocol import NO_FIELDS, TRAINED, Batch, Sums
 
 MOST_CLASSES = 10_000
@@ -44,6 +45,7 @@ class SequenceClassification:
         self.options, self.data, self.tokenizer = options, data, tokenizer
         self.mapping = Classes(())
         self.classes: list[str] = []
+        self.doubtful: dict[str, str] = {}
         self.majority = 0
         self.checkpoint: Any = None
         if data.packing:
@@ -82,6 +84,9 @@ class SequenceClassification:
         self.mapping = match(classes or in_order(counts), head_of(checkpoint), given)
         self.classes = list(self.mapping.names)
         self.majority = self._index(max(counts, key=lambda name: counts[name]))
+        are_told = classes is not None or not self.mapping.new_head  # by the data set itself, or the checkpoint
+        doubtful = [] if are_told else [name for name in counts if name.strip().casefold() in NOT_A_NAME]
+        self.doubtful = {name: f"{counts[name]:,} of {counts.total():,} rows" for name in doubtful}
 
     def check(self, rows: Iterable[Row], row_name: RowName) -> None:
         """Raise DataError for held-out rows without labels."""
@@ -106,12 +111,16 @@ class SequenceClassification:
         """Whether the output layer starts at random values, whatever the checkpoint has."""
         return self.mapping.new_head
 
-    def remarks(self, rows: Iterable[Row]) -> list[str]:
+    def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
         """The classes, what the checkpoint's head becomes, and names that may be meant for one."""
         found = [self.mapping.remark or f"classes: {numbered(self.classes)}"]
         for names in alike(self.classes):
             found.append(
                 f"note: {' and '.join(map(repr, names))} are classes of their own, apart by white space or case alone"
+            )
+        for name, share in self.doubtful.items():
+            found.append(
+                f"note: {name!r} is a class of its own, in {share}; if it stands for 'no label', remove those rows"
             )
         before = getattr(self.checkpoint, "problem_type", None)
         if not self.new_head and before not in (None, PROBLEM_TYPE):
@@ -146,7 +155,7 @@ class SequenceClassification:
         if not isinstance(text, str):
             column = self.data.text_field
             texts = [name for name, value in row.items() if isinstance(value, str) and name != self.data.label_field]
-            raise DataError(
+            raise (DataError if column in row else ColumnMissing)(
                 f"data.text_field={column!r} "
                 + (f"gives {text!r:.60}" if column in row else "is not there")
                 + f"; the columns are {first_few(list(row))}",

@@ -72,7 +72,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     held_out_name = "data.train" if recipe.data.evaluation is None else "data.evaluation"
     if held_out_source is not None:
         task.check(held_out_source.rows, row_names(held_out_source, held_out_name))
-    for line in task.remarks(source.rows):
+    for line in task.remarks(source.rows, row_names(source, "data.train")):
         display.say(line)
     config = _model_config(recipe, task, len(tokenizer), display)
     check_sequence_length(task.auto_class, config, recipe.batch.sequence_length)
@@ -267,7 +267,7 @@ def _streamed(recipe: Recipe, source: Source, task: Task, rank: int, world_size:
     encode, name = as_described(task.encode, rows), row_names(source, "data.train")
     return StreamedBatches(
         rows=rows,
-        encoder=Encoder(encode, capacity, recipe.data.overlong, row_name=name, rows=rows),
+        encoder=Encoder(encode, capacity, recipe.data.overlong, columns=task.columns, row_name=name, rows=rows),
         packing=recipe.data.packing,
         shuffle=recipe.data.shuffle,
         seed=recipe.seed,
