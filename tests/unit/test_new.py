@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import read_only, small_disk
 from tests.tiny import chats, write_lines
 from toolkit.cli import new, verbs
 from toolkit.cli.run import main as start
@@ -234,6 +235,7 @@ WRONG = [
     ("other/mine", "", "NAME 'other/mine' names another folder", "with the name 'mine'"),
     ("json", "", "NAME 'json' is the name of a Python module", "call it 'sft_json_zero2'"),
     ("toolkit.py", "", "NAME 'toolkit.py' is the name of a Python module", "call it 'sft_toolkit_zero2'"),
+    ("n" * 300, "", "NAME 'nnn", "call it 'nnn"),
     ("my.own", "", "NAME 'my.own'", "call it 'my_own'"),
     ("there", "", "recipes/there.py exists already", "or overwrite it with --force"),
     ("folder", "", "recipes/folder.py is a folder", "choose another NAME"),
@@ -296,6 +298,55 @@ def test_wrong_inputs_leave_nothing_behind(
     assert what in error and do in error.partition("do this: ")[2], error
     assert sorted(path.name for path in (here / "recipes").iterdir()) == ["folder.py", "there.py"]
     assert not (here / "ds_configs").exists()
+
+
+OBSTACLES: dict[str, Callable[[Path], object]] = {
+    "recipes is a file": lambda here: (here / "recipes").write_text(""),
+    "ds_configs is a file": lambda here: (here / "ds_configs").write_text(""),
+    "ds_configs is a link to gone, which is not there": lambda here: (here / "ds_configs").symlink_to("gone"),
+    "recipes/mine.py is a folder": lambda here: (here / "recipes/mine.py").mkdir(parents=True),
+    "ds_configs/mine.json is a folder": lambda here: (here / "ds_configs/mine.json").mkdir(parents=True),
+}
+
+
+@pytest.mark.parametrize("what", OBSTACLES)
+def test_an_obstacle_to_writing_is_known_before_anything_is_looked_at(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    monkeypatch.setattr(new, "draft", lambda *_: pytest.fail("went on to look at model and data"))
+    OBSTACLES[what](here)
+    before = sorted(here.rglob("*"))
+    assert verbs.main(["new", "mine", "--data", "chats.jsonl", "--force"]) == 2
+    said = capsys.readouterr().err
+    assert what in said and "do this:  choose another" in said and "current folder" in said
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_recipe_that_is_a_link_to_nowhere_is_not_free(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "recipes").mkdir()
+    (here / "recipes/mine.py").symlink_to("gone")
+    assert verbs.main(["new", "mine", "--data", "chats.jsonl"]) == 2
+    assert "recipes/mine.py exists already" in capsys.readouterr().err
+
+
+def test_disks_that_take_nothing_or_too_little(
+    here: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is known before, the second when it is full; no half of a recipe stays on it."""
+    words = ["new", "mine", "--model", str(tiny_llama_dir), "--data", str(here / "chats.jsonl")]
+    with read_only(here / "closed") as disk, monkeypatch.context() as inside:
+        inside.chdir(disk)
+        inside.setattr(new, "draft", lambda *_: pytest.fail("went on to look at model and data"))
+        assert verbs.main(words) == 2
+        said = capsys.readouterr().err
+        assert f"nothing can be written to recipes/ of {disk}: . cannot be written to (Read-only file system)" in said
+    with small_disk(here / "small", 8192) as disk, monkeypatch.context() as inside:
+        inside.chdir(disk)
+        assert verbs.main(words) == 1
+        said = capsys.readouterr().err
+        assert f"error: writing the recipe mine in {disk} failed: No space left on device\n" in said
+        assert "do this:  free space, or work in a folder on another disk" in said
+        assert not [path for path in disk.rglob("*") if path.is_file()]
 
 
 def test_without_a_folder_of_recipes_the_source_is_asked_for(

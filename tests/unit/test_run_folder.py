@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from toolkit.checkpoint import export
-from toolkit.checkpoint.durable import storage_errors, write_json
+from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.manifest import Manifest, RankFile, complete_steps, folder_name
 from toolkit.errors import LaunchError, StorageError
 from toolkit.recipe import Batch, Data, Model, Recipe
+from toolkit.storage import storage_errors
 from toolkit.train import run_folder
 from toolkit.train.resume import Start, adopt
 from toolkit.train.run_folder import RunFolder

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import docs
-from toolkit.cli.config import CONFIGS, RECIPES
+from toolkit.cli.config import CONFIGS, HERE, RECIPES, check_writable
 from toolkit.cli.flag_errors import OPTIONS
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.findings import raise_errors
@@ -22,6 +22,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of, written
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.recipe_file import file_text
+from toolkit.storage import storage_errors, write_together
 from toolkit.tasks import check_metric
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ LANGUAGE, CLASSES = "sft_smollm2_zero2", "classify_minilm_zero1"
 """The recipes to start from where --from names none."""
 
 OWN_FLAGS = ("--from", "--model", "--data", "--evaluation", "--devices", "--steps", "--epochs", "--force")
+
+LONGEST_NAME = 100
+"""Characters of the NAME of a recipe: names of files have a limit, and what is made from it has longer ones."""
 
 SAID_ALOUD = {"precision.dtype", "parallel.zero_stage", "launch.devices", "schedule.type"}
 SAID_ALOUD |= {"batch.micro_size", "batch.sequence_length"}
@@ -118,11 +122,11 @@ def checked_name(text: str) -> str:
             expected=f"a name: the recipe is written to {RECIPES}/ of the current folder",
             do=f"run this where {RECIPES}/ should be, with the name {name!r}",
         )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        fixed = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "sft_mine_zero2"
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}", name):
+        fixed = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-")[:40] or "sft_mine_zero2"
         raise InputError(
             f"NAME {text!r}",
-            expected="letters, digits, _ and -: it becomes the name of files and folders",
+            expected=f"up to {LONGEST_NAME} letters, digits, _ and -: it becomes the name of files and folders",
             do=f"call it {fixed!r}, for instance",
         )
     if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
@@ -135,14 +139,16 @@ def checked_name(text: str) -> str:
 
 
 def _check_free(target: Path, *, force: bool) -> None:
-    if (RECIPES.exists() and not RECIPES.is_dir()) or target.is_dir():
-        place = target if target.is_dir() else RECIPES
-        raise InputError(
-            f"{place} is {'a folder' if place.is_dir() else 'a file'}",
-            expected=f"{RECIPES}/ to be a folder and {target} free",
-            do="choose another NAME, or another current folder",
-        )
-    if target.exists() and not force:
+    """Raise InputError where the files of the recipe could not be written: before minutes are spent on what they hold."""
+    check_writable(RECIPES, CONFIGS, *([docs.FOLDER] if docs.in_checkout() else []))
+    for place in (target, *(CONFIGS / f"{target.stem}.{kind}" for kind in ("json", "yaml", "slurm"))):
+        if place.is_dir():
+            raise InputError(
+                f"{place} is a folder",
+                expected=f"{place} to be free for the file",
+                do="choose another NAME, or another current folder",
+            )
+    if (target.exists() or target.is_symlink()) and not force:
         raise InputError(
             f"{target} exists already",
             expected="a new name",
@@ -286,20 +292,23 @@ def _write(recipe: Recipe, text: str, target: Path) -> list[Path]:
     """Put the recipe and its renderings in place, once the file is known to load as this recipe and to render."""
     aim = assumed_target(recipe)
     raise_errors(check_config(render(recipe, aim), target=aim), f"the configuration of {target.stem}")
+    renderings = {CONFIGS / name: content for name, content in rendering_of(recipe, target).items()}
+    with storage_errors(f"writing the recipe {target.stem}", Path.cwd(), HERE):
+        _check_text(recipe, text, target)
+        write_together({target: text, **renderings})
+        files = [target, *renderings]
+        if docs.in_checkout():  # whose list of recipes would be out of date
+            files += [docs.FOLDER / page for page in docs.write()]
+    return files
+
+
+def _check_text(recipe: Recipe, text: str, target: Path) -> None:
+    """Load `text` from the folder that it is meant for."""
     RECIPES.mkdir(exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         if load_recipe(temporary) != recipe:
             raise AssertionError(f"{temporary} does not hold the recipe that was drafted")
-        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    CONFIGS.mkdir(exist_ok=True)
-    files = [target]
-    for name, content in rendering_of(recipe, target).items():
-        files.append(CONFIGS / name)
-        files[-1].write_text(content, encoding="utf-8")
-    if docs.in_checkout():  # whose list of recipes would be out of date
-        files += [docs.FOLDER / page for page in docs.write()]
-    return files

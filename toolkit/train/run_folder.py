@@ -6,13 +6,13 @@ recipe.json  ds_config.json  metrics.jsonl  model/  checkpoints/  export/  tenso
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
 from toolkit.errors import CheckpointError, LaunchError
 from toolkit.recipe import Recipe
+from toolkit.storage import why_unwritable
 from toolkit.train import run_lock
 from toolkit.train.resume_fields import Change, Flat, changes, flatten_json, is_about_data, refused
 
@@ -63,13 +63,10 @@ def check(path: Path, resume: str | None, recipe: Recipe, *, changed_data: bool 
             expected="a run to continue on other data",
             do="pass --resume auto as well, or take the flag back",
         )
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    problem = _problem_with_writing(existing)
+    problem = why_unwritable(path)
     if problem:
         raise LaunchError(
-            f"--output_dir {path}: {existing} {problem}",
+            f"--output_dir {path}: {problem}",
             expected="a folder this user may write to",
             do="pass another --output_dir",
         )
@@ -94,18 +91,6 @@ def _remains(path: Path) -> str:
     if run.export.is_dir() and any(run.export.iterdir()):
         return run.export.name
     return ""
-
-
-def _problem_with_writing(folder: Path) -> str:
-    """Why nothing can be written into `folder`; empty when it can."""
-    if not folder.is_dir():
-        return "is a file"
-    try:
-        # Asking for permissions is not enough: they say yes to root on a read-only file system, and in /proc.
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return f"cannot be written to ({error.strerror})"
 
 
 def compare(path: Path, stored: Flat | None, recipe: Recipe, *, changed_data: bool = False) -> list[Change]:
