@@ -62,6 +62,18 @@ def test_a_start_that_failed_may_be_repeated(recipe: Recipe, tmp_path: Path) -> 
     run_folder.check(run, None, recipe)
 
 
+def test_a_folder_of_logs_may_become_a_run_and_one_of_strangers_not(recipe: Recipe, tmp_path: Path) -> None:
+    for name in ("train.log", "slurm-1.out", ".gitignore"):
+        (tmp_path / name).write_text("x")
+    run_folder.check(tmp_path, None, recipe)
+    (tmp_path / "thesis.tex").write_text("x")
+    for resume in (None, "auto"):
+        with pytest.raises(LaunchError, match=r"1 file or folder, and nothing of a run: thesis\.tex"):
+            run_folder.check(tmp_path, resume, recipe)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))  # of a start that failed
+    run_folder.check(tmp_path, None, recipe)
+
+
 def test_an_export_is_the_best_where_the_best_was_there(tmp_path: Path) -> None:
     there, gone = a_run(tmp_path / "there"), a_run(tmp_path / "gone", best=3)
     assert export._choose(there, True) == (there / "checkpoints" / folder_name(2), True)

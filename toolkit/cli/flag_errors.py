@@ -17,7 +17,7 @@ OPTIONS = {
     "resume": "auto, or a checkpoint folder",
     "resume_changed_data": "no value: the flag stands alone",
     "dry_run": "no value: the flag stands alone",
-    "preview": "an integer",
+    "preview": "an integer of at least 1",
     "verbose": "no value: the flag stands alone",
 }
 """What the flags take that belong to one start and not to the recipe."""
