@@ -278,7 +278,7 @@ def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
 def _unknown(name: str, plain: str, known: Sequence[str]) -> RecipeError:
     options = ", ".join(f"--{option}" for option in OPTIONS)
     return RecipeError(
-        f"unknown flag {name}{_suggest(plain, known)}",
+        f"unknown flag {name}{suggest(plain, known)}",
         expected=f"a recipe field or one of {options}",
         do="see --help for every field",
     )
@@ -290,7 +290,8 @@ def _without_no(name: str) -> str:
     return f"{section}.{field.removeprefix('no_')}" if section else field.removeprefix("no_")
 
 
-def _suggest(name: str, known: Sequence[str]) -> str:
+def suggest(name: str, known: Sequence[str]) -> str:
+    """`" (did you mean --optimizer.betas?)"` for the flag `name`, that is none of the dotted names `known`."""
     inside = [other for other in known if other.startswith(f"{name}.")]
     if inside:
         return f" (a section; its fields are flags, such as --{inside[0]})"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import docs
 from toolkit.cli.config import CONFIGS, HERE, RECIPES, check_writable
-from toolkit.cli.flag_errors import OPTIONS
+from toolkit.cli.flag_errors import OPTIONS, values_of
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import assumed_target, rendering_of
@@ -20,8 +20,10 @@ from toolkit.ds_config.render import render
 from toolkit.errors import InputError, did_you_mean
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of, written
+from toolkit.recipe.effect import FIELDS
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.recipe_file import file_text
+from toolkit.recipe.synonyms import answer, synonym
 from toolkit.storage import storage_errors, write_together
 from toolkit.tasks import check_metric
 
@@ -50,13 +52,14 @@ EXAMPLES = [
     "classify_mine_zero1 --data tickets.csv        a column of texts and one of classes: a classifier",
     "sft_mine_zero3 --from sft_smollm2_zero3 --data train.parquet --evaluation held_out.parquet --devices 8",
 ]
-FIELDS = """
+ABOUT_FIELDS = """
 Every field of a recipe is a flag as well, for what is not to be chosen by looking:
     --data.prompt_field frage --data.completion_field antwort --optimizer.learning_rate 1e-5"""
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
     """The flags of `toolkit new`; what else is on the command line are fields of the recipe."""
+    verb.allow_abbrev = False  # else --launch.device would be taken for --launch.devices
     verb.add_argument("name", metavar="NAME", help="of the recipe and its runs: <task>_<model>_<strategy> by custom")
     verb.add_argument(
         "--from",
@@ -78,7 +81,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     length.add_argument("--steps", metavar="N", help="optimizer steps; default: what fits the data")
     length.add_argument("--epochs", metavar="N", help="passes over the data")
     verb.add_argument("--force", action="store_true", help="overwrite a recipe of that name")
-    verb.description = f"{verb.description}\n{FIELDS}"
+    verb.description = f"{verb.description}\n{ABOUT_FIELDS}"
     verb.usage = "toolkit new NAME [options] [--optimizer.learning_rate 1e-5 and any other field of a recipe]"
     verb.set_defaults(run=new, fields=[])
 
@@ -173,24 +176,32 @@ def _number(flag: str, text: str | None, kind: type[int] | type[float]) -> Any:
 
 
 def _check_fields(words: Sequence[str]) -> None:
-    starts = [
-        word for word in words if word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") in OPTIONS
-    ]
-    if starts:
-        raise InputError(
-            f"{starts[0]} with `toolkit new`",
-            expected="fields of the recipe: this flag belongs to a start of it",
-            do="give it when the recipe is started",
-        )
+    """Raise InputError for the flags that are neither of `toolkit new` nor look like a field; fields are checked later."""
     for word in words:
         name = word.partition("=")[0]
-        if name.startswith("--") and "." not in name and name[2:].replace("-", "_") not in Recipe.model_fields:
+        plain = name[2:].replace("-", "_")
+        if not name.startswith("--"):
+            continue
+        meant = answer(plain)
+        if {plain, meant[0] if meant else ""} & OPTIONS.keys():
             raise InputError(
-                f"unknown flag {name}{did_you_mean(name, OWN_FLAGS)}",
-                expected=f"one of {', '.join(OWN_FLAGS)}, or a field of the recipe with its section, such as "
-                "--optimizer.learning_rate",
-                do="see `toolkit new --help`; docs/fields.md lists the fields",
+                f"{name} with `toolkit new`",
+                expected="fields of the recipe: this flag belongs to a start of it",
+                do="give it when the recipe is started",
             )
+        if "." not in plain and plain not in Recipe.model_fields:
+            raise synonym(plain, " ".join(values_of(plain, words))) or _unknown(name, plain)
+
+
+def _unknown(name: str, plain: str) -> InputError:
+    from toolkit.cli.flags import suggest  # with what reads the fields' flags
+
+    return InputError(
+        f"unknown flag {name}{suggest(plain, [*(flag[2:] for flag in OWN_FLAGS), *FIELDS])}",
+        expected=f"one of {', '.join(OWN_FLAGS)}, or a field of the recipe with its section, such as "
+        "--optimizer.learning_rate",
+        do="see `toolkit new --help`; docs/fields.md lists the fields",
+    )
 
 
 def find_source(word: str) -> Path:
