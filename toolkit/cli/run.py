@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +85,22 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
 
     run_folder.check(invocation.output_dir, invocation.resume, recipe, changed_data=invocation.resume_changed_data)
     trackers.check(recipe.tracking)
-    return _train(recipe, invocation, name)
+    try:
+        return _train(recipe, invocation, name)
+    except KeyboardInterrupt:
+        # The launcher may pass the same key press on once more.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt(_what_continues(invocation.output_dir)) from None
+
+
+def _what_continues(output_dir: Path) -> str:
+    """How a run that was interrupted goes on."""
+    from toolkit.checkpoint.manifest import complete_steps
+
+    steps = complete_steps(output_dir / "checkpoints")
+    if steps:
+        return f"--resume auto --output_dir {output_dir} continues from its last checkpoint, of step {steps[-1]}"
+    return f"{output_dir} has no checkpoint yet: --resume auto --output_dir {output_dir} begins again"
 
 
 def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
