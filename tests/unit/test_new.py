@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -193,17 +195,67 @@ def test_the_model_alone_may_be_new(make: Callable[..., tuple[Recipe, str]], her
 
 @pytest.mark.parametrize(
     ("flags", "cure"),
-    [([], "--data.label_field label"), (["--from", "sft_smollm2_zero2"], f"--from {new.CLASSES} --data.label_field label")],
+    [
+        ([], "a classifier takes names, or integers from 0 on, that come again"),
+        (["--from", "sft_smollm2_zero2"], f"for a classifier: --from {new.CLASSES} --data.label_field label"),
+    ],
 )  # fmt: skip
 def test_labels_that_a_language_model_leaves_out_are_said(
     make: Callable[..., tuple[Recipe, str]], here: Path, flags: list[str], cure: str
 ) -> None:
     lines = [{"text": f"This is line {n} of many.", "label": n / 7 if not flags else n % 2} for n in range(60)]
     write_lines(here / "scores.jsonl", lines)
-    said = "note: column 'label' looks like classes or scores; this trains a language model on text; for a classifier: "
+    said = "note: column 'label' looks like classes or scores; this trains a language model on text; "
     recipe, printed = make(*flags, data="scores.jsonl")
     assert recipe.task.name == "causal_lm" and f"{said}{cure}\n" in printed
     assert said not in make(*flags, "--task.name", "causal_lm", data="scores.jsonl")[1]
+
+
+def lines(**columns: str) -> list[dict[str, object]]:
+    """60 rows; {n} is the row's number, {m} comes twice, {k} and {b} are one of two. Digits alone are an integer."""
+    filled = [
+        {name: text.format(n=n, m=n % 30, k=("one", "two")[n % 2], b=n % 2) for name, text in columns.items()}
+        for n in range(60)
+    ]
+    return [{name: int(text) if text.isdigit() else text for name, text in row.items()} for row in filled]
+
+
+OPEN: dict[str, list[dict[str, object]]] = {
+    "two_texts.jsonl": lines(sentence1="Words {n}.", sentence2="More words {n}.", label="{b}"),
+    "preferences.jsonl": lines(prompt="Who is {n}?", chosen="Me.", rejected="You, and {n} others."),
+    "headless.csv": lines(q0="q{n}", a0="a{n}"),
+    "spaces.jsonl": lines(**{"the words": "Words {n}.", "its kind": "{k}", "other words": "Words, {n}."}),
+    "numbers.jsonl": lines(words="Words {n}.", others="Others {n}.", score="{n}", group="{b}"),
+    "noted.jsonl": lines(text="Words {n}.", stars="{n}", language="{n}x{b}"),
+    "noted_classes.jsonl": lines(text="Words {n}.", Category="c{m}"),
+    "german.csv": lines(frage="Was ist {n}?", antwort="Das da.", sorte="{k}"),
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_every_suggestion_works_as_it_is_printed(
+    name: str, here: Path, tiny_llama_dir: Path, tiny_bert_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Taken out of the message or the note, and given."""
+    if name.endswith(".csv"):
+        rows = [list(OPEN[name][0]), *(row.values() for row in OPEN[name])]
+        (here / name).write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    else:
+        write_lines(here / name, OPEN[name])
+    start = ["new", "mine", "--force", "--data", name]
+    code = verbs.main([*start, "--model", str(tiny_llama_dir)])
+    printed = capsys.readouterr()
+    said = printed.err.partition("do this:")[2] if code else "".join(re.findall("note: .*", printed.out))
+    flag = r"--(?:data\.\w+_field|task\.name) (?:'[^']*'|[^\s,]+)"
+    choices = re.findall(rf"{flag}(?: {flag})*", said)
+    assert choices or name == "noted.jsonl", printed
+    for choice in choices:
+        model = tiny_bert_dir if "label_field" in choice else tiny_llama_dir
+        assert verbs.main([*start, "--model", str(model), *shlex.split(choice)]) == 0, capsys.readouterr().err
+        recipe = load_recipe("recipes/mine.py")
+        assert (recipe.task.name == "sequence_classification") == ("label_field" in choice)
+    if {"label", "group", "its kind", "sorte"} & OPEN[name][0].keys():
+        assert any("--data.label_field" in choice for choice in choices), said
 
 
 @pytest.mark.parametrize(
@@ -263,7 +315,7 @@ WRONG = [
     ("x", "--model notokenizer", "model.path='notokenizer': its tokenizer cannot be loaded", "set model.tokenizer"),
     ("x", "--model noweights", "model.path='noweights': its model cannot be loaded", "set model.path"),
     ("x", "--model {bert}", "BertLMHeadModel lets a token see those after it", "choose a decoder"),
-    ("x", "--from classify_minilm_zero1", "its columns do not say by themselves", "--data.text_field messages"),
+    ("x", "--from classify_minilm_zero1", "its columns do not say by themselves", "give a file with a column of texts and one of classes"),
     ("x", "--evaluation.metric accuracy --checkpoint.keep_best True", "evaluation.metric='accuracy' with task.name='causal_lm'", "correct"),
     ("x", "--batch.sequence_length 1000", "batch.sequence_length=1000 is longer than the model's 512 positions", "512 or less"),
     ("x", "--devices 300", "launch.devices=300 for data of 190 sequences", "give --devices 1, or more data"),

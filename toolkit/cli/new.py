@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.cli import docs
 from toolkit.cli.config import CONFIGS, HERE, RECIPES, check_writable
 from toolkit.cli.flag_errors import OPTIONS, values_of
+from toolkit.cli.following import given_flags
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import assumed_target, rendering_of
@@ -30,6 +32,7 @@ from toolkit.tasks import check_metric
 if TYPE_CHECKING:
     from toolkit.cli.asked_recipe import Wanted
     from toolkit.cli.new_report import Report
+    from toolkit.draft.roles import Roles
 
 SHIPPED = Path(__file__).parents[2] / "recipes"
 """Beside the package, in a clone."""
@@ -231,7 +234,8 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     from toolkit.models.positions import check_sequence_length
     from toolkit.train.inputs import load_task
 
-    source = find_source(wanted.source or LANGUAGE)
+    names_classes = wanted.data is not None and "data.label_field" in given_flags(wanted.fields)
+    source = find_source(wanted.source or (CLASSES if names_classes else LANGUAGE))
     begun = asked(source, wanted)
     look = survey.look_at(begun.recipe.data)
     columns = {name.removeprefix("data.") for name in begun.given if name.startswith("data.")}
@@ -259,7 +263,7 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None, split)
     remarks = [*look.source.remarks, *task.remarks(look.source.rows)]
     if "task.name" not in begun.given:
-        remarks += _about_labels(roles.labels, recipe.data.text_field, wanted.source)
+        remarks += _about_labels(roles, recipe.data.text_field, wanted.source)
     report.seen(recipe, source, seen, remarks)
     recipe = proposal.propose(sheet, seen, steps=wanted.steps, epochs=wanted.epochs)
     check_metric(recipe.task.name, recipe.evaluation.metric)
@@ -272,13 +276,17 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     return recipe, file_text(recipe, wanted.name, headline, keep=keep, comments=comments(sheet))
 
 
-def _about_labels(labels: Sequence[str], text: str, source: str | None) -> list[str]:
+def _about_labels(roles: Roles, text: str, source: str | None) -> list[str]:
     """A line on each column that may have been meant as classes where texts are learned."""
     start = "" if source is None else f"--from {CLASSES} "
     return [
-        f"note: column {label!r} looks like classes or scores; this trains a language model on {text}; for a classifier: "
-        f"{start}--data.label_field {label}"
-        for label in labels
+        f"note: column {label!r} looks like classes or scores; this trains a language model on {text}; "
+        + (
+            "a classifier takes names, or integers from 0 on, that come again"
+            if label in roles.scores
+            else f"for a classifier: {start}--data.label_field {shlex.quote(label)}"
+        )
+        for label in roles.labels
     ]
 
 
