@@ -313,6 +313,9 @@ WRONG = [
     ("x", "--evaluation odd.csv", "row 1 of data.evaluation, 'odd.csv': the columns a, b", "set"),
     ("x", "--model nowhere", "model.path='nowhere'", "check the path"),
     ("x", "--model notokenizer", "model.path='notokenizer': its tokenizer cannot be loaded", "set model.tokenizer"),
+    ("x", "--model recipes", "model.path='recipes' holds no model: it has no config.json, only folder.py, there.py", "set model.path"),
+    ("x", "--model nothing", "model.path='nothing' holds no model: it has no config.json, it is empty", "set model.path"),
+    ("x", "--model run", "model.path='run' holds no model: it has no config.json, only export, model", "such as run/export"),
     ("x", "--model noweights", "model.path='noweights': its model cannot be loaded", "set model.path"),
     ("x", "--model {bert}", "BertLMHeadModel lets a token see those after it", "choose a decoder"),
     ("x", "--from classify_minilm_zero1", "its columns do not say by themselves", "give a file with a column of texts and one of classes"),
@@ -346,6 +349,9 @@ def test_wrong_inputs_leave_nothing_behind(
     for file in (here / "notokenizer").glob("*token*"):
         file.unlink()
     (here / "noweights/model.safetensors").unlink()
+    (here / "nothing").mkdir()
+    for part in ("export", "model"):
+        shutil.copytree(tiny_llama_dir, here / "run" / part)
     (here / "base/chat_template.jinja").unlink()
     words = flags.format(bert=tiny_bert_dir).split()
     defaults = [
