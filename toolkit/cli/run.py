@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.cli.dry_run import print_dry_run
+from toolkit.cli.dry_run import print_dry_run, target_here
 from toolkit.cli.flags import Invocation, parse, split_launcher_flags
 from toolkit.cli.following import given_flags, smaller_micro_batch
 from toolkit.cli.launcher_config import check_launcher_config, check_process_count
@@ -71,7 +71,8 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
             print(note, flush=True)
     if invocation.dry_run:
         if os.environ.get("RANK", "0") == "0":
-            print_dry_run(recipe, target, config, name)
+            target = target_here(recipe, target)
+            print_dry_run(recipe, target, render(recipe, target), name)
         return 0
     check_location(recipe.data.train, recipe.data.split, "data.train")
     if recipe.data.evaluation is not None:
