@@ -81,6 +81,7 @@ def test_a_folder_of_logs_may_become_a_run_and_one_of_strangers_not(recipe: Reci
     [
         (False, [], "interrupted; {0} has no checkpoint yet: --resume auto --output_dir {0} begins again\n"),
         (True, ["--resume", "auto"], "interrupted; --resume auto --output_dir {0} continues from its last checkpoint, of step 4\n"),
+        (False, ["--resume", "elsewhere"], "interrupted; {0} has no checkpoint yet: the same command begins again from elsewhere\n"),
         (False, ["--preview", "1"], "interrupted\n"),
     ],
 )  # fmt: skip
@@ -102,7 +103,7 @@ def test_an_interrupted_start_says_what_continues(
     )
     if has_steps:
         a_run(folder)
-        monkeypatch.setattr(run_folder, "check", lambda *_, **__: None)
+    monkeypatch.setattr(run_folder, "check", lambda *_, **__: None)
     before = signal.getsignal(signal.SIGINT)
     try:
         assert start.main(recipe, ["--output_dir", str(folder), *flags]) == 130

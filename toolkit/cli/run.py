@@ -91,16 +91,18 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
     except KeyboardInterrupt:
         # The launcher may pass the same key press on once more.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt(_what_continues(invocation.output_dir)) from None
+        raise KeyboardInterrupt(_what_continues(invocation.output_dir, invocation.resume)) from None
 
 
-def _what_continues(output_dir: Path) -> str:
+def _what_continues(output_dir: Path, resume: str | None) -> str:
     """How a run that was interrupted goes on."""
     from toolkit.checkpoint.manifest import complete_steps
 
     steps = complete_steps(output_dir / "checkpoints")
     if steps:
         return f"--resume auto --output_dir {output_dir} continues from its last checkpoint, of step {steps[-1]}"
+    if resume not in (None, "auto"):
+        return f"{output_dir} has no checkpoint yet: the same command begins again from {resume}"
     return f"{output_dir} has no checkpoint yet: --resume auto --output_dir {output_dir} begins again"
 
 
