@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from toolkit.errors import ToolkitError, install_hook
-from toolkit.recipe import (
+
+install_hook()  # before the imports that take time
+
+from toolkit.recipe import (  # noqa: E402
     Batch,
     Checkpoint,
     Data,
@@ -18,8 +21,6 @@ from toolkit.recipe import (
     Task,
     Tracking,
 )
-
-install_hook()
 
 
 def main(recipe: Recipe) -> None:

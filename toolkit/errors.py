@@ -23,8 +23,10 @@ import contextlib
 import difflib
 import json
 import os
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -190,6 +192,15 @@ def show(error: ToolkitError) -> int:
     return error.exit_code
 
 
+def show_interrupt(more: str = "") -> int:
+    """Say that Ctrl-C ended the program, and `more`; returns the exit code."""
+    # The launcher may pass the same key press on once more.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"interrupted; {more}" if more else "interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
+
+
 def tell_launcher(text: str) -> None:
     """Leave `text` for torchrun and accelerate, whose report of forty lines then ends with it and not with a link."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -201,7 +212,11 @@ def tell_launcher(text: str) -> None:
 
 
 def install_hook() -> None:
-    """Make an uncaught ToolkitError, raised for instance while a recipe file is being read, a message and not a traceback."""
+    """Make two exceptions that nobody catches a message and not a traceback.
+
+    A ToolkitError, raised for instance while a recipe file is being read, and a Ctrl-C while modules are imported: the
+    line at which that was says nothing.
+    """
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -209,6 +224,14 @@ def install_hook() -> None:
             # Once a process group exists torch catches what hooks print, and forgets it when they exit.
             with contextlib.redirect_stderr(sys.__stderr__):
                 sys.exit(show(error))
+        if isinstance(error, KeyboardInterrupt) and _is_importing(trace):
+            sys.exit(show_interrupt())
         previous(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def _is_importing(trace: TracebackType | None) -> bool:
+    """Whether `trace` ends while a module, other than the program itself, is being executed."""
+    frames = (frame for frame, _ in traceback.walk_tb(trace))
+    return any(frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__" for frame in frames)

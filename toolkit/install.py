@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from toolkit.errors import StorageError
+from toolkit.storage import CLOSED, FULL, number_of
 
 _STAMP = "SOURCE"  # no suffix: a reader of the folder must not take it for rows
 
@@ -79,11 +79,10 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        # safetensors raises its own type and keeps the number in the text
-        if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+        number = number_of(error)
+        if number in FULL:
             raise disk_full(folder if folder.exists() else Path.cwd()) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if number in CLOSED:
             raise StorageError(
                 f"cannot write to {folder}: {error}",
                 expected="a cache folder of your own",

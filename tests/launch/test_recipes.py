@@ -74,6 +74,7 @@ def test_dry_run(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(sys, "argv", [str(path)])
     for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("toolkit.cli.dry_run.multiplies_bf16", lambda: True)  # as the rendering assumes
     recipe = load_recipe(path)
     assert main(recipe, ["--dry_run"]) == 0
     printed = capsys.readouterr().out

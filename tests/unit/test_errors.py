@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +128,21 @@ def test_several_errors_keep_their_messages() -> None:
 )
 def test_did_you_mean(word: str, answer: str) -> None:
     assert did_you_mean(word, ["learning_rate", "betas"]) == answer
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path) -> None:
+    """Of the command and of a recipe; an interrupted program that only imports the toolkit keeps its traceback."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow/pydantic.py").write_text("raise KeyboardInterrupt\n")
+    (tmp_path / "recipe.py").write_text("from toolkit import Recipe\n")
+    (tmp_path / "own.py").write_text("import toolkit\n\ndef f():\n    raise KeyboardInterrupt\n\nf()\n")
+    root = str(Path(errors.__file__).parents[1])
+    command = [sys.executable, "-c", "from toolkit.cli.verbs import main; main()"]
+    for words in (command, [sys.executable, "recipe.py"]):
+        paths = {"PYTHONPATH": f"{tmp_path}/slow:{root}"}
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=os.environ | paths, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    words = [sys.executable, "own.py"]
+    own = {"PYTHONPATH": root}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=os.environ | own, check=False)
+    assert "Traceback" in done.stderr and done.stderr.endswith("KeyboardInterrupt\n")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.disks import read_only, small_disk
 from tests.tiny import chats, write_lines
 from toolkit.cli import new, verbs
 from toolkit.cli.run import main as start
@@ -213,17 +216,67 @@ def test_the_model_alone_may_be_new(make: Callable[..., tuple[Recipe, str]], her
 
 @pytest.mark.parametrize(
     ("flags", "cure"),
-    [([], "--data.label_field label"), (["--from", "sft_smollm2_zero2"], f"--from {new.CLASSES} --data.label_field label")],
+    [
+        ([], "a classifier takes names, or integers from 0 on, that come again"),
+        (["--from", "sft_smollm2_zero2"], f"for a classifier: --from {new.CLASSES} --data.label_field label"),
+    ],
 )  # fmt: skip
 def test_labels_that_a_language_model_leaves_out_are_said(
     make: Callable[..., tuple[Recipe, str]], here: Path, flags: list[str], cure: str
 ) -> None:
     lines = [{"text": f"This is line {n} of many.", "label": n / 7 if not flags else n % 2} for n in range(60)]
     write_lines(here / "scores.jsonl", lines)
-    said = "note: column 'label' looks like classes or scores; this trains a language model on text; for a classifier: "
+    said = "note: column 'label' looks like classes or scores; this trains a language model on text; "
     recipe, printed = make(*flags, data="scores.jsonl")
     assert recipe.task.name == "causal_lm" and f"{said}{cure}\n" in printed
     assert said not in make(*flags, "--task.name", "causal_lm", data="scores.jsonl")[1]
+
+
+def lines(**columns: str) -> list[dict[str, object]]:
+    """60 rows; {n} is the row's number, {m} comes twice, {k} and {b} are one of two. Digits alone are an integer."""
+    filled = [
+        {name: text.format(n=n, m=n % 30, k=("one", "two")[n % 2], b=n % 2) for name, text in columns.items()}
+        for n in range(60)
+    ]
+    return [{name: int(text) if text.isdigit() else text for name, text in row.items()} for row in filled]
+
+
+OPEN: dict[str, list[dict[str, object]]] = {
+    "two_texts.jsonl": lines(sentence1="Words {n}.", sentence2="More words {n}.", label="{b}"),
+    "preferences.jsonl": lines(prompt="Who is {n}?", chosen="Me.", rejected="You, and {n} others."),
+    "headless.csv": lines(q0="q{n}", a0="a{n}"),
+    "spaces.jsonl": lines(**{"the words": "Words {n}.", "its kind": "{k}", "other words": "Words, {n}."}),
+    "numbers.jsonl": lines(words="Words {n}.", others="Others {n}.", score="{n}", group="{b}"),
+    "noted.jsonl": lines(text="Words {n}.", stars="{n}", language="{n}x{b}"),
+    "noted_classes.jsonl": lines(text="Words {n}.", Category="c{m}"),
+    "german.csv": lines(frage="Was ist {n}?", antwort="Das da.", sorte="{k}"),
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_every_suggestion_works_as_it_is_printed(
+    name: str, here: Path, tiny_llama_dir: Path, tiny_bert_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Taken out of the message or the note, and given."""
+    if name.endswith(".csv"):
+        rows = [list(OPEN[name][0]), *(row.values() for row in OPEN[name])]
+        (here / name).write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    else:
+        write_lines(here / name, OPEN[name])
+    start = ["new", "mine", "--force", "--data", name]
+    code = verbs.main([*start, "--model", str(tiny_llama_dir)])
+    printed = capsys.readouterr()
+    said = printed.err.partition("do this:")[2] if code else "".join(re.findall("note: .*", printed.out))
+    flag = r"--(?:data\.\w+_field|task\.name) (?:'[^']*'|[^\s,]+)"
+    choices = re.findall(rf"{flag}(?: {flag})*", said)
+    assert choices or name == "noted.jsonl", printed
+    for choice in choices:
+        model = tiny_bert_dir if "label_field" in choice else tiny_llama_dir
+        assert verbs.main([*start, "--model", str(model), *shlex.split(choice)]) == 0, capsys.readouterr().err
+        recipe = load_recipe("recipes/mine.py")
+        assert (recipe.task.name == "sequence_classification") == ("label_field" in choice)
+    if {"label", "group", "its kind", "sorte"} & OPEN[name][0].keys():
+        assert any("--data.label_field" in choice for choice in choices), said
 
 
 @pytest.mark.parametrize(
@@ -255,6 +308,7 @@ WRONG = [
     ("other/mine", "", "NAME 'other/mine' names another folder", "with the name 'mine'"),
     ("json", "", "NAME 'json' is the name of a Python module", "call it 'sft_json_zero2'"),
     ("toolkit.py", "", "NAME 'toolkit.py' is the name of a Python module", "call it 'sft_toolkit_zero2'"),
+    ("n" * 300, "", "NAME 'nnn", "call it 'nnn"),
     ("my.own", "", "NAME 'my.own'", "call it 'my_own'"),
     ("there", "", "recipes/there.py exists already", "or overwrite it with --force"),
     ("folder", "", "recipes/folder.py is a folder", "choose another NAME"),
@@ -262,7 +316,13 @@ WRONG = [
     ("x", "--from nowhere/x.py", "recipe file 'nowhere/x.py' does not exist", "check the path"),
     ("x", "--steps none", "--steps none", "see `toolkit new --help`"),
     ("x", "--dry_run", "--dry-run with `toolkit new`", "when the recipe is started"),
-    ("x", "--modle P", "unknown flag --modle (did you mean '--model'?)", "docs/fields.md"),
+    ("x", "--modle P", "unknown flag --modle (did you mean --model?)", "docs/fields.md"),
+    ("x", "--lr 1e-4", "unknown flag --lr: here it is --optimizer.learning_rate", "pass --optimizer.learning_rate 1e-4"),
+    ("x", "--max-steps 5", "unknown flag --max_steps: here it is --steps", "pass --steps 5"),
+    ("x", "--run_name y", "--run-name with `toolkit new`", "when the recipe is started"),
+    ("x", "--betas 0.9 0.95", "unknown flag --betas (did you mean --optimizer.betas?)", "docs/fields.md"),
+    ("x", "--xyzzy 1", "unknown flag --xyzzy\n", "docs/fields.md"),
+    ("x", "--launch.device gpu", "--launch.device gpu (did you mean 'cuda'?)", "--help"),
     ("x", "--optimizer.rate 1", "unknown flag --optimizer.rate", "--help"),
     ("x", "--optimizer.learning_rate fast", "--optimizer.learning_rate fast", "--help"),
     ("x", "stray", "unexpected 'stray' on the command line", "--help"),
@@ -277,9 +337,12 @@ WRONG = [
     ("x", "--evaluation odd.csv", "row 1 of data.evaluation, 'odd.csv': the columns a, b", "set"),
     ("x", "--model nowhere", "model.path='nowhere'", "check the path"),
     ("x", "--model notokenizer", "model.path='notokenizer': its tokenizer cannot be loaded", "set model.tokenizer"),
+    ("x", "--model recipes", "model.path='recipes' holds no model: it has no config.json, only folder.py, there.py", "set model.path"),
+    ("x", "--model nothing", "model.path='nothing' holds no model: it has no config.json, it is empty", "set model.path"),
+    ("x", "--model run", "model.path='run' holds no model: it has no config.json, only export, model", "such as run/export"),
     ("x", "--model noweights", "model.path='noweights': its model cannot be loaded", "set model.path"),
     ("x", "--model {bert}", "BertLMHeadModel lets a token see those after it", "choose a decoder"),
-    ("x", "--from classify_minilm_zero1", "its columns do not say by themselves", "--data.text_field messages"),
+    ("x", "--from classify_minilm_zero1", "its columns do not say by themselves", "give a file with a column of texts and one of classes"),
     ("x", "--evaluation.metric accuracy --checkpoint.keep_best True", "evaluation.metric='accuracy' with task.name='causal_lm'", "correct"),
     ("x", "--batch.sequence_length 1000", "batch.sequence_length=1000 is longer than the model's 512 positions", "512 or less"),
     ("x", "--devices 300", "launch.devices=300 for data of 190 sequences", "give --devices 1, or more data"),
@@ -315,6 +378,9 @@ def test_wrong_inputs_leave_nothing_behind(
     for file in (here / "notokenizer").glob("*token*"):
         file.unlink()
     (here / "noweights/model.safetensors").unlink()
+    (here / "nothing").mkdir()
+    for part in ("export", "model"):
+        shutil.copytree(tiny_llama_dir, here / "run" / part)
     (here / "base/chat_template.jinja").unlink()
     words = flags.format(bert=tiny_bert_dir).split()
     defaults = [
@@ -325,6 +391,55 @@ def test_wrong_inputs_leave_nothing_behind(
     assert what in error and do in error.partition("do this: ")[2], error
     assert sorted(path.name for path in (here / "recipes").iterdir()) == ["folder.py", "there.py"]
     assert not (here / "ds_configs").exists()
+
+
+OBSTACLES: dict[str, Callable[[Path], object]] = {
+    "recipes is a file": lambda here: (here / "recipes").write_text(""),
+    "ds_configs is a file": lambda here: (here / "ds_configs").write_text(""),
+    "ds_configs is a link to gone, which is not there": lambda here: (here / "ds_configs").symlink_to("gone"),
+    "recipes/mine.py is a folder": lambda here: (here / "recipes/mine.py").mkdir(parents=True),
+    "ds_configs/mine.json is a folder": lambda here: (here / "ds_configs/mine.json").mkdir(parents=True),
+}
+
+
+@pytest.mark.parametrize("what", OBSTACLES)
+def test_an_obstacle_to_writing_is_known_before_anything_is_looked_at(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    monkeypatch.setattr(new, "draft", lambda *_: pytest.fail("went on to look at model and data"))
+    OBSTACLES[what](here)
+    before = sorted(here.rglob("*"))
+    assert verbs.main(["new", "mine", "--data", "chats.jsonl", "--force"]) == 2
+    said = capsys.readouterr().err
+    assert what in said and "do this:  choose another" in said and "current folder" in said
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_recipe_that_is_a_link_to_nowhere_is_not_free(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "recipes").mkdir()
+    (here / "recipes/mine.py").symlink_to("gone")
+    assert verbs.main(["new", "mine", "--data", "chats.jsonl"]) == 2
+    assert "recipes/mine.py exists already" in capsys.readouterr().err
+
+
+def test_disks_that_take_nothing_or_too_little(
+    here: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is known before, the second when it is full; no half of a recipe stays on it."""
+    words = ["new", "mine", "--model", str(tiny_llama_dir), "--data", str(here / "chats.jsonl")]
+    with read_only(here / "closed") as disk, monkeypatch.context() as inside:
+        inside.chdir(disk)
+        inside.setattr(new, "draft", lambda *_: pytest.fail("went on to look at model and data"))
+        assert verbs.main(words) == 2
+        said = capsys.readouterr().err
+        assert f"nothing can be written to recipes/ of {disk}: . cannot be written to (Read-only file system)" in said
+    with small_disk(here / "small", 8192) as disk, monkeypatch.context() as inside:
+        inside.chdir(disk)
+        assert verbs.main(words) == 1
+        said = capsys.readouterr().err
+        assert f"error: writing the recipe mine in {disk} failed: No space left on device\n" in said
+        assert "do this:  free space, or work in a folder on another disk" in said
+        assert not [path for path in disk.rglob("*") if path.is_file()]
 
 
 def test_without_a_folder_of_recipes_the_source_is_asked_for(

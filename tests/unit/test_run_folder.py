@@ -6,15 +6,18 @@ import errno
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from toolkit.checkpoint import export
-from toolkit.checkpoint.durable import storage_errors, write_json
+from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.manifest import Manifest, RankFile, complete_steps, folder_name
+from toolkit.cli import run as start
 from toolkit.errors import LaunchError, StorageError
 from toolkit.recipe import Batch, Data, Model, Recipe
+from toolkit.storage import storage_errors
 from toolkit.train import run_folder
 from toolkit.train.resume import Start, adopt
 from toolkit.train.run_folder import RunFolder
@@ -59,6 +62,54 @@ def test_a_start_that_failed_may_be_repeated(recipe: Recipe, tmp_path: Path) -> 
         (run / name).mkdir(parents=True)
     write_json(run / "recipe.json", recipe.model_dump(mode="json"))
     run_folder.check(run, None, recipe)
+
+
+def test_a_folder_of_logs_may_become_a_run_and_one_of_strangers_not(recipe: Recipe, tmp_path: Path) -> None:
+    for name in ("train.log", "slurm-1.out", ".gitignore"):
+        (tmp_path / name).write_text("x")
+    run_folder.check(tmp_path, None, recipe)
+    (tmp_path / "thesis.tex").write_text("x")
+    for resume in (None, "auto"):
+        with pytest.raises(LaunchError, match=r"1 file or folder, and nothing of a run: thesis\.tex"):
+            run_folder.check(tmp_path, resume, recipe)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))  # of a start that failed
+    run_folder.check(tmp_path, None, recipe)
+
+
+@pytest.mark.parametrize(
+    ("has_steps", "flags", "said"),
+    [
+        (False, [], "interrupted; {0} has no checkpoint yet: --resume auto --output_dir {0} begins again\n"),
+        (True, ["--resume", "auto"], "interrupted; --resume auto --output_dir {0} continues from its last checkpoint, of step 4\n"),
+        (False, ["--resume", "elsewhere"], "interrupted; {0} has no checkpoint yet: the same command begins again from elsewhere\n"),
+        (False, ["--preview", "1"], "interrupted\n"),
+    ],
+)  # fmt: skip
+def test_an_interrupted_start_says_what_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    has_steps: bool, flags: list[str], said: str,
+) -> None:  # fmt: skip
+    """What there is to continue, and nothing where there is no run."""
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(start, "_train", interrupted)
+    monkeypatch.setattr("toolkit.cli.preview.print_preview", interrupted)
+    folder = tmp_path / "run"
+    (tmp_path / "x.jsonl").write_text('{"text": "A."}\n')
+    recipe = Recipe(
+        model=Model(path="m"), data=Data(train=str(tmp_path / "x.jsonl")), batch=Batch(global_size=2), steps=1
+    )
+    if has_steps:
+        a_run(folder)
+    monkeypatch.setattr(run_folder, "check", lambda *_, **__: None)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert start.main(recipe, ["--output_dir", str(folder), *flags]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == said.format(folder)
 
 
 def test_an_export_is_the_best_where_the_best_was_there(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +86,8 @@ class Ground:
         other.mkdir()
         (other / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
         (other / "recipe.json").write_text(json.dumps(self.recipe.model_dump(mode="json")))
+        (self.tmp / "strangers/b").mkdir(parents=True)
+        (self.tmp / "strangers/a.txt").write_text("x")
         damaged = self.tmp / "damaged_run"
         damaged.mkdir()
         (damaged / "recipe.json").write_text('{"model":')
@@ -149,6 +152,8 @@ COMMAND_LINE = [
     Wrong("word-for-a-switch", "--data.packing=maybe", "--data.packing maybe", "True or False", "see --help"),
     Wrong("one-of-two-values", "--optimizer.betas 0.9", "--optimizer.betas 0.9", "2 values, each a number at least 0 and less than 1, or None", SEE_HELP),
     Wrong("no-choice", "--checkpoint.export_dtype fp8", "--checkpoint.export_dtype fp8", "one of fp32, bf16, fp16", SEE_HELP),
+    Wrong("gpu-for-cuda", "--launch.device gpu", "--launch.device gpu (did you mean 'cuda'?)", "one of auto, cpu, cuda", SEE_HELP),
+    Wrong("bfloat16-for-bf16", "--precision.dtype bfloat16", "--precision.dtype bfloat16 (did you mean 'bf16'?)", "one of auto, fp32, bf16, fp16", SEE_HELP),
     Wrong("negative", "--batch.micro_size -2", "batch.micro_size=-2", "input should be greater than 0", "correct the recipe or the flag"),
     Wrong("zero", "--steps 0", "steps=0", "input should be greater than 0", "correct the recipe or the flag"),
     Wrong("not-a-number", "--optimizer.learning_rate nan", "optimizer.learning_rate=nan", "input should be a finite number", "correct the recipe or the flag"),
@@ -185,6 +190,14 @@ COMMAND_LINE = [
     Wrong("output-dir-is-a-file", "--output_dir {tmp}/a_file", "--output_dir {tmp}/a_file: {tmp}/a_file is a file", "a folder this user may write to", "pass another --output_dir"),
     Wrong("output-dir-cannot-be-written", "--output_dir /proc/nowhere", "--output_dir /proc/nowhere: /proc cannot be written to", "a folder this user may write to", "pass another --output_dir"),
     Wrong("output-dir-holds-a-run", "--output_dir {tmp}/other_run", "--output_dir {tmp}/other_run already holds a run", "a new folder, or --resume", "pass --resume auto to continue it"),
+    Wrong("output-dir-of-an-unset-variable", "--output_dir=", "--output_dir ''", "a path: this one is empty, as of a shell variable that is not set", "correct the path"),
+    Wrong("resume-of-an-unset-variable", "--resume=", "--resume ''", "a path: this one is empty", "correct the path"),
+    Wrong("deepspeed-config-of-an-unset-variable", "--deepspeed_config=", "--deepspeed_config ''", "a path: this one is empty", "correct the path"),
+    Wrong("data-of-an-unset-variable", "--data.train=", "data.train=''", "a path: this one is empty", "correct the recipe or the flag"),
+    Wrong("output-dir-of-others", "--output_dir {tmp}/strangers", "--output_dir {tmp}/strangers holds 2 files and folders, and nothing of a run: a.txt, b", "a folder that is new or empty, or a run's", "pass another --output_dir, such as {tmp}/strangers/run"),
+    Wrong("resume-among-others", "--output_dir {tmp}/strangers --resume auto", "nothing of a run: a.txt, b", "a folder that is new or empty", "pass another --output_dir"),
+    Wrong("preview-of-less-than-nothing", "--preview -1", "--preview -1", "an integer of at least 1", "pass --preview 2"),
+    Wrong("preview-of-nothing", "--preview=0", "--preview 0", "an integer of at least 1", "leave it out"),
     Wrong("resume-of-another-recipe", "--output_dir {tmp}/other_run --resume auto --batch.global_size 8", "batch.global_size=8 (the run has 4)", "the fields that decide what a step is", "take the flags back"),
     Wrong("changed-data-without-resume", "--resume_changed_data", "--resume_changed_data without --resume", "a run to continue on other data", "pass --resume auto as well"),
     Wrong("resume-of-other-order", "--output_dir {tmp}/other_run --resume auto --data.shuffle False", "data.shuffle=False (the run has True)", "the fields that decide what a step is", "take the flags back, or start a new run in another --output_dir, or pass --resume_changed_data"),
@@ -272,6 +285,12 @@ VERBS = [
     Wrong("check-of-nothing", "check {tmp}/edted.json", "{tmp}/edted.json does not exist (did you mean 'edited.json'?)", "a DeepSpeed JSON file", "correct the path"),
     Wrong("check-of-no-json", "check {tmp}/broken.json", "{tmp}/broken.json, line 1 is not JSON", "a JSON object", "correct the file at that line"),
     Wrong("world-size-of-zero", "check {tmp}/edited.json --world_size 0", "--world-size: '0' is not an integer of at least 1", "usage: toolkit check", "see `toolkit check --help`"),
+    Wrong("export-to-an-unset-variable", "export {tmp}/full ''", "argument out: '' is not a path: this one is empty", "usage: toolkit export", "see `toolkit export --help`"),
+    Wrong("misspelt-flag-of-a-verb", "check {tmp}/edited.json --wordl-size 8", "toolkit check: unknown flag --wordl-size (did you mean --world-size?)", "usage: toolkit check", "see `toolkit check --help`"),
+    Wrong("flag-of-no-verb", "export --qqq=3 {tmp}/full {tmp}/out", "toolkit export: unknown flag --qqq", "usage: toolkit export", "see `toolkit export --help`"),
+    Wrong("stray-word-of-a-verb", "rules all", "toolkit rules: unexpected 'all'", "usage: toolkit rules", "see `toolkit rules --help`"),
+    Wrong("gpu-for-cuda", "check {tmp}/edited.json --device gpu", "'gpu' (choose from 'cpu', 'cuda') (did you mean 'cuda'?)", "usage: toolkit check", "see `toolkit check --help`"),
+    Wrong("float16-for-fp16", "export {tmp}/full {tmp}/out --dtype float16", "(did you mean 'fp16'?)", "usage: toolkit export", "see `toolkit export --help`"),
     Wrong("config-of-nothing", "config {tmp}/nowhere.py", "recipe file '{tmp}/nowhere.py' does not exist", "a Python file that defines", "check the path"),
     Wrong("config-of-no-recipe", "config {tmp}/nothing.py", "{tmp}/nothing.py defines no recipe (found NoneType)", "a module-level `recipe = Recipe(...)`", "for the form"),
     Wrong("config-of-a-syntax-error", "config {tmp}/syntax.py", "{tmp}/syntax.py, line 3: SyntaxError", "a Python file that defines", "correct the file"),
@@ -283,7 +302,7 @@ VERBS = [
 
 @pytest.mark.parametrize("wrong", VERBS, ids=lambda wrong: wrong.id)
 def test_verbs(wrong: Wrong, ground: Ground, refused: Callable[..., re.Match[str]]) -> None:
-    holds(refused(lambda: verbs.main(wrong.flags.format(**ground.names).split())), wrong, ground.names)
+    holds(refused(lambda: verbs.main(shlex.split(wrong.flags.format(**ground.names)))), wrong, ground.names)
 
 
 def test_a_tracker_that_is_not_installed(ground: Ground, refused: Callable[..., re.Match[str]]) -> None:

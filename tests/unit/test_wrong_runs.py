@@ -10,12 +10,12 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.disks import read_only, small_disk
 from tests.distributed import run_distributed
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest, verify_hashes
 from toolkit.cli import run, verbs
@@ -171,8 +171,22 @@ def test_export_into_a_folder_with_files(finished: tuple[Recipe, Path, str], tmp
     assert f"error: {tmp_path} already holds files\n  expected: an absent or empty folder\n" in said
     assert "do this:  choose another folder, or delete that one" in said
     assert verbs.main(["export", str(finished[1]), str(tmp_path / "notes.txt")]) == 2
-    assert f"error: {tmp_path / 'notes.txt'} is a file\n" in capfd.readouterr().err
+    assert f": {tmp_path / 'notes.txt'} is a file\n" in capfd.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_export_to_a_disk_that_takes_nothing(finished: tuple[Recipe, Path, str], tmp_path: Path, capfd: Any) -> None:
+    """Said with the disk's reason and what the verb can do about it; nothing of it is a run's to continue."""
+    with read_only(tmp_path / "disk") as disk:
+        assert verbs.main(["export", str(finished[1]), str(disk / "out")]) == 2
+        said = capfd.readouterr().err
+        assert f"error: OUT {disk}/out: {disk} cannot be written to (Read-only file system)\n" in said
+        assert "do this:  export to another folder\n" in said and "--resume" not in said
+    with small_disk(tmp_path / "small", 8192) as disk:
+        assert verbs.main(["export", str(finished[1]), str(disk / "out")]) == 1
+        said = capfd.readouterr().err
+        assert f"exporting step 2 in {disk} failed: No space left on device\n  expected: room on the disk\n" in said
+        assert "do this:  free space, or export to a folder on another disk\n" in said and not list(disk.iterdir())
 
 
 def test_export_of_a_checkpoint_away_from_its_run(
@@ -219,22 +233,6 @@ def test_weights_of_another_shape_than_the_config(
         rf"error: {model}: model\.layers\.\d\.mlp\.\w+\.weight has shape \(.*\) in the files and \(.*\) in the model that its config describes \(and 5 more\)\n",
         said,
     ), said
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
-    """A file system of `num_bytes` at `folder`."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
-    mount = shutil.which("mount")
-    done = subprocess.run(command, capture_output=True, text=True) if mount else None
-    if done is None or done.returncode != 0:
-        why = done.stderr.strip() if done else "no mount program"
-        pytest.skip(f"cannot mount a small disk: {why}; to run it: be root, with the right to mount")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=30)
 
 
 def test_a_disk_that_fills_up_while_saving(finished: tuple[Recipe, Path, str], tmp_path: Path) -> None:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from toolkit.errors import StorageError
 
 VISIBLE_S = 90.0
 """So long what one host writes may take to be seen on another: NFS remembers for up to a minute that a name was not there."""
@@ -57,27 +51,3 @@ def exchange(one: Path, other: Path) -> bool:
     except (AttributeError, OSError):  # not Linux, or a C library without it
         return False
     return bool(rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) == 0)
-
-
-@contextmanager
-def storage_errors(doing: str, folder: Path) -> Iterator[None]:
-    """Turn a full or failing disk while `doing` something in `folder` into a StorageError."""
-    try:
-        yield
-    except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        # safetensors and shutil raise their own types and keep the number in the text
-        is_full = re.search(rf"(os error |Errno ){errno.ENOSPC}\b", str(error))
-        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) and not is_full:
-            raise
-        reason = os.strerror(number or errno.ENOSPC)
-        raise disk_problem(doing, folder, reason) from None
-
-
-def disk_problem(doing: str, folder: Path, reason: str) -> StorageError:
-    """The message for a disk that filled up or failed."""
-    return StorageError(
-        f"{doing} in {folder} failed: {reason}",
-        expected="room on the disk",
-        do="free space, lower checkpoint.keep or move --output_dir, then continue with --resume auto: complete checkpoints are intact",
-    )

@@ -14,18 +14,20 @@ from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME
 
 from toolkit.checkpoint import export_folder
-from toolkit.checkpoint.durable import storage_errors
 from toolkit.checkpoint.export_folder import Stamp
 from toolkit.checkpoint.finite import is_sound, largest, short_name
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
 from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.engine.fragments import WEIGHT
 from toolkit.errors import CheckpointError, RunFailed
+from toolkit.storage import RUN, Remedy, storage_errors, why_unwritable
 from toolkit.tasks import task_class
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODEL_FOLDER = "model"
 """In the run folder: config, tokenizer and settings of generation of the model that is trained."""
+ELSEWHERE = Remedy("free space, or export to a folder on another disk", "export to another folder")
+"""For an export that a user asked for by itself."""
 UNTRAINED = "untrained.safetensors"
 """In that folder, where the model has any: tensors that belong to it and that training leaves as they are."""
 
@@ -33,18 +35,25 @@ UNTRAINED = "untrained.safetensors"
 def export(source: Path, out: Path, dtype: str) -> Path:
     """Write the weights of `source` (a run folder, or one of its checkpoints) to `out` in `dtype`; returns the checkpoint used.
 
-    Of a run, its best checkpoint where one is kept, else the newest. `out` must be absent or empty.
+    Of a run, its best checkpoint where one is kept, else the newest. `out` must be absent or empty, and its disk take files.
     Raises CheckpointError for a source without checkpoints, RunFailed for weights that are not finite, StorageError for
     a full disk.
     """
     folder, is_best = _choose(source, None)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    problem = why_unwritable(out)
+    if problem:
         raise CheckpointError(
-            f"{out} already holds files" if out.is_dir() else f"{out} is a file",
+            f"OUT {out}: {problem}",
+            expected="an absent or empty folder, where this user may write",
+            do=ELSEWHERE.closed,
+        )
+    if out.exists() and any(out.iterdir()):
+        raise CheckpointError(
+            f"{out} already holds files",
             expected="an absent or empty folder",
             do="choose another folder, or delete that one",
         )
-    _write(folder, out, Stamp.of(folder, dtype, best=is_best))
+    _write(folder, out, Stamp.of(folder, dtype, best=is_best), ELSEWHERE)
     return folder
 
 
@@ -60,14 +69,14 @@ def renew(run: Path, out: Path, dtype: str, *, keep_best: bool) -> tuple[Stamp, 
     shutil.rmtree(export_folder.beside(out), ignore_errors=True)
     if export_folder.is_current(out, wanted):
         return wanted, None
-    return wanted, _write(folder, out, wanted)
+    return wanted, _write(folder, out, wanted, RUN)
 
 
-def _write(folder: Path, out: Path, stamp: Stamp) -> Path | None:
+def _write(folder: Path, out: Path, stamp: Stamp, remedy: Remedy) -> Path | None:
     """Write checkpoint `folder` to `out`, in the place of what is there; where that went, if it was not ours to drop."""
     model_folder = _model_folder(folder)
     temporary = export_folder.beside(out)
-    with storage_errors(f"exporting step {stamp.step}", out.parent), _cleared(temporary):
+    with storage_errors(f"exporting step {stamp.step}", out.parent, remedy), _cleared(temporary):
         try:
             reader = CheckpointReader(folder)
             model = _build(reader, model_folder, DTYPES[stamp.dtype])

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from toolkit.checkpoint.durable import VISIBLE_S, disk_problem, sync_folder, write_json
+from toolkit.checkpoint.durable import VISIBLE_S, sync_folder, write_json
 from toolkit.checkpoint.finite import is_sound, largest, training_dtype, unsound
 from toolkit.checkpoint.manifest import MANIFEST, Manifest, Piece, RankFile, complete_steps, folder_name, remove
 from toolkit.engine import process
 from toolkit.engine.fragments import Fragment
 from toolkit.engine.protocol import Engine
 from toolkit.errors import CheckpointError, RunFailed, ToolkitError
+from toolkit.storage import disk_problem
 
 
 def save(engine: Engine, checkpoints: Path, step: int, run: dict[str, Any], rank: int, world_size: int) -> Path:
@@ -43,7 +44,7 @@ def save(engine: Engine, checkpoints: Path, step: int, run: dict[str, Any], rank
             temporary / f"rank-{rank:05d}.bin", engine.fragments(), step=step, dtype=training_dtype(engine)
         )
     except OSError as error:
-        problem = disk_problem(f"saving checkpoint {step}", checkpoints, error.strerror or str(error))
+        problem = disk_problem(f"saving checkpoint {step}", checkpoints, error)
     except RunFailed as error:
         problem = error
     # Every rank must learn of a full disk, or the others would wait for this one for ever.
@@ -96,8 +97,7 @@ def _publish(
         sync_folder(final.parent)
     except OSError as error:
         blocked = _in_the_way(final)
-        reason = error.strerror or str(error)
-        return blocked or disk_problem(f"saving checkpoint {manifest.step}", final.parent, reason)
+        return blocked or disk_problem(f"saving checkpoint {manifest.step}", final.parent, error)
     return None
 
 

@@ -13,6 +13,7 @@ from toolkit.ds_config.render import render
 from toolkit.ds_config.slurm import render_slurm
 from toolkit.errors import InputError
 from toolkit.recipe.load import load_recipe
+from toolkit.storage import Remedy, storage_errors, why_unwritable
 
 SUMMARY = "print a recipe's DeepSpeed JSON, or render and verify ds_configs/ and docs/"
 EXAMPLES = [
@@ -22,6 +23,8 @@ EXAMPLES = [
     "--write                                       after changing a recipe: ds_configs/ and docs/",
 ]
 RECIPES, CONFIGS = Path("recipes"), Path("ds_configs")
+HERE = Remedy("free space, or work in a folder on another disk", "make it writable, or work in another current folder")
+"""For what is written into the current folder."""
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
@@ -44,9 +47,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print one recipe's rendering, or write or verify all of them; returns the exit code."""
     if options.write:
-        _say_written(CONFIGS, write(RECIPES, CONFIGS))
-        if docs.in_checkout():
-            _say_written(docs.FOLDER, docs.write())
+        _write_all()
     elif options.verify:
         print(f"{CONFIGS}/: {verify(RECIPES, CONFIGS)} files are what the recipes render to")
         if docs.in_checkout():
@@ -58,6 +59,27 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(_rendering(options), end="")
     return 0
+
+
+def check_writable(*folders: Path) -> None:
+    """Raise InputError for the first of `folders` of the current one, there or to be made, that no file can be put into."""
+    for folder in folders:
+        problem = why_unwritable(folder)
+        if problem:
+            raise InputError(
+                f"nothing can be written to {folder}/ of {Path.cwd()}: {problem}",
+                expected="a folder that files can be written to, or a place to make it",
+                do="choose another current folder, or mend that one",
+            )
+
+
+def _write_all() -> None:
+    check_writable(CONFIGS, *([docs.FOLDER] if docs.in_checkout() else []))
+    with storage_errors("writing what the recipes render to", Path.cwd(), HERE):
+        _say_written(CONFIGS, write(RECIPES, CONFIGS))
+    if docs.in_checkout():
+        with storage_errors("writing what the code says", Path.cwd(), HERE):
+            _say_written(docs.FOLDER, docs.write())
 
 
 def _say_written(folder: Path, changed: list[str]) -> None:

@@ -14,7 +14,9 @@ from rich.text import Text
 from toolkit.cache import cache_dir
 from toolkit.cli import check_builds, check_host, launcher_variables
 from toolkit.cli.check_cluster import check_hostfile
+from toolkit.cli.config import HERE
 from toolkit.cli.finding import Finding
+from toolkit.storage import storage_errors
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _CHECKS: dict[str, Callable[[], Finding | Iterable[Finding]]] = {
@@ -63,7 +65,8 @@ def doctor(
 def _write_env(stream: TextIO) -> None:
     file = Path.cwd() / launcher_variables.file_name()
     forward = launcher_variables.to_forward(os.environ)
-    changed = launcher_variables.write(file, forward.lines)
+    with storage_errors("--write-env", file.parent, HERE):
+        changed = launcher_variables.write(file, forward.lines)
     now = launcher_variables.read(file)
     stream.write(f"{file}: {'written' if changed else 'unchanged'}\n" if changed or now else "nothing to forward\n")
     for name in sorted(launcher_variables.ours(file)):

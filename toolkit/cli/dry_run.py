@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from toolkit.ds_config.check import check_config
@@ -12,10 +14,24 @@ from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.target import Target
 from toolkit.errors import plural
+from toolkit.processor import multiplies_bf16
 from toolkit.recipe import Recipe
 from toolkit.recipe.schedules import factor
 
 MOST_ROWS = 60
+GPU = Path("/dev/nvidia0")
+"""Where it is there, launch.device="auto" may be the GPU: torch decides."""
+
+
+def target_here(recipe: Recipe, target: Target) -> Target:
+    """`target`, assumed for `recipe`, with what this host's processor computes in, where the run would be on it."""
+    return replace(target, bf16_is_native=multiplies_bf16()) if _is_for_this_cpu(recipe, target) else target
+
+
+def _is_for_this_cpu(recipe: Recipe, target: Target) -> bool:
+    """Whether a start of `recipe` here would compute on this host's CPU, as far as is known without torch."""
+    may_have_gpu = recipe.launch.device == "auto" and GPU.exists()
+    return target.device == "cpu" and recipe.launch.hosts == 1 and not may_have_gpu
 
 
 def print_dry_run(recipe: Recipe, target: Target, config: Mapping[str, Any], name: str) -> None:
@@ -36,8 +52,7 @@ def print_dry_run(recipe: Recipe, target: Target, config: Mapping[str, Any], nam
     print()
     for line in explain(recipe, target, config):
         print(f"# {line}")
-    if recipe.precision.dtype == "auto" and target.device == "cpu":
-        # Whether it has them is known once torch is imported, which a dry run does not wait for.
+    if recipe.precision.dtype == "auto" and target.device == "cpu" and not _is_for_this_cpu(recipe, target):
         print("# precision: a CPU without instructions for bf16 takes fp32; the start looks at its own")
     _print_length(recipe)
     _print_curve(recipe)

@@ -11,13 +11,14 @@ from pydantic.fields import FieldInfo
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
 from toolkit.recipe.field_type import describe_field
+from toolkit.recipe.synonyms import choice_meant
 
 OPTIONS = {
     "output_dir": "a folder",
     "resume": "auto, or a checkpoint folder",
     "resume_changed_data": "no value: the flag stands alone",
     "dry_run": "no value: the flag stands alone",
-    "preview": "an integer",
+    "preview": "an integer of at least 1",
     "verbose": "no value: the flag stands alone",
 }
 """What the flags take that belong to one start and not to the recipe."""
@@ -41,7 +42,8 @@ def refusal(text: str, argv: Sequence[str], recipe: Recipe, prog: str) -> Recipe
     if not expected:
         return RecipeError(re.sub(r"-{5,} ?", "", plain).strip(), expected="values of the fields' types", do=do)
     values = " ".join(values_of(name, argv))
-    return RecipeError(f"--{name} {values}" if values else f"--{name} has no value", expected=expected, do=do)
+    hint = choice_meant(values, expected.removeprefix("one of ").split(", ")) if expected.startswith("one of ") else ""
+    return RecipeError(f"--{name} {values}{hint}" if values else f"--{name} has no value", expected=expected, do=do)
 
 
 def _plain(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import BaseModel
 
-from toolkit.cli.flag_errors import OPTIONS, field_of, refusal
+from toolkit.cli.flag_errors import OPTIONS, field_of, refusal, values_of
 from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
 from toolkit.errors import RecipeError, did_you_mean, nearest, together
 from toolkit.recipe import Recipe
@@ -69,12 +69,12 @@ def split_launcher_flags(argv: Sequence[str]) -> tuple[LauncherFlags, list[str]]
         if name == "local_rank":
             local_rank = value
         elif name in ("deepspeed", "deepspeed_config"):
-            config = value or config
+            config = config if value is None else value
         else:
             rest += joined
     if local_rank is not None and not local_rank.lstrip("-").isdigit():
         raise RecipeError(f"--local_rank {local_rank}", expected="a number", do="leave this flag to the launcher")
-    file = _located("deepspeed_config", config) if config else None
+    file = None if config is None else _located("deepspeed_config", config)
     return LauncherFlags(None if local_rank is None else int(local_rank), file), rest
 
 
@@ -83,7 +83,7 @@ def _located(flag: str, text: str) -> Path:
     try:
         return path(text)
     except ValueError as error:
-        raise RecipeError(f"--{flag} {text}", expected=str(error), do="correct the path") from None
+        raise RecipeError(f"--{flag} {text or repr(text)}", expected=str(error), do="correct the path") from None
 
 
 def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
@@ -132,7 +132,13 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
     resume = found.resume if found.resume is None else str(_located("resume", found.resume))
     if resume is not None and (hint := did_you_mean(resume, ["auto"])) and resume != "auto":
         raise RecipeError(f"--resume {resume}{hint}", expected=OPTIONS["resume"], do="write --resume auto")
-    output_dir = _located("output_dir", str(found.output_dir))
+    # What was written, as no text is the current folder to a Path.
+    written = values_of("output_dir", argv)
+    output_dir = _located("output_dir", written[0] if written else str(found.output_dir))
+    if "preview" in given and found.preview < 1:
+        raise RecipeError(
+            f"--preview {found.preview}", expected=OPTIONS["preview"], do="pass --preview 2, or leave it out"
+        )
     return replace(found, output_dir=output_dir, resume=resume)
 
 
@@ -272,7 +278,7 @@ def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
 def _unknown(name: str, plain: str, known: Sequence[str]) -> RecipeError:
     options = ", ".join(f"--{option}" for option in OPTIONS)
     return RecipeError(
-        f"unknown flag {name}{_suggest(plain, known)}",
+        f"unknown flag {name}{suggest(plain, known)}",
         expected=f"a recipe field or one of {options}",
         do="see --help for every field",
     )
@@ -284,7 +290,8 @@ def _without_no(name: str) -> str:
     return f"{section}.{field.removeprefix('no_')}" if section else field.removeprefix("no_")
 
 
-def _suggest(name: str, known: Sequence[str]) -> str:
+def suggest(name: str, known: Sequence[str]) -> str:
+    """`" (did you mean --optimizer.betas?)"` for the flag `name`, that is none of the dotted names `known`."""
     inside = [other for other in known if other.startswith(f"{name}.")]
     if inside:
         return f" (a section; its fields are flags, such as --{inside[0]})"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import docs
-from toolkit.cli.config import CONFIGS, RECIPES
-from toolkit.cli.flag_errors import OPTIONS
+from toolkit.cli.config import CONFIGS, HERE, RECIPES, check_writable
+from toolkit.cli.flag_errors import OPTIONS, values_of
+from toolkit.cli.following import given_flags
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import assumed_target, rendering_of
@@ -20,13 +22,17 @@ from toolkit.ds_config.render import render
 from toolkit.errors import InputError, did_you_mean
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of, written
+from toolkit.recipe.effect import FIELDS
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.recipe_file import file_text
+from toolkit.recipe.synonyms import answer, synonym
+from toolkit.storage import storage_errors, write_together
 from toolkit.tasks import check_metric
 
 if TYPE_CHECKING:
     from toolkit.cli.asked_recipe import Wanted
     from toolkit.cli.new_report import Report
+    from toolkit.draft.roles import Roles
 
 SHIPPED = Path(__file__).parents[2] / "recipes"
 """Beside the package, in a clone."""
@@ -34,6 +40,9 @@ LANGUAGE, CLASSES = "sft_smollm2_zero2", "classify_minilm_zero1"
 """The recipes to start from where --from names none."""
 
 OWN_FLAGS = ("--from", "--model", "--data", "--evaluation", "--devices", "--steps", "--epochs", "--force")
+
+LONGEST_NAME = 100
+"""Characters of the NAME of a recipe: names of files have a limit, and what is made from it has longer ones."""
 
 SAID_ALOUD = {"precision.dtype", "parallel.zero_stage", "launch.devices", "schedule.type"}
 SAID_ALOUD |= {"batch.micro_size", "batch.sequence_length"}
@@ -46,13 +55,14 @@ EXAMPLES = [
     "classify_mine_zero1 --data tickets.csv        a column of texts and one of classes: a classifier",
     "sft_mine_zero3 --from sft_smollm2_zero3 --data train.parquet --evaluation held_out.parquet --devices 8",
 ]
-FIELDS = """
+ABOUT_FIELDS = """
 Every field of a recipe is a flag as well, for what is not to be chosen by looking:
     --data.prompt_field frage --data.completion_field antwort --optimizer.learning_rate 1e-5"""
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
     """The flags of `toolkit new`; what else is on the command line are fields of the recipe."""
+    verb.allow_abbrev = False  # else --launch.device would be taken for --launch.devices
     verb.add_argument("name", metavar="NAME", help="of the recipe and its runs: <task>_<model>_<strategy> by custom")
     verb.add_argument(
         "--from",
@@ -74,7 +84,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     length.add_argument("--steps", metavar="N", help="optimizer steps; default: what fits the data")
     length.add_argument("--epochs", metavar="N", help="passes over the data")
     verb.add_argument("--force", action="store_true", help="overwrite a recipe of that name")
-    verb.description = f"{verb.description}\n{FIELDS}"
+    verb.description = f"{verb.description}\n{ABOUT_FIELDS}"
     verb.usage = "toolkit new NAME [options] [--optimizer.learning_rate 1e-5 and any other field of a recipe]"
     verb.set_defaults(run=new, fields=[])
 
@@ -118,11 +128,11 @@ def checked_name(text: str) -> str:
             expected=f"a name: the recipe is written to {RECIPES}/ of the current folder",
             do=f"run this where {RECIPES}/ should be, with the name {name!r}",
         )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        fixed = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "sft_mine_zero2"
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}", name):
+        fixed = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-")[:40] or "sft_mine_zero2"
         raise InputError(
             f"NAME {text!r}",
-            expected="letters, digits, _ and -: it becomes the name of files and folders",
+            expected=f"up to {LONGEST_NAME} letters, digits, _ and -: it becomes the name of files and folders",
             do=f"call it {fixed!r}, for instance",
         )
     if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
@@ -135,14 +145,16 @@ def checked_name(text: str) -> str:
 
 
 def _check_free(target: Path, *, force: bool) -> None:
-    if (RECIPES.exists() and not RECIPES.is_dir()) or target.is_dir():
-        place = target if target.is_dir() else RECIPES
-        raise InputError(
-            f"{place} is {'a folder' if place.is_dir() else 'a file'}",
-            expected=f"{RECIPES}/ to be a folder and {target} free",
-            do="choose another NAME, or another current folder",
-        )
-    if target.exists() and not force:
+    """Raise InputError where the files of the recipe could not be written: before minutes are spent on what they hold."""
+    check_writable(RECIPES, CONFIGS, *([docs.FOLDER] if docs.in_checkout() else []))
+    for place in (target, *(CONFIGS / f"{target.stem}.{kind}" for kind in ("json", "yaml", "slurm"))):
+        if place.is_dir():
+            raise InputError(
+                f"{place} is a folder",
+                expected=f"{place} to be free for the file",
+                do="choose another NAME, or another current folder",
+            )
+    if (target.exists() or target.is_symlink()) and not force:
         raise InputError(
             f"{target} exists already",
             expected="a new name",
@@ -167,24 +179,32 @@ def _number(flag: str, text: str | None, kind: type[int] | type[float]) -> Any:
 
 
 def _check_fields(words: Sequence[str]) -> None:
-    starts = [
-        word for word in words if word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") in OPTIONS
-    ]
-    if starts:
-        raise InputError(
-            f"{starts[0]} with `toolkit new`",
-            expected="fields of the recipe: this flag belongs to a start of it",
-            do="give it when the recipe is started",
-        )
+    """Raise InputError for the flags that are neither of `toolkit new` nor look like a field; fields are checked later."""
     for word in words:
         name = word.partition("=")[0]
-        if name.startswith("--") and "." not in name and name[2:].replace("-", "_") not in Recipe.model_fields:
+        plain = name[2:].replace("-", "_")
+        if not name.startswith("--"):
+            continue
+        meant = answer(plain)
+        if {plain, meant[0] if meant else ""} & OPTIONS.keys():
             raise InputError(
-                f"unknown flag {name}{did_you_mean(name, OWN_FLAGS)}",
-                expected=f"one of {', '.join(OWN_FLAGS)}, or a field of the recipe with its section, such as "
-                "--optimizer.learning_rate",
-                do="see `toolkit new --help`; docs/fields.md lists the fields",
+                f"{name} with `toolkit new`",
+                expected="fields of the recipe: this flag belongs to a start of it",
+                do="give it when the recipe is started",
             )
+        if "." not in plain and plain not in Recipe.model_fields:
+            raise synonym(plain, " ".join(values_of(plain, words))) or _unknown(name, plain)
+
+
+def _unknown(name: str, plain: str) -> InputError:
+    from toolkit.cli.flags import suggest  # with what reads the fields' flags
+
+    return InputError(
+        f"unknown flag {name}{suggest(plain, [*(flag[2:] for flag in OWN_FLAGS), *FIELDS])}",
+        expected=f"one of {', '.join(OWN_FLAGS)}, or a field of the recipe with its section, such as "
+        "--optimizer.learning_rate",
+        do="see `toolkit new --help`; docs/fields.md lists the fields",
+    )
 
 
 def find_source(word: str) -> Path:
@@ -215,7 +235,8 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     from toolkit.models.positions import check_sequence_length
     from toolkit.train.inputs import load_task
 
-    source = find_source(wanted.source or LANGUAGE)
+    names_classes = wanted.data is not None and "data.label_field" in given_flags(wanted.fields)
+    source = find_source(wanted.source or (CLASSES if names_classes else LANGUAGE))
     begun = asked(source, wanted)
     look = survey.look_at(begun.recipe.data)
     columns = {name.removeprefix("data.") for name in begun.given if name.startswith("data.")}
@@ -243,7 +264,7 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None, split)
     remarks = [*look.source.remarks, *task.remarks(look.source.rows, row_names(look.source, "data.train"))]
     if "task.name" not in begun.given:
-        remarks += _about_labels(roles.labels, recipe.data.text_field, wanted.source)
+        remarks += _about_labels(roles, recipe.data.text_field, wanted.source)
     report.seen(recipe, source, seen, remarks)
     recipe = proposal.propose(sheet, seen, steps=wanted.steps, epochs=wanted.epochs)
     check_metric(recipe.task.name, recipe.evaluation.metric)
@@ -256,13 +277,17 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     return recipe, file_text(recipe, wanted.name, headline, keep=keep, comments=comments(sheet))
 
 
-def _about_labels(labels: Sequence[str], text: str, source: str | None) -> list[str]:
+def _about_labels(roles: Roles, text: str, source: str | None) -> list[str]:
     """A line on each column that may have been meant as classes where texts are learned."""
     start = "" if source is None else f"--from {CLASSES} "
     return [
-        f"note: column {label!r} looks like classes or scores; this trains a language model on {text}; for a classifier: "
-        f"{start}--data.label_field {label}"
-        for label in labels
+        f"note: column {label!r} looks like classes or scores; this trains a language model on {text}; "
+        + (
+            "a classifier takes names, or integers from 0 on, that come again"
+            if label in roles.scores
+            else f"for a classifier: {start}--data.label_field {shlex.quote(label)}"
+        )
+        for label in roles.labels
     ]
 
 
@@ -287,20 +312,23 @@ def _write(recipe: Recipe, text: str, target: Path) -> list[Path]:
     """Put the recipe and its renderings in place, once the file is known to load as this recipe and to render."""
     aim = assumed_target(recipe)
     raise_errors(check_config(render(recipe, aim), target=aim), f"the configuration of {target.stem}")
+    renderings = {CONFIGS / name: content for name, content in rendering_of(recipe, target).items()}
+    with storage_errors(f"writing the recipe {target.stem}", Path.cwd(), HERE):
+        _check_text(recipe, text, target)
+        write_together({target: text, **renderings})
+        files = [target, *renderings]
+        if docs.in_checkout():  # whose list of recipes would be out of date
+            files += [docs.FOLDER / page for page in docs.write()]
+    return files
+
+
+def _check_text(recipe: Recipe, text: str, target: Path) -> None:
+    """Load `text` from the folder that it is meant for."""
     RECIPES.mkdir(exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         if load_recipe(temporary) != recipe:
             raise AssertionError(f"{temporary} does not hold the recipe that was drafted")
-        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    CONFIGS.mkdir(exist_ok=True)
-    files = [target]
-    for name, content in rendering_of(recipe, target).items():
-        files.append(CONFIGS / name)
-        files[-1].write_text(content, encoding="utf-8")
-    if docs.in_checkout():  # whose list of recipes would be out of date
-        files += [docs.FOLDER / page for page in docs.write()]
-    return files

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from toolkit.errors import StorageError, ToolkitError, show, tell_launcher
+from toolkit.errors import StorageError, ToolkitError, show, show_interrupt, tell_launcher
 from toolkit.library_messages import held, print_held
 
 
@@ -17,7 +16,7 @@ def exit_code_of(action: Callable[[], int]) -> int:
     """What `action` returns; the code of a ToolkitError, after its message; 0 when the reader of the output has left.
 
     1 where standard output takes no more (a full disk); 130 after a Ctrl-C that found no loop to end, or did not want to
-    wait for it. What libraries say is held back: a fault that nobody foresaw brings it, before its traceback.
+    wait for it; what it holds, if anything, is said. What libraries say is held back: a fault that nobody foresaw brings it, before its traceback.
     """
     _prepare_streams()
     code = 0
@@ -44,12 +43,8 @@ def _outcome(action: Callable[[], int]) -> int:
     except Exception as error:
         _tell_all(error)
         raise
-    except KeyboardInterrupt:
-        # The launcher may pass the same key press on once more.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print("interrupted; --resume auto continues a run from its last checkpoint", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        return show_interrupt(str(interrupt))
 
 
 @contextmanager

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.cli.dry_run import print_dry_run
+from toolkit.cli.dry_run import print_dry_run, target_here
 from toolkit.cli.flags import Invocation, parse, split_launcher_flags
 from toolkit.cli.following import given_flags, smaller_micro_batch
 from toolkit.cli.launcher_config import check_launcher_config, check_process_count
@@ -70,7 +71,8 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
             print(note, flush=True)
     if invocation.dry_run:
         if os.environ.get("RANK", "0") == "0":
-            print_dry_run(recipe, target, config, name)
+            target = target_here(recipe, target)
+            print_dry_run(recipe, target, render(recipe, target), name)
         return 0
     check_location(recipe.data.train, recipe.data.split, "data.train")
     if recipe.data.evaluation is not None:
@@ -84,7 +86,24 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
 
     run_folder.check(invocation.output_dir, invocation.resume, recipe, changed_data=invocation.resume_changed_data)
     trackers.check(recipe.tracking)
-    return _train(recipe, invocation, name)
+    try:
+        return _train(recipe, invocation, name)
+    except KeyboardInterrupt:
+        # The launcher may pass the same key press on once more.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt(_what_continues(invocation.output_dir, invocation.resume)) from None
+
+
+def _what_continues(output_dir: Path, resume: str | None) -> str:
+    """How a run that was interrupted goes on."""
+    from toolkit.checkpoint.manifest import complete_steps
+
+    steps = complete_steps(output_dir / "checkpoints")
+    if steps:
+        return f"--resume auto --output_dir {output_dir} continues from its last checkpoint, of step {steps[-1]}"
+    if resume not in (None, "auto"):
+        return f"{output_dir} has no checkpoint yet: the same command begins again from {resume}"
+    return f"{output_dir} has no checkpoint yet: --resume auto --output_dir {output_dir} begins again"
 
 
 def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:

@@ -12,8 +12,9 @@ from typing import NoReturn
 from toolkit.cli import check, config, new
 from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.output import exit_code_of
-from toolkit.errors import InputError, did_you_mean
+from toolkit.errors import InputError, nearest
 from toolkit.parity.problem import LEAST_STEPS
+from toolkit.recipe.synonyms import choice_meant
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        hint = did_you_mean(choice[1], choice[2].replace("'", "").split(", ")) if choice else ""
+        hint = choice_meant(choice[1], choice[2].replace("'", "").split(", ")) if choice else ""
         raise InputError(
             f"{self.prog}: {message}{hint}",
             expected=" ".join(self.format_usage().split()),
@@ -35,13 +36,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    known = parser()
-    options, others = known.parse_known_args([_dashes(word) for word in argv])
+    options, others = parser().parse_known_args([_dashes(word) for word in argv])
     if others and not hasattr(options, "fields"):
-        known.error(f"unrecognized arguments: {' '.join(others)}")
+        raise _unknown(others, options.parser)
     options.fields = others
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
+
+
+def _unknown(words: Sequence[str], verb: argparse.ArgumentParser) -> InputError:
+    """The message for `words` that `verb` does not know, as from its own parser: argparse would speak for the whole command."""
+    flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+    known = [name for action in verb._actions for name in action.option_strings if name.startswith("--")]
+    near = nearest(flag.lstrip("-"), [name[2:] for name in known]) if flag else []
+    hint = f" (did you mean --{near[0]}?)" if near else ""
+    return InputError(
+        f"{verb.prog}: unknown flag {flag}{hint}" if flag else f"{verb.prog}: unexpected {' '.join(words)!r}",
+        expected=" ".join(verb.format_usage().split()),
+        do=f"see `{verb.prog} --help`",
+    )
 
 
 def _dashes(word: str) -> str:
@@ -66,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add(verb)
+        verb.set_defaults(parser=verb)
     return made
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from toolkit.data.file_names import COMPRESSED, KINDS, SUFFIXES, UNPACKING, is_data_file, kind_of, plain_name, unpacking
 from toolkit.data.splits import files_of_split
-from toolkit.data.storage import CLOSED
 from toolkit.errors import DataError, first_few
+from toolkit.storage import CLOSED
 
 _DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # as in datasets
 LEAST_LIKENESS = 0.7

@@ -19,10 +19,10 @@ from toolkit.data.files import read_files
 from toolkit.data.find_files import check_regular, closed, data_files, is_saved, looks_local, matching_files, missing
 from toolkit.data.hub_rows import Hub, open_hub
 from toolkit.data.splits import files_of_split, unknown_split
-from toolkit.data.storage import CLOSED, FULL
 from toolkit.data.text_files import check_is_data
 from toolkit.errors import DataError, StorageError, first_few, innermost, one_line
 from toolkit.library_messages import are_shown
+from toolkit.storage import CLOSED, FULL
 
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 

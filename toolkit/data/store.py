@@ -24,8 +24,8 @@ from toolkit.data.encoding import Encoder
 from toolkit.data.example import Encode, Example, Row, num_targets
 from toolkit.data.packing import Counts
 from toolkit.data.row_names import RowName
-from toolkit.data.storage import CLOSED, FULL
 from toolkit.errors import DataError, StorageError
+from toolkit.storage import CLOSED, FULL
 
 _FORMAT = 6  # part of every fingerprint: raise it when the files or the encoding in this package change
 

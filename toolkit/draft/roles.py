@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from toolkit.data.conversations import in_column
@@ -74,6 +76,8 @@ class Roles:
     """The format of the field that the reader knows the columns of."""
     labels: tuple[str, ...] = ()
     """Columns of a text that are named like a label, hold what may be one, and are not read."""
+    scores: tuple[str, ...] = ()
+    """Those of them that no classifier takes."""
 
 
 def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: str | None) -> Roles:
@@ -104,17 +108,18 @@ def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: st
 
 
 def _with_labels(roles: Roles, columns: Mapping[str, list[Any]]) -> Roles:
-    """`roles`; of texts with the columns that may have been meant as their classes."""
+    """`roles`; of texts with the columns that may have been meant as their classes, and which of them cannot be."""
     if roles.kind != "text":
         return roles
     read = roles.fields.values()
     named = [name for name in columns if name.casefold() in NAMES["label_field"] and name not in read]
-    return replace(roles, labels=tuple(name for name in named if _may_be_labels(columns[name])))
+    labels = tuple(name for name in named if _may_be_labels(columns[name]))
+    return replace(roles, labels=labels, scores=tuple(name for name in labels if not _are_classes(columns[name])))
 
 
-def _may_be_labels(values: list[Any]) -> bool:
-    """Whether they are numbers, or short texts some of which come again."""
-    if all(isinstance(value, int | float) or is_fraction(value) for value in values):
+def _may_be_labels(values: list[Any], *, of_any_numbers: bool = True) -> bool:
+    """Whether they are numbers, or short texts some of which come again; without `of_any_numbers`, so have the numbers to."""
+    if of_any_numbers and all(isinstance(value, int | float) or is_fraction(value) for value in values):
         return True
     short = all(isinstance(value, str | int) and len(str(value)) <= LONGEST_CLASS for value in values)
     return short and 2 <= len(set(map(str, values))) < len(values)
@@ -253,19 +258,71 @@ def _open(columns: dict[str, list[Any]], data: Data, task: str | None) -> DataEr
     ]
     if len(columns) > MOST_SHOWN:
         shown.append(f"    and {len(columns) - MOST_SHOWN:,} more columns")
-    first, *others = [*columns, "NAME"]
-    second = next(iter(others), "NAME")
-    pair = f"--data.prompt_field {first} --data.completion_field {second}"
-    classes = f"--data.text_field {first} --data.label_field {second}"
-    flags = {
-        "sequence_classification": classes,
-        "causal_lm": f"{pair}, or --data.text_field {first}",
-        None: f"{pair}, or --data.text_field {first}, or {classes}",
-    }
+    wants_classes = task == "sequence_classification"
+    choices = ", or ".join(_choices(columns, task))
+    names_first = ", or put a line with the names of the columns first where there is none"
     return DataError(
         f"data.train={data.train!r}: its columns do not say by themselves what is to be learned:\n" + "\n".join(shown),
-        expected="conversations, prompts with completions, texts, or texts with a class"
-        if task != "sequence_classification"
-        else "a column of texts and a column of classes",
-        do=f"say which column is what: {flags[task]}",
+        expected="a column of texts and a column of classes"
+        if wants_classes
+        else "conversations, prompts with completions, texts, or texts with a class",
+        do=(f"say which column is what: {choices}" if choices else _what_is_missing(wants_classes))
+        + (names_first if Path(data.train).suffix.lower() in (".csv", ".tsv") else ""),
+    )
+
+
+def _choices(columns: dict[str, list[Any]], task: str | None) -> list[str]:
+    """The flags by which `columns` can be learned, for each way there is: values that would be refused are not offered."""
+    rows = max(map(len, columns.values()), default=0)
+    whole = {name: values for name, values in columns.items() if len(values) == rows}
+    classes = sorted(
+        filter(lambda name: _are_classes(whole[name]), whole), key=lambda name: not _is_named(name, "label_field")
+    )
+    texts = [name for name, values in whole.items() if _is_text(values) and all(value.strip() for value in values)]
+    texts = [name for name in texts if name not in classes] or texts
+    found = []
+    if task != "sequence_classification":
+        prompts = sorted(texts, key=lambda name: not _is_named(name, "prompt_field"))[:1]
+        # Of preferences, the answers to learn.
+        answers = sorted(texts, key=lambda name: not (_is_named(name, "completion_field") or name == "chosen"))
+        answers = [name for name in answers if name not in prompts][:1]
+        if answers:
+            found.append(_flags(prompt_field=prompts[0], completion_field=answers[0]))
+        if texts:
+            has_label = any(_is_named(name, "label_field") for name in classes)
+            found.append(
+                _flags(text_field=_longest(texts, whole)) + (" --task.name causal_lm" if has_label and not task else "")
+            )
+    others = [name for name in texts if name != classes[0]] if classes else []
+    if others and task != "causal_lm":
+        found.append(_flags(text_field=_longest(others, whole), label_field=classes[0]))
+    return found
+
+
+def _flags(**fields: str) -> str:
+    return " ".join(f"--data.{field} {shlex.quote(column)}" for field, column in fields.items())
+
+
+def _longest(names: Sequence[str], columns: Mapping[str, list[Any]]) -> str:
+    return max(names, key=lambda name: sum(map(len, columns[name])))
+
+
+def _is_named(name: str, role: str) -> bool:
+    return name.casefold() in NAMES[role]
+
+
+def _are_classes(values: list[Any]) -> bool:
+    """Whether training takes them for classes: names or integers from 0 on, some of which come again."""
+    if not all(isinstance(value, str | int) and len(str(value)) <= LONGEST_CLASS for value in values):
+        return False
+    if any(is_fraction(value) or (isinstance(value, int) and value < 0) for value in values):
+        return False
+    return _may_be_labels(values, of_any_numbers=False)
+
+
+def _what_is_missing(wants_classes: bool) -> str:
+    return (
+        "give a file with a column of texts and one of classes, names or integers that come again"
+        if wants_classes
+        else "give a file with a column of texts: none of these holds text in every row"
     )

@@ -12,6 +12,7 @@ from deepspeed.accelerator import get_accelerator
 
 from toolkit.ds_config.target import Target
 from toolkit.errors import LaunchError, plural
+from toolkit.processor import multiplies_bf16
 
 GIB = 1024**3
 
@@ -43,15 +44,9 @@ def target(world_size: int, *, wanted: str, model_ranks: int = 1) -> Target:
         has_compiler(),
         bf16=bf16,
         fp16=bool(accelerator.is_fp16_supported()),
-        bf16_is_native=bf16 and (device == "cuda" or _cpu_multiplies_bf16()),
+        bf16_is_native=bf16 and (device == "cuda" or multiplies_bf16()),
         model_ranks=model_ranks,
     )
-
-
-def _cpu_multiplies_bf16() -> bool:
-    # Every CPU computes in bf16 after a fashion; without these instructions it is slower than fp32.
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
 
 def has_compiler() -> bool:

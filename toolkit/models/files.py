@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import transformers
+from transformers.utils import CONFIG_NAME
 
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, first_few
 from toolkit.git_lfs import is_pointer
 from toolkit.models.stored_tensors import DAMAGE, open_tensors
 from toolkit.models.weight_files import ORDER, chosen, shards
@@ -15,7 +16,7 @@ PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 """What a checkpoint directory holds: configuration, weights, tokenizer, templates."""
 
 NEEDED = {
-    "configuration": ("config.json",),
+    "configuration": (CONFIG_NAME,),
     "tokenizer": ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"),
     "model": ORDER,
 }
@@ -23,10 +24,12 @@ NEEDED = {
 
 
 def check_files(field: str, source: str) -> None:
-    """Raise ModelError for a directory some of whose files are Git LFS pointers; any other place is left to transformers."""
+    """Raise ModelError for a directory without a model, or with Git LFS pointers; any other place is left to transformers."""
     directory = Path(source)
     if not directory.is_dir():
         return
+    if field == "model.path" and not (directory / CONFIG_NAME).is_file():
+        raise _no_model(directory)
     pointers = [file for pattern in PATTERNS for file in sorted(directory.glob(pattern)) if is_pointer(file)]
     if pointers:
         raise ModelError(
@@ -34,6 +37,20 @@ def check_files(field: str, source: str) -> None:
             expected="the files' contents; a clone without git-lfs leaves pointers of a few lines",
             do=f"run `git lfs install && git -C {source} lfs pull`",
         )
+
+
+def _no_model(directory: Path) -> ModelError:
+    """The message for a folder that describes no model, with the one that was perhaps meant."""
+    names = sorted(entry.name for entry in directory.iterdir())
+    models = sorted(file.parent for file in directory.glob(f"*/{CONFIG_NAME}"))
+    # Of a run, what may be trained on.
+    meant = next((model for model in models if model.name == "export"), models[0] if models else None)
+    return ModelError(
+        f"model.path={str(directory)!r} holds no model: it has no {CONFIG_NAME}, "
+        + (f"only {first_few(names)}" if names else "it is empty"),
+        expected=f"a Hugging Face directory: {CONFIG_NAME}, weights and a tokenizer",
+        do="set model.path to the folder of the model" + (f", such as {meant}" if meant else ""),
+    )
 
 
 def check_weights(source: str) -> None:

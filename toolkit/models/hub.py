@@ -6,7 +6,6 @@ a host downloads it while the others wait. Imports neither torch nor transformer
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from toolkit.errors import ModelError, StorageError, ToolkitError, did_you_mean,
 from toolkit.hub_reach import cure, why_out_of_reach
 from toolkit.models.quiet import quiet
 from toolkit.models.weight_files import FORMS, candidates, weight_files
+from toolkit.storage import CLOSED, FULL, number_of
 
 DESCRIPTION = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.bpe")
 """All of a checkpoint but its weights: configuration, tokenizer, templates, the index of the weights."""
@@ -80,8 +80,7 @@ def _not_given(name: str, field: str, known: Sequence[str], error: Exception) ->
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     place = constants.HF_HUB_CACHE
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+    if number_of(error) in (*FULL, *CLOSED):
         return StorageError(
             f"{field}={name!r} cannot be downloaded to {place}: {error}",
             expected="a cache folder of your own, with room for the files",

@@ -12,8 +12,10 @@ def at_home(place: str) -> str:
     """`place` with a leading "~" or "~user" as the home folder; anything else, such as a hub name, as it is.
 
     A shell does this only where a word begins: `--output_dir=~/x` reaches us as it was typed. Raises ValueError when there
-    is no such user.
+    is no such user, and for no text, which the shell makes of a variable that is not set and which would be the current folder.
     """
+    if not place.strip():
+        raise ValueError("a path: this one is empty, as of a shell variable that is not set")
     if not place.startswith("~"):
         return place
     try:

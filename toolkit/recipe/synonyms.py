@@ -5,7 +5,9 @@ Whoever comes from one of them types its names first. None is accepted, as one f
 
 from __future__ import annotations
 
-from toolkit.errors import RecipeError
+from collections.abc import Sequence
+
+from toolkit.errors import RecipeError, did_you_mean
 
 SAME = {
     "optimizer.learning_rate": "lr learning_rate peak_lr max_lr",
@@ -88,7 +90,11 @@ OTHER = {
 }  # fmt: skip
 """Names of others -> the field for it here, if there is one, and what that takes."""
 
+VALUES = {"cuda": "gpu nvidia", "fp32": "float32 float single", "bf16": "bfloat16", "fp16": "float16 half"}
+"""Words of a choice here -> what others call them."""
+
 _SAME = {name: ours for ours, names in SAME.items() for name in names.split()}
+_VALUES = {name: ours for ours, names in VALUES.items() for name in names.split()}
 _OTHER = {name: answer for names, answer in OTHER.items() for name in names.split()}
 
 
@@ -118,3 +124,9 @@ def synonym(name: str, value: str) -> RecipeError | None:
         expected=takes or f"--{ours}, for the same values",
         do=f"pass --{ours} {value or '...'}" if not takes else f"pass --{ours}; see --help for every field",
     )
+
+
+def choice_meant(word: str, choices: Sequence[str]) -> str:
+    """`" (did you mean 'cuda'?)"` for `word`, which is none of `choices`; empty where nothing is like it."""
+    ours = _VALUES.get(word.lower(), "")
+    return f" (did you mean {ours!r}?)" if ours in choices else did_you_mean(word, choices)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from toolkit.checkpoint.durable import storage_errors, write_json
+from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
 from toolkit.engine.base import Training
@@ -45,6 +45,7 @@ from toolkit.models.tensor_plan import tensor_plan
 from toolkit.models.tiling import check_tiles, tile_mlps
 from toolkit.models.weight_files import weight_files
 from toolkit.recipe import Recipe
+from toolkit.storage import storage_errors
 from toolkit.tasks import higher_is_better
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from toolkit.checkpoint.durable import VISIBLE_S, storage_errors
+from toolkit.checkpoint.durable import VISIBLE_S
 from toolkit.engine import process
 from toolkit.errors import LaunchError
+from toolkit.storage import storage_errors
 from toolkit.train.run_lock import RunLock
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.durable import storage_errors, sync_folder
+from toolkit.checkpoint.durable import sync_folder
+from toolkit.storage import storage_errors
 
 
 class MetricsLog:

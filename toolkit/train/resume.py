@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.durable import storage_errors, sync_files, sync_folder
+from toolkit.checkpoint.durable import sync_files, sync_folder
 from toolkit.checkpoint.manifest import Manifest, complete_steps, folder_name, read_manifest
 from toolkit.errors import CheckpointError
 from toolkit.recipe import Recipe
+from toolkit.storage import storage_errors
 from toolkit.train import facts, run_folder
 from toolkit.train.facts import Facts
 from toolkit.train.metrics import cut_after

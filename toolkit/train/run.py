@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.durable import storage_errors, write_json
+from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.export import renew
 from toolkit.checkpoint.export_folder import read_stamp
 from toolkit.checkpoint.manifest import Manifest, remove_leftovers
@@ -26,6 +26,7 @@ from toolkit.engine.protocol import Engine
 from toolkit.errors import plural
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
+from toolkit.storage import storage_errors
 from toolkit.train import facts
 from toolkit.train.build import STARTING_WEIGHTS, build_engine
 from toolkit.train.claim import claimed

@@ -6,15 +6,19 @@ recipe.json  ds_config.json  metrics.jsonl  model/  checkpoints/  export/  tenso
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
-from toolkit.errors import CheckpointError, LaunchError
+from toolkit.errors import CheckpointError, LaunchError, first_few, plural
 from toolkit.recipe import Recipe
+from toolkit.storage import why_unwritable
 from toolkit.train import run_lock
 from toolkit.train.resume_fields import Change, Flat, changes, flatten_json, is_about_data, refused
+
+OWN = {"recipe.json", "ds_config.json", "metrics.jsonl", "model", "checkpoints", "export", "tensorboard"}
+"""What a run writes into its folder."""
+LOGS = {".log", ".out", ".err"}
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,24 @@ def check(path: Path, resume: str | None, recipe: Recipe, *, changed_data: bool 
             expected="a new folder, or --resume",
             do="pass --resume auto to continue it, or another --output_dir",
         )
+    strangers = _strangers(path)
+    if strangers:
+        raise LaunchError(
+            f"--output_dir {path} holds {plural(len(strangers), 'file or folder', 'files and folders')}, and nothing of a run: "
+            f"{first_few(strangers, 3)}",
+            expected="a folder that is new or empty, or a run's; logs may be in it",
+            do=f"pass another --output_dir, such as {path / 'run'}",
+        )
     if changed_data and resume is None:
         raise LaunchError(
             "--resume_changed_data without --resume",
             expected="a run to continue on other data",
             do="pass --resume auto as well, or take the flag back",
         )
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    problem = _problem_with_writing(existing)
+    problem = why_unwritable(path)
     if problem:
         raise LaunchError(
-            f"--output_dir {path}: {existing} {problem}",
+            f"--output_dir {path}: {problem}",
             expected="a folder this user may write to",
             do="pass another --output_dir",
         )
@@ -96,16 +105,17 @@ def _remains(path: Path) -> str:
     return ""
 
 
-def _problem_with_writing(folder: Path) -> str:
-    """Why nothing can be written into `folder`; empty when it can."""
-    if not folder.is_dir():
-        return "is a file"
-    try:
-        # Asking for permissions is not enough: they say yes to root on a read-only file system, and in /proc.
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return f"cannot be written to ({error.strerror})"
+def _strangers(path: Path) -> list[str]:
+    """What is in `path`, where nothing of it is a run's: its files would lie among those of something else.
+
+    Hidden files are none, and logs neither: `--output_dir X > X/run.log` is a custom.
+    """
+    if not path.is_dir():
+        return []
+    names = {entry.name for entry in path.iterdir()}
+    if names & OWN:
+        return []
+    return sorted(name for name in names if not name.startswith(".") and Path(name).suffix not in LOGS)
 
 
 def compare(path: Path, stored: Flat | None, recipe: Recipe, *, changed_data: bool = False) -> list[Change]:
