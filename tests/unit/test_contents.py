@@ -284,5 +284,5 @@ def test_the_path_is_not_blamed_for_what_is_in_it(tiny_llama_dir: Path, tmp_path
         load_config(Model(path=str(directory)), vocabulary_size=9, overrides={})
     assert "llama5" in caught.value.what and "update transformers" in caught.value.do
     (directory / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"the directory has no config\.json"):
+    with pytest.raises(ModelError, match=r"holds no model: it has no config\.json"):
         load_config(Model(path=str(directory)), vocabulary_size=9, overrides={})
