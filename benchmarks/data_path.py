@@ -108,7 +108,7 @@ def build_recipe(options: argparse.Namespace, world_size: int, **changes: Any) -
     model = Model(path="smollm2-135m-instruct", weights="random", config={**tiny, **heads})
     sections: dict[str, Any] = {
         "model": model if options.tiny else Model(path="smollm2-135m-instruct"),
-        "data": Data(train="python-docstrings"),
+        "data": Data(train="python-docstrings", max_examples=400 if options.tiny else None),
         "batch": Batch(global_size=2 * world_size, micro_size=1, sequence_length=512),
         "optimizer": Optimizer(learning_rate=1e-4),
         "precision": Precision(dtype="auto"),

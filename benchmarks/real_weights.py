@@ -99,7 +99,7 @@ def build_recipe(options: argparse.Namespace, model: Any, parallel: Mapping[str,
 
     return Recipe(
         model=model,
-        data=Data(train="python-docstrings", prefetch=0),
+        data=Data(train="python-docstrings", max_examples=200 if options.tiny else None, prefetch=0),
         batch=Batch(global_size=GLOBAL_SIZE, micro_size=1, sequence_length=SEQUENCE_LENGTH),
         optimizer=Optimizer(learning_rate=LEARNING_RATE, weight_decay=0.01, implementation="torch"),
         schedule=Schedule(type="constant"),

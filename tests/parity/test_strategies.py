@@ -33,8 +33,8 @@ WHOLE_MODELS = ("zero0", "zero2_offload", "zero3_offload_param")
 DIVIDED_MODELS = ("pp2", "tp2", "sp2")
 LAYERS = 2
 """Of the tests' models."""
-STEPS = {"fp32": 12, "bf16": 20, "fp16": 20}
-"""Number format -> optimizer steps; benchmarks/parity_table.py takes 20."""
+STEPS = 12
+"""Optimizer steps; benchmarks/parity_table.py takes 20."""
 
 
 def having(task: str, dtype: str, layout: tuple[int, int]) -> dict[str, Strategy]:
@@ -74,7 +74,7 @@ def curves(
                 ),
                 parallel=strategy.parallel,
                 precision=precision(dtype),
-                steps=STEPS[dtype],
+                steps=STEPS,
             ),
             str(folder / name),
             None,
@@ -91,7 +91,7 @@ def reference(problems: dict[str, tuple[Path, Path]]) -> Callable[[str, str], Cu
 
     @functools.cache
     def curve(task: str, dtype: str) -> Curve:
-        wanted = recipe(task, *problems[task], precision=precision(dtype), steps=STEPS[dtype])
+        wanted = recipe(task, *problems[task], precision=precision(dtype), steps=STEPS)
         return run_distributed(reference_curve, 1, wanted)[0]  # type: ignore[no-any-return]
 
     return curve
