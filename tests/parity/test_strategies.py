@@ -33,8 +33,8 @@ WHOLE_MODELS = ("zero0", "zero2_offload", "zero3_offload_param")
 DIVIDED_MODELS = ("pp2", "tp2", "sp2")
 LAYERS = 2
 """Of the tests' models."""
-STEPS = 12
-"""Optimizer steps; benchmarks/parity_table.py takes 20."""
+STEPS = 8
+"""Optimizer steps, three of them warm-up; benchmarks/parity_table.py takes 20."""
 
 
 def having(task: str, dtype: str, layout: tuple[int, int]) -> dict[str, Strategy]:
