@@ -147,9 +147,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def nearest(word: str, known: Iterable[str]) -> list[str]:
-    """The one of `known` that is most like `word`; nothing where none is like it."""
-    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> list[str]:
+    """The one of `known` that is most like `word`; nothing where none has that `likeness`, 1 for the same."""
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
 
 
 def plural(count: int, word: str, plural: str = "") -> str:

@@ -62,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_writable(*folders: Path) -> None:
-    """Raise InputError for the first of `folders` of the current one, there or to be made, that no file can be put into."""
-    for folder in folders:
+    """Raise InputError for the first of `folders`, or of a checkout's docs/, that no file can be put into; absent ones are made later."""
+    for folder in (*folders, *([docs.FOLDER] if docs.in_checkout() else [])):
         problem = why_unwritable(folder)
         if problem:
             raise InputError(
@@ -74,7 +74,7 @@ def check_writable(*folders: Path) -> None:
 
 
 def _write_all() -> None:
-    check_writable(CONFIGS, *([docs.FOLDER] if docs.in_checkout() else []))
+    check_writable(CONFIGS)
     with storage_errors("writing what the recipes render to", Path.cwd(), HERE):
         _say_written(CONFIGS, write(RECIPES, CONFIGS))
     if docs.in_checkout():

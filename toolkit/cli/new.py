@@ -146,7 +146,7 @@ def checked_name(text: str) -> str:
 
 def _check_free(target: Path, *, force: bool) -> None:
     """Raise InputError where the files of the recipe could not be written: before minutes are spent on what they hold."""
-    check_writable(RECIPES, CONFIGS, *([docs.FOLDER] if docs.in_checkout() else []))
+    check_writable(RECIPES, CONFIGS)
     for place in (target, *(CONFIGS / f"{target.stem}.{kind}" for kind in ("json", "yaml", "slurm"))):
         if place.is_dir():
             raise InputError(

@@ -38,23 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     options, others = parser().parse_known_args([_dashes(word) for word in argv])
     if others and not hasattr(options, "fields"):
-        raise _unknown(others, options.parser)
+        _refuse(others, options.parser)
     options.fields = others
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
 
-def _unknown(words: Sequence[str], verb: argparse.ArgumentParser) -> InputError:
-    """The message for `words` that `verb` does not know, as from its own parser: argparse would speak for the whole command."""
+def _refuse(words: Sequence[str], verb: argparse.ArgumentParser) -> NoReturn:
+    """Let `verb` refuse the `words` that it does not know: argparse would speak for the whole command."""
     flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
     known = [name for action in verb._actions for name in action.option_strings if name.startswith("--")]
     near = nearest(flag.lstrip("-"), [name[2:] for name in known]) if flag else []
     hint = f" (did you mean --{near[0]}?)" if near else ""
-    return InputError(
-        f"{verb.prog}: unknown flag {flag}{hint}" if flag else f"{verb.prog}: unexpected {' '.join(words)!r}",
-        expected=" ".join(verb.format_usage().split()),
-        do=f"see `{verb.prog} --help`",
-    )
+    verb.error(f"unknown flag {flag}{hint}" if flag else f"unexpected {' '.join(words)!r}")
 
 
 def _dashes(word: str) -> str:

@@ -27,12 +27,11 @@ _LONGEST_LINE = 10_000
 """Characters of a line that are looked at for the columns of a table."""
 
 
-def check_kind(path: Path) -> None:
-    """Raise DataError for a file that by its content is of another kind than by its name.
+def check_kind(path: Path, kind: str) -> None:
+    """Raise DataError for a file that by its content is of another kind than `kind`, that of its name.
 
     Plain text may be anything: of a .txt file only what is no text is refused.
     """
-    kind = KINDS.get(plain_name(path).suffix.lower())
     found = _found(path, kind)
     if found is None or KINDS[found] == kind or (kind == "text" and found != ".parquet"):
         return
@@ -55,7 +54,7 @@ def renamed(path: Path, suffix: str) -> str:
     return plain.with_suffix(suffix).name + path.name.removeprefix(plain.name)
 
 
-def _found(path: Path, kind: str | None) -> Found | None:
+def _found(path: Path, kind: str) -> Found | None:
     """What `path` is by its content; None where that is what its `kind` says, or not known."""
     with path.open("rb") as file:
         start = file.read(64)

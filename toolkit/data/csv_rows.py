@@ -24,8 +24,7 @@ def csv_header(path: Path) -> list[str]:
 
     Raises DataError for a name that is there twice, and for a line that other marks separate than the file's name says.
     """
-    with open_lines(path, newline="") as file:
-        names = next(_lines(file, path), (0, []))[1]
+    names = _first_line(path)
     _check_separator(path, names)
     named = [names[place].strip() for place in _named(names)]
     check_once(path, named)
@@ -40,9 +39,14 @@ def csv_header(path: Path) -> list[str]:
 
 def is_numbered(path: Path) -> bool:
     """Whether the first column of `path` has no name while others have one: pandas writes the numbers of rows there."""
-    with open_lines(path, newline="") as file:
-        names = next(_lines(file, path), (0, []))[1]
+    names = _first_line(path)
     return bool(_named(names)) and not names[0].strip()
+
+
+def _first_line(path: Path) -> list[str]:
+    """The fields of the first line, none for an empty file."""
+    with open_lines(path, newline="") as file:
+        return next(_lines(file, path), (0, []))[1]
 
 
 def _separator(path: Path) -> str:

@@ -49,10 +49,10 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
     """
     for path in paths:
         check_is_data(path)
-        check_kind(path)
+        check_kind(path, kind)
     names = tuple(str(path.resolve()) for path in paths)
     features, unread = _features(paths, kind)
-    remarks = tuple(_numbered(paths) if kind == "csv" else _json_texts(paths) if kind == "text" else ())
+    remarks = tuple(_REMARKS[kind](paths)) if kind in _REMARKS else ()
     if streaming and kind != "json":
         rows = datasets.IterableDataset.from_generator(
             _stream,
@@ -62,9 +62,6 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
         return Read(rows, combined(kind, sampled_digest(paths)), unread, remarks)
     looks_only = streaming and not whole
     content = combined(kind, sampled_digest(paths) if looks_only else files_digest(paths, cache_dir))
-    if kind == "json":
-        keys = {path: key for path in paths if (key := wrapping_key(path)) is not None}
-        remarks = tuple(f"the rows of {path.name} are the list {key!r} in it" for path, key in keys.items())
     if streaming:
         if not looks_only:
             _check_json(paths, cache_dir / "checked" / combined(_FORMAT, content))
@@ -72,9 +69,7 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
             datasets.IterableDataset.from_generator(_json_stream, gen_kwargs={"names": names}), content, (), remarks
         )
     rows = cached_rows(names, kind, features, content, cache_dir / "datasets")
-    if kind != "json":
-        return Read(rows, content, unread, remarks)
-    return Read(rows.with_transform(_decoded), content, unread, remarks)
+    return Read(rows.with_transform(_decoded) if kind == "json" else rows, content, unread, remarks)
 
 
 def num_rows(path: Path) -> int:
@@ -112,6 +107,18 @@ def _json_texts(paths: Sequence[Path]) -> Iterator[str]:
             f"the lines of {path.name} are JSON objects, and learned as they stand, braces and all; to learn what is in "
             f"their columns, rename it: {renamed(path, '.jsonl')}"
         )
+
+
+def _wrapped(paths: Sequence[Path]) -> Iterator[str]:
+    """A line on each JSON file whose rows are a list inside an object."""
+    for path in paths:
+        key = wrapping_key(path)
+        if key is not None:
+            yield f"the rows of {path.name} are the list {key!r} in it"
+
+
+_REMARKS = {"csv": _numbered, "text": _json_texts, "json": _wrapped}
+"""Kind -> what is said about files of it."""
 
 
 def _check_json(paths: Sequence[Path], note: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from toolkit.data.tool_calls import Schema, as_list, calls_of, kind_of
@@ -228,9 +226,4 @@ def _is_learned(turn: Turn, where: str, train_on: TrainOn, *, is_context: bool) 
 
 def _is_like_weight(key: object, said: object) -> bool:
     """Whether `key` is a slip of "weight" by which somebody says that a message is learned, or is not."""
-    return isinstance(key, str) and said in (0, 1) and _likeness_to_weight(key) >= LIKE_WEIGHT
-
-
-@lru_cache(maxsize=256)
-def _likeness_to_weight(key: str) -> float:
-    return difflib.SequenceMatcher(None, "weight", key.casefold()).ratio()
+    return isinstance(key, str) and said in (0, 1) and bool(nearest(key.casefold(), ["weight"], LIKE_WEIGHT))

@@ -20,8 +20,6 @@ from toolkit.data.tool_calls import tool_columns
 from toolkit.errors import DataError, did_you_mean, first_few
 
 _ALWAYS_READ = {"role", "content", "tool_calls", "function_call", "weight", "from", "value", *LEARNED_IF_TRUE, *MASKS}
-
-
 _MEANT = ("role", "content", "tool_calls", "weight")
 """Keys of messages that one which nobody reads may be a slip of, unless it is a known one itself."""
 _KNOWN = ("tool_call_id", "name", "reasoning", "reasoning_content", "thinking")

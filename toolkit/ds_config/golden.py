@@ -15,6 +15,7 @@ from toolkit.errors import ConfigError
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.mesh import model_ranks
+from toolkit.storage import write_together
 
 
 def assumed_target(recipe: Recipe, world_size: int | None = None) -> Target:
@@ -61,17 +62,15 @@ def verify(recipes: Path, folder: Path) -> int:
 def write_files(wanted: Mapping[str, str], folder: Path, present: Sequence[Path]) -> list[str]:
     """Of the files `present` in `folder` leave exactly `wanted`, name -> content; returns the names that changed."""
     folder.mkdir(exist_ok=True)
-    changed = []
-    for path in present:
-        if path.name not in wanted:
-            path.unlink()
-            changed.append(path.name)
-    for name, text in wanted.items():
-        path = folder / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
-            changed.append(name)
-    return sorted(changed)
+    texts = {folder / name: text for name, text in wanted.items()}
+    stale = {
+        path: text for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
+    write_together(stale)
+    strange = [path for path in present if path.name not in wanted]
+    for path in strange:
+        path.unlink()
+    return sorted(path.name for path in (*stale, *strange))
 
 
 def verify_files(wanted: Mapping[str, str], folder: Path, present: Sequence[Path], origin: str) -> int:

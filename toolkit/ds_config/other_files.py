@@ -14,6 +14,8 @@ from toolkit.errors import ConfigError, first_few
 DEEPSPEEDS_OWN = ("zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size")
 """Keys that no TrainingArguments have."""
 
+AN_EXAMPLE = 'a JSON of TrainingArguments, e.g. {"learning_rate": 2e-5, "bf16": true}'
+
 ACCELERATES_OWN = ("compute_environment", "distributed_type", "deepspeed_config", "deepspeed_config_file")
 """Keys of the file that `accelerate config` writes."""
 
@@ -57,12 +59,12 @@ def refuse_other_arguments(arguments: Mapping[str, Any], path: Path) -> None:
     if foreign:
         raise ConfigError(
             f"{place_of(path)} holds {foreign[0]!r}: it is a DeepSpeed JSON, not the Trainer's arguments",
-            expected='a JSON of TrainingArguments, e.g. {"learning_rate": 2e-5, "bf16": true}',
+            expected=AN_EXAMPLE,
             do="correct the path after --training-args",
         )
     if arguments and not arguments.keys() & {*ARGUMENTS, *REMOVED}:
         raise ConfigError(
             f"{place_of(path)} holds none of TrainingArguments' names, but {first_few([repr(name[:60]) for name in arguments], 3)}",
-            expected='a JSON of TrainingArguments, e.g. {"learning_rate": 2e-5, "bf16": true}',
+            expected=AN_EXAMPLE,
             do="write the arguments at the top level of that file",
         )

@@ -200,18 +200,19 @@ def _refused_type(section: str, kind: str, reason: str, names: tuple[str, ...]) 
 
 def _unknown_type(section: str, kind: str, names: tuple[str, ...]) -> Finding:
     where = f"{section}.type"
-    same = [name for name in names if name.lower() == kind.strip().lower()]
-    meant = SCHEDULERS_MEANT.get(kind.strip().lower()) if section == "scheduler" else None
+    word = kind.strip().lower()
+    same = next((name for name in names if name.lower() == word), None)
+    meant = SCHEDULERS_MEANT.get(word) if section == "scheduler" else None
     if meant:
-        same, hint = [meant], f" (DeepSpeed: {meant!r})"
+        hint = f" (DeepSpeed: {meant!r})"
     else:
-        hint = f" (did you mean {same[0]!r}? names are matched exactly)" if same else did_you_mean(kind[:100], names)
+        hint = f" (did you mean {same!r}? names are matched exactly)" if same else did_you_mean(kind[:100], names)
     return Finding(
         where,
         f"{section}-type",
         f"{where}={show(kind)} is not {'an' if section[0] == 'o' else 'a'} {section} DeepSpeed can build{hint}",
         listing(names),
-        f"write {same[0]!r}" if same else f"change {where}",
+        f"write {meant or same!r}" if meant or same else f"change {where}",
     )
 
 

@@ -228,13 +228,11 @@ SCHEDULERS: dict[str, Section] = {
 DEEPSPEED_SCHEDULERS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
 """DeepSpeed's own; the others of SCHEDULERS are torch's."""
 
-SCHEDULERS_MEANT = {
-    "linear": "WarmupDecayLR",
-    "cosine": "WarmupCosineLR",
-    "constant": "WarmupLR",
-    "constant_with_warmup": "WarmupLR",
-}
-"""The Trainer's names -> DeepSpeed's nearest."""
+EQUIVALENTS = {"linear": "WarmupDecayLR", "constant_with_warmup": "WarmupLR", "cosine": "WarmupCosineLR"}
+"""The Trainer's lr_scheduler_type -> the nearest DeepSpeed schedule."""
+
+SCHEDULERS_MEANT = {**EQUIVALENTS, "constant": "WarmupLR"}
+"""The Trainer's names as scheduler.type -> what to write: a WarmupLR is constant once its warm-up is over."""
 
 REFUSED_SCHEDULERS = {
     "LambdaLR": "it takes a Python function, which JSON cannot hold",

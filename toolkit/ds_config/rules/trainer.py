@@ -12,11 +12,8 @@ from toolkit.ds_config.findings import Severity
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import FILLED_FROM, argument, trainer_value
 from toolkit.ds_config.schema_keys import is_number
-from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
+from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS, EQUIVALENTS
 from toolkit.ds_config.values import exact, show
-
-EQUIVALENTS = {"linear": "WarmupDecayLR", "constant_with_warmup": "WarmupLR", "cosine": "WarmupCosineLR"}
-"""lr_scheduler_type -> the nearest DeepSpeed schedule."""
 
 COMPARED = (
     *FILLED_FROM,
