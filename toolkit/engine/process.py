@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
@@ -93,6 +95,7 @@ def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | Non
         check_rendezvous(process)
     _set_default_timeout(timedelta(seconds=timeout_s))
     backend = "gloo" if device.kind() == "cpu" else "nccl"
+    _record_collectives()
     deepspeed.init_distributed(
         dist_backend=backend,
         init_method=init_method,
@@ -102,6 +105,17 @@ def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | Non
         timeout=timedelta(seconds=timeout_s),
         verbose=False,
     )
+    if backend == "nccl":
+        global _hosts_group
+        _hosts_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+
+_hosts_group: dist.ProcessGroup | None = None
+"""The group in which processes tell each other what no device need know; None: the group of all, which is gloo's own.
+
+In a collective of NCCL a waiting rank keeps its device busy, and its watchdog ends the process where another rank writes
+files for longer than the time-out.
+"""
 
 
 def _probe_no_kernels() -> None:
@@ -109,6 +123,15 @@ def _probe_no_kernels() -> None:
     # and their errors reach the screen. On a CPU it asks itself, at every start, for a shared-memory kernel that only
     # inference uses. A table that is there already is not made; a kernel that a run does need is built without it.
     deepspeed.ops.__compatible_ops__ = {}
+
+
+def _record_collectives() -> None:
+    # When a collective of NCCL times out, its watchdog ends the process: what each rank was in is then in files that
+    # begin so. Its error message names them.
+    files = Path(tempfile.gettempdir()) / f"toolkit-collectives-{os.getuid()}-rank"
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(files))
 
 
 def _set_voices() -> None:
@@ -167,22 +190,24 @@ def _check_port_is_free(address: str, port: int) -> None:
 
 def stop() -> None:
     """Leave the process group."""
+    global _hosts_group
     if dist.is_initialized():
         dist.destroy_process_group()
+    _hosts_group = None
     grid.forget()
 
 
 def barrier() -> None:
     """Wait for every rank."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_hosts_group)
 
 
-def sum_over_ranks(values: Sequence[float], group: dist.ProcessGroup | None = None) -> list[float]:
-    """Element-wise float64 sum of `values` over all ranks, or over those of `group`."""
-    total = torch.tensor(list(values), dtype=torch.float64, device=device.current())
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Element-wise float64 sum of `values` over all ranks. Waits for no device."""
+    total = torch.tensor(list(values), dtype=torch.float64)
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total, group=group)
+        dist.all_reduce(total, group=_hosts_group)
     return [float(value) for value in total.tolist()]
 
 
@@ -196,7 +221,7 @@ def gather_objects(value: Any) -> list[Any]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     everything: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everything, value)
+    dist.all_gather_object(everything, value, group=_hosts_group)
     return everything
 
 

@@ -34,6 +34,7 @@ def linear_cross_entropy(
     bias: Tensor | None,
     targets: Tensor,
     *,
+    rows: Tensor | None = None,
     label_smoothing: float = 0.0,
     gradient_scale: float = 1.0,
     chunk_tokens: int | None = None,
@@ -41,7 +42,8 @@ def linear_cross_entropy(
     """Sum of the token losses of `hidden @ weight.T + bias`, a 0-dim fp32 tensor (float64 for float64 inputs).
 
     hidden [N, D], weight [V, D], bias [V] or None, targets [N] int64 with -100 for positions without loss; those cost
-    nothing. `gradient_scale` is the factor by which the backward pass will scale the sum (loss scale / tokens): it is
+    nothing. `rows` are the indices of the others, [M]; where not given they are looked for, which waits for the device.
+    `gradient_scale` is the factor by which the backward pass will scale the sum (loss scale / tokens): it is
     applied in fp32 before gradients are cast to 16 bits, since softmax gradients underflow in fp16 without it. Any
     other factor stays correct, only less precise. The backward pass may run once.
     """
@@ -56,7 +58,7 @@ def linear_cross_entropy(
     tokens = chunk_tokens or max(LEAST_TOKENS, CHUNK_BYTES // (weight.element_size() * weight.shape[0]))
     with torch.autocast(device, enabled=False):
         settings = (label_smoothing, gradient_scale, tokens, torch.is_grad_enabled())
-        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, settings)  # type: ignore[no-untyped-call]
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, rows, settings)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -70,11 +72,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        rows: Tensor | None,
         settings: tuple[float, float, int, bool],
     ) -> Tensor:
         smoothing, ctx.gradient_scale, chunk_tokens, grad_enabled = settings
         needs = [needed and grad_enabled for needed in ctx.needs_input_grad[:3]]
-        rows = _valid_rows(targets)
+        rows = _valid_rows(targets) if rows is None else rows
+        rows = None if rows is None or len(rows) == len(targets) else rows
         kept, kept_targets = (hidden, targets) if rows is None else (hidden[rows], targets[rows])
         head = _Head.create(kept, weight, bias, needs, chunk_tokens)
         for start in range(0, len(kept), head.chunk_tokens):
@@ -100,15 +104,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for gradient in gradients:
                 if gradient is not None:
                     _scale(gradient, factor)
-        return (*gradients, None, None)
+        return (*gradients, None, None, None)
 
 
 def _valid_rows(targets: Tensor) -> Tensor | None:
-    """Indices of the positions with loss, or None when that is every position."""
+    """Indices of the positions with loss; None: all of them."""
     if isinstance(targets, FakeTensor):
         return None  # A memory trace has no values: take the case that needs most.
-    rows = (targets != IGNORED).nonzero().squeeze(1)
-    return None if len(rows) == len(targets) else rows
+    return (targets != IGNORED).nonzero().squeeze(1)
 
 
 def _scale(gradient: Tensor, factor: Tensor) -> None:

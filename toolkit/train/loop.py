@@ -85,7 +85,6 @@ class Loop:
                 self._reached = batch.step + 1
                 result = self.engine.train_step(batch.micro_batches, self._seeds(batch))
                 step, self._is_trained = batch.step + 1, True
-                device.synchronize()
                 now = time.perf_counter()
                 self._record(batch, result, now - began)
                 began = now
