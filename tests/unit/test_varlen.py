@@ -8,11 +8,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from tests import varlen
 from tests.architectures import tiny_config
-from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, Documents, document_attention, tell_documents
+from toolkit.models.attention import (
+    DOCUMENT_LENGTHS,
+    DOCUMENTS,
+    Documents,
+    document_attention,
+    lengths_tensor,
+    tell_documents,
+)
 from toolkit.models.document_choice import kernel_obstacle, use_document_attention, use_padded_attention
 from toolkit.models.varlen import VarlenKernel, kernel_fault, torch_kernel
 
@@ -130,11 +138,11 @@ def test_dropout_and_wide_heads_are_named() -> None:
     assert kernel_obstacle(model) == "the variable-length kernel computes heads of up to 256 numbers, not 512"
 
 
-def packed(model: nn.Module) -> dict[str, Any]:
+def packed(model: nn.Module, rows: list[list[int]] = ROWS) -> dict[str, Any]:
     """Two rows of 12 tokens and their documents, as `model` takes them."""
     tokens = torch.arange(24).view(2, 12) * 5 % 60 + 2
-    positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in ROWS])
-    lengths = torch.tensor([[*row, *[0] * (5 - len(row))] for row in ROWS])
+    positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in rows])
+    lengths = lengths_tensor(rows)
     return tell_documents(model, {"input_ids": tokens, "position_ids": positions, DOCUMENT_LENGTHS: lengths})
 
 
@@ -235,3 +243,19 @@ def test_layers_of_other_kinds_keep_their_mask() -> None:
     model.config.layer_types = ["full_attention", "chunked_attention"]
     assert use_document_attention(model, DOCUMENTS) == "it has layers of chunked_attention"
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("attention", [DOCUMENTS, varlen.NEWEST])
+def test_other_documents_compile_nothing_again(attention: str) -> None:
+    """Documents of other numbers and lengths leave a compiled layer as it is."""
+    model = AutoModelForCausalLM.from_config(tiny_config("llama", num_hidden_layers=1), attn_implementation="sdpa")
+    model.set_attn_implementation(attention)
+    torch.compiler.reset()
+    counter = CompileCounter()
+    model.base_model.layers[0].compile(backend=counter)
+    counts = []
+    for rows in ([[12], [12]], ROWS, [[1] * 12, [7, 5]]):
+        model.base_model(**packed(model, rows), use_cache=False)
+        counts.append(counter.frame_count)
+    torch.compiler.reset()
+    assert counts[0] > 0 and counts == counts[:1] * 3
