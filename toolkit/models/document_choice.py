@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from toolkit.errors import ModelError
 from toolkit.models.agreement import excess, takes_positions, vocabulary_size
 from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, VARLEN, Documents, takes_options, tell_documents
 from toolkit.models.isolation import TOLERANCE, difference, leak, probe
@@ -40,19 +42,9 @@ def use_document_attention(model: nn.Module, name: str) -> str | None:
     It stays where layers are neither causal nor sliding, where its hidden states would change by more than rounding, and
     where a document would see another one.
     """
-    if (reason := _unfit(model)) is not None:
-        return reason
     if not takes_positions(model):
         return "it takes no positions"
-    before = probe(model, 7)
-    model.set_attn_implementation(name)  # type: ignore[operator]
-    if not excess(model, probe(model, 7), before) < 1.0:
-        reason = "it computes other hidden states document by document"
-    elif not (leak(model) or 0.0) < TOLERANCE:
-        reason = "a document sees another one without a mask"
-    if reason is not None:
-        model.set_attn_implementation("sdpa")  # type: ignore[operator]
-    return reason
+    return _switch(model, name, lambda: probe(model, 7), lambda found: _packed_fault(model))
 
 
 def use_padded_attention(model: nn.Module, name: str) -> str | None:
@@ -61,20 +53,42 @@ def use_padded_attention(model: nn.Module, name: str) -> str | None:
     A row's tokens are one document and its padding is another. Compares hidden states of the tokens, which must not
     move either when the padding changes, and asks whether the model hands the bounds on when it is called as a whole.
     """
+    return _switch(model, name, lambda: _padded(model, 3), lambda found: _padded_fault(model, found))
+
+
+def _switch(
+    model: nn.Module,
+    name: str,
+    compute: Callable[[], torch.Tensor],
+    fault: Callable[[torch.Tensor], str | None],
+) -> str | None:
+    """Switch if `compute` then finds the same as before, and `fault`, which is given that, nothing."""
     if (reason := _unfit(model)) is not None:
         return reason
-    before = _padded(model, 3)
-    model.set_attn_implementation(name)  # type: ignore[operator]
-    found = _padded(model, 3)
-    if not excess(model, found, before) < 1.0:
-        reason = "it computes other hidden states row by row"
-    elif not difference(found, _padded(model, 11)) < TOLERANCE:
-        reason = "its tokens see the padding without a mask"
-    elif not _hands_on(model):
-        reason = f"{type(model).__name__} does not hand the bounds on"
+    try:
+        before = compute()
+        model.set_attn_implementation(name)  # type: ignore[operator]
+        found = compute()
+        reason = fault(found) if excess(model, found, before) < 1.0 else "its hidden states would be others"
+    except ModelError:
+        raise
+    except Exception as error:
+        # Every architecture that does not fit fails in its own way, and all ranks alike.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"it fails: {lines[0][:200]}"
     if reason is not None:
         model.set_attn_implementation("sdpa")  # type: ignore[operator]
     return reason
+
+
+def _packed_fault(model: nn.Module) -> str | None:
+    return None if (leak(model) or 0.0) < TOLERANCE else "a document sees another one without a mask"
+
+
+def _padded_fault(model: nn.Module, found: torch.Tensor) -> str | None:
+    if not difference(found, _padded(model, 11)) < TOLERANCE:
+        return "its tokens see the padding without a mask"
+    return None if _hands_on(model) else f"{type(model).__name__} does not hand the bounds on"
 
 
 def implementation(obstacle: str | None) -> str:
@@ -84,6 +98,8 @@ def implementation(obstacle: str | None) -> str:
 
 def _unfit(model: nn.Module) -> str | None:
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())  # type: ignore[union-attr, operator]
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "it has an encoder and a decoder"
     if not kinds <= LAYERS:
         return f"it has layers of {', '.join(sorted(kinds - LAYERS))}"
     return None if takes_options(model) else "it takes no further keyword arguments"

@@ -127,14 +127,14 @@ def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, 
     refused = engine.call(switch, implementation(obstacle))
     if refused is not None and is_asked_for:
         raise ModelError(
-            f"model.attention='varlen': {architecture} cannot be computed so: {refused}",
+            f"model.attention='varlen' does not fit {architecture}: {refused}",
             expected="a model whose tokens meet in attention of transformers' own interface, full or in a sliding window",
             do="set model.attention='auto', which takes 'sdpa' here",
         )
     if refused is not None:
-        display.say(f"attention: sdpa with a mask over whole sequences, since {refused}")
+        display.say(f"attention: sdpa with a mask of tokens x tokens; varlen does not fit {architecture}: {refused}")
     elif obstacle is not None and device.kind() == "cuda":
-        display.say(f"attention: one document after the other, since {obstacle}")
+        display.say(f"attention: one document after the other; {obstacle}")
 
 
 def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: Display) -> None:
