@@ -129,6 +129,29 @@ def test_the_kernel_computes_in_16_bits_on_cuda_alone() -> None:
         document_attention(nn.Module(), *tensors, None, kernel=varlen.KERNELS["newest"], document_lengths=short)
 
 
+def test_the_kernel_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and gradients against plain attention: one that leaks, or fails, is named and not used."""
+
+    def leaking(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, *rest: Any, **options: Any) -> Tensor:
+        return varlen.newest(query, key, value, (ends := bounds[[0, -1]]), ends, len(query), len(query), **options)
+
+    leaking.__signature__ = inspect.signature(varlen.newest)  # type: ignore[attr-defined]
+
+    def failing(*arguments: Any, **options: Any) -> Tensor:
+        raise RuntimeError("no kernel image is available\nCompile with ...")
+
+    faults = []
+    for function in (varlen.newest, varlen.first, leaking, failing):
+        monkeypatch.setattr("toolkit.models.varlen.KERNEL", VarlenKernel(function, "cpu", varlen.DTYPES))
+        with torch.no_grad():
+            faults += [kernel_fault.__wrapped__(torch.device("cpu"), dtype) for dtype in varlen.DTYPES]
+    assert faults[:6] == [None] * 6
+    assert all(
+        str(fault).startswith("the variable-length kernel computes something else here") for fault in faults[6:9]
+    )
+    assert faults[9:] == ["the variable-length kernel fails here: no kernel image is available"] * 3
+
+
 def test_dropout_and_wide_heads_are_named() -> None:
     model = AutoModelForCausalLM.from_config(tiny_config("llama", attention_dropout=0.25))
     assert kernel_obstacle(model) == (

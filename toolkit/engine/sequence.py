@@ -67,9 +67,9 @@ class SequenceAttention:
         AttentionInterface.register(self.name, self)
 
     def _documents(self, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
-        return document_attention(*arguments, kernel=self.kernel, **options)
+        return document_attention(*arguments, kernel=self.kernel, **options)  # type: ignore[no-any-return]
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self,
         module: nn.Module,

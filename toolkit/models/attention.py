@@ -71,7 +71,7 @@ class Documents:
         return found
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def document_attention(
     module: nn.Module,
     query: Tensor,
@@ -136,16 +136,18 @@ def _end_to_end(
     batch, _, length, _ = query.shape
     # The kernel believes its bounds: past the end of the tensors it would read what is not theirs.
     assert documents.tokens == batch * length, f"documents of {documents.tokens} tokens in {batch} x {length}"
-    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
+    query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     found = kernel(
-        *flat,
+        query,
+        key,
+        value,
         documents.bounds(query.device),
         documents.longest,
         causal=_is_causal(module, **options),
         window=window,
         scale=scaling,
     )
-    return found.unflatten(0, (batch, length))
+    return found.view(batch, length, *found.shape[1:])
 
 
 def lengths_by_positions(position_ids: Tensor) -> list[list[int]]:

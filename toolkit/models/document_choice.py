@@ -44,7 +44,7 @@ def use_document_attention(model: nn.Module, name: str) -> str | None:
     """
     if not takes_positions(model):
         return "it takes no positions"
-    return _switch(model, name, lambda: probe(model, 7), lambda found: _packed_fault(model))
+    return _switch(model, name, lambda: probe(model, 7), lambda _: _packed_fault(model))
 
 
 def use_padded_attention(model: nn.Module, name: str) -> str | None:
