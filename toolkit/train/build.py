@@ -122,6 +122,8 @@ def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, 
     obstacle = engine.call(kernel_obstacle)
     if obstacle is not None and not is_asked_for and not recipe.data.packing:
         # Rows of one document each: a mask of padding is cheaper than a call for each row.
+        if device.kind() == "cuda":
+            display.say(f"attention: sdpa with a mask of padding; {obstacle}")
         return
     switch = use_document_attention if task.is_causal else use_padded_attention
     refused = engine.call(switch, implementation(obstacle))
