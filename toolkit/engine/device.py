@@ -74,11 +74,6 @@ def has_own_memory() -> bool:
     return kind() != "cpu"
 
 
-def cuts_documents() -> bool:
-    """Whether many small attention calls beat one with a mask: on a GPU each call costs a launch."""
-    return kind() == "cpu"
-
-
 def synchronize() -> None:
     """Wait for the device's queued work, so that a clock read afterwards is honest."""
     if kind() == "cuda":

@@ -29,8 +29,8 @@ class Model(Section):
     """Where the tokenizer is; None: the same place as `path`."""
     dropout: Rate | None = None
     """Set every dropout probability of the architecture to this; None leaves the checkpoint's own."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
-    """Attention implementation of transformers; "auto" takes the best that the architecture has."""
+    attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    """How attention is computed. "varlen": each packed document, or padded row, by itself and without a mask: on CUDA in fp16 and bf16 all of them in one call of torch's variable-length flash kernel (torch 2.10 or later; causal, sliding windows, grouped heads), elsewhere one after the other. The others are transformers': "sdpa" and "eager" with a mask of tokens x tokens, "flash_attention_2" and "flash_attention_3" with packages of their own. "auto": "varlen" for packed documents, and for padded rows where the kernel computes, if a start-up probe finds the same hidden states; else "sdpa"; "eager" for architectures that have no other."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     activation_offload: bool = False

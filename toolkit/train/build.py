@@ -29,11 +29,18 @@ from toolkit.engine.sequence import SequenceAttention, check_sequence_attention,
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
+from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
 from toolkit.models.contents import compare, settle
+from toolkit.models.document_choice import (
+    implementation,
+    kernel_obstacle,
+    use_document_attention,
+    use_padded_attention,
+)
 from toolkit.models.generation import restore_use_cache, train_shared_padding
-from toolkit.models.isolation import check_isolation, leak, use_document_attention
+from toolkit.models.isolation import check_isolation, leak
 from toolkit.models.loading import check_missing, load_weights, materialise
 from toolkit.models.neftune import add_neftune
 from toolkit.models.output_layer import output_layer
@@ -47,6 +54,7 @@ from toolkit.models.weight_files import weight_files
 from toolkit.recipe import Recipe
 from toolkit.storage import storage_errors
 from toolkit.tasks import higher_is_better
+from toolkit.tasks.protocol import Task
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
@@ -99,10 +107,36 @@ def build_engine(
             check_positions(engine.call(shift), model)
     if recipe.data.packing:
         check_isolation(engine.call(leak), type(model).__name__)
-        is_sdpa = inputs.model_config._attn_implementation == "sdpa"
-        if is_sdpa and device.cuts_documents() and me.mesh.sequence == 1:
-            engine.call(use_document_attention)
+    is_ours = recipe.model.attention in ("auto", "varlen") and inputs.model_config._attn_implementation == "sdpa"
+    if is_ours and me.mesh.sequence == 1:
+        _choose_core(recipe, task, engine, type(model).__name__, display)
     return engine
+
+
+def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, display: Display) -> None:
+    """Let attention stay inside each document (or row) without a mask, where that is wanted and gives the same numbers.
+
+    "auto" takes it wherever the kernel computes, and for packed documents everywhere. Collective.
+    """
+    is_asked_for = recipe.model.attention == "varlen"
+    obstacle = engine.call(kernel_obstacle)
+    if obstacle is not None and not is_asked_for and not recipe.data.packing:
+        # Rows of one document each: a mask of padding is cheaper than a call for each row.
+        if device.kind() == "cuda":
+            display.say(f"attention: sdpa with a mask of padding; {obstacle}")
+        return
+    switch = use_document_attention if task.is_causal else use_padded_attention
+    refused = engine.call(switch, implementation(obstacle))
+    if refused is not None and is_asked_for:
+        raise ModelError(
+            f"model.attention='varlen' does not fit {architecture}: {refused}",
+            expected="a model whose tokens meet in attention of transformers' own interface, full or in a sliding window",
+            do="set model.attention='auto', which takes 'sdpa' here",
+        )
+    if refused is not None:
+        display.say(f"attention: sdpa with a mask of tokens x tokens; varlen does not fit {architecture}: {refused}")
+    elif obstacle is not None and device.kind() == "cuda":
+        display.say(f"attention: one document after the other; {obstacle}")
 
 
 def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: Display) -> None:
