@@ -128,7 +128,9 @@ def _load(
         return load_weights(auto_class, source, inputs.model_config, config)
     model = build_skeleton(auto_class, inputs.model_config)
     if stages > 1:
-        cut(model, balance(model, stages)[me.mesh.coordinate(me.rank, "pipeline")])
+        # Weighed as rank 0 of the tensor group will compute it: every rank of a stage has to cut at the same layers.
+        shards = tensor_plan(model, degree).of_rank(0) if degree > 1 else None
+        cut(model, balance(model, stages, shards)[me.mesh.coordinate(me.rank, "pipeline")])
     if degree == 1:
         return model, load_part(model, source)
     plan, group = tensor_plan(model, degree), Grid(me.mesh, me.rank).tensor
