@@ -21,6 +21,7 @@ from toolkit.engine import device, process
 from toolkit.engine import fragments as states
 from toolkit.engine.base import DeepSpeedRun, Training, to_device, total_losses
 from toolkit.engine.groups import parameter_groups
+from toolkit.engine.known_shapes import KnownShapes
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.staged_model import StagedModel
@@ -125,6 +126,7 @@ class PipelineEngine(DeepSpeedRun):
             dist_init_required=False,
         )
         self._adopt(engine, config)
+        self._hidden = KnownShapes(engine)
         self._shapes = self._gather_shapes()
         self.staged = StagedModel(self.stage, self.mesh, process.rank, self.grid.pipeline)
 
@@ -163,6 +165,7 @@ class PipelineEngine(DeepSpeedRun):
             total.add_(loss.detach().double())
             return loss * (weight * len(batches))
 
+        self._hidden.expect(batches)
         self.stage.load(batches, [part_seed(seed, self.mesh, self.process.rank) for seed in seeds], finish)
         self._guarded(lambda: self.engine.train_batch(self._feed(batches)))
         mean = process.sum_over_ranks([float(total) / self.mesh.tensor])[0] / max(1.0, targets)
@@ -183,6 +186,7 @@ class PipelineEngine(DeepSpeedRun):
             return torch.zeros((), device=device.current())
 
         while some := [to_device(batch) for batch in itertools.islice(batches, EVALUATED_AT_ONCE)]:
+            self._hidden.expect(some)
             self.stage.load(some, [None] * len(some), finish)
             feed = self._feed(some)
             self.engine.eval_batch(feed, reduce_output=None, bcast_loss=False, num_micro_batches=len(some))
