@@ -23,6 +23,7 @@ from toolkit.engine import device
 from toolkit.engine.tensor_edges import Edges, sum_over
 from toolkit.models.shards import shard_of
 from toolkit.models.tensor_plan import PerHead, TensorPlan
+from toolkit.models.vocabulary import VocabularyPart
 
 
 def apply_tensor_parallel(model: nn.Module, plan: TensorPlan, group: Any) -> None:
@@ -40,6 +41,12 @@ def apply_tensor_parallel(model: nn.Module, plan: TensorPlan, group: Any) -> Non
     edges = Edges(group)
     for name, boundary in plan.boundaries.items():
         edges.wrap(model.get_submodule(name), boundary)
+    part = VocabularyPart(group, rank, plan.vocabulary)
+    if plan.head is not None:
+        # Where the loss is computed inside the head, it needs to know (models/heads.py, token_loss).
+        model.get_submodule(plan.head).vocabulary = part  # type: ignore[assignment]
+    if plan.embedding is not None:
+        edges.wrap_embedding(model.get_submodule(plan.embedding), part)
     for name, counts in plan.counts.items():
         _set_counts(model.get_submodule(name), counts)
     for name, per_head in plan.per_head.items():

@@ -84,7 +84,13 @@ def token_loss(
 
     def loss_of(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return linear_cross_entropy(
-            hidden, weight, bias, targets.flatten(), label_smoothing=label_smoothing, gradient_scale=gradient_scale
+            hidden,
+            weight,
+            bias,
+            targets.flatten(),
+            label_smoothing=label_smoothing,
+            gradient_scale=gradient_scale,
+            part=getattr(head, "vocabulary", None),
         )
 
     loss: torch.Tensor = head(hidden, loss_of)
