@@ -8,6 +8,7 @@ backward pass needs refers to the weight: ZeRO-3 may free it right after the for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,8 +24,12 @@ IGNORED = -100
 CHUNK_BYTES = 128 * 2**20
 """Size of a chunk of logits, in the inputs' number format, unless `chunk_tokens` says otherwise. On a CPU 64 MiB is slower."""
 
-LEAST_TOKENS = 256
-"""Smallest chunk chosen by default: below it, adding each chunk's [V, D] gradient costs more than computing it."""
+LEAST_TOKENS = {"cuda": 2048}
+"""Smallest chunk chosen by default, by device (256 elsewhere): below it, adding each chunk's [V, D] gradient costs more
+than computing it. A GPU adds slowly for how fast it multiplies."""
+
+PROMISED = 1e-5
+"""Largest relative difference of the backward pass's factor from a promised one: two orders of fp32 products."""
 
 BLOCK_BYTES = {"cpu": 4 * 2**20}
 """Size of the fp32 rows whose softmax is taken at a time, by device (CHUNK_BYTES elsewhere): they should fit a cache."""
@@ -40,13 +45,16 @@ def linear_cross_entropy(
     gradient_scale: float = 1.0,
     chunk_tokens: int | None = None,
     part: VocabularyPart | None = None,
+    is_promised: bool = False,
 ) -> Tensor:
     """Sum of the token losses of `hidden @ weight.T + bias`, a 0-dim fp32 tensor (float64 for float64 inputs).
 
     hidden [N, D], weight [V, D], bias [V] or None, targets [N] int64 with -100 for positions without loss; those cost
     nothing. `gradient_scale` is the factor by which the backward pass will scale the sum (loss scale / tokens): it is
     applied in fp32 before gradients are cast to 16 bits, since softmax gradients underflow in fp16 without it. Any
-    other factor stays correct, only less precise. The backward pass may run once.
+    other factor stays correct, only less precise, unless `is_promised`: a GPU then leaves the gradients as they are,
+    since it could not look at the factor without a wait, and fails (device-side assert) where it is another one. The
+    backward pass may run once.
 
     With `part`, weight [V/P, D] and bias [V/P] are this rank's rows of a vocabulary that P ranks share (Shoeybi et al.
     2019, arXiv 1909.08053, section 3): all of them call with the same hidden and targets and get the same loss and the
@@ -60,9 +68,11 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    tokens = chunk_tokens or max(LEAST_TOKENS, CHUNK_BYTES // (weight.element_size() * weight.shape[0]))
+    tokens = chunk_tokens or max(
+        LEAST_TOKENS.get(device, 256), CHUNK_BYTES // (weight.element_size() * weight.shape[0])
+    )
     with torch.autocast(device, enabled=False):
-        settings = (label_smoothing, gradient_scale, tokens, torch.is_grad_enabled(), part)
+        settings = (label_smoothing, gradient_scale, tokens, torch.is_grad_enabled(), part, is_promised)
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, settings)  # type: ignore[no-untyped-call]
     return loss
 
@@ -77,9 +87,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        settings: tuple[float, float, int, bool, VocabularyPart | None],
+        settings: tuple[float, float, int, bool, VocabularyPart | None, bool],
     ) -> Tensor:
-        smoothing, ctx.gradient_scale, chunk_tokens, grad_enabled, part = settings
+        smoothing, ctx.gradient_scale, chunk_tokens, grad_enabled, part, ctx.is_promised = settings
         needs = [needed and grad_enabled for needed in ctx.needs_input_grad[:3]]
         rows = _valid_rows(targets)
         kept, kept_targets = (hidden, targets) if rows is None else (hidden[rows], targets[rows])
@@ -105,8 +115,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradients: tuple[Tensor | None, ...] = ctx.saved_tensors
         factor = grad_output / ctx.gradient_scale
-        # Reading a value is free on the CPU and stops the queue of a GPU.
-        if factor.device.type != "cpu" or isinstance(factor, FakeTensor) or factor.item() != 1.0:
+        if _is_another(factor, ctx.is_promised):
             for gradient in gradients:
                 if gradient is not None:
                     _scale(gradient, factor)
@@ -119,6 +128,30 @@ def _valid_rows(targets: Tensor) -> Tensor | None:
         return None  # A memory trace has no values: take the case that needs most.
     rows = (targets != IGNORED).nonzero().squeeze(1)
     return None if len(rows) == len(targets) else rows
+
+
+def _is_another(factor: Tensor, is_promised: bool) -> bool:
+    """Whether gradients have to be multiplied by `factor`, as far as that can be known without a wait."""
+    if isinstance(factor, FakeTensor):
+        return True
+    if factor.device.type == "cpu":
+        return factor.item() != 1.0
+    if is_promised:
+        torch._assert_async((factor - 1.0).abs() < PROMISED, "the gradient's factor is not the promised gradient_scale")
+    return not is_promised
+
+
+@cache
+def _adds_in_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether 16-bit products can be added to an fp32 matrix at once there (torch >= 2.8 on CUDA), asked of a small one."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    total, ones = torch.ones(16, 16, device=device), torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        torch.addmm(total, ones.T, ones, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return bool((total == 17.0).all())
 
 
 def _scale(gradient: Tensor, factor: Tensor) -> None:
@@ -143,7 +176,7 @@ class _Head:
     loss: Tensor  # 0-dim fp64
     hidden_grad: Tensor | None  # [N, D] in the inputs' type
     weight_grad: Tensor | None  # [V, D], fp32 where several 16-bit chunks are summed
-    weight_product: Tensor | None  # [V, D] in the inputs' type: one chunk's share, where weight_grad has another type
+    weight_product: Tensor | None  # [V, D] in the inputs' type: one chunk's share, where it cannot be added at once
     bias_grad: Tensor | None  # [V] fp32
     part: VocabularyPart | None  # where V is one rank's share of the vocabulary
 
@@ -164,6 +197,7 @@ class _Head:
         # The sum is kept in fp64: a block is a few rows on a CPU, and the result must not depend on how many there are.
         block = max(1, min(size, BLOCK_BYTES.get(hidden.device.type, CHUNK_BYTES) // (4 * len(weight))))
         summed = dtype if count > 1 else weight.dtype
+        is_apart = summed != weight.dtype and not _adds_in_fp32(hidden.device, hidden.dtype)
         return cls(
             hidden=hidden,
             weight=weight,
@@ -174,7 +208,7 @@ class _Head:
             loss=hidden.new_zeros((), dtype=torch.float64),
             hidden_grad=torch.empty_like(hidden) if needs[0] else None,
             weight_grad=torch.zeros_like(weight, dtype=summed) if needs[1] else None,
-            weight_product=torch.empty_like(weight) if needs[1] and summed != weight.dtype else None,
+            weight_product=torch.empty_like(weight) if needs[1] and is_apart else None,
             bias_grad=torch.zeros_like(bias, dtype=dtype) if needs[2] and bias is not None else None,
             part=part,
         )
@@ -197,6 +231,8 @@ class _Head:
         if self.weight_product is not None and self.weight_grad is not None:
             torch.mm(logits.T, hidden, out=self.weight_product)
             self.weight_grad += self.weight_product
+        elif self.weight_grad is not None and self.weight_grad.dtype != hidden.dtype:
+            torch.addmm(self.weight_grad, logits.T, hidden, out_dtype=self.weight_grad.dtype, out=self.weight_grad)
         elif self.weight_grad is not None:
             self.weight_grad.addmm_(logits.T, hidden)
 

@@ -65,7 +65,7 @@ def token_loss(
     """Sum over valid targets of the next-token loss, fp32.
 
     `targets` [B, T] are aligned with the positions that predict them (already shifted), -100 where there is none.
-    `gradient_scale` is the factor by which the caller will multiply the gradient (see linear_cross_entropy).
+    `gradient_scale` is the factor by which the caller promises to multiply the gradient (see linear_cross_entropy).
     `see` is shown what the model returned.
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
@@ -91,6 +91,7 @@ def token_loss(
             label_smoothing=label_smoothing,
             gradient_scale=gradient_scale,
             part=getattr(head, "vocabulary", None),
+            is_promised=True,
         )
 
     loss: torch.Tensor = head(hidden, loss_of)
