@@ -21,6 +21,7 @@ from toolkit.engine import device, process
 from toolkit.engine import fragments as states
 from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.groups import parameter_groups
+from toolkit.engine.known_shapes import KnownShapes
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.staged_model import StagedModel
@@ -126,6 +127,7 @@ class PipelineEngine(DeepSpeedRun):
             dist_init_required=False,
         )
         self._adopt(engine, config)
+        self._hidden = KnownShapes(engine)
         self._shapes = self._gather_shapes()
         self.staged = StagedModel(self.stage, self.mesh, process.rank, self.grid.pipeline)
 
@@ -164,6 +166,7 @@ class PipelineEngine(DeepSpeedRun):
             total.add_(loss.detach().double())
             return loss * (weight * len(batches))
 
+        self._hidden.expect(batches)
         self.stage.load(batches, [part_seed(seed, self.mesh, self.process.rank) for seed in seeds], finish)
         self._guarded(lambda: self.engine.train_batch(_pulled(batches)))
         mean = self._read([total / self.mesh.tensor], None)[0] / max(1.0, targets)
@@ -180,6 +183,7 @@ class PipelineEngine(DeepSpeedRun):
             return torch.zeros((), device=device.current())
 
         while some := list(self._feed(itertools.islice(batches, EVALUATED_AT_ONCE))):
+            self._hidden.expect(some)
             self.stage.load(some, [None] * len(some), finish)
             self.engine.eval_batch(_pulled(some), reduce_output=None, bcast_loss=False, num_micro_batches=len(some))
         return total_losses(sums)

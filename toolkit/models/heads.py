@@ -76,7 +76,7 @@ def token_loss(
 
     `targets` [B, T] are aligned with the positions that predict them (already shifted), -100 where there is none.
     `rows` are their `target_rows`, found here where not given, for which a GPU is waited for.
-    `gradient_scale` is the factor by which the caller will multiply the gradient (see linear_cross_entropy).
+    `gradient_scale` is the factor by which the caller promises to multiply the gradient (see linear_cross_entropy).
     `see` is shown what the model returned.
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
@@ -102,6 +102,8 @@ def token_loss(
             rows=rows,
             label_smoothing=label_smoothing,
             gradient_scale=gradient_scale,
+            part=getattr(head, "vocabulary", None),
+            is_promised=True,
         )
 
     loss: torch.Tensor = head(hidden, loss_of)

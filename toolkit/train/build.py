@@ -161,11 +161,14 @@ def _load(
     if stages == degree == 1:
         return load_weights(auto_class, source, inputs.model_config, config)
     model = build_skeleton(auto_class, inputs.model_config)
+    whole = tensor_plan(model, degree) if degree > 1 else None
     if stages > 1:
-        cut(model, balance(model, stages)[me.mesh.coordinate(me.rank, "pipeline")])
-    if degree == 1:
+        # Weighed as rank 0 of the tensor group will compute it: every rank of a stage has to cut at the same layers.
+        shards = whole.of_rank(0) if whole is not None else None
+        cut(model, balance(model, stages, shards)[me.mesh.coordinate(me.rank, "pipeline")])
+    if whole is None:
         return model, load_part(model, source)
-    plan, group = tensor_plan(model, degree), Grid(me.mesh, me.rank).tensor
+    plan, group = whole.within(model), Grid(me.mesh, me.rank).tensor
     apply_tensor_parallel(model, plan, group)
     missing = load_part(model, source, plan.of_rank(me.mesh.coordinate(me.rank, "tensor")))
     mark_parameters(model, plan, group)
