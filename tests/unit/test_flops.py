@@ -50,7 +50,9 @@ def test_a_llama_by_its_closed_form() -> None:
 
 def test_of_a_mixture_the_experts_that_a_token_is_sent_to_are_counted() -> None:
     hidden, mlp, layers, experts, chosen = 64, 96, 3, 8, 2
-    flops = count(OlmoeConfig(**SIZES, num_key_value_heads=4, num_experts=experts, num_experts_per_tok=chosen, **SPECIAL))
+    flops = count(
+        OlmoeConfig(**SIZES, num_key_value_heads=4, num_experts=experts, num_experts_per_tok=chosen, **SPECIAL)
+    )
     weights = layers * (4 * hidden * hidden + hidden * experts + chosen * 3 * hidden * mlp)
     assert flops.per_token == 2 * weights
 

@@ -86,10 +86,31 @@ def synchronize() -> None:
 
 
 def peak_memory_gib() -> float:
-    """Most memory this rank has held: device memory on CUDA, resident set on a CPU."""
+    """Most memory this rank has held: on CUDA in tensors since `forget_peak_memory`, on a CPU resident since it began."""
     if kind() == "cuda":
         return torch.cuda.max_memory_allocated() / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def reserved_memory_gib() -> float | None:
+    """Most memory that torch has taken from a CUDA device since `forget_peak_memory`: tensors, and gaps between them."""
+    return torch.cuda.max_memory_reserved() / GIB if kind() == "cuda" else None
+
+
+def forget_peak_memory() -> None:
+    """Let the peaks begin anew with what is held now. A CPU's resident set has only one, of the whole process."""
+    if kind() == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def gpu_name() -> str | None:
+    """As torch names this rank's device; None on a CPU."""
+    return torch.cuda.get_device_name() if kind() == "cuda" else None
+
+
+def multiplies_tf32() -> bool:
+    """Whether products of fp32 matrices run in TF32. Asked of the one name that knows whichever way it was set."""
+    return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
 
 
 def versions() -> str:
