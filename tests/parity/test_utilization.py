@@ -57,8 +57,7 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
 def test_every_strategy_records_the_same_flops(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
     base = recipe("causal_lm", tiny_llama_dir, chat_file, steps=STEPS)
     runs = [
-        (base.model_copy(update={"parallel": STRATEGIES[kind].parallel}), str(tmp_path / kind), None)
-        for kind in KINDS
+        (base.model_copy(update={"parallel": STRATEGIES[kind].parallel}), str(tmp_path / kind), None) for kind in KINDS
     ]
     run_distributed(run_recipe, 2, runs)
     run_distributed(run_recipe, 1, [(base, str(tmp_path / "alone"), None)])
