@@ -742,6 +742,14 @@ CASES = [
         target=Target(2, "cpu", compiler=False),
     ),
     Case(
+        "optimizer-needs-compiler",
+        {"optimizer": {"type": "Lion", "params": {"lr": 1e-4}}},
+        "optimizer.type",
+        "optimizer.type='Lion' needs FusedLion, and nvcc is of CUDA 13.0, torch of CUDA 12.8",
+        {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}}},
+        target=Target(2, "cuda", nvcc_fault="nvcc is of CUDA 13.0, torch of CUDA 12.8"),
+    ),
+    Case(
         "amsgrad",
         {"optimizer.params": {"lr": 1e-4, "amsgrad": True}},
         "optimizer.params.amsgrad",

@@ -16,6 +16,8 @@ class Target:
     device: Device
     compiler: bool = True
     """A C++ compiler is present, so DeepSpeed can build its CPU kernels."""
+    nvcc_fault: str = ""
+    """Why DeepSpeed cannot build GPU kernels, as the end of a sentence; empty where it can."""
     bf16: bool = True
     fp16: bool = True
     bf16_is_native: bool = True

@@ -20,6 +20,7 @@ from toolkit.engine.groups import inner_optimizer, regroup_adagrad
 from toolkit.engine.norm import NormReader
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.schedule import EngineSchedule
+from toolkit.engine.stopwatch import OPTIMIZER, Stopwatch
 from toolkit.errors import RunFailed
 from toolkit.recipe import Optimizer, Schedule
 
@@ -75,6 +76,11 @@ class DeepSpeedRun:
         self._norm_reader = NormReader(engine, optimizer)
         self._is_fp16 = "fp16" in config
         self._initial_scale_power = config["fp16"]["initial_scale_power"] if self._is_fp16 else None
+
+    def time(self, stopwatch: Stopwatch) -> None:
+        """Book the optimizer's part of every step (clipping, update, learning rate) on `stopwatch` from now on."""
+        # Both engines of DeepSpeed end a step in this method.
+        self.engine._take_model_step = stopwatch.timed(OPTIMIZER, self.engine._take_model_step)
 
     @property
     def model(self) -> nn.Module:

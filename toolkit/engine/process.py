@@ -75,8 +75,12 @@ def _integer(name: str, default: int) -> int:
     return int(text)
 
 
-def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | None = None) -> None:
+def start(
+    process: Process, *, timeout_s: float = 1800.0, init_method: str | None = None, host_optimizer: bool = False
+) -> None:
     """Bind the device and join the process group, whose collectives give up after `timeout_s` seconds.
+
+    `host_optimizer` says that the optimizer computes on the host's cores, whatever the device.
 
     `init_method` is where the ranks meet, such as "file:///a/file"; None: at the port the launcher names. Raises
     LaunchError when that is taken. On several hosts, `toolkit.engine.hosts` comes first: there the port is checked,
@@ -88,7 +92,7 @@ def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | Non
     # On several hosts the folder may be shared, and the build that holds the lock run on another one.
     if process.local_rank == 0 and not process.spans_hosts:
         kernels.remove_stale_locks()
-    device.prepare(process.local_rank, process.local_world_size)
+    device.prepare(process.local_rank, process.local_world_size, host_optimizer=host_optimizer)
     if dist.is_initialized():
         return
     if init_method is None and not process.spans_hosts:
