@@ -342,6 +342,7 @@ CASES = [
     Case("plain", {"epochs": (2.0, rates)}, {"steps": None}),
     Case("plain", {"precision.dtype": ("bf16", loss)}),
     Case("bf16", {"precision.accumulation_dtype": ("bf16", weights)}),
+    Case("bf16", {"precision.master_dtype": ("bf16", weights), "precision.state_dtype": ("bf16", weights)}, {"precision.accumulation_dtype": "bf16"}),
     Case("fp16", {"precision.initial_scale_power": (10, scales([2**8] * 2, [2**10] * 2))}),
     Case("fp16", {"precision.loss_scale_window": (1, scales([2**8] * 2, [2**8, 2**9]))}),
     Case("overflows", {"precision.hysteresis": (3, scales([2**30, 2**29], [2**30, 2**30]))}),

@@ -223,6 +223,8 @@ CASES = [
     said("schedule.patience", 1, before={"schedule.type": "reduce_on_plateau", "schedule.patience": 0}),
     said("precision.dtype", "fp32"),
     said("precision.accumulation_dtype", "bf16", before={"precision.dtype": "bf16"}),
+    said("precision.master_dtype", "bf16", before={"precision.dtype": "bf16"}),
+    said("precision.state_dtype", "bf16", before={"precision.dtype": "bf16", "precision.master_dtype": "bf16"}),
     said("precision.initial_scale_power", 8, before={"precision.dtype": "fp16"}),
     said("precision.loss_scale_window", 8, before={"precision.dtype": "fp16"}),
     said("precision.hysteresis", 1, before={"precision.dtype": "fp16"}),

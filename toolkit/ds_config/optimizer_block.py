@@ -56,7 +56,8 @@ def _offloads(recipe: Recipe) -> bool:
     return recipe.parallel.offload_optimizer != "none"
 
 
-def _uses_host_kernel(recipe: Recipe, target: Target) -> bool:
+def uses_host_kernel(recipe: Recipe, target: Target) -> bool:
+    """Whether Adam runs in DeepSpeed's kernel. Raises RecipeError where it is asked for and cannot be built."""
     wanted = recipe.optimizer.implementation
     if wanted == "auto":
         return _offloads(recipe) and target.compiler
@@ -67,7 +68,7 @@ def _uses_host_kernel(recipe: Recipe, target: Target) -> bool:
 
 def _adam(recipe: Recipe, target: Target, params: dict[str, Any]) -> dict[str, Any]:
     decoupled = recipe.optimizer.type == "adamw"
-    host = _uses_host_kernel(recipe, target)
+    host = uses_host_kernel(recipe, target)
     # "Adam" means AdamW to DeepSpeed unless adam_w_mode says otherwise.
     params |= {"torch_adam": not host, "adam_w_mode": decoupled}
     if not host:

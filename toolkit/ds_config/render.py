@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit.ds_config.optimizer_block import needs_untested_flag, optimizer_block, wants_host_optimizer
+from toolkit.ds_config.state_formats import check_state_formats
 from toolkit.ds_config.target import Target
 from toolkit.errors import RecipeError
 from toolkit.recipe import Batch, Parallel, Recipe
@@ -19,6 +20,7 @@ def render(recipe: Recipe, target: Target) -> dict[str, Any]:
     mesh = mesh_of(recipe.parallel, target.world_size)
     dtype = resolved_dtype(recipe, target)
     stage = effective_stage(recipe, dtype)
+    check_state_formats(recipe, target, dtype, stage)
     config: dict[str, Any] = {
         "train_batch_size": recipe.batch.global_size,
         "train_micro_batch_size_per_gpu": recipe.batch.micro_size,
@@ -131,7 +133,12 @@ def _precision(recipe: Recipe, dtype: str) -> dict[str, Any]:
     sums = "fp32" if precision.accumulation_dtype == "fp32" else dtype
     shared = {"data_types": {"grad_accum_dtype": sums}, "communication_data_type": sums}
     if dtype == "bf16":
-        return {"bf16": {"enabled": True, "check_grad_overflow": True}, **shared}
+        bf16: dict[str, Any] = {"enabled": True, "check_grad_overflow": True}
+        if precision.master_dtype == "bf16":
+            bf16["bf16_master_weights_and_grads"] = True
+        if precision.state_dtype == "bf16":
+            bf16["bf16_optimizer_states"] = True
+        return {"bf16": bf16, **shared}
     return {
         "fp16": {
             "enabled": True,

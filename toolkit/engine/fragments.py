@@ -1,7 +1,7 @@
-"""The fp32 state that this rank owns, cut along parameter names: what a checkpoint stores, whatever wrote it.
+"""The master weights and optimizer states that this rank owns, cut along parameter names: what a checkpoint stores, whatever wrote it.
 
-Every ZeRO stage keeps, on each rank, some range of each flattened parameter: its fp32 weight and the optimizer's
-states for it. Named by (parameter, start, length) these ranges mean the same under every stage and world size, so a
+Every ZeRO stage keeps, on each rank, some range of each flattened parameter: its master weight and the optimizer's
+states for it, in fp32 or in what precision.master_dtype and precision.state_dtype say. Named by (parameter, start, length) these ranges mean the same under every stage and world size, so a
 checkpoint made of them can be read back into any other layout. All functions here are local: no collectives, except
 `publish`, which rebuilds the 16-bit weights.
 """
@@ -19,7 +19,7 @@ from toolkit.engine.groups import inner_optimizer
 from toolkit.models.shards import Shard, shard_of
 
 WEIGHT = "fp32"
-"""Name of the fp32 weight among the states."""
+"""Name of the master weight among the states, which a checkpoint holds in fp32 whatever it was kept in."""
 
 CANONICAL_STATE = {"DeepSpeedCPUAdagrad": {"exp_avg_sq": "sum"}}
 """Where a kernel's name for a state differs from torch's."""
@@ -91,7 +91,10 @@ def fragments(engine: Any) -> Iterator[Fragment]:
 
 
 def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
-    """Fill this rank's weights and optimizer states from a checkpoint, then rebuild the 16-bit weights everywhere."""
+    """Fill this rank's weights and optimizer states from a checkpoint, then rebuild the 16-bit weights everywhere.
+
+    Each is rounded to the format that this run keeps it in, whatever it was written from.
+    """
     optimizer = inner_optimizer(engine)
     names = {ours: theirs for theirs, ours in CANONICAL_STATE.get(type(optimizer).__name__, {}).items()}
     shards = _shards(engine)
@@ -105,7 +108,7 @@ def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
                 for key in STATE_NAMES:
                     values = read(name, key, start, length, shards.get(name))
                     if values is not None:
-                        buffer = states.setdefault(key, torch.zeros_like(flat.tensor.detach()))
+                        buffer = states.setdefault(key, _new_state(optimizer, flat.tensor))
                         _fill(buffer.view(-1), offset, length, values)
             if flat.whole_momentum and "momentum_buffer" in states:
                 states["momentum_buffer"] = _read_whole(flat.whole_momentum, read, flat.tensor)
@@ -114,6 +117,13 @@ def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
                 fresh = {names.get(key, key): value for key, value in states.items()}
                 optimizer.state[flat.tensor] = fresh | _native_scalars(optimizer, scalars, flat.tensor.device)
     publish(engine)
+
+
+def _new_state(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> torch.Tensor:
+    """Zeros for a state of `weight`, in the format that `optimizer` keeps it in."""
+    # DeepSpeedCPUAdam alone can keep fp32 states of a bf16 weight (ops/adam/cpu_adam.py).
+    dtype = torch.float32 if getattr(optimizer, "fp32_optimizer_states", False) else weight.dtype
+    return torch.zeros_like(weight.detach(), dtype=dtype)
 
 
 STATE_NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum")

@@ -61,6 +61,10 @@ def _either(values: tuple[str, ...]) -> str:
 
 
 _FP16 = Acts(lambda recipe: recipe.precision.dtype == "fp16", "precision.dtype 'fp16'", ("precision.dtype",))
+# What "auto" becomes is known to the device; ds_config/state_formats.py asks again.
+_BF16 = Acts(
+    lambda recipe: recipe.precision.dtype in ("auto", "bf16"), "precision.dtype 'bf16' or 'auto'", ("precision.dtype",)
+)
 # Stage 0 in 16 bits or in a pipeline is rendered as stage 1 (ds_config/render.py, effective_stage).
 _REDUCES = Acts(
     lambda recipe: recipe.parallel.zero_stage > 0 or recipe.parallel.pipeline > 1 or recipe.precision.dtype != "fp32",
@@ -123,6 +127,7 @@ FIELDS: dict[str, Acts | None] = {
     "schedule.patience": _schedule("reduce_on_plateau"),
     "precision.dtype": None,
     "precision.accumulation_dtype": None,
+    **dict.fromkeys(("precision.master_dtype", "precision.state_dtype"), _BF16),
     **dict.fromkeys(
         (f"precision.{name}" for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")),
         _FP16,

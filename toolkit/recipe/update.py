@@ -118,12 +118,16 @@ class Schedule(Section):
 
 
 class Precision(Section):
-    """Number formats. Master weights and optimizer states are always fp32."""
+    """Number formats."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Parameters, activations, gradients. "auto": bf16 where the device computes in it, else fp32; the choice is printed."""
     accumulation_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Gradients summed over micro-batches. fp32 costs memory and keeps small gradients; otherwise equal to dtype. Ranks exchange gradients in the same format (communication_data_type), so fp32 also doubles that traffic."""
+    master_dtype: Literal["fp32", "bf16"] = "fp32"
+    """The weights that the optimizer updates, from which the 16-bit ones are rounded. bf16: they are the same numbers; saves 2 bytes per parameter, and an update below half a last digit (1/512 of the weight) is lost."""
+    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    """The optimizer's states. bf16 halves them and needs master_dtype bf16."""
     initial_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
     """fp16: the loss scale starts at 2 to this power."""
     loss_scale_window: Positive = 1000

@@ -47,8 +47,8 @@ _TABLE: dict[Role, str] = {
         optimizer.nesterov optimizer.dampening optimizer.alpha optimizer.lr_decay optimizer.adam_learning_rate
         schedule.type schedule.warmup_steps schedule.min_ratio schedule.decay_steps schedule.power schedule.gamma
         schedule.step_size schedule.milestones schedule.peak_fraction schedule.start_ratio schedule.patience
-        precision.dtype precision.accumulation_dtype precision.initial_scale_power precision.loss_scale_window
-        precision.hysteresis precision.min_loss_scale
+        precision.dtype precision.accumulation_dtype precision.master_dtype precision.state_dtype
+        precision.initial_scale_power precision.loss_scale_window precision.hysteresis precision.min_loss_scale
         checkpoint.every_steps checkpoint.keep checkpoint.keep_best checkpoint.export checkpoint.export_dtype
         evaluation.every_steps evaluation.max_sequences evaluation.metric evaluation.early_stopping_patience
         tracking.tensorboard tracking.trackers tracking.project
