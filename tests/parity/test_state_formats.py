@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def plain(rank: int, world_size: int, run: Recipe, state_dtype: torch.dtype) -> 
 
 BF16 = Precision(dtype="bf16", master_dtype="bf16", state_dtype="bf16")
 FP32_STATES = Precision(dtype="bf16", master_dtype="bf16", state_dtype="fp32")
+EIGHT = Precision(dtype="bf16", state_dtype="8bit")
+EIGHT_BF16 = Precision(dtype="bf16", master_dtype="bf16", state_dtype="8bit")
 SUMS = Precision(dtype="bf16", master_dtype="bf16", state_dtype="bf16", accumulation_dtype="bf16")
 
 
@@ -75,7 +78,7 @@ def run_of(model: Path, data: Path, parallel: dict[str, Any], precision: Precisi
         "precision": precision,
         "parallel": Parallel(**parallel),
         "optimizer": Optimizer(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.3, implementation=host),
-        "checkpoint": Checkpoint(export=True, export_dtype="fp32"),
+        "checkpoint": Checkpoint(export=True, export_dtype="fp32", keep=9, every_steps=3),
         "steps": STEPS,
     }
     return recipe("causal_lm", model, data, **(fields | changes))
@@ -83,12 +86,10 @@ def run_of(model: Path, data: Path, parallel: dict[str, Any], precision: Precisi
 
 ZERO3 = {"zero_stage": 3, "param_persistence_threshold": 100}
 CASES: dict[str, tuple[dict[str, Any], Precision]] = {
-    "zero1": ({"zero_stage": 1}, SUMS),
     "zero2": ({"zero_stage": 2}, BF16),
     "zero3": (ZERO3, BF16),
     "pipeline": ({"zero_stage": 1, "pipeline": 2}, SUMS),
     "zero2_offload": ({"zero_stage": 2, "offload_optimizer": "cpu"}, BF16),
-    "zero3_offload": ({"zero_stage": 3, "offload_optimizer": "cpu"}, BF16),
     "zero3_offload_fp32": ({"zero_stage": 3, "offload_optimizer": "cpu"}, FP32_STATES),
 }
 
@@ -127,11 +128,41 @@ def test_five_steps_equal_plain_torch(tiny_llama_dir: Path, chat_file: Path, tmp
 
 
 FP32 = Precision(dtype="bf16")
+EIGHT_BIT: dict[str, tuple[dict[str, Any], Precision]] = {
+    "zero0": ({"zero_stage": 0}, Precision(dtype="fp32", state_dtype="8bit")),
+    "zero1": ({"zero_stage": 1}, EIGHT),
+    "zero3": (ZERO3, EIGHT_BF16),
+    "pipeline": ({"zero_stage": 1, "pipeline": 2}, EIGHT),
+}
+
+NEAR = 2e-4
+"""Relative: what five steps with states rounded to 8 bits may move a loss that falls by 2e-2 of itself meanwhile."""
+
+
+def test_five_steps_with_8bit_states(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    """Near fp32 states on every kind of slice that DeepSpeed hands an optimizer, odd lengths included."""
+    runs = {name: run_of(tiny_llama_dir, chat_file, *case) for name, case in EIGHT_BIT.items()}
+    losses, _ = run_distributed(plain, 1, next(iter(runs.values())), torch.float32)[0]
+    found = run_distributed(run_recipe, 2, [(run, str(tmp_path / name), None) for name, run in runs.items()])[0]
+    for name, records in zip(runs, found, strict=True):
+        for record, loss in zip(records, losses, strict=True):
+            assert record["loss"] == pytest.approx(loss, rel=NEAR), name
+    # A kill loses nothing: the steps after a resume are those of the run that went on.
+    for name in ("zero1", "zero3"):
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000005")
+    again = [(runs[name], str(tmp_path / name), "auto") for name in ("zero1", "zero3")]
+    for name, records in zip(("zero1", "zero3"), run_distributed(run_recipe, 2, again)[0], strict=True):
+        straight = found[list(runs).index(name)]
+        assert [record["loss"] for record in records] == [record["loss"] for record in straight], name
+
+
 FORMATS: dict[str, tuple[int, dict[str, Any], Precision]] = {
     "fp32_zero2": (2, {"zero_stage": 2}, FP32),
     "fp32_one_rank": (1, {"zero_stage": 0}, FP32),
     "bf16_zero3": (2, ZERO3, BF16),
     "bf16_pipeline": (2, {"zero_stage": 1, "pipeline": 2}, SUMS),
+    "8bit_zero3": (2, ZERO3, EIGHT),
+    "8bit_bf16_zero2": (2, {"zero_stage": 2}, EIGHT_BF16),
     "mixed_offload": (2, {"zero_stage": 1, "offload_optimizer": "cpu"}, FP32_STATES),
 }
 """Name -> ranks, parallel section, formats."""
@@ -146,8 +177,9 @@ STILL = Optimizer(learning_rate=1e-30, betas=(0.99999, 0.9999999), max_grad_norm
 """A step with it leaves the weights as they are, and of each moment all but a thousandth of what gradients there are."""
 
 PAIRS = (
-    "fp32_zero2 bf16_zero3", "fp32_zero2 bf16_pipeline", "fp32_zero2 mixed_offload", "fp32_one_rank bf16_zero3",
-    "bf16_zero3 fp32_one_rank", "bf16_zero3 mixed_offload", "mixed_offload fp32_zero2", "bf16_pipeline bf16_zero3",
+    "fp32_zero2 bf16_zero3", "fp32_zero2 bf16_pipeline", "fp32_zero2 mixed_offload",
+    "bf16_zero3 fp32_one_rank", "mixed_offload fp32_zero2", "bf16_pipeline bf16_zero3",
+    "fp32_zero2 8bit_zero3", "8bit_zero3 fp32_one_rank", "8bit_zero3 8bit_bf16_zero2",
 )  # fmt: skip
 """Whose checkpoint, and who goes on with it."""
 

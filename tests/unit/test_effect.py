@@ -57,6 +57,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "schedule.patience": (
         9, {"schedule.type": "reduce_on_plateau", "evaluation.every_steps": 1, **HELD_OUT}, {"schedule.type": "constant"},
     ),
+    "precision.master_dtype": ("bf16", {"precision.dtype": "bf16"}, {"precision.dtype": "fp16"}),
+    "precision.state_dtype": ("8bit", {}, {"optimizer.type": "lion"}),
     "precision.initial_scale_power": (8, {"precision.dtype": "fp16"}, {"precision.dtype": "auto"}),
     "precision.loss_scale_window": (8, {"precision.dtype": "fp16"}, {"precision.dtype": "bf16"}),
     "precision.hysteresis": (1, {"precision.dtype": "fp16"}, {"precision.dtype": "fp32"}),

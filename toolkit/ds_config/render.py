@@ -27,14 +27,16 @@ def render(recipe: Recipe, target: Target) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation_steps(recipe, mesh),
         # Absent, DeepSpeed clips at 1.0; 0.0 means never.
         "gradient_clipping": recipe.optimizer.max_grad_norm,
-        "optimizer": optimizer_block(recipe, target, stage),
     }
+    if recipe.precision.state_dtype != "8bit":
+        # DeepSpeed has no class of that kind to build: the engine hands it one.
+        config["optimizer"] = optimizer_block(recipe, target, stage)
     scheduler = scheduler_block(recipe)
     if scheduler is not None:
         config["scheduler"] = scheduler
     config |= _precision(recipe, dtype)
     config["zero_optimization"] = _zero(recipe, target, stage)
-    if stage and needs_untested_flag(recipe):
+    if stage and (needs_untested_flag(recipe) or recipe.precision.state_dtype == "8bit"):
         config["zero_allow_untested_optimizer"] = True
     if "nvme" in (recipe.parallel.offload_optimizer, recipe.parallel.offload_param):
         config["aio"] = {
@@ -136,7 +138,8 @@ def _precision(recipe: Recipe, dtype: str) -> dict[str, Any]:
         bf16: dict[str, Any] = {"enabled": True, "check_grad_overflow": True}
         if precision.master_dtype == "bf16":
             bf16["bf16_master_weights_and_grads"] = True
-        if precision.state_dtype == "bf16":
+        if precision.state_dtype == "bf16" or (precision.master_dtype == "bf16" and precision.state_dtype == "8bit"):
+            # Without it DeepSpeed keeps fp32 states, and bf16 masters then only for its own offloaded Adam.
             bf16["bf16_optimizer_states"] = True
         return {"bf16": bf16, **shared}
     return {

@@ -17,6 +17,8 @@ def check_state_formats(recipe: Recipe, target: Target, dtype: str, stage: int) 
     `dtype` is the resolved format of the parameters, `stage` the ZeRO stage that is rendered.
     """
     precision, parallel = recipe.precision, recipe.parallel
+    if precision.state_dtype == "8bit":
+        _check_8bit(recipe)
     if precision.master_dtype == "fp32":
         if precision.state_dtype == "bf16":
             raise RecipeError(
@@ -47,11 +49,11 @@ def check_state_formats(recipe: Recipe, target: Target, dtype: str, stage: int) 
     on_host = parallel.offload_optimizer != "none" or wants_host_optimizer(recipe, target)
     if on_host:
         _check_host_kernel(recipe, target)
-    elif precision.state_dtype != "bf16":
+    elif precision.state_dtype == "fp32":
         raise RecipeError(
             f"{masters} with precision.state_dtype={precision.state_dtype!r} and parallel.offload_optimizer='none'",
             expected="states in bf16 too: only DeepSpeed's Adam for offloaded states keeps fp32 states of bf16 weights",
-            do="set precision.state_dtype='bf16', or parallel.offload_optimizer='cpu'",
+            do="set precision.state_dtype='bf16' or '8bit', or parallel.offload_optimizer='cpu'",
         )
     elif stage == 1 and precision.accumulation_dtype == "fp32":
         # runtime/engine.py, _do_optimizer_sanity_check: BF16_Optimizer, which never reads bf16_master_weights_and_grads.
@@ -61,6 +63,22 @@ def check_state_formats(recipe: Recipe, target: Target, dtype: str, stage: int) 
             do="set precision.accumulation_dtype='bf16'"
             if parallel.pipeline > 1
             else "set parallel.zero_stage=2, or precision.accumulation_dtype='bf16'",
+        )
+
+
+def _check_8bit(recipe: Recipe) -> None:
+    states = "precision.state_dtype='8bit'"
+    if recipe.parallel.offload_optimizer != "none":
+        raise RecipeError(
+            f"{states} with parallel.offload_optimizer={recipe.parallel.offload_optimizer!r}",
+            expected="'none': in host memory 8-bit states would cost the processor more time than they save",
+            do="set parallel.offload_optimizer='none', or precision.state_dtype='fp32'",
+        )
+    if recipe.optimizer.implementation == "deepspeed":
+        raise RecipeError(
+            f"{states} with optimizer.implementation='deepspeed'",
+            expected="'auto' or 'torch': DeepSpeed has no Adam with 8-bit states",
+            do="set optimizer.implementation='auto'",
         )
 
 

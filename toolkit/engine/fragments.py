@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolkit.engine.adam8bit import Adam8bit, Moment, new_moment, read_moment, write_moment
 from toolkit.engine.groups import inner_optimizer
 from toolkit.models.shards import Shard, shard_of
 
@@ -78,6 +79,7 @@ def fragments(engine: Any) -> Iterator[Fragment]:
             for key, value in state.items()
             if torch.is_tensor(value) and value.numel() == flat.tensor.numel() and value.dim() > 0
         }
+        quantised = {key: value for key, value in state.items() if isinstance(value, Moment)}
         scalars = {key: float(value) for key, value in state.items() if key not in whole and _is_scalar(value)}
         whole[WEIGHT] = flat.tensor.detach().view(-1)
         momentum = state.get("momentum_buffer") if flat.whole_momentum else None
@@ -85,6 +87,8 @@ def fragments(engine: Any) -> Iterator[Fragment]:
             whole.pop("momentum_buffer", None)
         for name, start, offset, length in flat.spans:
             parts = {key: value.narrow(0, offset, length) for key, value in whole.items()}
+            # Copies, one parameter's at a time: a whole slice in fp32 may not fit.
+            parts |= {key: read_moment(value, offset, length) for key, value in quantised.items()}
             if momentum is not None and flat.whole_momentum is not None:
                 parts["momentum_buffer"] = momentum.narrow(0, flat.whole_momentum[name][0] + start, length)
             yield Fragment(name, start, length, parts, scalars, shards.get(name))
@@ -100,14 +104,19 @@ def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
     shards = _shards(engine)
     with torch.no_grad():
         for flat in _flats(engine):
-            states: dict[str, torch.Tensor] = {}
+            states: dict[str, Any] = {}
             for name, start, offset, length in flat.spans:
                 _fill(
                     flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length, shards.get(name))
                 )
                 for key in STATE_NAMES:
                     values = read(name, key, start, length, shards.get(name))
-                    if values is not None:
+                    if values is None:
+                        continue
+                    if isinstance(optimizer, Adam8bit):
+                        moment = states.setdefault(key, new_moment(flat.tensor, key))
+                        write_moment(moment, offset, values)
+                    else:
                         buffer = states.setdefault(key, _new_state(optimizer, flat.tensor))
                         _fill(buffer.view(-1), offset, length, values)
             if flat.whole_momentum and "momentum_buffer" in states:
@@ -151,10 +160,10 @@ def _native_scalars(
 ) -> dict[str, Any]:
     """Scalars as the optimizer keeps them beside a weight on `device`.
 
-    DeepSpeed's kernels count in Python integers, torch's classes in fp32 tensors: on the CPU, but beside the weight
+    DeepSpeed's kernels and Adam8bit count in Python integers, torch's classes in fp32 tensors: on the CPU, but beside the weight
     where the kernel reads the step itself (torch/optim/optimizer.py, _process_value_according_to_param_policy).
     """
-    if type(optimizer).__module__.startswith("deepspeed.ops"):
+    if type(optimizer).__module__.startswith("deepspeed.ops") or isinstance(optimizer, Adam8bit):
         return {key: int(value) for key, value in scalars.items()}
     is_read_by_kernel = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     place = device if is_read_by_kernel else torch.device("cpu")

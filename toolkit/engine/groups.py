@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from toolkit.engine.adam8bit import Adam8bit
 from toolkit.recipe import Optimizer
+from toolkit.recipe.optimizers import optimizer_parameters
 
 
 def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -48,6 +52,22 @@ def _embedding_parameters(model: nn.Module) -> set[int]:
         if name.rsplit(".", 1)[-1] in heads:
             found |= {id(parameter) for parameter in module.parameters()}
     return found
+
+
+def client_optimizer(
+    config: Mapping[str, Any], optimizer: Optimizer
+) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None:
+    """What builds the optimizer from parameter groups where `config` has no block for it: Adam with 8-bit states."""
+    if "optimizer" in config:
+        return None
+    own = optimizer_parameters(optimizer.type, optimizer.model_dump())
+    return partial(
+        Adam8bit,
+        lr=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        decoupled=optimizer.type == "adamw",
+        **own,
+    )
 
 
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -127,7 +127,12 @@ FIELDS: dict[str, Acts | None] = {
     "schedule.patience": _schedule("reduce_on_plateau"),
     "precision.dtype": None,
     "precision.accumulation_dtype": None,
-    **dict.fromkeys(("precision.master_dtype", "precision.state_dtype"), _BF16),
+    "precision.master_dtype": _BF16,
+    "precision.state_dtype": Acts(
+        lambda recipe: recipe.optimizer.type in ("adam", "adamw"),
+        "optimizer.type 'adam' or 'adamw'",
+        ("optimizer.type",),
+    ),
     **dict.fromkeys(
         (f"precision.{name}" for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")),
         _FP16,

@@ -126,8 +126,8 @@ class Precision(Section):
     """Gradients summed over micro-batches. fp32 costs memory and keeps small gradients; otherwise equal to dtype. Ranks exchange gradients in the same format (communication_data_type), so fp32 also doubles that traffic."""
     master_dtype: Literal["fp32", "bf16"] = "fp32"
     """The weights that the optimizer updates, from which the 16-bit ones are rounded. bf16: they are the same numbers; saves 2 bytes per parameter, and an update below half a last digit (1/512 of the weight) is lost."""
-    state_dtype: Literal["fp32", "bf16"] = "fp32"
-    """The optimizer's states. bf16 halves them and needs master_dtype bf16."""
+    state_dtype: Literal["fp32", "bf16", "8bit"] = "fp32"
+    """adam, adamw: the two moments. bf16 halves them and needs master_dtype bf16; 8bit (blocks of 256 numbers share a scale; needs torchao) takes a quarter of fp32, not with offload."""
     initial_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
     """fp16: the loss scale starts at 2 to this power."""
     loss_scale_window: Positive = 1000
