@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(trained()[0], whole)
 
 
-def test_numbers_read_and_stored_again_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_read_and_stored_again_stay() -> None:
     """Also parameter by parameter, whose ends lie within blocks: a resume continues exactly."""
     _, optimizer = trained()
     (state,) = optimizer.state.values()
@@ -87,10 +88,18 @@ def test_numbers_read_and_stored_again_stay(monkeypatch: pytest.MonkeyPatch) -> 
         before, codes = read_moment(moment, 0, LENGTH).clone(), moment.codes.clone()
         fresh = adam8bit.new_moment(torch.empty(LENGTH), name)
         assert not read_moment(fresh, 0, LENGTH).any()
-        for offset, length in ((0, 300), (300, 5000), (5300, LENGTH - 5300)):
-            write_moment(fresh, offset, before[offset : offset + length])
+        cuts = [0, 300, 310, 512, 1024, 5300, LENGTH]
+        write_moment(fresh, [(start, before[start:end]) for start, end in itertools.pairwise(cuts)])
         assert torch.equal(fresh.codes, codes)
         assert torch.equal(read_moment(fresh, 0, LENGTH), before)
+
+
+def test_gaps_between_parts_are_zeros() -> None:
+    moment = adam8bit.new_moment(torch.empty(LENGTH), "exp_avg")
+    ones = torch.ones(LENGTH)
+    write_moment(moment, [(0, ones[:300]), (2000, ones[:100])])
+    found = read_moment(moment, 0, LENGTH)
+    assert found.sum() == 400 and found[:300].all() and found[2000:2100].all()
 
 
 def test_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,16 +142,32 @@ def read_moment(moment: Stored, start: int, length: int) -> torch.Tensor:
     return moment.piece(start, start + length).dequantised().narrow(0, start % BLOCK, length)
 
 
-def write_moment(moment: Stored, start: int, numbers: torch.Tensor) -> None:
-    """Store `numbers` from `start` on; the rest of the first and the last block is quantised again with them."""
-    numbers = numbers.to(moment.device if isinstance(moment, torch.Tensor) else moment.codes.device, torch.float32)
+def write_moment(moment: Stored, parts: Iterable[tuple[int, torch.Tensor]]) -> None:
+    """Store (start, numbers) for each of `parts`, which rise and do not overlap; between them are zeros.
+
+    A block that two of them share is quantised once, when it is whole: what was read from a moment is stored as it was.
+    """
     if isinstance(moment, torch.Tensor):
-        moment.narrow(0, start, numbers.numel()).copy_(numbers)
+        for start, numbers in parts:
+            moment.narrow(0, start, numbers.numel()).copy_(numbers)
         return
-    piece = moment.piece(start, start + numbers.numel())
-    whole = piece.dequantised()
-    whole.narrow(0, start % BLOCK, numbers.numel()).copy_(numbers)
-    piece.quantise(whole)
+    device = moment.codes.device
+    open_at, open_block = 0, torch.zeros(BLOCK, device=device)
+    for start, numbers in parts:
+        end, first = start + numbers.numel(), start // BLOCK * BLOCK
+        buffer = torch.zeros(-(-end // BLOCK) * BLOCK - first, device=device)
+        if first == open_at:
+            buffer[:BLOCK] = open_block
+        else:
+            moment.piece(open_at, open_at + BLOCK).quantise(open_block)
+        buffer.narrow(0, start - first, numbers.numel()).copy_(numbers)
+        open_at = end // BLOCK * BLOCK
+        if open_at > first:
+            moment.piece(first, open_at).quantise(buffer[: open_at - first])
+        rest = buffer[open_at - first :]
+        open_block = rest if rest.numel() else torch.zeros(BLOCK, device=device)
+    if open_at < moment.codes.numel():
+        moment.piece(open_at, open_at + BLOCK).quantise(open_block)
 
 
 def _adam(

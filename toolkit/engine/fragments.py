@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -106,19 +107,12 @@ def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
         for flat in _flats(engine):
             states: dict[str, Any] = {}
             for name, start, offset, length in flat.spans:
-                _fill(
-                    flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length, shards.get(name))
-                )
-                for key in STATE_NAMES:
-                    values = read(name, key, start, length, shards.get(name))
-                    if values is None:
-                        continue
-                    if isinstance(optimizer, Adam8bit):
-                        moment = states.setdefault(key, new_moment(flat.tensor, key))
-                        write_moment(moment, offset, values)
-                    else:
-                        buffer = states.setdefault(key, _new_state(optimizer, flat.tensor))
-                        _fill(buffer.view(-1), offset, length, values)
+                shard = shards.get(name)
+                _fill(flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length, shard))
+            for key in STATE_NAMES:
+                moment = _restored(optimizer, flat, key, _stored(flat, key, read, shards))
+                if moment is not None:
+                    states[key] = moment
             if flat.whole_momentum and "momentum_buffer" in states:
                 states["momentum_buffer"] = _read_whole(flat.whole_momentum, read, flat.tensor)
             scalars = read_scalars(flat.spans[0][0]) if flat.spans else {}
@@ -126,6 +120,32 @@ def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
                 fresh = {names.get(key, key): value for key, value in states.items()}
                 optimizer.state[flat.tensor] = fresh | _native_scalars(optimizer, scalars, flat.tensor.device)
     publish(engine)
+
+
+def _stored(flat: _Flat, key: str, read: Read, shards: dict[str, Shard]) -> Iterator[tuple[int, torch.Tensor]]:
+    """(start in `flat`, numbers) of the state `key`, as far as a checkpoint has it."""
+    for name, start, offset, length in sorted(flat.spans, key=lambda span: span[2]):
+        values = read(name, key, start, length, shards.get(name))
+        if values is not None:
+            yield offset, values
+
+
+def _restored(
+    optimizer: torch.optim.Optimizer, flat: _Flat, key: str, parts: Iterator[tuple[int, torch.Tensor]]
+) -> Any | None:
+    """The state `key` of `flat` as `optimizer` keeps it, filled from `parts`; None where there are none."""
+    first = next(parts, None)
+    if first is None:
+        return None
+    parts = chain([first], parts)
+    if isinstance(optimizer, Adam8bit):
+        moment = new_moment(flat.tensor, key)
+        write_moment(moment, parts)
+        return moment
+    state = _new_state(optimizer, flat.tensor)
+    for offset, values in parts:
+        _fill(state.view(-1), offset, values.numel(), values)
+    return state
 
 
 def _new_state(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> torch.Tensor:
