@@ -19,6 +19,8 @@ def check_state_formats(recipe: Recipe, target: Target, dtype: str, stage: int) 
     precision, parallel = recipe.precision, recipe.parallel
     if precision.state_dtype == "8bit":
         _check_8bit(recipe)
+    if parallel.offload_ratio < 1.0:
+        _check_ratio(recipe, target)
     if precision.master_dtype == "fp32":
         if precision.state_dtype == "bf16":
             raise RecipeError(
@@ -63,6 +65,25 @@ def check_state_formats(recipe: Recipe, target: Target, dtype: str, stage: int) 
             do="set precision.accumulation_dtype='bf16'"
             if parallel.pipeline > 1
             else "set parallel.zero_stage=2, or precision.accumulation_dtype='bf16'",
+        )
+
+
+def _check_ratio(recipe: Recipe, target: Target) -> None:
+    """What stays on the device is updated by torch's AdamW, whatever the optimizer (runtime/zero/stage3.py, partial_offload)."""
+    optimizer, precision = recipe.optimizer, recipe.precision
+    ratio = f"parallel.offload_ratio={recipe.parallel.offload_ratio}"
+    if optimizer.type != "adamw" or not uses_host_kernel(recipe, target):
+        raise RecipeError(
+            f"{ratio} with optimizer.type={optimizer.type!r} and optimizer.implementation={optimizer.implementation!r}"
+            + ("" if target.compiler else ", without a C++ compiler"),
+            expected="adamw by DeepSpeed's kernel: for a part of the states it asserts that one and runs AdamW on the rest",
+            do="set optimizer.type='adamw' and optimizer.implementation='deepspeed' (it needs g++), or parallel.offload_ratio=1.0",
+        )
+    if precision.master_dtype != precision.state_dtype:
+        raise RecipeError(
+            f"{ratio} with precision.master_dtype={precision.master_dtype!r} and precision.state_dtype={precision.state_dtype!r}",
+            expected="the same format: on the device AdamW keeps its states in that of the weights",
+            do=f"set precision.state_dtype={precision.master_dtype!r}, or parallel.offload_ratio=1.0",
         )
 
 

@@ -18,6 +18,8 @@ class Target:
     """A C++ compiler is present, so DeepSpeed can build its CPU kernels."""
     bf16: bool = True
     fp16: bool = True
+    fp8: bool = False
+    """Tensor cores multiply in fp8."""
     bf16_is_native: bool = True
     """bf16 runs in hardware, so precision "auto" takes it."""
     model_ranks: int = 1

@@ -15,7 +15,7 @@ from toolkit.engine import device, process
 from toolkit.engine import fragments as states
 from toolkit.engine.advice import ADVICE
 from toolkit.engine.grid import Grid, release
-from toolkit.engine.groups import inner_optimizer, regroup_adagrad
+from toolkit.engine.groups import inner_optimizer, regroup_adagrad, share_hyperparameters
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.schedule import EngineSchedule
 from toolkit.errors import RunFailed
@@ -64,6 +64,7 @@ class DeepSpeedRun:
         """Take over the engine that DeepSpeed has made."""
         self.engine = engine
         regroup_adagrad(engine)
+        share_hyperparameters(engine)
         block = engine.lr_scheduler if "scheduler" in config else None
         training, optimizer = self.training, inner_optimizer(engine)
         self.schedule = EngineSchedule(

@@ -55,6 +55,8 @@ class _Flat:
     tensor: torch.Tensor
     spans: list[tuple[str, int, int, int]]
     """(parameter name, start in the parameter, start in `tensor`, length)."""
+    owner: Any
+    """The torch.optim.Optimizer that holds its states."""
     whole_momentum: dict[str, tuple[int, int]] | None = None
     """Muon at stages 1 and 2 keeps the momentum of whole matrices: parameter name -> (start in the buffer, length)."""
 
@@ -74,7 +76,7 @@ def fragments(engine: Any) -> Iterator[Fragment]:
     names = CANONICAL_STATE.get(type(optimizer).__name__, {})
     shards = _shards(engine)
     for flat in _flats(engine):
-        state = optimizer.state.get(flat.tensor, {})
+        state = flat.owner.state.get(flat.tensor, {})
         whole = {
             names.get(key, key): value.view(-1)
             for key, value in state.items()
@@ -110,7 +112,7 @@ def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
                 shard = shards.get(name)
                 _fill(flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length, shard))
             for key in STATE_NAMES:
-                moment = _restored(optimizer, flat, key, _stored(flat, key, read, shards))
+                moment = _restored(flat, key, _stored(flat, key, read, shards))
                 if moment is not None:
                     states[key] = moment
             if flat.whole_momentum and "momentum_buffer" in states:
@@ -118,7 +120,7 @@ def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
             scalars = read_scalars(flat.spans[0][0]) if flat.spans else {}
             if states or scalars:
                 fresh = {names.get(key, key): value for key, value in states.items()}
-                optimizer.state[flat.tensor] = fresh | _native_scalars(optimizer, scalars, flat.tensor.device)
+                flat.owner.state[flat.tensor] = fresh | _native_scalars(flat.owner, scalars, flat.tensor.device)
     publish(engine)
 
 
@@ -130,19 +132,17 @@ def _stored(flat: _Flat, key: str, read: Read, shards: dict[str, Shard]) -> Iter
             yield offset, values
 
 
-def _restored(
-    optimizer: torch.optim.Optimizer, flat: _Flat, key: str, parts: Iterator[tuple[int, torch.Tensor]]
-) -> Any | None:
-    """The state `key` of `flat` as `optimizer` keeps it, filled from `parts`; None where there are none."""
+def _restored(flat: _Flat, key: str, parts: Iterator[tuple[int, torch.Tensor]]) -> Any | None:
+    """The state `key` of `flat` as its optimizer keeps it, filled from `parts`; None where there are none."""
     first = next(parts, None)
     if first is None:
         return None
     parts = chain([first], parts)
-    if isinstance(optimizer, Adam8bit):
+    if isinstance(flat.owner, Adam8bit):
         moment = new_moment(flat.tensor, key)
         write_moment(moment, parts)
         return moment
-    state = _new_state(optimizer, flat.tensor)
+    state = _new_state(flat.owner, flat.tensor)
     for offset, values in parts:
         _fill(state.view(-1), offset, values.numel(), values)
     return state
@@ -217,7 +217,7 @@ def _stage0(engine: Any) -> Iterator[_Flat]:
     # Every rank holds everything: each writes its share, and each reads all of it.
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            yield _Flat(parameter, [(name, 0, 0, parameter.numel())])
+            yield _Flat(parameter, [(name, 0, 0, parameter.numel())], inner_optimizer(engine))
 
 
 def owned(fragment: Fragment, engine: Any, rank: int, world_size: int) -> Fragment | None:
@@ -250,7 +250,7 @@ def _stage12(
             for parameter in in_partition[index]:
                 whole[names[id(parameter)]] = (offset, parameter.numel())
                 offset += parameter.numel()
-        yield _Flat(flat, spans, whole)
+        yield _Flat(flat, spans, inner_optimizer(engine), whole)
 
 
 def _stage3(engine: Any, outer: Any) -> Iterator[_Flat]:
@@ -267,7 +267,10 @@ def _stage3(engine: Any, outer: Any) -> Iterator[_Flat]:
             real = max(0, min(length, parameter.ds_numel - start))
             if real:
                 spans.append((names[id(parameter)], start, offset, real))
-        yield _Flat(outer.fp32_partitioned_groups_flat[index], spans)
+        # With offload_optimizer.ratio below 1 some sub-groups stay on the device, with an optimizer of their own.
+        on_device = getattr(outer, "subgroup_to_device", {}).get(index, "cpu") != "cpu"
+        owner = outer.backup_optimizer if on_device else outer.optimizer
+        yield _Flat(outer.fp32_partitioned_groups_flat[index], spans, owner)
         if swapped:
             outer._optimizer_states_and_gradient_swap_out(index)
 

@@ -77,6 +77,20 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     return inner
 
 
+def share_hyperparameters(engine: Any) -> None:
+    """Give the optimizer of the states that stay on the device the groups of the one on the host.
+
+    With offload_optimizer.ratio below 1 DeepSpeed builds an AdamW beside its CPU Adam and copies the first group's
+    numbers once (runtime/zero/stage3.py): no schedule would ever reach it.
+    """
+    backup = getattr(engine.optimizer, "backup_optimizer", None)
+    if backup is not None:
+        backup.param_groups[:] = inner_optimizer(engine).param_groups
+        for group in backup.param_groups:
+            for name, value in backup.defaults.items():
+                group.setdefault(name, value)
+
+
 def regroup_adagrad(engine: Any) -> None:
     """Give ZeRO's Adagrad its parameter groups back.
 

@@ -32,6 +32,7 @@ from toolkit.engine.zero import ZeroEngine
 from toolkit.models.assets import resolve
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
 from toolkit.models.contents import compare, settle
+from toolkit.models.fp8 import use_fp8
 from toolkit.models.generation import restore_use_cache, train_shared_padding
 from toolkit.models.isolation import check_isolation, leak, use_document_attention
 from toolkit.models.loading import check_missing, load_weights, materialise
@@ -63,10 +64,11 @@ def build_engine(
 ) -> Engine:
     """Load the weights and hand them to DeepSpeed. Collective."""
     task = inputs.task
+    device.use_tf32(recipe.precision.tf32)
     if recipe.model.weights == "pretrained":
         _settle_contents(inputs, resolve(str(recipe.model.path), weights=True), me, display)
     source = _starting_weights(recipe, inputs, me, folder, display)
-    model, missing = _load(recipe, inputs, config, me, source)
+    model, missing = _load(recipe, inputs, config, me, source, display)
     check_missing(missing, source, model)
     _remove_starting_weights(me, folder)
     if recipe.model.weights == "random":
@@ -120,15 +122,19 @@ def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: 
 
 
 def _load(
-    recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, source: str
+    recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, source: str, display: Display
 ) -> tuple[nn.Module, list[str]]:
     """The model, or this rank's part of it, and the names of weights that `source` does not have."""
     auto_class, stages, degree = inputs.task.auto_class, me.mesh.pipeline, me.mesh.tensor
     if stages == degree == 1:
-        return load_weights(auto_class, source, inputs.model_config, config)
+        model, missing = load_weights(auto_class, source, inputs.model_config, config)
+        _use_fp8(recipe, me, model, display)
+        return model, missing
     model = build_skeleton(auto_class, inputs.model_config)
     if stages > 1:
         cut(model, balance(model, stages)[me.mesh.coordinate(me.rank, "pipeline")])
+    # Before anything is cut or wraps a layer's forward pass.
+    _use_fp8(recipe, me, model, display)
     if degree == 1:
         return model, load_part(model, source)
     plan, group = tensor_plan(model, degree), Grid(me.mesh, me.rank).tensor
@@ -136,6 +142,13 @@ def _load(
     missing = load_part(model, source, plan.of_rank(me.mesh.coordinate(me.rank, "tensor")))
     mark_parameters(model, plan, group)
     return model, missing
+
+
+def _use_fp8(recipe: Recipe, me: process.Process, model: nn.Module, display: Display) -> None:
+    if recipe.precision.dtype == "fp8":
+        # A device without fp8 gets here in the tests only: `render` refuses it.
+        found = use_fp8(model, emulate=not device.has_own_memory(), tensor=me.mesh.tensor)
+        display.say(found.describe())
 
 
 def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, model: nn.Module) -> Engine:
