@@ -17,9 +17,10 @@ from toolkit.errors import LaunchError, ModelError, plural
 MULTIPLE = 16
 """Both sides of a matrix must be multiples of it: what fp8 tensor cores load at a time."""
 
-SMALLEST = 2048
-"""Sides from which on fp8 wins on an H100: 1024 x 2048 x 1024 runs at 0.80 of bf16's speed, 4096 x 8192 x 16384 at 1.39
-(torchao/float8/README.md, tensorwise scaling)."""
+LARGE = (4097, 1025)
+"""In features and out features, one of which a layer must reach for fp8 to win on an H100 (torchao's rule for this
+scaling: float8/float8_linear_utils.py, _auto_filter_for_tensorwise): 1024 x 2048 x 1024 runs at 0.80 of bf16's speed,
+4096 x 8192 x 16384 at 1.39 (its README)."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Fp8Layers:
     uneven: int
     """Those with a side that is no multiple of MULTIPLE on each tensor-parallel rank."""
     small: int
-    """Those with a side below SMALLEST on each tensor-parallel rank, routers among them."""
+    """Those below LARGE on each tensor-parallel rank, routers among them."""
 
     def describe(self) -> str:
         """For the screen."""
         left = {
             "outside the base model or of another class": self.outside,
             f"with a side that is no multiple of {MULTIPLE}": self.uneven,
-            f"with a side below {SMALLEST}, where fp8 is slower": self.small,
+            "too small to win": self.small,
         }
         others = ", ".join(f"{number} {why}" for why, number in left.items() if number)
         chosen = plural(self.chosen, "linear layer")
@@ -71,8 +72,8 @@ def use_fp8(model: nn.Module, *, emulate: bool, tensor: int = 1) -> Fp8Layers:
         raise ModelError(
             f"precision.dtype='fp8': none of the {sum(counts.values())} linear layers of {type(model).__name__} is one "
             f"that fp8 makes faster",
-            expected=f"layers with both sides at least {SMALLEST} and multiples of {MULTIPLE}"
-            + (f" on each of {tensor} tensor-parallel ranks" if tensor > 1 else ""),
+            expected=f"layers of at least {LARGE[0]} inputs or {LARGE[1]} outputs, in multiples of {MULTIPLE},"
+            + (f" on each of {tensor} tensor-parallel ranks" if tensor > 1 else " in the stack of layers"),
             do="set precision.dtype='bf16'",
         )
     return found
@@ -82,7 +83,8 @@ def _verdict(module: nn.Linear, tensor: int) -> str:
     sides = (module.in_features, module.out_features)
     if any(side % (MULTIPLE * tensor) for side in sides):
         return "uneven"
-    return "chosen" if min(sides) // tensor >= SMALLEST else "small"
+    is_large = any(side // tensor >= large for side, large in zip(sides, LARGE, strict=True))
+    return "chosen" if is_large else "small"
 
 
 def _torchao() -> tuple[Any, Any]:
