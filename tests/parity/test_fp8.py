@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,18 @@ from toolkit.recipe.schedules import factor
 pytest.importorskip("torchao", reason="torchao is not installed: pip install 'toolkit[torchao]'")
 
 STEPS = 5
-TINY = 32
-"""Sides from which on a layer of the tiny model counts as large."""
-
 CASES: dict[str, dict[str, Any]] = {
     "zero1": {"zero_stage": 1},
-    "zero2": {"zero_stage": 2},
     "zero3": {"zero_stage": 3, "param_persistence_threshold": 100},
     "pipeline": {"zero_stage": 1, "pipeline": 2},
     "tensor": {"zero_stage": 2, "tensor": 2},
 }
 
-TOLERANCE = {"tensor": 2e-3}
-"""Relative, of a loss, 2e-4 where not named. A tensor-parallel rank scales its part of a matrix by its own largest number."""
+EXACT = 1e-7
+"""Relative, of the first two losses (the first step has no learning rate): no weight has moved yet."""
+
+TOLERANCE = 1e-4
+"""Of the later ones: a gradient near a tie of bf16 may be rounded to the other side."""
 
 
 def on_fp8(rank: int, world_size: int, runs: list[tuple[Recipe, str, str | None]]) -> list[list[dict[str, Any]]]:
@@ -42,11 +41,11 @@ def on_fp8(rank: int, world_size: int, runs: list[tuple[Recipe, str, str | None]
     from toolkit.engine import device
     from toolkit.models import fp8
 
-    fp8.LARGE, device.multiplies_fp8 = (TINY, TINY), lambda: True
+    fp8.is_faster, device.multiplies_fp8 = lambda *_: True, lambda: True
     return run_recipe(rank, world_size, runs)
 
 
-def plain(rank: int, world_size: int, run: Recipe, dtype: str) -> Curve:
+def plain(run: Recipe, dtype: str) -> Curve:
     """The judge, with torchao's layers for the stack's own where `dtype` is fp8."""
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     from transformers import AutoModelForCausalLM
@@ -55,7 +54,7 @@ def plain(rank: int, world_size: int, run: Recipe, dtype: str) -> Curve:
     model = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.float32)
     if dtype == "fp8":
         convert_to_float8_training(
-            model.model.layers, config=Float8LinearConfig(emulate=True), module_filter_fn=lambda *_: True
+            model.model.layers, config=replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=True)
         )
     return train_reference(
         model,
@@ -68,8 +67,13 @@ def plain(rank: int, world_size: int, run: Recipe, dtype: str) -> Curve:
     )
 
 
+def judges(rank: int, world_size: int, run: Recipe) -> list[Curve]:
+    """`plain` in fp8 and in bf16."""
+    return [plain(run, dtype) for dtype in ("fp8", "bf16")]
+
+
 def test_five_steps_equal_plain_torch(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
-    """Losses, weights and their names; what fp8 itself changes is far larger than the tolerance."""
+    """Losses, and the names of weights; what fp8 itself changes is far larger than what an exact step may differ."""
     runs = {
         name: recipe(
             "causal_lm",
@@ -84,16 +88,17 @@ def test_five_steps_equal_plain_torch(tiny_llama_dir: Path, chat_file: Path, tmp
         )
         for name, case in CASES.items()
     }
-    judge, bf16 = (run_distributed(plain, 1, runs["zero1"], dtype)[0] for dtype in ("fp8", "bf16"))
+    judge, bf16 = run_distributed(judges, 1, runs["zero1"])[0]
     found = run_distributed(on_fp8, 2, [(run, str(tmp_path / name), None) for name, run in runs.items()])[0]
     for name, records in zip(runs, found, strict=True):
-        for record, loss in zip(records, judge.losses, strict=True):
-            assert record["loss"] == pytest.approx(loss, rel=TOLERANCE.get(name, 2e-4)), name
+        for step, (record, loss) in enumerate(zip(records, judge.losses, strict=True)):
+            # A tensor-parallel rank scales a row of its part of a matrix by the part's own largest number.
+            is_exact = step < 2 and name != "tensor"
+            assert record["loss"] == pytest.approx(loss, rel=EXACT if is_exact else TOLERANCE), (name, step)
         exported = export_weights(tmp_path / name / "export")
         assert exported.keys() == judge.weights.keys()
-        for key, weight in judge.weights.items():
-            assert exported[key].shape == weight.shape, (name, key)
-    assert max(abs(one - other) / other for one, other in zip(judge.losses, bf16.losses, strict=True)) > 1e-3
+        assert all(exported[key].shape == weight.shape for key, weight in judge.weights.items()), name
+    assert abs(judge.losses[0] / bf16.losses[0] - 1) > 50 * EXACT
 
 
 class Router(nn.Linear):
@@ -115,7 +120,7 @@ def test_layers_are_chosen_by_shape() -> None:
 
     from toolkit.models.fp8 import use_fp8
 
-    sizes = {"large": (4096, 2048), "wide": (8192, 1024), "small": (4096, 1024), "uneven": (4096, 4104)}
+    sizes = {"large": (4096, 4096), "wide": (2048, 8192), "small": (2048, 4096), "uneven": (4096, 4104)}
     layers = {name: nn.Linear(*size, device="meta") for name, size in sizes.items()}
     model = model_of(**layers, router=Router(4096, 4096, device="meta"))
     before = dict(model.named_parameters())
@@ -124,7 +129,7 @@ def test_layers_are_chosen_by_shape() -> None:
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     chosen = [name for name, module in model.named_modules() if isinstance(module, Float8Linear)]
     assert chosen == ["model.large", "model.wide"]
-    assert dataclasses.astuple(found) == (2, 2, 1, 1)
+    assert astuple(found) == (2, 2, 1, 1)
     assert found.describe() == (
         "fp8: 2 linear layers multiply in fp8; in bf16 stay 2 outside the base model or of another class, "
         "1 with a side that is no multiple of 16, 1 too small to win"
@@ -137,5 +142,5 @@ def test_ranks_that_share_a_layer_make_it_small() -> None:
     with pytest.raises(
         ModelError, match="none of the 2 linear layers of Module is one that fp8 makes faster"
     ) as caught:
-        use_fp8(model_of(large=nn.Linear(4096, 2048, device="meta")), emulate=True, tensor=2)
+        use_fp8(model_of(large=nn.Linear(4096, 4096, device="meta")), emulate=True, tensor=2)
     assert "on each of 2 tensor-parallel ranks" in caught.value.expected

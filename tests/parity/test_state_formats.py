@@ -86,7 +86,6 @@ def run_of(model: Path, data: Path, parallel: dict[str, Any], precision: Precisi
 
 ZERO3 = {"zero_stage": 3, "param_persistence_threshold": 100}
 CASES: dict[str, tuple[dict[str, Any], Precision]] = {
-    "zero2": ({"zero_stage": 2}, BF16),
     "zero3": (ZERO3, BF16),
     "pipeline": ({"zero_stage": 1, "pipeline": 2}, SUMS),
     "zero2_offload": ({"zero_stage": 2, "offload_optimizer": "cpu"}, BF16),
@@ -177,9 +176,8 @@ STILL = Optimizer(learning_rate=1e-30, betas=(0.99999, 0.9999999), max_grad_norm
 """A step with it leaves the weights as they are, and of each moment all but a thousandth of what gradients there are."""
 
 PAIRS = (
-    "fp32_zero2 bf16_zero3", "fp32_zero2 bf16_pipeline", "fp32_zero2 mixed_offload",
-    "bf16_zero3 fp32_one_rank", "mixed_offload fp32_zero2", "bf16_pipeline bf16_zero3",
-    "fp32_zero2 8bit_zero3", "8bit_zero3 fp32_one_rank", "8bit_zero3 8bit_bf16_zero2",
+    "fp32_zero2 8bit_zero3", "fp32_zero2 mixed_offload", "mixed_offload fp32_zero2",
+    "bf16_pipeline bf16_zero3", "bf16_zero3 fp32_one_rank", "8bit_zero3 8bit_bf16_zero2",
 )  # fmt: skip
 """Whose checkpoint, and who goes on with it."""
 
@@ -211,9 +209,8 @@ def test_checkpoints_of_any_format_continue_each_other(tiny_llama_dir: Path, cha
         )
 
     pairs = [tuple(pair.split()) for pair in PAIRS]
-    for ranks in (2, 1):
-        first = [(of(name, steps=1), str(tmp_path / name), None) for name in FORMATS if FORMATS[name][0] == ranks]
-        run_distributed(run_recipe, ranks, first)
+    first = [(of(old, steps=1), str(tmp_path / old), None) for old in dict.fromkeys(old for old, _ in pairs)]
+    run_distributed(run_recipe, 2, first)
     for ranks in (2, 1):
         again = []
         for old, new in pairs:
