@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("torchao", reason="torchao is not installed: pip install 'to
 
 from toolkit.engine import adam8bit
 from toolkit.engine.adam8bit import BLOCK, MOMENTS, Adam8bit, read_moment, write_moment
+from toolkit.errors import LaunchError
 
 LENGTH = 40 * BLOCK + 77
 STEPS = 8
@@ -92,6 +94,13 @@ def test_numbers_read_and_stored_again_stay() -> None:
         write_moment(fresh, [(start, before[start:end]) for start, end in itertools.pairwise(cuts)])
         assert torch.equal(fresh.codes, codes)
         assert torch.equal(read_moment(fresh, 0, LENGTH), before)
+
+
+def test_without_torchao_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(LaunchError, match="needs the package torchao") as caught:
+        trained(8)
+    assert caught.value.do == "run pip install 'toolkit[torchao]'"
 
 
 def test_gaps_between_parts_are_zeros() -> None:
