@@ -683,6 +683,17 @@ CASES = [
         {"bf16.bf16_master_weights_and_grads": True},
     ),
     Case(
+        "low-precision-masters",
+        {
+            "bf16.bf16_master_weights_and_grads": True,
+            "bf16.bf16_optimizer_states": True,
+            "zero_optimization.stage": 1,
+        },
+        "bf16.bf16_master_weights_and_grads",
+        "masters and states stay in fp32",
+        {"zero_optimization.stage": 2},
+    ),
+    Case(
         "learning-rate-unwritten",
         {"optimizer.params.lr": REMOVE},
         "optimizer.params.lr",

@@ -60,7 +60,8 @@ def _offloads(recipe: Recipe) -> bool:
     return recipe.parallel.offload_optimizer != "none"
 
 
-def _uses_kernel(recipe: Recipe, target: Target) -> bool:
+def uses_kernel(recipe: Recipe, target: Target) -> bool:
+    """Whether Adam runs in DeepSpeed's kernel. Raises RecipeError where it is asked for and cannot be built."""
     wanted = recipe.optimizer.implementation
     if wanted == "auto":
         return _offloads(recipe) and target.compiler
@@ -71,7 +72,7 @@ def _uses_kernel(recipe: Recipe, target: Target) -> bool:
 
 def _adam(recipe: Recipe, target: Target, params: dict[str, Any]) -> dict[str, Any]:
     decoupled = recipe.optimizer.type == "adamw"
-    kernel = _uses_kernel(recipe, target)
+    kernel = uses_kernel(recipe, target)
     # "Adam" means AdamW to DeepSpeed unless adam_w_mode says otherwise.
     params |= {"torch_adam": not kernel, "adam_w_mode": decoupled}
     if not kernel:

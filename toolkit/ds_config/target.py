@@ -20,6 +20,8 @@ class Target:
     """Why DeepSpeed cannot build GPU kernels, as the end of a sentence; empty where it can."""
     bf16: bool = True
     fp16: bool = True
+    fp8: bool = False
+    """Tensor cores multiply in fp8."""
     bf16_is_native: bool = True
     """bf16 runs in hardware, so precision "auto" takes it."""
     model_ranks: int = 1

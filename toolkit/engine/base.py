@@ -16,7 +16,7 @@ from toolkit.engine import fragments as states
 from toolkit.engine.advice import ADVICE
 from toolkit.engine.feed import Feed
 from toolkit.engine.grid import Grid, release
-from toolkit.engine.groups import inner_optimizer, regroup_adagrad
+from toolkit.engine.groups import inner_optimizer, regroup_adagrad, share_hyperparameters
 from toolkit.engine.norm import NormReader
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.schedule import EngineSchedule
@@ -67,6 +67,7 @@ class DeepSpeedRun:
         """Take over the engine that DeepSpeed has made."""
         self.engine = engine
         regroup_adagrad(engine)
+        share_hyperparameters(engine)
         block = engine.lr_scheduler if "scheduler" in config else None
         training, optimizer = self.training, inner_optimizer(engine)
         self.schedule = EngineSchedule(

@@ -55,9 +55,21 @@ def target(world_size: int, *, wanted: str, model_ranks: int = 1) -> Target:
         nvcc_fault(torch.version.cuda) if device == "cuda" else "",
         bf16=bf16,
         fp16=bool(accelerator.is_fp16_supported()),
+        fp8=multiplies_fp8(),
         bf16_is_native=bf16 and (device == "cuda" or multiplies_bf16()),
         model_ranks=model_ranks,
     )
+
+
+def multiplies_fp8() -> bool:
+    """Whether this device has tensor cores for fp8: compute capability 8.9 (Ada) or later."""
+    return kind() == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
+
+
+def use_tf32(wanted: bool) -> None:
+    """Let fp32 matrices be multiplied in TF32, or not. On CUDA only: on a CPU the same setting means bf16."""
+    if kind() == "cuda":
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
 
 
 def has_compiler() -> bool:

@@ -20,7 +20,7 @@ from torch import nn
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
 from toolkit.engine.base import DeepSpeedRun, Training, total_losses
-from toolkit.engine.groups import parameter_groups
+from toolkit.engine.groups import client_optimizer, parameter_groups
 from toolkit.engine.known_shapes import KnownShapes
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.seeds import part_seed
@@ -122,6 +122,7 @@ class PipelineEngine(DeepSpeedRun):
             parameter.ds_pipe_replicated = name in self.copies  # type: ignore[attr-defined]
         engine, *_ = deepspeed.initialize(
             model=pipeline,
+            optimizer=client_optimizer(config, training.optimizer),
             model_parameters=parameter_groups(model, training.optimizer),
             config=dict(config),
             dist_init_required=False,

@@ -15,7 +15,7 @@ from torch import nn
 from toolkit.engine import device, process
 from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.experts import gather_experts_whole
-from toolkit.engine.groups import parameter_groups
+from toolkit.engine.groups import client_optimizer, parameter_groups
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.sequence import SequenceAttention, whole_sequences
@@ -62,6 +62,7 @@ class ZeroEngine(DeepSpeedRun):
             gather_experts_whole(model)
         engine, *_ = deepspeed.initialize(
             model=Callee(model),
+            optimizer=client_optimizer(config, training.optimizer),
             model_parameters=parameter_groups(model, training.optimizer),
             config=dict(config),
             mpu=self.grid,

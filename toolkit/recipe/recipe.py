@@ -105,7 +105,8 @@ def _check_evaluation(recipe: Recipe) -> None:
             expected="a data.evaluation source: nothing can be split off a stream",
             do="set data.evaluation, and data.evaluation_examples=0",
         )
-    if recipe.precision.accumulation_dtype != "fp32" and recipe.precision.accumulation_dtype != recipe.precision.dtype:
+    dtype = "bf16" if recipe.precision.dtype == "fp8" else recipe.precision.dtype
+    if recipe.precision.accumulation_dtype not in ("fp32", dtype):
         raise RecipeError(
             f"precision.accumulation_dtype={recipe.precision.accumulation_dtype!r} with "
             f"precision.dtype={recipe.precision.dtype!r}",

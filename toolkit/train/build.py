@@ -39,6 +39,7 @@ from toolkit.models.document_choice import (
     use_document_attention,
     use_padded_attention,
 )
+from toolkit.models.fp8 import use_fp8
 from toolkit.models.generation import restore_use_cache, train_shared_padding
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.models.loading import check_missing, load_weights, materialise
@@ -71,10 +72,11 @@ def build_engine(
 ) -> Engine:
     """Load the weights and hand them to DeepSpeed. Collective."""
     task = inputs.task
+    device.use_tf32(recipe.precision.tf32)
     if recipe.model.weights == "pretrained":
         _settle_contents(inputs, resolve(str(recipe.model.path), weights=True), me, display)
     source = _starting_weights(recipe, inputs, me, folder, display)
-    model, missing = _load(recipe, inputs, config, me, source)
+    model, missing = _load(recipe, inputs, config, me, source, display)
     check_missing(missing, source, model)
     _remove_starting_weights(me, folder)
     if recipe.model.weights == "random":
@@ -154,18 +156,22 @@ def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: 
 
 
 def _load(
-    recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, source: str
+    recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, source: str, display: Display
 ) -> tuple[nn.Module, list[str]]:
     """The model, or this rank's part of it, and the names of weights that `source` does not have."""
     auto_class, stages, degree = inputs.task.auto_class, me.mesh.pipeline, me.mesh.tensor
     if stages == degree == 1:
-        return load_weights(auto_class, source, inputs.model_config, config)
+        model, missing = load_weights(auto_class, source, inputs.model_config, config)
+        _use_fp8(recipe, me, model, display)
+        return model, missing
     model = build_skeleton(auto_class, inputs.model_config)
     whole = tensor_plan(model, degree) if degree > 1 else None
     if stages > 1:
         # Weighed as rank 0 of the tensor group will compute it: every rank of a stage has to cut at the same layers.
         shards = whole.of_rank(0) if whole is not None else None
         cut(model, balance(model, stages, shards)[me.mesh.coordinate(me.rank, "pipeline")])
+    # Before anything is cut into parts or wraps a layer's forward pass.
+    _use_fp8(recipe, me, model, display)
     if whole is None:
         return model, load_part(model, source)
     plan, group = whole.within(model), Grid(me.mesh, me.rank).tensor
@@ -173,6 +179,13 @@ def _load(
     missing = load_part(model, source, plan.of_rank(me.mesh.coordinate(me.rank, "tensor")))
     mark_parameters(model, plan, group)
     return model, missing
+
+
+def _use_fp8(recipe: Recipe, me: process.Process, model: nn.Module, display: Display) -> None:
+    if recipe.precision.dtype == "fp8":
+        # A device without fp8 gets here in the tests only: `render` refuses it.
+        found = use_fp8(model, emulate=not device.has_own_memory(), tensor=me.mesh.tensor)
+        display.say(found.describe())
 
 
 def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, model: nn.Module) -> Engine:
