@@ -47,7 +47,8 @@ def check_gpus() -> Iterator[Finding]:
             do="run `nvidia-smi`, check CUDA_VISIBLE_DEVICES, or leave --gpu out",
         )
     count = torch.cuda.device_count()
-    yield check_driver(torch._C._cuda_getDriverVersion(), torch.version.cuda)
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    yield check_driver(driver, torch.version.cuda)
     for number in range(count):
         yield from _check_one(number)
     if count > 1:

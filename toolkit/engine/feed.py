@@ -19,7 +19,7 @@ class Feed:
     """Copies batches to this rank's device while others compute there; on a CPU device it hands them on."""
 
     def __init__(self) -> None:
-        self._stream: Any = torch.cuda.Stream() if device.kind() == "cuda" else None
+        self._stream: Any = torch.cuda.Stream() if device.kind() == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Each of `batches` on the device; the copy of the next one has begun before one is given out."""

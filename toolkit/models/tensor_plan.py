@@ -286,7 +286,7 @@ class _Planner:
         if head is None or "." in head or not is_plain_head(self.model):
             return
         embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
-        total = self.modules[head].weight.shape[0]  # type: ignore[union-attr, index]
+        total = self.modules[head].weight.shape[0]
         if not isinstance(embedding, nn.Embedding) or embedding.weight.shape[0] != total or total < self.degree:
             return
         plan.head, plan.embedding, plan.vocabulary = head, names[id(embedding)], even_sizes(int(total), self.degree)
