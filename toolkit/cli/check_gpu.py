@@ -47,7 +47,7 @@ def check_gpus() -> Iterator[Finding]:
             do="run `nvidia-smi`, check CUDA_VISIBLE_DEVICES, or leave --gpu out",
         )
     count = torch.cuda.device_count()
-    yield check_driver(torch._C._cuda_getDriverVersion(), torch.version.cuda)
+    yield check_driver(torch._C._cuda_getDriverVersion(), torch.version.cuda)  # type: ignore[attr-defined]
     for number in range(count):
         yield from _check_one(number)
     if count > 1:

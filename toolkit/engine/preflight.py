@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -59,8 +59,7 @@ def all_reduce_gbps(world_size: int, backend: str, num_bytes: int = 2**28, timeo
             for process in ranks.processes:
                 if process.is_alive():
                     process.kill()
-        with open(os.path.join(folder, "seconds"), encoding="ascii") as file:
-            seconds = float(file.read())
+        seconds = float((Path(folder) / "seconds").read_text(encoding="ascii"))
     return 2 * (world_size - 1) / world_size * num_bytes / seconds / 1e9
 
 
@@ -76,8 +75,7 @@ def _reduce(rank: int, world_size: int, backend: str, num_bytes: int, folder: st
     # As many times on every rank: none may stop by its own clock.
     seconds = _seconds(lambda: dist.all_reduce(tensor, op=dist.ReduceOp.MAX), device, times=10)
     if rank == 0:
-        with open(os.path.join(folder, "seconds"), "w", encoding="ascii") as file:
-            file.write(repr(seconds))
+        (Path(folder) / "seconds").write_text(repr(seconds), encoding="ascii")
     dist.barrier()
     dist.destroy_process_group()
 

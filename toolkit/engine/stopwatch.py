@@ -54,12 +54,12 @@ class CudaClock:
     """Events on the current stream."""
 
     def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def is_past(self, mark: torch.cuda.Event) -> bool:
-        return bool(mark.query())
+        return bool(mark.query())  # type: ignore[no-untyped-call]
 
     def seconds(self, start: torch.cuda.Event, stop: torch.cuda.Event) -> float:
         return float(start.elapsed_time(stop)) / 1000.0
