@@ -62,9 +62,16 @@ def test_an_all_reduce_that_fails_is_a_finding() -> None:
 
 @pytest.mark.parametrize(
     ("driver", "built_for", "status"),
-    [(12080, "12.8", "ok"), (13000, "12.8", "ok"), (12040, "12.8", "warn"), (12080, "13.0", "fail"), (0, None, "ok")],
+    [
+        (12080, "12.8", "ok"),
+        (13000, "12.8", "ok"),
+        (12040, "12.8", "warn"),
+        (12080, "13.0", "fail"),
+        (None, "13.0", "ok"),
+        (12080, None, "ok"),
+    ],
 )
-def test_the_driver_against_torch(driver: int, built_for: str | None, status: str) -> None:
+def test_the_driver_against_torch(driver: int | None, built_for: str | None, status: str) -> None:
     assert check_gpu.check_driver(driver, built_for).status == status
 
 
@@ -80,6 +87,11 @@ def test_formats_by_capability(capability: tuple[int, int], formats: str) -> Non
 def test_memory_that_others_hold() -> None:
     assert check_gpu.check_free("memory", 79 * 2**30, 80 * 2**30).status == "ok"
     assert check_gpu.check_free("memory", 60 * 2**30, 80 * 2**30).status == "warn"
+
+
+def test_the_driver_library_is_asked_where_there_is_one() -> None:
+    assert preflight.cuda_of_driver("libnowhere.so.1") is None
+    assert preflight.cuda_of_driver("libc.so.6") is None, "a library that knows no cuDriverGetVersion"
 
 
 def findings(text: str | None) -> dict[str, tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +17,16 @@ BUDGET_S = 0.4
 """Seconds that one measurement repeats itself for, after a first run that is not counted."""
 
 Device = torch.device
+
+
+def cuda_of_driver(library: str = "libcuda.so.1") -> int | None:
+    """The newest CUDA that the driver supports, 12080 for 12.8; None without a driver. torch has no name for it."""
+    try:
+        driver = ctypes.CDLL(library)
+        version = ctypes.c_int(0)
+        return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
+    except (OSError, AttributeError):
+        return None
 
 
 def product_tflops(device: Device, dtype: torch.dtype, size: int = 8192) -> float:
