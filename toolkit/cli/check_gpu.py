@@ -47,8 +47,7 @@ def check_gpus() -> Iterator[Finding]:
             do="run `nvidia-smi`, check CUDA_VISIBLE_DEVICES, or leave --gpu out",
         )
     count = torch.cuda.device_count()
-    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
-    yield check_driver(driver, torch.version.cuda)
+    yield check_driver(preflight.cuda_of_driver(), torch.version.cuda)
     for number in range(count):
         yield from _check_one(number)
     if count > 1:
@@ -130,11 +129,11 @@ def check_all_reduce(count: int, backend: str, num_bytes: int = 2**28) -> Findin
     return Finding("all-reduce", "ok", f"{rate:.3g} GB/s bus bandwidth between {count} devices ({backend})")
 
 
-def check_driver(driver: int, built_for: str | None) -> Finding:
+def check_driver(driver: int | None, built_for: str | None) -> Finding:
     """CUDA `driver` (12080 is 12.8), the newest that it supports, against the CUDA that torch is `built_for`."""
+    if driver is None or built_for is None:
+        return Finding("driver", "ok", "not NVIDIA's, or it does not say what it supports")
     supports = (driver // 1000, driver % 1000 // 10)
-    if built_for is None:
-        return Finding("driver", "ok", "torch is not built for CUDA")
     needs = tuple(int(part) for part in built_for.split(".")[:2])
     found = f"supports CUDA {supports[0]}.{supports[1]}, torch is built for {built_for}"
     if supports[0] < needs[0]:

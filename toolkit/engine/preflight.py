@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +17,16 @@ BUDGET_S = 0.4
 """Seconds that one measurement repeats itself for, after a first run that is not counted."""
 
 Device = torch.device
+
+
+def cuda_of_driver(library: str = "libcuda.so.1") -> int | None:
+    """The newest CUDA that the driver supports, 12080 for 12.8; None without a driver. torch has no name for it."""
+    try:
+        driver = ctypes.CDLL(library)
+        version = ctypes.c_int(0)
+        return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
+    except (OSError, AttributeError):
+        return None
 
 
 def product_tflops(device: Device, dtype: torch.dtype, size: int = 8192) -> float:
@@ -59,7 +70,7 @@ def all_reduce_gbps(world_size: int, backend: str, num_bytes: int = 2**28, timeo
             for process in ranks.processes:
                 if process.is_alive():
                     process.kill()
-        seconds = float((Path(folder) / "seconds").read_text())
+        seconds = float((Path(folder) / "seconds").read_text(encoding="ascii"))
     return 2 * (world_size - 1) / world_size * num_bytes / seconds / 1e9
 
 
@@ -75,7 +86,7 @@ def _reduce(rank: int, world_size: int, backend: str, num_bytes: int, folder: st
     # As many times on every rank: none may stop by its own clock.
     seconds = _seconds(lambda: dist.all_reduce(tensor, op=dist.ReduceOp.MAX), device, times=10)
     if rank == 0:
-        (Path(folder) / "seconds").write_text(repr(seconds))
+        (Path(folder) / "seconds").write_text(repr(seconds), encoding="ascii")
     dist.barrier()
     dist.destroy_process_group()
 
