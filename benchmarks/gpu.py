@@ -38,10 +38,10 @@ from toolkit.recipe.location import path
 MACHINE = Stage("machine", 20.0)
 STAGES = (
     Stage("smoke", 80.0),
-    Stage("ragged", 80.0),
-    Stage("ladder", 140.0),
-    Stage("large", 70.0),
-    Stage("context", 100.0),
+    Stage("ragged", 70.0),
+    Stage("ladder", 130.0),
+    Stage("large", 60.0),
+    Stage("context", 120.0),
 )
 """Their shares are about the seconds that they take on a fast card."""
 

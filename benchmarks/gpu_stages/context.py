@@ -1,17 +1,20 @@
-"""The longest context of a 1B and an 8B shape that trains, as one sequence of one document, in four rungs.
+"""The longest context of a 1B and an 8B shape that trains, as one sequence, in four rungs.
 
 A length counts when a whole optimizer step on it went through. It is doubled until memory ends, then the gap is
-halved; a search that runs out of time or tries says so. Layers are checkpointed on every rung. The baseline makes the
-logits, as the stock model does; the others never do.
+halved; a search that runs out of time or tries says so. Layers are checkpointed on every rung. The baseline is one
+document, and makes the logits as the stock model does. The others never make them; where attention is computed by
+document they are packed with documents of 16,384 tokens, which decides the time of a step and not its memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.page import table
@@ -24,6 +27,13 @@ from gpu_stages.training import Running, running
 TARGET = 500_000
 SHAPES = ("1B", "8B")
 TRIES = 14
+DOCUMENT = 16_384
+BY_DOCUMENT = ("varlen", "flash", "documents")
+"""What is part of the names of attention that needs no mask to keep documents apart."""
+
+CEILING = 1500
+"""Longer sequences run out of memory in a rehearsal: in the middle of a step something is asked for that no machine has."""
+
 PRECISION = 8
 """A search ends when the gap is at most this part of the length found."""
 
@@ -31,13 +41,13 @@ CHECKPOINTED = {"model.activation_checkpointing": True}
 OFFLOADED = {**CHECKPOINTED, "model.activation_offload": True}
 TILED = {**OFFLOADED, "model.mlp_tiles": 16}
 
+LOGITS = "with logits"
 RUNGS: dict[str, dict[str, Any]] = {
-    "with logits": CHECKPOINTED,
+    LOGITS: CHECKPOINTED | {"model.attention": "sdpa"},
     "loss without logits": CHECKPOINTED,
     "+ layer inputs on the host": OFFLOADED,
     "+ tiled MLP": TILED,
 }
-LOGITS = "with logits"
 
 
 @dataclass(frozen=True)
@@ -54,27 +64,30 @@ class Found:
 
 
 def longest(
-    try_step: Callable[[int], float | None], first: int, *, tries: int, time_left: Callable[[], float]
+    try_step: Callable[[int], float | None], first: int, *, least: int, tries: int, time_left: Callable[[], float]
 ) -> Found:
-    """The longest context for which `try_step` (seconds of a step; None: out of memory) succeeds, from `first` on.
+    """The longest context, at least `least`, for which `try_step` succeeds (seconds of a step; None: out of memory).
 
-    A try that is likely to outlast `time_left` is not begun: twice the length may take four times as long.
+    Begins with `first`, and does not begin a try that is likely to outlast `time_left`.
     """
-    best, best_s, failed, count = 0, 0.0, 0, 0
-    while not failed or failed - best > best // PRECISION:
-        length = 2 * best if best and not failed else (best + failed) // 2 if failed else first
-        if failed and length < first:
+    best, best_s, failed, count, growth = 0, 0.0, 0, 0, 2.0
+    while not failed or failed - best > max(best, least) // PRECISION:
+        length = (best + failed) // 2 if failed else 2 * best if best else first
+        if length < least:
             break
         if count == tries:
             return Found(best, best_s, count, "tries")
-        if best and best_s * (length / best) ** 2 > time_left():
+        if best and best_s * (length / best) ** growth > time_left():
             return Found(best, best_s, count, "time")
         count += 1
         took = try_step(length)
         if took is None:
             failed = length
-        else:
-            best, best_s = length, took
+            continue
+        if best:
+            # Between all of the step linear in the tokens, and all of it attention.
+            growth = min(2.0, max(1.0, math.log(took / best_s) / math.log(length / best)))
+        best, best_s = length, took
     return Found(best, best_s, count, "memory")
 
 
@@ -116,18 +129,22 @@ def part(records: Mapping[str, Record]) -> str:
 def _search(setting: Setting, shape: str, fields: Mapping[str, Any], limit_s: float, *, plain_logits: bool) -> Record:
     deadline = time.monotonic() + limit_s * 0.9
     recipe = recipe_of(setting, shape, fields, global_size=1, micro_size=1, steps=TRIES)
-    tries, first = (4, 256) if setting.is_tiny else (TRIES, 8192)
-    with _Steps(recipe, setting.place(shape), plain_logits) as steps:
-        found = longest(steps.try_step, first, tries=tries, time_left=lambda: deadline - time.monotonic())
-    assert found.length, f"not even {first:,} tokens fit"
+    tries, least = (4, 512) if setting.is_tiny else (TRIES, 8192)
+    known = setting.place(f"{shape} longest")
+    # No rung takes more memory than the one before: it begins where that one ended.
+    first = int(known.read_text()) if known.is_file() else least
+    with _Steps(recipe, setting.place(shape), plain_logits, CEILING if setting.is_tiny else None) as steps:
+        found = longest(steps.try_step, first, least=least, tries=tries, time_left=lambda: deadline - time.monotonic())
+    assert found.length, f"not even {least:,} tokens fit"
+    known.write_text(str(found.length))
     return {"tokens": found.length, "step_time_s": found.seconds, "tries": found.tries, "ended_by": found.ended_by}
 
 
 class _Steps(contextlib.AbstractContextManager["_Steps"]):
     """Single optimizer steps of any length with one engine, which is made anew after it has run out of memory."""
 
-    def __init__(self, recipe: Any, folder: Any, plain_logits: bool) -> None:
-        self.recipe, self.folder, self.plain_logits = recipe, folder, plain_logits
+    def __init__(self, recipe: Any, folder: Path, plain_logits: bool, ceiling: int | None) -> None:
+        self.recipe, self.folder, self.plain_logits, self.ceiling = recipe, folder, plain_logits, ceiling
         self._open = contextlib.ExitStack()
         self._run: Running | None = None
 
@@ -141,7 +158,10 @@ class _Steps(contextlib.AbstractContextManager["_Steps"]):
 
         try:
             if self._run is None:
-                self._run = self._open.enter_context(running(self.recipe, self.folder, plain_logits=self.plain_logits))
+                opened = running(self.recipe, self.folder, plain_logits=self.plain_logits)
+                self._run = self._open.enter_context(opened)
+            if self.ceiling is not None and length > self.ceiling:
+                self._run.engine.model.get_output_embeddings().register_forward_pre_hook(_exhaust)
             seconds = step_seconds(self._run, length)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -153,16 +173,31 @@ class _Steps(contextlib.AbstractContextManager["_Steps"]):
         return seconds
 
 
-def step_seconds(run: Running, length: int) -> float:
-    """Seconds of one optimizer step on one document of `length` random tokens."""
-    import numpy as np
+def _exhaust(*_: Any) -> None:
+    import torch
 
+    torch.empty(2**50)
+
+
+def step_seconds(run: Running, length: int) -> float:
+    """Seconds of one optimizer step on `length` random tokens."""
     from toolkit.engine import device
 
-    source = np.random.default_rng(0)
-    tokens = source.integers(4, run.inputs.model_config.vocab_size, length).astype(np.int32)
-    batch = run.inputs.task.collate([[{"input_ids": tokens, "labels": tokens}]])
+    batch = run.inputs.task.collate([documents(run, length)])
     began = time.perf_counter()
     run.engine.train_step([batch], [0])
     device.synchronize()
     return time.perf_counter() - began
+
+
+def documents(run: Running, length: int) -> list[dict[str, Any]]:
+    """`length` random tokens as examples: one, or several of DOCUMENT tokens where that spares time and no memory."""
+    import numpy as np
+
+    config = run.inputs.model_config
+    tokens = np.random.default_rng(0).integers(4, config.vocab_size, length).astype(np.int32)
+    # Of the model: what it computes with is decided when it is built.
+    kind = str(run.engine.model.config._attn_implementation)
+    size = DOCUMENT if any(name in kind for name in BY_DOCUMENT) else length
+    pieces = [tokens[start : start + size] for start in range(0, length, size)]
+    return [{"input_ids": piece, "labels": piece} for piece in pieces]

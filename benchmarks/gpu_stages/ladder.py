@@ -18,7 +18,7 @@ TARGET = 0.5
 
 BASELINE = Lever("baseline: sdpa with a mask", {"model.attention": "sdpa", "model.kernels": "none"})
 LEVERS = (
-    Lever("+ attention by document", {"model.attention": "varlen"}, "cuda"),
+    Lever("+ attention by document", {"model.attention": "varlen"}),
     Lever("+ fused kernels", {"model.kernels": "liger"}, "cuda"),
     Lever("+ compiled layers", {"model.compile": True}),
     Lever("+ bf16 masters and states", {"precision.master_dtype": "bf16", "precision.state_dtype": "bf16"}),

@@ -50,7 +50,7 @@ LEVERS = (
     Lever("bf16 masters and states", BF16_STATES, rounding="bf16 states"),
     Lever("bf16 masters and states, on the host", {**BF16_STATES, **HOST_ADAM}, rounding="bf16 states"),
     Lever("8-bit states", {**BF16, "precision.state_dtype": "8bit"}, "cuda", "bf16 states"),
-    Lever("attention by document", {**BF16, "model.attention": "varlen"}, "cuda", "bf16"),
+    Lever("attention by document", {**BF16, "model.attention": "varlen"}, rounding="bf16"),
     Lever("fused kernels", {**BF16, "model.kernels": "liger"}, "cuda", "bf16"),
     Lever("compiled", {**BF16, "model.compile": True}, rounding="bf16"),
     Lever("compiled, checkpointing, ZeRO-3", {**BF16, "model.compile": True, "model.activation_checkpointing": True, "parallel.zero_stage": 3}, rounding="bf16"),

@@ -124,17 +124,21 @@ def _measure(row: Row, limit_s: float) -> Record:
     try:
         return {"status": "done", **row.measure(limit_s)}
     except Exception as error:
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
+        if "torch" not in sys.modules:
+            return {"status": "failed", "why": why}
         from harness.memory import forget, is_out_of_memory
 
-        traceback.print_exc()
         status = "out of memory" if is_out_of_memory(error) else "failed"
-        lines = str(error).strip().splitlines() or [""]
         forget(error)
-        return {"status": status, "why": f"{type(error).__name__}: {lines[0]}"[:300]}
+        return {"status": status, "why": why}
 
 
 def _leftover() -> float:
     """Share of the device's memory that is still allocated."""
+    if "torch" not in sys.modules:
+        return 0.0
     from harness.memory import allocated_share, release
 
     release()
