@@ -24,7 +24,7 @@ LEARNING_RATE = 1e-3
 VOCABULARY = 512
 LENGTH = 128
 KILLED, RESUMED = "killed with SIGKILL", "resumed, exported, reloaded"
-LONG = 40
+LONG = 16
 """Steps of the run that is killed."""
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 3e-3, "tf32": 3e-3, "bf16 states": 2e-2, "fp8": 5e-2}

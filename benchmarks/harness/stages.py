@@ -26,9 +26,6 @@ REPLACED = 75
 LEFTOVER = 1 / 50
 """Share of the device's memory that a row may leave behind; more, and the next one gets a new process."""
 
-GRACE_S = 2.0
-"""So much later than a row's limit its process is killed: rows that watch the clock end by themselves."""
-
 TAIL_LINES = 15
 
 Record = dict[str, Any]
@@ -107,7 +104,8 @@ def serve(rows: Sequence[Row], call: Call) -> None:
         left = [row for row in rows if row.name not in call.skip]
         for index, row in enumerate(left):
             limit = row_limit(deadline - time.monotonic(), len(left) - index)
-            tell(begin=row.name, limit_s=limit, kills_itself=row.kills_itself)
+            sys.stdout.flush()
+            tell(begin=row.name, limit_s=limit, kills_itself=row.kills_itself, log_from=call.log.stat().st_size)
             began = time.monotonic()
             found = {"status": "left out", "why": row.without} if row.without else _measure(row, limit)
             tell(end=row.name, found={"seconds": round(time.monotonic() - began, 2), **found})
@@ -231,7 +229,7 @@ class _Followed:
         while True:
             code = child.poll()
             self._listen()
-            if code is not None or time.monotonic() > min(self._row_ends, self.deadline) + GRACE_S:
+            if code is not None or time.monotonic() > min(self._row_ends, self.deadline):
                 return code
             time.sleep(0.02)
 
@@ -275,7 +273,7 @@ class _Followed:
         elif "begin" in said:
             self.current, self._kills_itself = said["begin"], said["kills_itself"]
             self._row_began, self._row_ends = now, now + said["limit_s"]
-            self._log_from = self.log.stat().st_size
+            self._log_from = said["log_from"]
         else:
             self._row_ends = self.deadline
             self.keep_row(said["end"], said["found"])
