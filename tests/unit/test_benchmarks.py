@@ -337,8 +337,9 @@ def test_longest_context_is_searched() -> None:
     found = context.longest(try_step, 8192, least=8192, tries=20, time_left=lambda: 1e9)
     assert tried == [8192, 16384, 32768, 65536, 49152, 40960, 45056]
     assert (found.length, found.seconds, found.tries, found.ended_by) == (40960, 40.96, 7, "memory")
-    # From 8 and 16 s follow 33 s for twice the length.
-    found = context.longest(try_step, 8192, least=8192, tries=20, time_left=lambda: 32.0)
+    # After 8 s twice the length may take 33 s; once it took 16 s, twice that length is likely to take 33 s, too.
+    left = iter([33.0, 32.0])
+    found = context.longest(try_step, 8192, least=8192, tries=20, time_left=lambda: next(left))
     assert (found.length, found.ended_by) == (16384, "time")
     assert context.longest(lambda _: None, 65536, least=8192, tries=20, time_left=lambda: 1.0).length == 0
 
