@@ -16,6 +16,7 @@ from toolkit.engine import device, process
 from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.experts import gather_experts_whole
 from toolkit.engine.groups import client_optimizer, parameter_groups
+from toolkit.engine.lean import keep_once
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.sequence import SequenceAttention, whole_sequences
@@ -68,6 +69,7 @@ class ZeroEngine(DeepSpeedRun):
             mpu=self.grid,
             dist_init_required=False,
         )
+        keep_once(engine.optimizer)
         self._adopt(engine, config)
         self._norm = 0.0
         # Only stage 0 in fp32 calls it. DeepSpeed's own takes the norm in fp32 (see engine/tensor.py, gradient_norm).
