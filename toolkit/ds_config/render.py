@@ -6,14 +6,15 @@ from typing import Any
 
 from toolkit.ds_config.optimizer_block import needs_untested_flag, optimizer_block, wants_host_optimizer
 from toolkit.ds_config.state_formats import check_state_formats
+from toolkit.ds_config.model_size import UNKNOWN, ModelSize, bucket_size, live_parameters
 from toolkit.ds_config.target import Target
 from toolkit.errors import RecipeError
 from toolkit.recipe import Batch, Parallel, Recipe
 from toolkit.recipe.mesh import Mesh, mesh_of
 
 
-def render(recipe: Recipe, target: Target) -> dict[str, Any]:
-    """The DeepSpeed configuration of `recipe` on `target`, with integers everywhere.
+def render(recipe: Recipe, target: Target, model: ModelSize = UNKNOWN) -> dict[str, Any]:
+    """The DeepSpeed configuration of `recipe` on `target`, with integers everywhere; its buckets follow `model`.
 
     Raises RecipeError when the batch does not divide or the device cannot do what the recipe asks.
     """
@@ -35,7 +36,7 @@ def render(recipe: Recipe, target: Target) -> dict[str, Any]:
     if scheduler is not None:
         config["scheduler"] = scheduler
     config |= _precision(recipe, target, dtype)
-    config["zero_optimization"] = _zero(recipe, target, stage)
+    config["zero_optimization"] = _zero(recipe, target, stage, model)
     if stage and (needs_untested_flag(recipe) or recipe.precision.state_dtype == "8bit"):
         config["zero_allow_untested_optimizer"] = True
     if "nvme" in (recipe.parallel.offload_optimizer, recipe.parallel.offload_param):
@@ -194,16 +195,17 @@ def _check_tf32(recipe: Recipe, target: Target) -> None:
         )
 
 
-def _zero(recipe: Recipe, target: Target, stage: int) -> dict[str, Any]:
+def _zero(recipe: Recipe, target: Target, stage: int, model: ModelSize) -> dict[str, Any]:
     parallel = recipe.parallel
     if stage == 0:
         return {"stage": 0}
+    bucket = parallel.reduce_bucket_size or bucket_size(model)
     # DeepSpeed asserts an even all-gather bucket.
-    bucket = parallel.reduce_bucket_size + parallel.reduce_bucket_size % 2
+    bucket += bucket % 2
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": parallel.overlap_comm,
+        "overlap_comm": _overlaps(parallel, target),
         # Muon orthogonalises whole gradients, which stage 3 has only without reduce-scatter.
         "reduce_scatter": not (recipe.optimizer.type == "muon" and stage == 3),
         "reduce_bucket_size": bucket,
@@ -213,12 +215,13 @@ def _zero(recipe: Recipe, target: Target, stage: int) -> dict[str, Any]:
     else:
         zero |= {
             "stage3_prefetch_bucket_size": bucket,
-            "stage3_param_persistence_threshold": parallel.param_persistence_threshold,
-            "stage3_max_live_parameters": 1_000_000_000,
-            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_param_persistence_threshold": _persistence_threshold(parallel, model),
+            "stage3_max_live_parameters": live_parameters(model),
+            # Kept is what is needed again within one layer: by the backward pass after the layer was computed anew.
+            "stage3_max_reuse_distance": live_parameters(model) // 2,
             "stage3_gather_16bit_weights_on_model_save": True,
             # Whole sub-groups are offloaded or not: a share of the states needs many of them.
-            "sub_group_size": 1_000_000_000 if parallel.offload_ratio == 1.0 else 100_000_000,
+            "sub_group_size": live_parameters(model) if parallel.offload_ratio == 1.0 else 100_000_000,
         }
     if parallel.offload_optimizer != "none" or wants_host_optimizer(recipe, target):
         zero["offload_optimizer"] = _offload(parallel.offload_optimizer, parallel, target)
@@ -227,6 +230,20 @@ def _zero(recipe: Recipe, target: Target, stage: int) -> dict[str, Any]:
             parallel.offload_param, parallel.model_copy(update={"offload_ratio": 1.0}), target
         )
     return zero
+
+
+def _overlaps(parallel: Parallel, target: Target) -> bool:
+    if parallel.overlap_comm is None:
+        # On a CPU there is no second stream, and the collectives compete with the products for the cores.
+        return target.device == "cuda" and parallel.pipeline == 1
+    return parallel.overlap_comm
+
+
+def _persistence_threshold(parallel: Parallel, model: ModelSize) -> int:
+    if parallel.param_persistence_threshold is None:
+        # DeepSpeed keeps what has fewer elements than this.
+        return min(model.longest_vector + 1, 100_000)
+    return parallel.param_persistence_threshold
 
 
 def _offload(device: str, parallel: Parallel, target: Target) -> dict[str, Any]:

@@ -158,12 +158,12 @@ class Parallel(Section):
     """Stage 3 with offload_optimizer "cpu": share of the optimizer's states that live and are updated on the host; the rest stays on the device (DeepSpeed's Twin-Flow, adamw by its kernel)."""
     nvme_path: Location | None = None
     """Directory on a local NVMe disk, for "nvme"."""
-    reduce_bucket_size: Positive = 50_000_000
-    """Gradient elements reduced at a time; smaller saves memory, larger saves latency."""
-    overlap_comm: bool = False
-    """Reduce gradients while the backward pass runs (stages 1-3); at stage 3 also gather the next layers' parameters while one computes."""
-    param_persistence_threshold: NonNegative = 100_000
-    """Stage 3: parameters with fewer elements stay whole on every rank."""
+    reduce_bucket_size: Positive | None = None
+    """Gradient elements reduced at a time, and parameters fetched ahead at stage 3; smaller saves memory, larger saves latency. None: one layer of the model, between 1 and 50 million."""
+    overlap_comm: bool | None = None
+    """Reduce gradients while the backward pass runs (stages 1-3); at stage 3 also gather the next layers' parameters while one computes. None: True on CUDA, outside of pipelines."""
+    param_persistence_threshold: NonNegative | None = None
+    """Stage 3: parameters with fewer elements stay whole on every rank. None: the model's norm weights and biases do, up to 100,000 elements, its matrices do not."""
     pipeline: Positive = 1
     """Pipeline stages: each rank holds a share of the layers. ZeRO stages 0 and 1."""
     tensor: Positive = 1

@@ -24,6 +24,7 @@ from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
 from toolkit.engine.protocol import Engine
 from toolkit.errors import plural
+from toolkit.models.model_size import model_size
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.storage import storage_errors
@@ -71,6 +72,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     launch = recipe.launch
     with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
         inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
+        config = render(recipe, target, model_size(inputs.task.auto_class, inputs.model_config))
         process.start(me, timeout_s=launch.timeout_s, host_optimizer="offload_optimizer" in config["zero_optimization"])
         try:
             check_agreement(me, config)
