@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolkit.ds_config.model_size import UNKNOWN, ModelSize, bucket_size, live_parameters
 from toolkit.ds_config.optimizer_block import needs_untested_flag, optimizer_block, wants_host_optimizer
 from toolkit.ds_config.state_formats import check_state_formats
-from toolkit.ds_config.model_size import UNKNOWN, ModelSize, bucket_size, live_parameters
 from toolkit.ds_config.target import Target
 from toolkit.errors import RecipeError
 from toolkit.recipe import Batch, Parallel, Recipe
