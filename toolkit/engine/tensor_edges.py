@@ -105,6 +105,8 @@ class Edges:
                 output = output + module.bias
             return output
 
+        # A mark for `toolkit.models.compile`.
+        forward.has_collectives = True  # type: ignore[attr-defined]
         module.forward = forward
 
     def _enter(self, value: Any, enter: Enter) -> Any:

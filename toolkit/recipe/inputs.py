@@ -31,6 +31,8 @@ class Model(Section):
     """Set every dropout probability of the architecture to this; None leaves the checkpoint's own."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
     """Attention implementation of transformers; "auto" takes the best that the architecture has."""
+    compile: bool = False
+    """Compile each layer with torch.compile in training: fewer and larger kernels, for some seconds at the first step (on a CPU half a minute and more, and a C++ compiler). Dropout draws other masks than without. Evaluation and generation run uncompiled."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     activation_offload: bool = False

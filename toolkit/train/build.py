@@ -22,6 +22,7 @@ from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
 from toolkit.engine.base import Training
+from toolkit.engine.experts import gather_layers_whole
 from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
 from toolkit.engine.protocol import Engine
@@ -31,6 +32,7 @@ from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.models.assets import resolve
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
+from toolkit.models.compile import check_compiler, compile_layers
 from toolkit.models.contents import compare, settle
 from toolkit.models.generation import restore_use_cache, train_shared_padding
 from toolkit.models.isolation import check_isolation, leak, use_document_attention
@@ -63,6 +65,8 @@ def build_engine(
 ) -> Engine:
     """Load the weights and hand them to DeepSpeed. Collective."""
     task = inputs.task
+    if recipe.model.compile:
+        check_compiler(device.kind())
     if recipe.model.weights == "pretrained":
         _settle_contents(inputs, resolve(str(recipe.model.path), weights=True), me, display)
     source = _starting_weights(recipe, inputs, me, folder, display)
@@ -87,6 +91,8 @@ def build_engine(
         untrained = {name: tensor for stage in process.gather_objects(untrained) for name, tensor in stage.items()}
     if me.is_main:
         _keep_model_files(inputs, recipe, folder, untrained)
+    if recipe.model.compile and config["zero_optimization"]["stage"] == 3:
+        gather_layers_whole(model)
     engine = _engine(recipe, inputs, config, me, model)
     if task.auxiliary is not None:
         check_balance(engine.call(balance_excess), type(model).__name__)
@@ -102,6 +108,9 @@ def build_engine(
         is_sdpa = inputs.model_config._attn_implementation == "sdpa"
         if is_sdpa and device.cuts_documents() and me.mesh.sequence == 1:
             engine.call(use_document_attention)
+    if recipe.model.compile:
+        # Last: attention is settled, and no probe's short texts are compiled for.
+        compile_layers(engine.model)
     return engine
 
 
