@@ -34,7 +34,7 @@ VARIANTS = 64
 """Versions of one function that torch may keep: kinds of layers, with and without a mask, one row and several, tiles."""
 
 
-BACKEND = "inductor"
+BACKEND: str | Callable[..., Any] = "inductor"
 """What makes code of torch's graphs."""
 
 

@@ -74,7 +74,9 @@ _HELD_OUT = Acts(
 
 FIELDS: dict[str, Acts | None] = {
     **dict.fromkeys(f"model.{name}" for name in ("path", "architecture", "weights", "config", "tokenizer")),
-    **dict.fromkeys(f"model.{name}" for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles", "compile")),
+    **dict.fromkeys(
+        f"model.{name}" for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles", "compile")
+    ),
     "model.activation_offload": Acts(
         lambda recipe: recipe.model.activation_checkpointing,
         "model.activation_checkpointing True",
