@@ -36,7 +36,7 @@ class Model(Section):
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     activation_offload: bool = False
-    """Keep what activation_checkpointing keeps, each layer's input, in host memory: layers x tokens x width less on the device, for two copies per step. On a CPU it changes nothing."""
+    """Keep what activation_checkpointing keeps, each layer's input, in host memory: layers x tokens x width less on the device, for two copies per step that run beside the computation. On a CPU it changes nothing."""
     mlp_tiles: Positive = 1
     """Compute each layer's MLP in this many parts of the sequence, one after the other, and again in the backward pass: its wide activations exist for one part at a time. 1: all at once."""
 

@@ -30,6 +30,7 @@ from toolkit.engine.sequence import SequenceAttention, check_sequence_attention,
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
+from toolkit.models.activation_offload import ActivationOffload
 from toolkit.models.assets import resolve
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
 from toolkit.models.compile import check_compiler, compile_layers
@@ -79,8 +80,9 @@ def build_engine(
         model.generation_config = GenerationConfig.from_dict(dict(inputs.generation))
     if recipe.model.activation_checkpointing:
         # Non-reentrant: reentrant checkpointing needs inputs that require gradients, which embeddings' do not.
-        offload = recipe.model.activation_offload and device.has_own_memory()
-        model.activation_checkpointing_enable({"use_reentrant": False}, offload=offload)  # type: ignore[operator]
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if recipe.model.activation_offload and device.has_own_memory():
+            ActivationOffload(device.current()).use_in(model)
     tiles = tile_mlps(model, recipe.model.mlp_tiles) if recipe.model.mlp_tiles > 1 else None
     is_first_stage = me.mesh.coordinate(me.rank, "pipeline") == 0
     if recipe.task.neftune_alpha and is_first_stage:
