@@ -35,7 +35,7 @@ class ActivationOffload:
 
     def __init__(self, device: torch.device) -> None:
         self.is_cuda = device.type == "cuda"
-        self.stream = torch.cuda.Stream(device) if self.is_cuda else None
+        self.stream: Any = torch.cuda.Stream(device) if self.is_cuda else None  # type: ignore[no-untyped-call]
         self.tensors = self.bytes = 0
         """Moved to the host so far."""
         self._free: list[Tensor] = []
@@ -47,7 +47,7 @@ class ActivationOffload:
         """Take the place of the checkpoint function in every layer of `model` that has its checkpointing on."""
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
-                module._gradient_checkpointing_func = self.checkpoint
+                module._gradient_checkpointing_func = self.checkpoint  # type: ignore[assignment]
 
     def checkpoint(self, function: Any, *args: Any) -> Any:
         """`function(*args)`, computed again in the backward pass from its input, the first floating tensor of `args`."""
@@ -143,7 +143,7 @@ class _Kept:
         self.device_copy: Tensor | None = None
         self.before: weakref.ref[_Kept] | None = None
         """The input of the layer before, which the backward pass wants next."""
-        self._event = torch.cuda.Event() if owner.is_cuda else None
+        self._event: Any = torch.cuda.Event() if owner.is_cuda else None  # type: ignore[no-untyped-call]
 
     def record(self) -> None:
         """Mark the end of the copy that was queued last."""

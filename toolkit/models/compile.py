@@ -105,26 +105,29 @@ def count_compiled() -> int:
 
 def check_compiler(device: str) -> None:
     """Raise LaunchError where torch could not build the code that it generates for `device` ("cpu" or "cuda")."""
+    found = missing_compiler(device)
+    if environ.get("TORCHDYNAMO_DISABLE") == "1":
+        found = "TORCHDYNAMO_DISABLE=1 switches it off", "unset TORCHDYNAMO_DISABLE"
+    if found is not None:
+        raise LaunchError(
+            f"model.compile=True on {device}: {found[0]}",
+            expected="a compiler and Python's headers: torch generates code and builds it at the first step",
+            do=f"{found[1]}; or set model.compile=False",
+        )
+
+
+def missing_compiler(device: str) -> tuple[str, str] | None:
+    """What building generated code on `device` lacks, and what to do; None where nothing is missing."""
     # What torch._inductor.cpp_builder and Triton's runtime/build.py call.
-    names = ("CXX", ["g++", "clang++"]) if device == "cpu" else ("CC", ["gcc", "clang", "cc"])
-    variable, usual = names
+    variable, usual = ("CXX", ["g++", "clang++"]) if device == "cpu" else ("CC", ["gcc", "clang", "cc"])
     wanted = [environ[variable]] if variable in environ else usual
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not any(map(shutil.which, wanted)):
-        found = f"there is no {' or '.join(wanted)} on PATH"
-        do = f"install g++ (apt-get install g++), or set {variable}"
-    elif environ.get("TORCHDYNAMO_DISABLE") == "1":
-        found, do = "TORCHDYNAMO_DISABLE=1 switches it off", "unset TORCHDYNAMO_DISABLE"
-    elif not headers.is_file():
-        found = f"{headers} is missing"
-        do = f"install Python's headers (apt-get install python{sys.version_info.major}.{sys.version_info.minor}-dev)"
-    else:
-        return
-    raise LaunchError(
-        f"model.compile=True on {device}: {found}",
-        expected="a compiler and Python's headers: torch generates code and builds it at the first step",
-        do=f"{do}; or set model.compile=False",
-    )
+        return f"there is no {' or '.join(wanted)} on PATH", f"install g++ (apt-get install g++), or set {variable}"
+    if not headers.is_file():
+        package = f"python{sys.version_info.major}.{sys.version_info.minor}-dev"
+        return f"{headers} is missing", f"install Python's headers (apt-get install {package})"
+    return None
 
 
 def _layers(module: nn.Module) -> Iterator[GradientCheckpointingLayer]:
@@ -151,7 +154,7 @@ def _leave_out_attention(implementation: str) -> None:
     if getattr(plain, "is_left_out", False):
         return
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @wraps(plain, updated=())
     def attention(*args: Any, **kwargs: Any) -> Any:
         return plain(*args, **{key: value.value if isinstance(value, Told) else value for key, value in kwargs.items()})
@@ -164,4 +167,4 @@ def _leave_out_edges(module: nn.Module) -> None:
     """Go around a `forward` that says that it does more than compute: collectives of tensor parallelism."""
     forward: Any = module.__dict__.get("forward")
     if getattr(forward, "has_collectives", False):
-        module.forward = torch.compiler.disable(forward)
+        module.forward = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]

@@ -75,7 +75,8 @@ _HELD_OUT = Acts(
 FIELDS: dict[str, Acts | None] = {
     **dict.fromkeys(f"model.{name}" for name in ("path", "architecture", "weights", "config", "tokenizer")),
     **dict.fromkeys(
-        f"model.{name}" for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles", "compile")
+        f"model.{name}"
+        for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles", "kernels", "compile")
     ),
     "model.activation_offload": Acts(
         lambda recipe: recipe.model.activation_checkpointing,

@@ -31,6 +31,8 @@ class Model(Section):
     """Set every dropout probability of the architecture to this; None leaves the checkpoint's own."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
     """Attention implementation of transformers; "auto" takes the best that the architecture has."""
+    kernels: Literal["auto", "liger", "none"] = "auto"
+    """Fused RMSNorm, rotary embedding and SwiGLU/GeGLU of liger-kernel, compared with the model's own at start. CUDA only. "auto" takes them where liger-kernel is installed (pip install 'toolkit[liger]'), knows the architecture and agrees, and `compile` does not write kernels of its own."""
     compile: bool = False
     """Compile each layer with torch.compile in training: fewer and larger kernels, for some seconds at the first step (on a CPU half a minute and more, and a C++ compiler). Dropout draws other masks than without. Evaluation and generation run uncompiled."""
     activation_checkpointing: bool = False
@@ -63,6 +65,16 @@ class Model(Section):
                 f"model.architecture={self.architecture!r} with weights={self.weights!r}, tokenizer={self.tokenizer!r}",
                 expected='weights="random" and a tokenizer, since no checkpoint provides them',
                 do='set model.weights="random" and model.tokenizer',
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_from_one_source(self) -> Model:
+        if self.kernels == "liger" and self.compile:
+            raise RecipeError(
+                "model.kernels='liger' with model.compile=True",
+                expected="one of the two: torch.compile fuses the same operations, and more around them",
+                do="set model.kernels='auto', or model.compile=False",
             )
         return self
 

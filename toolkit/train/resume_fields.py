@@ -55,7 +55,7 @@ _TABLE: dict[Role, str] = {
         steps epochs
         """,
     Role.PLACEMENT: """
-        model.attention model.compile model.activation_checkpointing model.activation_offload model.mlp_tiles
+        model.attention model.kernels model.compile model.activation_checkpointing model.activation_offload model.mlp_tiles
         batch.micro_size optimizer.implementation
         parallel.zero_stage parallel.offload_optimizer parallel.offload_param parallel.nvme_path
         parallel.reduce_bucket_size parallel.overlap_comm parallel.param_persistence_threshold parallel.pipeline
