@@ -103,8 +103,6 @@ def test_weights_are_not_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     plain = build("llama", "sdpa")
     model = copy.deepcopy(plain)
-    for parameter in model.parameters():
-        parameter.ds_id = 0  # type: ignore[attr-defined]
     compilation.compile_layers(model)
     layers: Any = model.base_model.layers  # type: ignore[union-attr]
     weights = [parameter for layer in layers for parameter in layer.parameters()]

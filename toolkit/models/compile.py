@@ -7,8 +7,8 @@ told is another thing in each batch, and its kernels are not torch's to fuse. So
 parallelism. Evaluation, generation and the probes at start run the layers as they are.
 
 ZeRO-3 hangs hooks on modules, each a break in the compiled code. A layer that `toolkit.engine.experts` has made one unit
-(a "leaf") is gathered whole before it is called, and then compiled whole as at any other stage. What its backward pass
-needs of the weights it finds in the parameters, gathered again by then, and not in the memory of the forward pass.
+(a "leaf") is gathered whole before it is called, and then compiled whole as at any other stage. For its backward pass
+the compiled code keeps the parameters themselves, whose memory ZeRO-3 frees and fills again, and no views of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -59,10 +58,7 @@ class CompiledLayers:
     def use_in(self, layer: GradientCheckpointingLayer) -> None:
         """Compute `layer` by compiled code in training, inside its checkpoint if it has one."""
         layer_: Any = layer
-        is_gathered = any(hasattr(parameter, "ds_id") for parameter in layer.parameters())
-        keep = call_beside_weights if is_gathered else _call
-        if layer_.gradient_checkpointing:
-            keep = layer_._gradient_checkpointing_func
+        keep = layer_._gradient_checkpointing_func if layer_.gradient_checkpointing else _call
         # transformers hands this the layer's own function, in training only: what it is meant for, and all we need.
         layer_._gradient_checkpointing_func = partial(self._run, keep)
         layer_.gradient_checkpointing = True
@@ -146,32 +142,6 @@ def _layers(module: nn.Module) -> Iterator[GradientCheckpointingLayer]:
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
-
-
-def call_beside_weights(function: partial[Any], *args: Any) -> Any:
-    """`function(*args)`, whose first argument is a layer, keeping none of the memory that holds its weights now.
-
-    torch's compiled code saves transposed views of them for its backward pass. They are made again of what the
-    parameters hold then: as ZeRO-3 frees and gathers a layer's weights, that is another memory with the same numbers.
-    """
-    weights = [parameter for parameter in function.args[0].parameters() if parameter.numel()]
-
-    def pack(tensor: torch.Tensor) -> Any:
-        for weight in weights:
-            offset = tensor.storage_offset() - weight.storage_offset()
-            is_within = 0 <= offset < weight.numel() and tensor.dtype == weight.dtype
-            if is_within and tensor.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
-                return weight, tensor.size(), tensor.stride(), offset
-        return tensor
-
-    def unpack(kept: Any) -> torch.Tensor:
-        if torch.is_tensor(kept):
-            return kept
-        weight, size, stride, offset = kept
-        return weight.data.as_strided(size, stride, weight.data.storage_offset() + offset)  # type: ignore[no-any-return]
-
-    with saved_tensors_hooks(pack, unpack):
-        return function(*args)
 
 
 def _is_told(value: Any) -> bool:
