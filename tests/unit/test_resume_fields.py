@@ -162,6 +162,8 @@ CASES = [
     said("model.activation_checkpointing", True),
     said("model.activation_offload", True, before={"model.activation_checkpointing": True}),
     said("model.mlp_tiles", 2),
+    said("model.kernels", "none"),
+    said("model.compile", True),
     said("data.train", "{tmp}/chat-copy.jsonl"),
     refused("data.train", "{tmp}/chat-more.jsonl"),
     said("data.train", "{tmp}/text-copy.jsonl", base="stream"),

@@ -106,6 +106,8 @@ class Edges:
                 output = output + module.bias
             return output
 
+        # A mark for `toolkit.models.compile`.
+        forward.has_collectives = True  # type: ignore[attr-defined]
         module.forward = forward
 
     def wrap_embedding(self, module: Any, part: VocabularyPart) -> None:

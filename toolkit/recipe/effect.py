@@ -80,7 +80,10 @@ _HELD_OUT = Acts(
 
 FIELDS: dict[str, Acts | None] = {
     **dict.fromkeys(f"model.{name}" for name in ("path", "architecture", "weights", "config", "tokenizer")),
-    **dict.fromkeys(f"model.{name}" for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles")),
+    **dict.fromkeys(
+        f"model.{name}"
+        for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles", "kernels", "compile")
+    ),
     "model.activation_offload": Acts(
         lambda recipe: recipe.model.activation_checkpointing,
         "model.activation_checkpointing True",

@@ -132,6 +132,13 @@ def _check_parallel(recipe: Recipe) -> None:
             expected="whole matrices: Muon orthogonalises each, and a tensor-parallel rank holds a part",
             do="set parallel.tensor=1, or optimizer.type='adamw'",
         )
+    if recipe.model.compile and parallel.offload_param == "nvme":
+        # partitioned_param_swapper.py, swap_in: "Not enough buffers 5 for swapping 9".
+        raise RecipeError(
+            "model.compile=True with parallel.offload_param='nvme'",
+            expected="parameters in memory: a compiled layer is gathered whole, and DeepSpeed has five buffers to read into",
+            do="set parallel.offload_param='cpu', or model.compile=False",
+        )
     if parallel.pipeline > 1 and parallel.overlap_comm:
         raise RecipeError(
             f"parallel.overlap_comm=True with parallel.pipeline={parallel.pipeline}",

@@ -56,7 +56,7 @@ _TABLE: dict[Role, str] = {
         steps epochs
         """,
     Role.PLACEMENT: """
-        model.attention model.activation_checkpointing model.activation_offload model.mlp_tiles
+        model.attention model.kernels model.compile model.activation_checkpointing model.activation_offload model.mlp_tiles
         batch.micro_size optimizer.implementation precision.tf32
         parallel.zero_stage parallel.offload_optimizer parallel.offload_ratio parallel.offload_param
         parallel.nvme_path
