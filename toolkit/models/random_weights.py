@@ -12,6 +12,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,12 +31,14 @@ Initialise = Callable[[], None]
 
 
 class RandomWeights:
-    """What `auto_class` makes of `config` in a run of `seed`.
+    """What `auto_class` makes of `config`, of which `fields` were asked for, in a run of `seed`.
 
     Raises ModelError where no model can be built of `config`.
     """
 
-    def __init__(self, auto_class: Any, config: PretrainedConfig, seed: int) -> None:
+    def __init__(
+        self, auto_class: Any, config: PretrainedConfig, seed: int, fields: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self._auto_class, self._config, self._seed = auto_class, config, seed
         self._from_constructor: dict[str, Tensor] | None = None
         try:
@@ -45,7 +48,7 @@ class RandomWeights:
                 self._writers = _writers(self._model)
         except Exception as error:
             # Every architecture fails in its own way on what it lacks (a package, a field).
-            raise unbuildable(config.to_diff_dict(), error) from None
+            raise unbuildable(fields, error) from None
         self._ties: Mapping[str, str] = getattr(self._model, "all_tied_weights_keys", None) or {}
 
     def parameter(self, name: str) -> Tensor:
@@ -67,7 +70,7 @@ class RandomWeights:
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Every buffer of the model."""
-        return self._model.named_buffers()
+        yield from self._model.named_buffers()
 
     def _constructed(self) -> dict[str, Tensor]:
         """Parameters that the constructor fills and `_init_weights` does not: a whole model is built for them, once."""
@@ -87,23 +90,25 @@ def fill(
     names: Collection[str] | None = None,
     *,
     shards: Mapping[str, Shard] | None = None,
+    device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     placed: Callable[[nn.Parameter], None] | None = None,
 ) -> None:
     """Give a skeleton, or what is left of one, its random weights in place: the parameters `names`, else all and the buffers.
 
-    `shards` says of which parameters the model holds a part only. `placed` is handed each parameter once it is there.
+    `shards` says of which parameters the model holds a part only. Parameters are drawn in fp32, whatever `dtype` they are
+    kept in on `device`. `placed` is handed each parameter once it is there.
     """
     present = {name for name, _ in model.named_buffers()}
     for name, value in weights.buffers() if names is None else ():
         if name in present:
-            place(model, name, value)
+            place(model, name, value.to(device))
     wanted = [name for name, _ in model.named_parameters()] if names is None else names
     for name in wanted:
         value = weights.parameter(name)
         if shards and name in shards:
             value = shards[name].cut(value).clone()
-        parameter = place(model, name, value.to(dtype))
+        parameter = place(model, name, value.to(device, dtype))
         if placed is not None and parameter is not None:
             placed(parameter)
 

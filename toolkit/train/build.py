@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import re
-import shutil
-import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,35 +21,24 @@ from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
 from toolkit.engine.protocol import Engine
 from toolkit.engine.sequence import SequenceAttention, check_sequence_attention, use_sequence_attention
-from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.activation_offload import ActivationOffload
-from toolkit.models.assets import resolve
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
 from toolkit.models.compile import check_compiler, compile_layers, missing_compiler
-from toolkit.models.contents import compare, settle
 from toolkit.models.document_choice import (
     implementation,
     kernel_obstacle,
     use_document_attention,
     use_padded_attention,
 )
-from toolkit.models.fp8 import use_fp8
 from toolkit.models.generation import restore_use_cache, train_shared_padding
 from toolkit.models.isolation import check_isolation, leak
-from toolkit.models.kernels import Kernels, check_kernels, fuse, is_installed, is_known
-from toolkit.models.loading import check_missing, load_weights, materialise
+from toolkit.models.kernels import Kernels, check_kernels, is_installed, is_known
 from toolkit.models.neftune import add_neftune
-from toolkit.models.output_layer import output_layer
-from toolkit.models.partial import load_part
 from toolkit.models.router_balance import balance_excess, check_balance
-from toolkit.models.stage_plan import balance
-from toolkit.models.stages import build_skeleton, cut
-from toolkit.models.tensor_plan import tensor_plan
 from toolkit.models.tiling import check_tiles, tile_mlps
-from toolkit.models.weight_files import weight_files
 from toolkit.recipe import Recipe
 from toolkit.storage import storage_errors
 from toolkit.tasks import higher_is_better
@@ -63,12 +46,7 @@ from toolkit.tasks.protocol import Task
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
-
-STARTING_WEIGHTS = ".initial-"
-"""How the names of folders with starting weights begin."""
-
-DIGEST_LENGTH = 16
-"""Hexadecimal digits with which they end."""
+from toolkit.train.weights import load_model
 
 
 def build_engine(
@@ -79,13 +57,8 @@ def build_engine(
     device.use_tf32(recipe.precision.tf32)
     if recipe.model.compile:
         check_compiler(device.kind())
-    if recipe.model.weights == "pretrained":
-        _settle_contents(inputs, resolve(str(recipe.model.path), weights=True), me, display)
-    source = _starting_weights(recipe, inputs, me, folder, display)
     is_fused = _takes_kernels(recipe, inputs.model_config, display)
-    model, missing, kernels = _load(recipe, inputs, config, me, source, is_fused, display)
-    check_missing(missing, source, model)
-    _remove_starting_weights(me, folder)
+    model, kernels = load_model(recipe, inputs, config, me, folder, display, is_fused=is_fused)
     if recipe.model.weights == "random":
         train_shared_padding(model, inputs.model_config)
     if inputs.generation is not None:
@@ -156,53 +129,6 @@ def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, 
         display.say(f"attention: one document after the other; {obstacle}")
 
 
-def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: Display) -> None:
-    """Say what the checkpoint holds and the model does not, and make the config that of the model transformers loads.
-
-    Collective: rank 0 looks.
-    """
-    kind, config = inputs.task.auto_class, inputs.model_config
-    # A new head replaces the checkpoint's, whatever its shape.
-    remade = output_layer(kind, config) if inputs.task.new_head else []
-    found = process.agree(lambda: compare(kind, config, source, remade) if me.is_main else None)
-    contents = process.gather_objects(found)[0]
-    for line in process.agree(lambda: settle(kind, config, source, contents)):
-        display.say(line)
-
-
-def _load(
-    recipe: Recipe,
-    inputs: Inputs,
-    config: Mapping[str, Any],
-    me: process.Process,
-    source: str,
-    is_fused: bool,
-    display: Display,
-) -> tuple[nn.Module, list[str], Kernels | None]:
-    """The model, or this rank's part of it, the names of weights that `source` does not have, and its fused kernels."""
-    auto_class, stages, degree = inputs.task.auto_class, me.mesh.pipeline, me.mesh.tensor
-    if stages == degree == 1:
-        model, missing = load_weights(auto_class, source, inputs.model_config, config)
-        _use_fp8(recipe, me, model, display)
-        return model, missing, fuse(model) if is_fused else None
-    model = build_skeleton(auto_class, inputs.model_config)
-    whole = tensor_plan(model, degree) if degree > 1 else None
-    kernels = fuse(model) if is_fused else None
-    if stages > 1:
-        # Weighed as rank 0 of the tensor group will compute it: every rank of a stage has to cut at the same layers.
-        shards = whole.of_rank(0) if whole is not None else None
-        cut(model, balance(model, stages, shards)[me.mesh.coordinate(me.rank, "pipeline")])
-    # Before anything is cut into parts or wraps a layer's forward pass.
-    _use_fp8(recipe, me, model, display)
-    if whole is None:
-        return model, load_part(model, source), kernels
-    plan, group = whole.within(model), Grid(me.mesh, me.rank).tensor
-    apply_tensor_parallel(model, plan, group)
-    missing = load_part(model, source, plan.of_rank(me.mesh.coordinate(me.rank, "tensor")))
-    mark_parameters(model, plan, group)
-    return model, missing, kernels
-
-
 def _takes_kernels(recipe: Recipe, model_config: PretrainedConfig, display: Display) -> bool:
     """Whether liger's kernels are used, by `model.kernels`. Raises where it asks for them and they cannot be had."""
     wanted = recipe.model.kernels
@@ -243,13 +169,6 @@ def _probe_kernels(recipe: Recipe, engine: Engine, kernels: Kernels, architectur
     display.say(f"kernels: the model's own (liger's change what {architecture} computes, {excess:.1f} times rounding)")
 
 
-def _use_fp8(recipe: Recipe, me: process.Process, model: nn.Module, display: Display) -> None:
-    if recipe.precision.dtype == "fp8":
-        # A device without fp8 gets here in the tests only: `render` refuses it.
-        found = use_fp8(model, emulate=not device.has_own_memory(), tensor=me.mesh.tensor)
-        display.say(found.describe())
-
-
 def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, model: nn.Module) -> Engine:
     task = inputs.task
     training = Training(
@@ -270,62 +189,6 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
     excess = engine.call(use_sequence_attention, attention, recipe.batch.sequence_length)
     check_sequence_attention(excess, type(model).__name__)
     return engine
-
-
-def _starting_weights(recipe: Recipe, inputs: Inputs, me: process.Process, folder: RunFolder, display: Display) -> str:
-    """The checkpoint directory every rank reads its weights from."""
-    if recipe.model.weights == "pretrained" and not inputs.task.config_overrides():
-        return resolve(str(recipe.model.path), weights=True)
-    # One per host: hosts may not share a file system, and the same seed gives the same weights on each. Its name says what
-    # the weights are made from: a start that failed may have left others.
-    host = socket.gethostname()
-    directory = folder.path / f"{STARTING_WEIGHTS}{host}-{_digest(recipe, inputs)}"
-    if me.local_rank == 0 and not (directory / "config.json").is_file():
-        for stale in starting_weights_of(host, folder.path):
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary = directory.with_name(f"{directory.name}.writing")
-        with storage_errors("writing the starting weights", folder.path):
-            fresh = materialise(
-                inputs.task.auto_class,
-                recipe.model,
-                inputs.model_config,
-                temporary,
-                recipe.seed,
-                new_head=inputs.task.new_head,
-            )
-            temporary.rename(directory)
-        if fresh:
-            display.say(f"new weights: {', '.join(fresh)}")
-    process.barrier()
-    return str(directory)
-
-
-def _remove_starting_weights(me: process.Process, folder: RunFolder) -> None:
-    """Once every rank has read them: a resume makes the same ones again, for what no checkpoint holds."""
-    process.barrier()
-    if me.local_rank == 0:
-        for directory in starting_weights_of(socket.gethostname(), folder.path):
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def starting_weights_of(host: str, folder: Path) -> list[Path]:
-    """The folders with starting weights that `host` has left in `folder`; another host's name may begin with this one's."""
-    name = re.compile(rf"{re.escape(STARTING_WEIGHTS + host)}-[0-9a-f]{{{DIGEST_LENGTH}}}(\.writing)?")
-    return [path for path in folder.glob(f"{STARTING_WEIGHTS}*") if name.fullmatch(path.name)]
-
-
-def _digest(recipe: Recipe, inputs: Inputs) -> str:
-    """What decides the starting weights, in DIGEST_LENGTH characters: model, its config, seed, and the files they come from."""
-    is_pretrained = recipe.model.weights == "pretrained"
-    files = weight_files(Path(resolve(str(recipe.model.path), weights=True))) if is_pretrained else []
-    parts = [
-        recipe.model.model_dump(mode="json"),
-        inputs.model_config.to_dict(),
-        recipe.seed,
-        inputs.task.auto_class.__name__,
-        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrained: dict[str, torch.Tensor]) -> None:

@@ -29,7 +29,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.storage import storage_errors
 from toolkit.train import facts
-from toolkit.train.build import STARTING_WEIGHTS, build_engine
+from toolkit.train.build import build_engine
 from toolkit.train.claim import claimed
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
@@ -42,6 +42,7 @@ from toolkit.train.run_folder import RunFolder
 from toolkit.train.trackers import Trackers
 from toolkit.train.utilization import prepare_utilization
 from toolkit.train.watch import Watch, watch_of
+from toolkit.train.weights import STARTING_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     launch = recipe.launch
     with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
         inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-        config = render(recipe, target, model_size(inputs.task.auto_class, inputs.model_config))
+        config = render(recipe, target, model_size(inputs.task.auto_class, inputs.model_config, recipe.model.config))
         process.start(me, timeout_s=launch.timeout_s, host_optimizer="offload_optimizer" in config["zero_optimization"])
         try:
             check_agreement(me, config)
