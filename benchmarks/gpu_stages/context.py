@@ -98,7 +98,7 @@ def rows(setting: Setting) -> list[Row]:
         for name, rung in RUNGS.items():
             fields = rung | state_fields()
             if lacking_memory(setting, shape, fields):
-                fields |= host_fields()
+                fields |= host_fields(setting)
             missing = lacking_memory(setting, shape, fields)
             search = functools.partial(_search, setting, shape, fields, plain_logits=name == LOGITS)
             found.append(Row(f"{shape} {name}", search, missing))

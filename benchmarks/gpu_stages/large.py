@@ -34,7 +34,7 @@ def rows(setting: Setting) -> list[Row]:
     """Two lengths, states on the device and, where they do not fit there, on the host."""
     found = []
     for host in (False, True):
-        fields = CHECKPOINTED | state_fields() | (host_fields() if host else {})
+        fields = CHECKPOINTED | state_fields() | (host_fields(setting) if host else {})
         missing = lacking_memory(setting, SHAPE, fields)
         if host and not lacking_memory(setting, SHAPE, CHECKPOINTED | state_fields()) and not setting.is_tiny:
             missing = "the device has room for the states"
@@ -44,9 +44,9 @@ def rows(setting: Setting) -> list[Row]:
     return found
 
 
-def host_fields() -> dict[str, Any]:
-    """Adam on the host, by DeepSpeed's kernel where it can be built."""
-    implementation = "deepspeed" if has_nvcc() else "torch"
+def host_fields(setting: Setting) -> dict[str, Any]:
+    """Adam on the host, by DeepSpeed's kernel where it can be built; a rehearsal builds nothing."""
+    implementation = "deepspeed" if setting.device == "cuda" and has_nvcc() else "torch"
     return {"parallel.offload_optimizer": "cpu", "optimizer.implementation": implementation}
 
 

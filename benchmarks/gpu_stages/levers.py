@@ -20,7 +20,7 @@ class Lever:
     name: str
     fields: Mapping[str, Any]
     needs: str = ""
-    """"cuda", "fp8" or "nvcc"; empty: every machine has it."""
+    """"cuda", and on such a device "fp8", "compiler" or "nvcc"; empty: every machine has it."""
     rounding: str = field(default="fp32", compare=False)
     """The number format whose rounding separates it from plain PyTorch: a key of smoke.TOLERANCES."""
 
@@ -53,6 +53,8 @@ def lacking(lever: Lever, device: str) -> str:
 
         if torch.cuda.get_device_capability() < HAS_FP8:
             return "needs a device with fp8 matrix products"
+    if lever.needs == "compiler" and shutil.which(os.environ.get("CXX", "c++")) is None:
+        return "needs a C++ compiler: DeepSpeed builds its kernel at first use"
     if lever.needs == "nvcc" and not has_nvcc():
         return "needs nvcc: DeepSpeed builds its kernel at first use"
     return ""
