@@ -31,6 +31,7 @@ TOLERANCES = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 3e-3, "tf32": 3e-3, "bf16 stat
 """Largest relative deviation of a loss from plain PyTorch's that is rounding, by the coarsest format of the two."""
 
 HOST_ADAM = {"parallel.offload_optimizer": "cpu"}
+HOST_KERNEL = {**HOST_ADAM, "optimizer.implementation": "deepspeed"}
 BF16 = {"precision.dtype": "bf16"}
 BF16_STATES = {**BF16, "precision.master_dtype": "bf16", "precision.state_dtype": "bf16"}
 
@@ -39,7 +40,7 @@ LEVERS = (
     Lever("ZeRO-3", {"parallel.zero_stage": 3, "parallel.param_persistence_threshold": 100}),
     Lever("ZeRO-2, states on the host", {"parallel.zero_stage": 2, **HOST_ADAM}),
     Lever("ZeRO-3, states and parameters on the host", {"parallel.zero_stage": 3, "parallel.offload_param": "cpu", **HOST_ADAM}),
-    Lever("ZeRO-3, half of the states on the host", {"parallel.zero_stage": 3, "parallel.offload_ratio": 0.5, **HOST_ADAM}),
+    Lever("ZeRO-3, half of the states on the host", {"parallel.zero_stage": 3, "parallel.offload_ratio": 0.5, **HOST_KERNEL}, "compiler"),
     Lever("activation checkpointing", {"model.activation_checkpointing": True}),
     Lever("layer inputs on the host", {"model.activation_checkpointing": True, "model.activation_offload": True}),
     Lever("tiled MLP", {"model.mlp_tiles": 4}),
@@ -56,7 +57,7 @@ LEVERS = (
     Lever("compiled, checkpointing, ZeRO-3", {**BF16, "model.compile": True, "model.activation_checkpointing": True, "parallel.zero_stage": 3}, rounding="bf16"),
     Lever("fp8", {"precision.dtype": "fp8", "model.compile": True}, "fp8", "fp8"),
     Lever("DeepSpeed's fused Adam", {"optimizer.implementation": "deepspeed"}, "nvcc"),
-    Lever("DeepSpeed's Adam on the host", {"optimizer.implementation": "deepspeed", **HOST_ADAM}, "nvcc"),
+    Lever("DeepSpeed's Adam on the host", HOST_KERNEL, "nvcc"),
 )  # fmt: skip
 """The base is ZeRO-2 in fp32 with torch's own fused AdamW."""
 

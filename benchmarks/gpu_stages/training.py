@@ -51,7 +51,7 @@ def running(recipe: Any, folder: Path, *, plain_logits: bool = False) -> Iterato
     inputs = prepare_inputs(recipe, 0, 1, display)
     process.start(me)
     shutil.rmtree(folder, ignore_errors=True)
-    engine = build_engine(recipe, inputs, configured(recipe, 1), me, RunFolder(folder), display)
+    engine = build_engine(recipe, inputs, configured(recipe, 1, inputs.model_config), me, RunFolder(folder), display)
     if plain_logits:
         # The mark that toolkit.models.heads.token_loss looks at.
         engine.model.get_output_embeddings().returns_loss = False

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 
-def configured(recipe: Any, ranks: int) -> dict[str, Any]:
-    """The DeepSpeed configuration of `recipe` on `ranks` ranks of this machine."""
+def configured(recipe: Any, ranks: int, model_config: Any) -> dict[str, Any]:
+    """The DeepSpeed configuration of `recipe`, for a model of `model_config`, on `ranks` ranks of this machine."""
     from toolkit.ds_config.render import render
     from toolkit.engine import device
+    from toolkit.models.model_size import model_size
     from toolkit.recipe.mesh import model_ranks
+    from toolkit.tasks import task_class
 
-    return render(recipe, device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel)))
+    target = device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel))
+    return render(recipe, target, model_size(task_class(recipe.task.name).auto_class, model_config))
 
 
 def built(recipe: Any) -> Any:
@@ -27,6 +30,5 @@ def built(recipe: Any) -> Any:
     process.start(me)
     display = Display(is_main=False)
     inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-    return build_engine(
-        recipe, inputs, configured(recipe, me.world_size), me, RunFolder(shared_folder() / "run"), display
-    )
+    config = configured(recipe, me.world_size, inputs.model_config)
+    return build_engine(recipe, inputs, config, me, RunFolder(shared_folder() / "run"), display)

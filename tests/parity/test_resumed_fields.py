@@ -342,6 +342,8 @@ CASES = [
     Case("plain", {"epochs": (2.0, rates)}, {"steps": None}),
     Case("plain", {"precision.dtype": ("bf16", loss)}),
     Case("bf16", {"precision.accumulation_dtype": ("bf16", weights)}),
+    Case("bf16", {"precision.communication_dtype": ("bf16", weights)}, ranks=2),
+    Case("bf16", {"precision.master_dtype": ("bf16", weights), "precision.state_dtype": ("bf16", weights)}, {"precision.accumulation_dtype": "bf16"}),
     Case("fp16", {"precision.initial_scale_power": (10, scales([2**8] * 2, [2**10] * 2))}),
     Case("fp16", {"precision.loss_scale_window": (1, scales([2**8] * 2, [2**8, 2**9]))}),
     Case("overflows", {"precision.hysteresis": (3, scales([2**30, 2**29], [2**30, 2**30]))}),
@@ -383,6 +385,8 @@ CHANGED = [(case, name) for case in CASES for name in case.effects]
 NOTHING_TO_SEE: dict[str, str] = {
     "model.activation_offload": "moves activations between a GPU and its host; on a CPU they are on the host",
     "optimizer.implementation": "names the kernel of the same update; the kernels are held to torch's in test_optimizers",
+    "precision.tf32": "how CUDA multiplies fp32 matrices; a CPU refuses it",
+    "parallel.offload_ratio": "moves states between a GPU and its host: test_offload_ratio plays both on a CPU",
     "parallel.nvme_path": "names the disk that offloaded states lie on; the swap files end with the run",
     "launch.devices": "read where ranks are started and files rendered, never by a rank",
     "launch.hosts": "read where ranks are started and files rendered, never by a rank",

@@ -451,6 +451,24 @@ def test_logits_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: 
     assert not page.exists()
 
 
+def test_state_formats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is kept per parameter is what the formats say, and no format leaves the curve."""
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'toolkit[torchao]'")
+    run_tiny("state_formats", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    kept = {
+        "fp32": 12,
+        "fp32 masters, 8-bit states": 6,
+        "bf16 masters, bf16 states": 6,
+        "bf16 masters, 8-bit states": 4,
+    }
+    for name, expected in kept.items():
+        loss, _, relative, size = cells(printed, name)
+        assert float(loss) > 0 and abs(float(relative.strip("+%"))) < 2
+        # Scales of the blocks, the few vectors in fp32, and two maps of 256 values.
+        assert expected <= float(size) < expected + 0.15, name
+
+
 def test_page_is_written(tmp_path: Path) -> None:
     """Title, parts and the conditions of the measurement."""
     page = importlib.import_module("harness.page")

@@ -52,6 +52,11 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
         )
     if wants_host_optimizer(recipe, target) and recipe.parallel.offload_optimizer == "none":
         lines.append("optimizer: lion runs through offload_optimizer, DeepSpeed's only kernel for it on a CPU device")
+    exchanged, sums = config["communication_data_type"], config["data_types"]["grad_accum_dtype"]
+    if exchanged != sums and recipe.precision.communication_dtype == "auto":
+        lines.append(f"gradients: summed over micro-batches in {sums}, exchanged between ranks in {exchanged}")
+    if "optimizer" not in config:
+        lines.append("optimizer: no block, because DeepSpeed has no Adam with 8-bit states; the toolkit hands it one")
     if not recipe.optimizer.max_grad_norm:
         lines.append("clipping: off (written as 0.0, because DeepSpeed clips at 1.0 where the key is absent)")
     if "scheduler" not in config:

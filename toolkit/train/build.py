@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
 from toolkit.engine.base import Training
+from toolkit.engine.experts import gather_layers_whole
 from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
 from toolkit.engine.protocol import Engine
@@ -29,11 +30,22 @@ from toolkit.engine.sequence import SequenceAttention, check_sequence_attention,
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
+from toolkit.errors import ModelError
+from toolkit.models.activation_offload import ActivationOffload
 from toolkit.models.assets import resolve
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
+from toolkit.models.compile import check_compiler, compile_layers, missing_compiler
 from toolkit.models.contents import compare, settle
+from toolkit.models.document_choice import (
+    implementation,
+    kernel_obstacle,
+    use_document_attention,
+    use_padded_attention,
+)
+from toolkit.models.fp8 import use_fp8
 from toolkit.models.generation import restore_use_cache, train_shared_padding
-from toolkit.models.isolation import check_isolation, leak, use_document_attention
+from toolkit.models.isolation import check_isolation, leak
+from toolkit.models.kernels import Kernels, check_kernels, fuse, is_installed, is_known
 from toolkit.models.loading import check_missing, load_weights, materialise
 from toolkit.models.neftune import add_neftune
 from toolkit.models.output_layer import output_layer
@@ -47,6 +59,7 @@ from toolkit.models.weight_files import weight_files
 from toolkit.recipe import Recipe
 from toolkit.storage import storage_errors
 from toolkit.tasks import higher_is_better
+from toolkit.tasks.protocol import Task
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
@@ -63,10 +76,14 @@ def build_engine(
 ) -> Engine:
     """Load the weights and hand them to DeepSpeed. Collective."""
     task = inputs.task
+    device.use_tf32(recipe.precision.tf32)
+    if recipe.model.compile:
+        check_compiler(device.kind())
     if recipe.model.weights == "pretrained":
         _settle_contents(inputs, resolve(str(recipe.model.path), weights=True), me, display)
     source = _starting_weights(recipe, inputs, me, folder, display)
-    model, missing = _load(recipe, inputs, config, me, source)
+    is_fused = _takes_kernels(recipe, inputs.model_config, display)
+    model, missing, kernels = _load(recipe, inputs, config, me, source, is_fused, display)
     check_missing(missing, source, model)
     _remove_starting_weights(me, folder)
     if recipe.model.weights == "random":
@@ -75,8 +92,9 @@ def build_engine(
         model.generation_config = GenerationConfig.from_dict(dict(inputs.generation))
     if recipe.model.activation_checkpointing:
         # Non-reentrant: reentrant checkpointing needs inputs that require gradients, which embeddings' do not.
-        offload = recipe.model.activation_offload and device.has_own_memory()
-        model.activation_checkpointing_enable({"use_reentrant": False}, offload=offload)  # type: ignore[operator]
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if recipe.model.activation_offload and device.has_own_memory():
+            ActivationOffload(device.current()).use_in(model)
     tiles = tile_mlps(model, recipe.model.mlp_tiles) if recipe.model.mlp_tiles > 1 else None
     is_first_stage = me.mesh.coordinate(me.rank, "pipeline") == 0
     if recipe.task.neftune_alpha and is_first_stage:
@@ -87,7 +105,11 @@ def build_engine(
         untrained = {name: tensor for stage in process.gather_objects(untrained) for name, tensor in stage.items()}
     if me.is_main:
         _keep_model_files(inputs, recipe, folder, untrained)
+    if recipe.model.compile and config["zero_optimization"]["stage"] == 3:
+        gather_layers_whole(model)
     engine = _engine(recipe, inputs, config, me, model)
+    if kernels is not None:
+        _probe_kernels(recipe, engine, kernels, type(model).__name__, display)
     if task.auxiliary is not None:
         check_balance(engine.call(balance_excess), type(model).__name__)
     if tiles is not None:
@@ -99,10 +121,39 @@ def build_engine(
             check_positions(engine.call(shift), model)
     if recipe.data.packing:
         check_isolation(engine.call(leak), type(model).__name__)
-        is_sdpa = inputs.model_config._attn_implementation == "sdpa"
-        if is_sdpa and device.cuts_documents() and me.mesh.sequence == 1:
-            engine.call(use_document_attention)
+    is_ours = recipe.model.attention in ("auto", "varlen") and inputs.model_config._attn_implementation == "sdpa"
+    if is_ours and me.mesh.sequence == 1:
+        _choose_core(recipe, task, engine, type(model).__name__, display)
+    if recipe.model.compile:
+        # Last: attention is settled, and no probe's short texts are compiled for.
+        compile_layers(engine.model)
     return engine
+
+
+def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, display: Display) -> None:
+    """Let attention stay inside each document (or row) without a mask, where that is wanted and gives the same numbers.
+
+    "auto" takes it wherever the kernel computes, and for packed documents everywhere. Collective.
+    """
+    is_asked_for = recipe.model.attention == "varlen"
+    obstacle = engine.call(kernel_obstacle)
+    if obstacle is not None and not is_asked_for and not recipe.data.packing:
+        # Rows of one document each: a mask of padding is cheaper than a call for each row.
+        if device.kind() == "cuda":
+            display.say(f"attention: sdpa with a mask of padding; {obstacle}")
+        return
+    switch = use_document_attention if task.is_causal else use_padded_attention
+    refused = engine.call(switch, implementation(obstacle))
+    if refused is not None and is_asked_for:
+        raise ModelError(
+            f"model.attention='varlen' does not fit {architecture}: {refused}",
+            expected="a model whose tokens meet in attention of transformers' own interface, full or in a sliding window",
+            do="set model.attention='auto', which takes 'sdpa' here",
+        )
+    if refused is not None:
+        display.say(f"attention: sdpa with a mask of tokens x tokens; varlen does not fit {architecture}: {refused}")
+    elif obstacle is not None and device.kind() == "cuda":
+        display.say(f"attention: one document after the other; {obstacle}")
 
 
 def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: Display) -> None:
@@ -120,22 +171,83 @@ def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: 
 
 
 def _load(
-    recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, source: str
-) -> tuple[nn.Module, list[str]]:
-    """The model, or this rank's part of it, and the names of weights that `source` does not have."""
+    recipe: Recipe,
+    inputs: Inputs,
+    config: Mapping[str, Any],
+    me: process.Process,
+    source: str,
+    is_fused: bool,
+    display: Display,
+) -> tuple[nn.Module, list[str], Kernels | None]:
+    """The model, or this rank's part of it, the names of weights that `source` does not have, and its fused kernels."""
     auto_class, stages, degree = inputs.task.auto_class, me.mesh.pipeline, me.mesh.tensor
     if stages == degree == 1:
-        return load_weights(auto_class, source, inputs.model_config, config)
+        model, missing = load_weights(auto_class, source, inputs.model_config, config)
+        _use_fp8(recipe, me, model, display)
+        return model, missing, fuse(model) if is_fused else None
     model = build_skeleton(auto_class, inputs.model_config)
+    whole = tensor_plan(model, degree) if degree > 1 else None
+    kernels = fuse(model) if is_fused else None
     if stages > 1:
-        cut(model, balance(model, stages)[me.mesh.coordinate(me.rank, "pipeline")])
-    if degree == 1:
-        return model, load_part(model, source)
-    plan, group = tensor_plan(model, degree), Grid(me.mesh, me.rank).tensor
+        # Weighed as rank 0 of the tensor group will compute it: every rank of a stage has to cut at the same layers.
+        shards = whole.of_rank(0) if whole is not None else None
+        cut(model, balance(model, stages, shards)[me.mesh.coordinate(me.rank, "pipeline")])
+    # Before anything is cut into parts or wraps a layer's forward pass.
+    _use_fp8(recipe, me, model, display)
+    if whole is None:
+        return model, load_part(model, source), kernels
+    plan, group = whole.within(model), Grid(me.mesh, me.rank).tensor
     apply_tensor_parallel(model, plan, group)
     missing = load_part(model, source, plan.of_rank(me.mesh.coordinate(me.rank, "tensor")))
     mark_parameters(model, plan, group)
-    return model, missing
+    return model, missing, kernels
+
+
+def _takes_kernels(recipe: Recipe, model_config: PretrainedConfig, display: Display) -> bool:
+    """Whether liger's kernels are used, by `model.kernels`. Raises where it asks for them and they cannot be had."""
+    wanted = recipe.model.kernels
+    if wanted == "none" or (wanted == "auto" and (recipe.model.compile or device.kind() == "cpu")):
+        return False
+    lacking = missing_compiler("cuda")
+    if device.kind() == "cpu":
+        why, do = "they are for CUDA devices, and this run computes on a CPU", "leave model.kernels at 'auto'"
+    elif not is_installed():
+        why, do = "liger-kernel is not installed", "pip install 'toolkit[liger]'"
+    elif lacking is not None:
+        why, do = lacking
+    elif not is_known(model_config):
+        why = f"liger-kernel has none for {model_config.model_type}"
+        do = "leave model.kernels at 'auto'"
+    else:
+        return True
+    if wanted == "liger":
+        raise ModelError(
+            f"model.kernels='liger': {why}",
+            expected="a CUDA device, a compiler, and an architecture that liger knows",
+            do=do,
+        )
+    display.say(f"kernels: the model's own ({why}; {do})" if "leave" not in do else f"kernels: the model's own ({why})")
+    return False
+
+
+def _probe_kernels(recipe: Recipe, engine: Engine, kernels: Kernels, architecture: str, display: Display) -> None:
+    """Compare the kernels with the model's own code; "auto" goes back to that where they differ. Collective."""
+    excess = max(process.gather_objects(engine.call(kernels.excess)))
+    if recipe.model.kernels == "liger":
+        check_kernels(excess, architecture)
+    if excess < 1.0:
+        found = ", ".join(f"{count} {name}" for name, count in sorted(kernels.replaced.items()))
+        display.say(f"kernels: liger ({found})")
+        return
+    kernels.active = False
+    display.say(f"kernels: the model's own (liger's change what {architecture} computes, {excess:.1f} times rounding)")
+
+
+def _use_fp8(recipe: Recipe, me: process.Process, model: nn.Module, display: Display) -> None:
+    if recipe.precision.dtype == "fp8":
+        # A device without fp8 gets here in the tests only: `render` refuses it.
+        found = use_fp8(model, emulate=not device.has_own_memory(), tensor=me.mesh.tensor)
+        display.say(found.describe())
 
 
 def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: process.Process, model: nn.Module) -> Engine:

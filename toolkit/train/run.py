@@ -24,6 +24,7 @@ from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
 from toolkit.engine.protocol import Engine
 from toolkit.errors import plural
+from toolkit.models.model_size import model_size
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.storage import storage_errors
@@ -39,6 +40,7 @@ from toolkit.train.resume import Start, adopt, find_start, rate_line, why_comple
 from toolkit.train.resume_fields import flatten
 from toolkit.train.run_folder import RunFolder
 from toolkit.train.trackers import Trackers
+from toolkit.train.utilization import prepare_utilization
 from toolkit.train.watch import Watch, watch_of
 
 
@@ -70,7 +72,8 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     launch = recipe.launch
     with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
         inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-        process.start(me, timeout_s=launch.timeout_s)
+        config = render(recipe, target, model_size(inputs.task.auto_class, inputs.model_config))
+        process.start(me, timeout_s=launch.timeout_s, host_optimizer="offload_optimizer" in config["zero_optimization"])
         try:
             check_agreement(me, config)
             with caught() as interrupt, claimed(folder.path, me):
@@ -137,6 +140,7 @@ def _run(loop: Loop, start: Start, config: Mapping[str, Any]) -> int:
             (folder.path / "ds_config.json").write_text(to_json(config), encoding="utf-8")
         cut_after(folder.metrics, start.step)
         loop.log = MetricsLog(folder.metrics)
+        loop.utilization = prepare_utilization(recipe, loop.inputs, config, loop.me.world_size, loop.display)
         loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe), start.step, loop.display.say)
     try:
         return loop.run(start.step, start.data)
