@@ -183,14 +183,14 @@ def test_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Cap
     run_distributed(no_work, 1)
     monkeypatch.setattr(gpu, "begin", lambda arguments, _, call: Forked(arguments, call))
     output = tmp_path / "results.jsonl"
-    assert gpu.main(["--tiny", "--output", str(output), "--budget_s", "120"]) == 0, capsys.readouterr().err
+    assert gpu.main(["--tiny", "--output", str(output), "--budget_s", "300"]) == 0, capsys.readouterr().err
     about, *records = map(json.loads, output.read_text().splitlines())
     assert about["device"] == "cpu" and "torch" in about["versions"]
     assert {record["stage"] for record in records} == {stage.name for stage in gpu.STAGES}
     unmeasured = {record["row"]: record["why"] for record in records if record["status"] != "done"}
     assert all(why == "needs a CUDA device" for why in unmeasured.values()), unmeasured
     found = {(record["stage"], record["row"]): record for record in records}
-    assert len(found) == len(records) >= 35
+    assert len(found) == len(records) >= 60
     assert found["smoke", "ZeRO-3"]["deviation"] < 1e-6 < found["smoke", "bf16"]["deviation"]
     assert 0 < found["smoke", "resumed, exported, reloaded"]["resumed_from"] < 16
     assert found["ragged", "Trainer"]["full"] < 0.6
