@@ -114,8 +114,9 @@ def serve(rows: Sequence[Row], call: Call) -> None:
 
 
 def row_limit(left_s: float, rows: int) -> float:
-    """Seconds for the next of `rows`: twice its part of what is left, a third of it at least."""
-    return max(0.0, left_s) * min(1.0, max(1 / 3, 2 / max(1, rows)))
+    """Seconds for the next of `rows`: twice its part of what is left, from a third of it to two; for the last one all."""
+    share = 1.0 if rows <= 1 else min(2 / 3, max(1 / 3, 2 / rows))
+    return max(0.0, left_s) * share
 
 
 def _measure(row: Row, limit_s: float) -> Record:
