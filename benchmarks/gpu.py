@@ -75,7 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     made.add_argument("--stages", default=",".join(stage.name for stage in STAGES), help="those to run, with commas")
     made.add_argument("--model_scale", choices=("tiny", "full"), default="full", help="tiny: the numbers mean nothing")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    made.add_argument("--output", type=path, help="JSON lines; the page beside it ends in .md, the logs in .STAGE.log")
+    made.add_argument("--output", type=path, help="JSON lines; beside them the page (.md) and a folder of logs")
     made.add_argument("--tiny", action="store_true", help="the rehearsal: --model_scale tiny --device cpu")
     options = made.parse_args(arguments)
     if options.tiny:
@@ -111,9 +111,7 @@ def measure(options: argparse.Namespace, arguments: list[str], folder: Path) -> 
     try:
         run([MACHINE], min(options.budget_s, 60.0))
         if results.facts is None:
-            print(results.page(), file=sys.stderr)
-            print(no_device(options), file=sys.stderr)
-            return 2
+            raise no_device(options, results.records)
         results.settle_place()
         run(wanted, ends - time.monotonic())
     except KeyboardInterrupt:
@@ -127,10 +125,11 @@ def measure(options: argparse.Namespace, arguments: list[str], folder: Path) -> 
     return 1 if results.faults() else 0
 
 
-def no_device(options: argparse.Namespace) -> InputError:
+def no_device(options: argparse.Namespace, records: Sequence[Record]) -> InputError:
     """What to say where the first stage could not describe the device."""
+    why = "; ".join(str(record.get("why", record["status"])) for record in records)
     return InputError(
-        f"--device {options.device}: the device cannot be used (see above)",
+        f"--device {options.device}: the device cannot be used: {why}",
         expected="torch with a device of that kind",
         do="check the driver and CUDA_VISIBLE_DEVICES, or rehearse with --tiny, which needs no GPU",
     )
@@ -195,7 +194,8 @@ class Results:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.output.write_bytes(b"")
         self._append({"command": self.command(), "date": datetime.date.today().isoformat(), **self.facts})
-        self.logs = self.output.parent
+        self.logs = self.output.with_suffix("")
+        self.logs.mkdir(exist_ok=True)
 
     def _append(self, record: Record) -> None:
         with self.output.open("a", encoding="utf-8") as file:

@@ -91,7 +91,7 @@ def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
     engine = build_engine(recipe, inputs, config, me, folder, display)
     turns = Turns(inputs.batches, BareLoop(recipe, inputs, config))
     inputs.batches = turns  # type: ignore[assignment]
-    records = run_loop(recipe, inputs, engine, me, folder, display)
+    records = run_loop(recipe, inputs, engine, config, me, folder, display)
     process.stop()
     counted = slice(WARM_UP, WARM_UP + options.steps)
     parameters = sum(parameter.numel() for parameter in engine.model.parameters())

@@ -20,7 +20,7 @@ from typing import Any
 from harness.page import table
 from harness.stages import Record, Row
 
-from gpu_stages.large import host_fields, lacking_memory, state_fields
+from gpu_stages.large import roomiest
 from gpu_stages.setting import Setting, recipe_of
 from gpu_stages.training import Running, running
 
@@ -95,12 +95,9 @@ def rows(setting: Setting) -> list[Row]:
     """Four rungs for each shape."""
     found = []
     for shape in SHAPES:
+        states, missing = roomiest(setting, shape)
         for name, rung in RUNGS.items():
-            fields = rung | state_fields()
-            if lacking_memory(setting, shape, fields):
-                fields |= host_fields()
-            missing = lacking_memory(setting, shape, fields)
-            search = functools.partial(_search, setting, shape, fields, plain_logits=name == LOGITS)
+            search = functools.partial(_search, setting, shape, rung | states, plain_logits=name == LOGITS)
             found.append(Row(f"{shape} {name}", search, missing))
     return found
 
@@ -129,7 +126,7 @@ def part(records: Mapping[str, Record]) -> str:
 def _search(setting: Setting, shape: str, fields: Mapping[str, Any], limit_s: float, *, plain_logits: bool) -> Record:
     deadline = time.monotonic() + limit_s * 0.9
     recipe = recipe_of(setting, shape, fields, global_size=1, micro_size=1, steps=TRIES)
-    tries, least = (4, 512) if setting.is_tiny else (TRIES, 8192)
+    tries, least = (3, 512) if setting.is_tiny else (TRIES, 8192)
     known = setting.place(f"{shape} longest")
     # No rung takes more memory than the one before: it begins where that one ended.
     first = int(known.read_text()) if known.is_file() else least

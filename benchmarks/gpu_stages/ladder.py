@@ -9,7 +9,7 @@ from typing import Any
 from harness.page import table
 from harness.stages import Record, Row
 
-from gpu_stages.levers import Lever, is_known, lacking
+from gpu_stages.levers import Lever, lacking
 from gpu_stages.setting import Setting, recipe_of
 from gpu_stages.training import WARM_UP, measure_training, profile_training
 
@@ -19,8 +19,8 @@ TARGET = 0.5
 BASELINE = Lever("baseline: sdpa with a mask", {"model.attention": "sdpa", "model.kernels": "none"})
 LEVERS = (
     Lever("+ attention by document", {"model.attention": "varlen"}),
-    Lever("+ fused kernels", {"model.kernels": "liger"}, "cuda"),
-    Lever("+ compiled layers", {"model.compile": True}),
+    Lever("+ fused kernels", {"model.kernels": "liger"}, "liger"),
+    Lever("+ compiled layers", {"model.compile": True}, "cuda"),
     Lever("+ bf16 masters and states", {"precision.master_dtype": "bf16", "precision.state_dtype": "bf16"}),
     Lever("+ fp8 matrix products", {"precision.dtype": "fp8"}, "fp8"),
 )
@@ -37,15 +37,9 @@ def rows(setting: Setting) -> list[Row]:
 
 
 def _rungs(setting: Setting, shape: str) -> list[Row]:
-    # A rung without any field that is known yet is not one.
-    baseline = {name: value for name, value in BASELINE.fields.items() if is_known(Lever("", {name: value}))}
-    levers = [
-        lever
-        for lever in LEVERS
-        if is_known(lever)  # until all of them are part of the recipe
-    ]
-    found, fields = [Row(f"{shape} {BASELINE.name}", functools.partial(_measure, setting, shape, baseline))], baseline
-    for lever in levers:
+    fields: Mapping[str, Any] = BASELINE.fields
+    found = [Row(f"{shape} {BASELINE.name}", functools.partial(_measure, setting, shape, fields))]
+    for lever in LEVERS:
         missing = lacking(lever, setting.device)
         rung = {**fields, **lever.fields}
         found.append(Row(f"{shape} {lever.name}", functools.partial(_measure, setting, shape, rung), missing))

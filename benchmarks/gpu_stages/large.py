@@ -1,4 +1,8 @@
-"""Full fine-tuning of an 8B shape on one device: with bf16 masters and states, on the host where the device is too small."""
+"""Full fine-tuning of an 8B shape on one device, in the formats and places of its states that fit here.
+
+States are Adam's two moments. Masters are bf16, and so are states, or 8-bit ones; on the host both are fp32 where
+DeepSpeed's Adam kernel cannot be built, which alone keeps them in bf16 there.
+"""
 
 from __future__ import annotations
 
@@ -9,59 +13,71 @@ from typing import Any
 from harness.page import table
 from harness.stages import Record, Row
 
-from gpu_stages.levers import Lever, has_nvcc, is_known
+from gpu_stages.levers import Lever, has_nvcc, lacking
 from gpu_stages.machine import host_gib
 from gpu_stages.setting import Setting, recipe_of
 from gpu_stages.training import WARM_UP, measure_training
 
 SHAPE = "8B"
-SMALL_STATES = Lever("", {"precision.master_dtype": "bf16", "precision.state_dtype": "bf16"})
 CHECKPOINTED = {"model.activation_checkpointing": True}
-ROOM = 0.92
-"""Share of a memory that states may take."""
+WEIGHT, MOMENTS = 2, {"fp32": 8, "bf16": 4, "8bit": 2}
+"""Bytes per parameter: of bf16 weights; of both moments, by format. Gradients and masters are fp32, or bf16 alike."""
 
-
-def state_fields() -> dict[str, Any]:
-    """bf16 masters and states, where the recipe has them."""
-    return (
-        dict(SMALL_STATES.fields)
-        if is_known(SMALL_STATES)  # until they are part of the recipe
-        else {}
-    )
+ROOM, SPARED = 0.92, 0.4
+"""Share of a memory that states may take; the same where most of it is for activations."""
 
 
 def rows(setting: Setting) -> list[Row]:
-    """Two lengths, states on the device and, where they do not fit there, on the host."""
+    """Two lengths for each way to keep the states."""
     found = []
-    for host in (False, True):
-        fields = CHECKPOINTED | state_fields() | (host_fields() if host else {})
-        missing = lacking_memory(setting, SHAPE, fields)
-        if host and not lacking_memory(setting, SHAPE, CHECKPOINTED | state_fields()) and not setting.is_tiny:
-            missing = "the device has room for the states"
+    for place, lever in ways(setting).items():
+        fields = CHECKPOINTED | lever.fields
+        missing = lacking(lever, setting.device) or lacking_memory(setting, SHAPE, fields)
         for length in (setting.length // 8, setting.length):
-            name = f"{SHAPE}, {length:,} tokens, states on the {'host' if host else 'device'}"
+            name = f"{SHAPE}, {length:,} tokens, {place}"
             found.append(Row(name, functools.partial(_measure, setting, fields, length), missing))
     return found
 
 
-def host_fields() -> dict[str, Any]:
-    """Adam on the host, by DeepSpeed's kernel where it can be built."""
-    implementation = "deepspeed" if has_nvcc() else "torch"
-    return {"parallel.offload_optimizer": "cpu", "optimizer.implementation": implementation}
+def ways(setting: Setting) -> dict[str, Lever]:
+    """How states may be kept, fastest first."""
+    small = {"precision.master_dtype": "bf16", "precision.state_dtype": "bf16"}
+    # A rehearsal builds no kernel.
+    kernel = setting.device == "cuda" and has_nvcc()
+    by_kernel: dict[str, Any] = {**small, "optimizer.implementation": "deepspeed"} if kernel else {}
+    return {
+        "bf16 states": Lever("", small),
+        "8-bit states": Lever("", {**small, "precision.state_dtype": "8bit"}, "torchao"),
+        f"{'bf16' if kernel else 'fp32'} states on the host": Lever(
+            "", {**by_kernel, "parallel.offload_optimizer": "cpu"}
+        ),
+    }
 
 
-def lacking_memory(setting: Setting, shape: str, fields: Mapping[str, Any]) -> str:
-    """Which memory is too small for the states of `shape` under `fields`; empty where there is room.
+def roomiest(setting: Setting, shape: str) -> tuple[dict[str, Any], str]:
+    """Fields of the way that leaves most of the device to a long sequence, and what is missing where none fits."""
+    missing = ""
+    *on_device, on_host = ways(setting).values()
+    small = [lever for lever in on_device if not lacking_memory(setting, shape, lever.fields, room=SPARED)]
+    for lever in (*small, on_host, *on_device):
+        missing = lacking(lever, setting.device) or lacking_memory(setting, shape, lever.fields)
+        if not missing:
+            return dict(lever.fields), ""
+    return {}, missing
 
-    Bytes per parameter: bf16 weights 2; gradients, masters and two moments 4 each, or 2 each in bf16.
-    """
-    size = 2 if "precision.master_dtype" in fields else 4
+
+def lacking_memory(setting: Setting, shape: str, fields: Mapping[str, Any], room: float = ROOM) -> str:
+    """Which memory is too small for the states of `shape` to take at most `room` of it; empty where there is enough."""
     gib = setting.parameters(shape) / 2**30
-    on_host = "parallel.offload_optimizer" in fields
-    # On the host the gradients of a step wait for the update; the device holds them until they are copied.
-    wanted = {"device": gib * (2 + (2 if on_host else 4 * size)), "host": gib * 4 * size if on_host else 0.0}
+    gradient = 2 if fields.get("precision.master_dtype") == "bf16" else 4
+    states = gradient + MOMENTS[fields.get("precision.state_dtype", "fp32")]
+    if "parallel.offload_optimizer" in fields:
+        # Gradients go to the host as they come, and wait there for the update.
+        wanted = {"device": gib * (WEIGHT + WEIGHT), "host": gib * (gradient + states)}
+    else:
+        wanted = {"device": gib * (WEIGHT + gradient + states), "host": 0.0}
     there = {"device": _device_gib(setting), "host": host_gib()}
-    short = [name for name, need in wanted.items() if need > ROOM * there[name]]
+    short = [name for name, need in wanted.items() if need > room * there[name]]
     return "; ".join(f"needs {wanted[name]:.0f} GiB of {name} memory, has {there[name]:.0f}" for name in short)
 
 
@@ -74,7 +90,7 @@ def _device_gib(setting: Setting) -> float:
 
 
 def trains(records: Mapping[str, Record]) -> bool | None:
-    """Whether a full-length row went through; None where none was tried."""
+    """Whether a row went through; None where none was tried."""
     tried = [record["status"] for record in records.values() if record["status"] not in ("left out", "no time")]
     return "done" in tried if tried else None
 

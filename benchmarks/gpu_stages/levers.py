@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 HAS_FP8 = (8, 9)
 """CUDA compute capability from which on there are fp8 matrix products (Ada, Hopper)."""
+
+PACKAGES = {"fp8": "torchao", "torchao": "torchao", "liger": "liger_kernel"}
+"""Need -> the optional package that does it."""
 
 
 @dataclass(frozen=True)
@@ -20,28 +24,9 @@ class Lever:
     name: str
     fields: Mapping[str, Any]
     needs: str = ""
-    """"cuda", "fp8" or "nvcc"; empty: every machine has it."""
+    """"cuda", and on such a device "fp8", "nvcc" or a Python package; empty: every machine has it."""
     rounding: str = field(default="fp32", compare=False)
     """The number format whose rounding separates it from plain PyTorch: a key of smoke.TOLERANCES."""
-
-
-def is_known(lever: Lever) -> bool:
-    """Whether this toolkit's recipe has all fields of `lever`, and takes their values."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from toolkit import Recipe
-
-    for name, value in lever.fields.items():
-        section, _, last = name.partition(".")
-        kind: Any = Recipe.model_fields[section].annotation
-        found = kind.model_fields.get(last)
-        if found is None:
-            return False
-        try:
-            TypeAdapter(Annotated[found.annotation, *(found.metadata or [None])]).validate_python(value)
-        except ValidationError:
-            return False
-    return True
 
 
 def lacking(lever: Lever, device: str) -> str:
@@ -53,9 +38,10 @@ def lacking(lever: Lever, device: str) -> str:
 
         if torch.cuda.get_device_capability() < HAS_FP8:
             return "needs a device with fp8 matrix products"
-    if lever.needs == "nvcc" and not has_nvcc():
-        return "needs nvcc: DeepSpeed builds its kernel at first use"
-    return ""
+    if lever.needs == "nvcc":
+        return "" if has_nvcc() else "needs nvcc: DeepSpeed builds its kernel at first use"
+    package = PACKAGES.get(lever.needs)
+    return f"needs the package {package}" if package and importlib.util.find_spec(package) is None else ""
 
 
 def has_nvcc() -> bool:

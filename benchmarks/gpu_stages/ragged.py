@@ -17,7 +17,7 @@ from harness.page import table
 from harness.stages import Record, Row
 
 from gpu_stages.setting import Setting, recipe_of
-from gpu_stages.training import WARM_UP, measure_training
+from gpu_stages.training import WARM_UP, measure_training, start_process
 
 TARGET = 2.0
 SEQUENCES, MICRO = 8, 4
@@ -92,17 +92,17 @@ def _trainer(setting: Setting, _: float, *, grouped: bool) -> Record:
 def _train_by_trainer(setting: Setting, chats: int, *, grouped: bool) -> Record:
     import torch
     from accelerate.state import AcceleratorState
+    from harness.engine import configured
     from harness.memory import peak_gib, reset_peak
     from harness.trainer import make_trainer
     from transformers import AutoModelForCausalLM
 
-    from toolkit.engine import process
     from toolkit.train.inputs import prepare_inputs
     from toolkit.train.progress import Display
 
     recipe = _recipe(setting)
     inputs = prepare_inputs(recipe, 0, 1, Display(is_main=True))
-    process.start(process.from_environment())
+    start_process(configured(recipe, 1, inputs.model_config))
     with torch.device(setting.device):  # where random numbers come fastest
         model = AutoModelForCausalLM.from_config(inputs.model_config, dtype=torch.float32)
     per_step = len(inputs.batches.store) / len(inputs.batches.sequences) * recipe.batch.global_size

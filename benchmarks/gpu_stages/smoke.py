@@ -16,7 +16,7 @@ from typing import Any
 from harness.page import table
 from harness.stages import Record, Row
 
-from gpu_stages.levers import Lever, is_known, lacking
+from gpu_stages.levers import Lever, lacking
 from gpu_stages.setting import Setting, with_fields
 
 STEPS = 6
@@ -40,7 +40,6 @@ LEVERS = (
     Lever("ZeRO-3", {"parallel.zero_stage": 3, "parallel.param_persistence_threshold": 100}),
     Lever("ZeRO-2, states on the host", {"parallel.zero_stage": 2, **HOST_ADAM}),
     Lever("ZeRO-3, states and parameters on the host", {"parallel.zero_stage": 3, "parallel.offload_param": "cpu", **HOST_ADAM}),
-    Lever("ZeRO-3, half of the states on the host", {"parallel.zero_stage": 3, "parallel.offload_ratio": 0.5, **HOST_KERNEL}, "compiler"),
     Lever("activation checkpointing", {"model.activation_checkpointing": True}),
     Lever("layer inputs on the host", {"model.activation_checkpointing": True, "model.activation_offload": True}),
     Lever("tiled MLP", {"model.mlp_tiles": 4}),
@@ -49,15 +48,19 @@ LEVERS = (
     Lever("tf32", {"precision.tf32": True}, "cuda", "tf32"),
     Lever("bf16, gradients exchanged in bf16", {**BF16, "precision.communication_dtype": "bf16"}, rounding="bf16"),
     Lever("bf16 masters and states", BF16_STATES, rounding="bf16 states"),
-    Lever("bf16 masters and states, on the host", {**BF16_STATES, **HOST_ADAM}, rounding="bf16 states"),
-    Lever("8-bit states", {**BF16, "precision.state_dtype": "8bit"}, "cuda", "bf16 states"),
+    Lever("bf16 masters, 8-bit states", {**BF16_STATES, "precision.state_dtype": "8bit"}, "torchao", "bf16 states"),
+    Lever("8-bit states", {**BF16, "precision.state_dtype": "8bit"}, "torchao", "bf16 states"),
     Lever("attention by document", {**BF16, "model.attention": "varlen"}, rounding="bf16"),
-    Lever("fused kernels", {**BF16, "model.kernels": "liger"}, "cuda", "bf16"),
-    Lever("compiled", {**BF16, "model.compile": True}, rounding="bf16"),
-    Lever("compiled, checkpointing, ZeRO-3", {**BF16, "model.compile": True, "model.activation_checkpointing": True, "parallel.zero_stage": 3}, rounding="bf16"),
-    Lever("fp8", {"precision.dtype": "fp8", "model.compile": True}, "fp8", "fp8"),
+    Lever("fused kernels", {**BF16, "model.kernels": "liger"}, "liger", "bf16"),
+    Lever("compiled", {**BF16, "model.compile": True}, "cuda", "bf16"),
+    Lever("compiled, fused kernels", {**BF16, "model.compile": True, "model.kernels": "liger"}, "liger", "bf16"),
+    Lever("compiled, checkpointing, ZeRO-3", {**BF16, "model.compile": True, "model.activation_checkpointing": True, "parallel.zero_stage": 3}, "cuda", "bf16"),
+    Lever("fp8", {"precision.dtype": "fp8"}, "fp8", "fp8"),
+    Lever("fp8, compiled", {"precision.dtype": "fp8", "model.compile": True}, "fp8", "fp8"),
     Lever("DeepSpeed's fused Adam", {"optimizer.implementation": "deepspeed"}, "nvcc"),
     Lever("DeepSpeed's Adam on the host", HOST_KERNEL, "nvcc"),
+    Lever("ZeRO-3, half of the states on the host", {"parallel.zero_stage": 3, "parallel.offload_ratio": 0.5, **HOST_KERNEL}, "nvcc"),
+    Lever("bf16 masters and states, on the host", {**BF16_STATES, **HOST_KERNEL}, "nvcc", "bf16 states"),
 )  # fmt: skip
 """The base is ZeRO-2 in fp32 with torch's own fused AdamW."""
 
@@ -66,16 +69,11 @@ FORMATS = {"fp16": "fp16", "bf16": "bf16", "bf16 states": "bf16", "fp8": "bf16"}
 
 
 def rows(setting: Setting) -> list[Row]:
-    """A row per lever that there is, cheapest first; those that build kernels last."""
-    levers = [
-        lever
-        for lever in LEVERS
-        if is_known(lever)  # until all of them are part of the recipe
-    ]
+    """A row per lever, cheapest first; those that build kernels last."""
     measured = [
-        Row(lever.name, functools.partial(_compare, setting, lever), lacking(lever, setting.device)) for lever in levers
+        Row(lever.name, functools.partial(_compare, setting, lever), lacking(lever, setting.device)) for lever in LEVERS
     ]
-    builds = next((index for index, lever in enumerate(levers) if "model.compile" in lever.fields), len(levers) - 2)
+    builds = next(index for index, lever in enumerate(LEVERS) if "model.compile" in lever.fields)
     resumed = [
         Row(KILLED, functools.partial(_until_killed, setting), kills_itself=True),
         Row(RESUMED, functools.partial(_resume, setting)),

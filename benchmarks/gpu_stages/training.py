@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ class Running:
     recipe: Any
     inputs: Any
     engine: Any
+    config: Any
     me: Any
     folder: Any
     display: Any
@@ -29,7 +30,8 @@ class Running:
         """The toolkit's loop over the recipe's steps, without checkpoints; its records."""
         from harness.loop import run_loop
 
-        return run_loop(self.recipe, self.inputs, self.engine, self.me, self.folder, self.display, saves=False)
+        parts = (self.recipe, self.inputs, self.engine, self.config, self.me, self.folder, self.display)
+        return run_loop(*parts, saves=False)
 
 
 @contextmanager
@@ -49,17 +51,25 @@ def running(recipe: Any, folder: Path, *, plain_logits: bool = False) -> Iterato
     display = Display(is_main=True, total_steps=recipe.steps or 0)
     me = process.from_environment(recipe.parallel)
     inputs = prepare_inputs(recipe, 0, 1, display)
-    process.start(me)
+    config = configured(recipe, 1, inputs.model_config)
+    start_process(config)
     shutil.rmtree(folder, ignore_errors=True)
-    engine = build_engine(recipe, inputs, configured(recipe, 1, inputs.model_config), me, RunFolder(folder), display)
+    engine = build_engine(recipe, inputs, config, me, RunFolder(folder), display)
     if plain_logits:
         # The mark that toolkit.models.heads.token_loss looks at.
         engine.model.get_output_embeddings().returns_loss = False
     try:
-        yield Running(recipe, inputs, engine, me, RunFolder(folder), display)
+        yield Running(recipe, inputs, engine, config, me, RunFolder(folder), display)
     finally:
         engine.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_process(config: Mapping[str, Any]) -> None:
+    """Bind the device and join a process group of one, with the threads that an optimizer on the host needs."""
+    from toolkit.engine import process
+
+    process.start(process.from_environment(), host_optimizer="offload_optimizer" in config["zero_optimization"])
 
 
 def measure_training(recipe: Any, folder: Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 
 def run_loop(
-    recipe: Any, inputs: Any, engine: Any, me: Any, folder: Any, display: Any, *, saves: bool = True
+    recipe: Any, inputs: Any, engine: Any, config: Any, me: Any, folder: Any, display: Any, *, saves: bool = True
 ) -> list[dict[str, Any]]:
-    """Train from the first step to the last; returns the records on rank 0.
+    """Train from the first step to the last; `config` is the engine's. Returns the records on rank 0.
 
     With `saves` as a run does, with all that it records; without, no checkpoint is written and no tracker told.
     """
@@ -18,6 +18,7 @@ def run_loop(
     from toolkit.train.metrics import MetricsLog
     from toolkit.train.resume_fields import flatten
     from toolkit.train.trackers import Trackers
+    from toolkit.train.utilization import prepare_utilization
     from toolkit.train.watch import watch_of
 
     class Unsaved(Loop):
@@ -31,6 +32,7 @@ def run_loop(
     loop = kind(recipe, inputs, engine, me, folder, display, Interrupt(), watch_of(recipe, inputs), identity)
     if me.is_main:
         loop.log = MetricsLog(folder.metrics)
+        loop.utilization = prepare_utilization(recipe, inputs, config, me.world_size, display)
         if saves:
             loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe))
     loop.run(0, None)

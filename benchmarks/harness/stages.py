@@ -103,7 +103,7 @@ def serve(rows: Sequence[Row], call: Call) -> None:
         tell(rows=[row.name for row in rows])
         left = [row for row in rows if row.name not in call.skip]
         for index, row in enumerate(left):
-            limit = row_limit(deadline - time.monotonic(), len(left) - index)
+            limit = row_limit(deadline - time.monotonic(), sum(not other.without for other in left[index:]))
             sys.stdout.flush()
             tell(begin=row.name, limit_s=limit, kills_itself=row.kills_itself, log_from=call.log.stat().st_size)
             began = time.monotonic()
@@ -114,8 +114,9 @@ def serve(rows: Sequence[Row], call: Call) -> None:
 
 
 def row_limit(left_s: float, rows: int) -> float:
-    """Seconds for the next of `rows`: twice its part of what is left, a third of it at least."""
-    return max(0.0, left_s) * min(1.0, max(1 / 3, 2 / rows))
+    """Seconds for the next of `rows`: twice its part of what is left, from a third of it to two; for the last one all."""
+    share = 1.0 if rows <= 1 else min(2 / 3, max(1 / 3, 2 / rows))
+    return max(0.0, left_s) * share
 
 
 def _measure(row: Row, limit_s: float) -> Record:

@@ -27,10 +27,10 @@ def make_trainer(
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
-    from toolkit.ds_config.render import render
+    from harness.engine import configured
     from toolkit.engine import device
 
-    config = render(recipe, device.target(world_size, wanted="auto"))
+    config = configured(recipe, world_size, inputs.model_config)
     config |= {
         "train_micro_batch_size_per_gpu": examples,
         "gradient_accumulation_steps": accumulation,
