@@ -34,7 +34,7 @@ ON_THE_HOST = {
 """What reads tensors that no device has ever seen."""
 
 ON_A_CPU = {
-    "toolkit/models/cross_entropy.py:backward": "whether the gradients are scaled right, looked at on a CPU only"
+    "toolkit/models/cross_entropy.py:_is_another": "whether the gradients are scaled right, looked at on a CPU only"
 }
 """What is not done where there is another device."""
 

@@ -21,7 +21,9 @@ def keep_once(optimizer: Any) -> None:
         ):
             _share(master, weights)
     elif hasattr(optimizer, "single_partition_of_fp32_groups") and not optimizer.cpu_offload:
-        _keep_once_below_stage_3(optimizer)
+        # Muon keeps whole matrices of its own, and its groups would need DeepSpeed's buffers anyway.
+        if not any(optimizer._is_muon_group(parameters) for parameters in optimizer.params_in_partition if parameters):
+            _keep_once_below_stage_3(optimizer)
 
 
 def _keep_once_below_stage_3(optimizer: Any) -> None:
@@ -36,11 +38,7 @@ def _keep_once_below_stage_3(optimizer: Any) -> None:
     if optimizer.partition_gradients:
         # DeepSpeed sums fp32 gradients of 16-bit weights where the step reads them, but clones those of fp32 weights
         # each micro-batch and once more for the step (stage_1_and_2.py, _use_compact_grad_partition_buffer).
-        def is_compact(index: int) -> bool:
-            parameters = optimizer.params_in_partition[index]
-            return not (parameters and optimizer._is_muon_group(parameters))
-
-        optimizer._use_compact_grad_partition_buffer = is_compact
+        optimizer._use_compact_grad_partition_buffer = lambda index: True
 
 
 def _share(master: torch.Tensor, weights: torch.Tensor | None) -> bool:
