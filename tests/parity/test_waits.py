@@ -85,7 +85,7 @@ def test_a_step_waits_where_it_must(case: str, tiny_llama_dir: Path, chat_file: 
     for found in run_distributed(waits_of, ranks, asked, str(tmp_path / "run")):
         assert set(found) <= {*READS, *ON_THE_HOST, *ON_A_CPU}, found
         assert (
-            found["toolkit/engine/base.py:_read"] == 1 and found.get("toolkit/engine/tensor.py:gradient_norm", 1) == 1
+            found["toolkit/engine/base.py:_read"] == 1 and found.get("toolkit/engine/tensor.py:gradient_norm", 0) <= 2
         )
         assert found["toolkit/models/attention.py:tell_documents"] == 2
 
