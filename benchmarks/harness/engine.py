@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 
-def configured(recipe: Any, ranks: int) -> dict[str, Any]:
-    """The DeepSpeed configuration of `recipe` on `ranks` ranks of this machine."""
+def configured(recipe: Any, ranks: int, inputs: Any = None) -> dict[str, Any]:
+    """The DeepSpeed configuration of `recipe` on `ranks` ranks of this machine, for the model that `inputs` names if given."""
     from toolkit.ds_config.render import render
     from toolkit.engine import device
+    from toolkit.models.size import model_size
     from toolkit.recipe.mesh import model_ranks
 
-    return render(recipe, device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel)))
+    target = device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel))
+    if inputs is None:
+        return render(recipe, target)
+    return render(recipe, target, model_size(inputs.task.auto_class, inputs.model_config, recipe.parallel.tensor))
 
 
 def built(recipe: Any) -> Any:
@@ -27,6 +31,5 @@ def built(recipe: Any) -> Any:
     process.start(me)
     display = Display(is_main=False)
     inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-    return build_engine(
-        recipe, inputs, configured(recipe, me.world_size), me, RunFolder(shared_folder() / "run"), display
-    )
+    config = configured(recipe, me.world_size, inputs)
+    return build_engine(recipe, inputs, config, me, RunFolder(shared_folder() / "run"), display)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolkit.ds_config.model_size import LARGEST, UNKNOWN, ModelSize
 from toolkit.ds_config.optimizer_block import needs_untested_flag, optimizer_block, wants_host_optimizer
 from toolkit.ds_config.target import Target
 from toolkit.errors import RecipeError
@@ -11,9 +12,10 @@ from toolkit.recipe import Batch, Parallel, Recipe
 from toolkit.recipe.mesh import Mesh, mesh_of
 
 
-def render(recipe: Recipe, target: Target) -> dict[str, Any]:
+def render(recipe: Recipe, target: Target, size: ModelSize = UNKNOWN) -> dict[str, Any]:
     """The DeepSpeed configuration of `recipe` on `target`, with integers everywhere.
 
+    `size` is that of the model, which buckets follow; away from the model's files it is taken for one of billions.
     Raises RecipeError when the batch does not divide or the device cannot do what the recipe asks.
     """
     mesh = mesh_of(recipe.parallel, target.world_size)
@@ -31,7 +33,7 @@ def render(recipe: Recipe, target: Target) -> dict[str, Any]:
     if scheduler is not None:
         config["scheduler"] = scheduler
     config |= _precision(recipe, dtype)
-    config["zero_optimization"] = _zero(recipe, target, stage)
+    config["zero_optimization"] = _zero(recipe, target, stage, size)
     if stage and needs_untested_flag(recipe):
         config["zero_allow_untested_optimizer"] = True
     if "nvme" in (recipe.parallel.offload_optimizer, recipe.parallel.offload_param):
@@ -145,30 +147,56 @@ def _precision(recipe: Recipe, dtype: str) -> dict[str, Any]:
     }
 
 
-def _zero(recipe: Recipe, target: Target, stage: int) -> dict[str, Any]:
+def follows_model(recipe: Recipe) -> frozenset[str]:
+    """Dotted names of what differs between two renderings of `recipe`, one for the model at hand and one without it."""
+    parallel, zero = recipe.parallel, "zero_optimization."
+    names = {f"{zero}{name}" for name in ("stage3_max_live_parameters", "stage3_max_reuse_distance", "sub_group_size")}
+    if parallel.reduce_bucket_size is None:
+        buckets = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
+        names |= {f"{zero}{name}" for name in buckets}
+    if parallel.param_persistence_threshold is None:
+        names.add(f"{zero}stage3_param_persistence_threshold")
+    return frozenset(names)
+
+
+def overlaps(recipe: Recipe, target: Target) -> bool:
+    """Whether communication runs beside the computation: as the recipe says, else where there is a stream for it."""
+    if recipe.parallel.overlap_comm is not None:
+        return recipe.parallel.overlap_comm
+    # A pipeline reduces at the end of its schedule, and a CPU device has one queue: there a second bucket is memory alone.
+    return target.device == "cuda" and recipe.parallel.pipeline == 1
+
+
+def _zero(recipe: Recipe, target: Target, stage: int, size: ModelSize) -> dict[str, Any]:
     parallel = recipe.parallel
     if stage == 0:
         return {"stage": 0}
+    chosen = parallel.reduce_bucket_size
+    bucket = size.bucket if chosen is None else chosen
     # DeepSpeed asserts an even all-gather bucket.
-    bucket = parallel.reduce_bucket_size + parallel.reduce_bucket_size % 2
+    bucket += bucket % 2
+    is_muon = recipe.optimizer.type == "muon"
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": parallel.overlap_comm,
+        "overlap_comm": overlaps(recipe, target),
         # Muon orthogonalises whole gradients, which stage 3 has only without reduce-scatter.
-        "reduce_scatter": not (recipe.optimizer.type == "muon" and stage == 3),
+        "reduce_scatter": not (is_muon and stage == 3),
         "reduce_bucket_size": bucket,
     }
     if stage < 3:
         zero |= {"allgather_partitions": True, "allgather_bucket_size": bucket}
     else:
+        threshold = parallel.param_persistence_threshold
+        offloads = parallel.offload_optimizer != "none" or wants_host_optimizer(recipe, target)
         zero |= {
             "stage3_prefetch_bucket_size": bucket,
-            "stage3_param_persistence_threshold": parallel.param_persistence_threshold,
-            "stage3_max_live_parameters": 1_000_000_000,
-            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_param_persistence_threshold": size.persistent if threshold is None else threshold,
+            "stage3_max_live_parameters": size.live,
+            "stage3_max_reuse_distance": size.reuse,
             "stage3_gather_16bit_weights_on_model_save": True,
-            "sub_group_size": 1_000_000_000,
+            # The step's temporaries are as large as this. On the host there are none, and Muon's momentum is kept by group.
+            "sub_group_size": LARGEST if offloads or is_muon else size.step,
         }
     if parallel.offload_optimizer != "none" or wants_host_optimizer(recipe, target):
         zero["offload_optimizer"] = _offload(parallel.offload_optimizer, parallel, target)

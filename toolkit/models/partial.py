@@ -43,19 +43,23 @@ def load_part(model: nn.Module, source: str, shards: Mapping[str, Shard] | None 
     return [name for name in missing if name in wanted]
 
 
-def place(model: nn.Module, name: str, value: Tensor) -> None:
-    """Make `value` the data of the parameter or buffer `name`, wherever the model uses it; marks on the parameter stay."""
+def place(model: nn.Module, name: str, value: Tensor) -> nn.Parameter | None:
+    """Make `value` the data of the parameter or buffer `name`, wherever the model uses it; marks on the parameter stay.
+
+    Returns the parameter, None for a buffer.
+    """
     owner, leaf = _owner(model, name)
     old = owner._parameters.get(leaf)
     if old is None:
         owner._buffers[leaf] = value
-        return
+        return None
     new = nn.Parameter(value, requires_grad=old.requires_grad)
     vars(new).update(vars(old))
     for module in model.modules():
         for alias, parameter in module._parameters.items():
             if parameter is old:
                 module._parameters[alias] = new
+    return new
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

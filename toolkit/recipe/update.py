@@ -148,12 +148,12 @@ class Parallel(Section):
     """Where parameters live between uses (stage 3): "cpu" or "nvme"."""
     nvme_path: Location | None = None
     """Directory on a local NVMe disk, for "nvme"."""
-    reduce_bucket_size: Positive = 50_000_000
-    """Gradient elements reduced at a time; smaller saves memory, larger saves latency."""
-    overlap_comm: bool = False
-    """Reduce gradients while the backward pass runs (stages 1-3); at stage 3 also gather the next layers' parameters while one computes."""
-    param_persistence_threshold: NonNegative = 100_000
-    """Stage 3: parameters with fewer elements stay whole on every rank."""
+    reduce_bucket_size: Positive | None = None
+    """Gradient elements reduced at a time; smaller saves memory, larger saves latency. None: a layer's, at most 50 million."""
+    overlap_comm: bool | None = None
+    """Reduce gradients while the backward pass runs (stages 1-3); at stage 3 also gather the next layers' parameters while one computes. None: on CUDA, except in pipelines."""
+    param_persistence_threshold: NonNegative | None = None
+    """Stage 3: parameters with at most as many elements stay whole on every rank. None: norms and biases do, matrices do not."""
     pipeline: Positive = 1
     """Pipeline stages: each rank holds a share of the layers. ZeRO stages 0 and 1."""
     tensor: Positive = 1

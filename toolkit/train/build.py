@@ -63,6 +63,8 @@ def build_engine(
 ) -> Engine:
     """Load the weights and hand them to DeepSpeed. Collective."""
     task = inputs.task
+    if config["zero_optimization"]["stage"] == 3:
+        device.return_freed_memory()
     if recipe.model.weights == "pretrained":
         _settle_contents(inputs, resolve(str(recipe.model.path), weights=True), me, display)
     source = _starting_weights(recipe, inputs, me, folder, display)

@@ -16,7 +16,7 @@ from toolkit.checkpoint.manifest import Manifest, remove_leftovers
 from toolkit.checkpoint.reader import load
 from toolkit.data.batches import StreamedBatches
 from toolkit.ds_config.check import check_config
-from toolkit.ds_config.explain import explain
+from toolkit.ds_config.explain import explain, explain_size
 from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.render import render
@@ -24,6 +24,7 @@ from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
 from toolkit.engine.protocol import Engine
 from toolkit.errors import plural
+from toolkit.models.size import model_size
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.storage import storage_errors
@@ -60,6 +61,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     `keep_group` leaves the process group to the caller, who may have several runs to do in it.
     """
     me = process.from_environment(recipe.parallel)
+    device.use_growing_segments()
     target = device.target(me.world_size, wanted=recipe.launch.device, model_ranks=model_ranks(recipe.parallel))
     config = render(recipe, target)
     raise_errors(check_config(config, target=target), f"the configuration of {options.name}")
@@ -70,6 +72,10 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     launch = recipe.launch
     with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
         inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
+        size = model_size(inputs.task.auto_class, inputs.model_config, me.mesh.tensor)
+        config = render(recipe, target, size)
+        for line in explain_size(recipe, config, size):
+            display.say(line)
         process.start(me, timeout_s=launch.timeout_s)
         try:
             check_agreement(me, config)
