@@ -17,11 +17,11 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from typing import Any
 
 from harness.page import number_format, parser, publish, table
 from harness.ranks import default_world_size, is_rank, measure, report, shared_folder
+from harness.trainer import make_trainer
 
 TARGET = 1.5
 SIDES = {"toolkit": "toolkit", "trainer": "Trainer", "grouped": "Trainer, grouped"}
@@ -152,7 +152,16 @@ def trainer_rank(options: argparse.Namespace) -> dict[str, Any]:
     recipe = build_recipe(options, me.world_size)
     inputs = prepare_inputs(recipe, me.rank, me.world_size, Display(is_main=False))
     process.start(me)  # without a process group the Trainer takes a CPU for the only one
-    trainer = make_trainer(options, recipe, inputs, me.world_size)
+    trainer = make_trainer(
+        recipe,
+        inputs,
+        _model(options, recipe, inputs),
+        shared_folder() / "trainer",
+        examples=options.examples,
+        accumulation=ACCUMULATION,
+        world_size=me.world_size,
+        grouped=options.side == "grouped",
+    )
     trainer.train()
     # The first step is left out: its end is where the clock starts.
     marks, counts = trainer.marks, trainer.counts[ACCUMULATION:]
@@ -165,66 +174,15 @@ def trainer_rank(options: argparse.Namespace) -> dict[str, Any]:
     return measured
 
 
-def make_trainer(options: argparse.Namespace, recipe: Any, inputs: Any, world_size: int) -> Any:
-    """The Trainer with the recipe's configuration, batch sizes apart, and its usual settings for the rest."""
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+def _model(options: argparse.Namespace, recipe: Any, inputs: Any) -> Any:
+    from transformers import AutoModelForCausalLM
 
-    from toolkit.ds_config.render import render
-    from toolkit.engine import device
     from toolkit.models.assets import resolve
 
-    config = render(recipe, device.target(world_size, wanted="auto"))
-    config |= {
-        "train_micro_batch_size_per_gpu": options.examples,
-        "train_batch_size": options.examples * ACCUMULATION * world_size,
-    }
-    arguments = TrainingArguments(
-        output_dir=str(shared_folder() / "trainer"),
-        deepspeed=config,
-        bf16="bf16" in config,
-        use_cpu=device.kind() == "cpu",
-        per_device_train_batch_size=options.examples,
-        gradient_accumulation_steps=ACCUMULATION,
-        max_steps=recipe.steps,
-        learning_rate=recipe.optimizer.learning_rate,
-        weight_decay=recipe.optimizer.weight_decay,
-        max_grad_norm=recipe.optimizer.max_grad_norm,
-        warmup_steps=recipe.schedule.warmup_steps,
-        lr_scheduler_type="linear",
-        train_sampling_strategy="group_by_length" if options.side == "grouped" else "random",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-    class Watched(Trainer):  # type: ignore[misc]
-        """Notes what each micro-batch holds."""
-
-        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-            mask = inputs["attention_mask"]
-            self.counts.append((int(mask.sum()), mask.numel(), len(mask)))
-            return super().training_step(model, inputs, num_items_in_batch)
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        """Notes when each optimizer step is over."""
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            device.synchronize()
-            trainer.marks.append(time.perf_counter())
-
     if options.tiny:
-        model = AutoModelForCausalLM.from_config(inputs.model_config)
-    else:
-        # As stored it is bf16, which DeepSpeed leaves as it is in an fp32 run, and turns into what a bf16 run computes in.
-        model = AutoModelForCausalLM.from_pretrained(resolve(str(recipe.model.path)), dtype="float32")
-    store = inputs.batches.store
-    rows = [{name: column.tolist() for name, column in store[index].items()} for index in range(len(store))]
-    collate = DataCollatorForSeq2Seq(inputs.tokenizer, label_pad_token_id=-100)
-    data = Dataset.from_list(rows)
-    trainer = Watched(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
-    trainer.counts, trainer.marks = [], []
-    return trainer
+        return AutoModelForCausalLM.from_config(inputs.model_config)
+    # As stored it is bf16, which DeepSpeed leaves as it is in an fp32 run, and turns into what a bf16 run computes in.
+    return AutoModelForCausalLM.from_pretrained(resolve(str(recipe.model.path)), dtype="float32")
 
 
 if __name__ == "__main__":

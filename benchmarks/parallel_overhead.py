@@ -195,9 +195,11 @@ def toolkit_step(options: argparse.Namespace) -> Callable[[Batches], float]:
 def bare_step(options: argparse.Namespace) -> Callable[[Batches], float]:
     """DeepSpeed's own engine for the same configuration."""
     from harness.bare import BARE
+    from transformers import AutoConfig
 
     recipe = build_recipe(options)
-    return BARE[options.kind](recipe.model.path, configured(recipe, DEGREE), DEGREE)
+    path = recipe.model.path
+    return BARE[options.kind](path, configured(recipe, DEGREE, AutoConfig.from_pretrained(path)), DEGREE)
 
 
 if __name__ == "__main__":

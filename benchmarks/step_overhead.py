@@ -9,7 +9,6 @@ each rank the two take turns, step by step and with a changing order, so that a 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.loop import run_loop
 from harness.page import parser, publish, table
 from harness.ranks import default_world_size, is_rank, measure, report, shared_folder
 
@@ -91,7 +91,7 @@ def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
     engine = build_engine(recipe, inputs, config, me, folder, display)
     turns = Turns(inputs.batches, BareLoop(recipe, inputs, config))
     inputs.batches = turns  # type: ignore[assignment]
-    records = run_loop(recipe, inputs, engine, me, folder, display)
+    records = run_loop(recipe, inputs, engine, config, me, folder, display)
     process.stop()
     counted = slice(WARM_UP, WARM_UP + options.steps)
     parameters = sum(parameter.numel() for parameter in engine.model.parameters())
@@ -135,27 +135,6 @@ def build_recipe(options: argparse.Namespace, world_size: int) -> Any:
         checkpoint=Checkpoint(export=False),
         steps=WARM_UP + options.steps + 1,  # the last step saves a checkpoint and is not counted
     )
-
-
-def run_loop(recipe: Any, inputs: Any, engine: Any, me: Any, folder: Any, display: Any) -> list[dict[str, Any]]:
-    """The toolkit's loop from the first step to the last, with all that it records; returns the records on rank 0."""
-    from toolkit.train.interrupts import Interrupt
-    from toolkit.train.loop import Loop
-    from toolkit.train.metrics import MetricsLog
-    from toolkit.train.resume_fields import flatten
-    from toolkit.train.trackers import Trackers
-    from toolkit.train.watch import watch_of
-
-    identity = {"facts": {"examples": None}}
-    loop = Loop(recipe, inputs, engine, me, folder, display, Interrupt(), watch_of(recipe, inputs), identity)
-    if me.is_main:
-        loop.log = MetricsLog(folder.metrics)
-        loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe))
-    loop.run(0, None)
-    if loop.log is None:
-        return []
-    loop.log.close()
-    return [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
 
 
 class BareLoop:

@@ -28,7 +28,7 @@ recipe = Recipe(
     optimizer=Optimizer(learning_rate=3e-4, weight_decay=0.1, betas=(0.9, 0.95)),
     schedule=Schedule(type="warmup_stable_decay", warmup_steps=500, decay_steps=2000),
     precision=Precision(dtype="bf16"),
-    parallel=Parallel(zero_stage=2, reduce_bucket_size=200_000_000),
+    parallel=Parallel(zero_stage=2, reduce_bucket_size=200_000_000, overlap_comm=True),
     checkpoint=Checkpoint(every_steps=500),
     launch=Launch(devices=8, device="cuda"),
     steps=10_000,

@@ -34,6 +34,7 @@ recipe = Recipe(
         offload_optimizer="cpu",
         offload_param="cpu",
         reduce_bucket_size=200_000_000,
+        overlap_comm=True,
     ),
     checkpoint=Checkpoint(every_steps=200, keep=1),
     evaluation=Evaluation(every_steps=200, max_sequences=256),

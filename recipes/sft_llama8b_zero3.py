@@ -27,7 +27,7 @@ recipe = Recipe(
     optimizer=Optimizer(learning_rate=1e-5, weight_decay=0.01, betas=(0.9, 0.95)),
     schedule=Schedule(type="cosine", warmup_steps=50, min_ratio=0.1),
     precision=Precision(dtype="bf16"),
-    parallel=Parallel(zero_stage=3, reduce_bucket_size=200_000_000),
+    parallel=Parallel(zero_stage=3, reduce_bucket_size=200_000_000, overlap_comm=True),
     checkpoint=Checkpoint(every_steps=200, keep=2, keep_best=True),
     evaluation=Evaluation(every_steps=200, max_sequences=512),
     launch=Launch(devices=8, device="cuda"),

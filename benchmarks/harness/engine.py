@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 
-def configured(recipe: Any, ranks: int, inputs: Any = None) -> dict[str, Any]:
-    """The DeepSpeed configuration of `recipe` on `ranks` ranks of this machine, for the model that `inputs` names if given."""
+def configured(recipe: Any, ranks: int, model_config: Any) -> dict[str, Any]:
+    """The DeepSpeed configuration of `recipe`, for a model of `model_config`, on `ranks` ranks of this machine."""
     from toolkit.ds_config.render import render
     from toolkit.engine import device
-    from toolkit.models.size import model_size
+    from toolkit.models.model_size import model_size
     from toolkit.recipe.mesh import model_ranks
+    from toolkit.tasks import task_class
 
     target = device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel))
-    if inputs is None:
-        return render(recipe, target)
-    return render(recipe, target, model_size(inputs.task.auto_class, inputs.model_config, recipe.parallel.tensor))
+    return render(
+        recipe, target, model_size(task_class(recipe.task.name).auto_class, model_config, recipe.model.config)
+    )
 
 
 def built(recipe: Any) -> Any:
@@ -31,5 +32,5 @@ def built(recipe: Any) -> Any:
     process.start(me)
     display = Display(is_main=False)
     inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-    config = configured(recipe, me.world_size, inputs)
+    config = configured(recipe, me.world_size, inputs.model_config)
     return build_engine(recipe, inputs, config, me, RunFolder(shared_folder() / "run"), display)

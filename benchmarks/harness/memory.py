@@ -1,7 +1,9 @@
-"""Memory that a piece of work needs beyond what is there before it: device memory on CUDA, resident set on a CPU."""
+"""Memory that a piece of work needs: device memory on CUDA, resident set on a CPU."""
 
 from __future__ import annotations
 
+import gc
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,18 +14,60 @@ GIB = 2**30
 
 def peak_gib_of(work: Callable[[], None]) -> float:
     """Peak during `work` above what is held when it begins, GiB. Linux only on a CPU."""
+    before = reset_peak()
+    work()
+    return peak_gib() - before
+
+
+def reset_peak() -> float:
+    """Begin a new peak; GiB that are held now."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / GIB
+        return torch.cuda.memory_allocated() / GIB
     # 5: set the high-water mark of the resident set to its present size (proc(5)).
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    work()
-    return (_status("VmHWM") - before) / GIB
+    return _status("VmRSS") / GIB
+
+
+def peak_gib() -> float:
+    """Most GiB held since `reset_peak`."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / GIB
+    return _status("VmHWM") / GIB
+
+
+def release() -> None:
+    """Give back what nobody uses any more."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def allocated_share() -> float:
+    """Share of the device's memory that this process holds in tensors; 0 on a CPU, whose memory others use as well."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return 0.0
+    return torch.cuda.memory_allocated() / torch.cuda.get_device_properties(0).total_memory
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that there was no memory: torch's own on a device, or an allocation that the host refused."""
+    text = str(error)
+    # A host allocation that fails is a RuntimeError (c10/core/impl/alloc_cpu.cpp), pinned memory a CUDA error.
+    words = ("out of memory", "can't allocate memory", "cudaErrorMemoryAllocation", "std::bad_alloc")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in words)
+    )
+
+
+def forget(error: BaseException | None) -> None:
+    """Let go of the tensors in the frames that `error` and what led to it came through, and of what hangs on them."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    release()
 
 
 def _status(field: str) -> int:

@@ -20,5 +20,12 @@ def random_steps(steps: int, micro_batches: int, length: int, vocabulary: int) -
 def _batch(tokens: Any) -> dict[str, Any]:
     import torch
 
+    from toolkit.models.heads import TARGET_ROWS, target_rows
+
     targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
-    return {"input_ids": tokens, "position_ids": torch.arange(tokens.shape[1])[None], "targets": targets}
+    return {
+        "input_ids": tokens,
+        "position_ids": torch.arange(tokens.shape[1])[None],
+        "targets": targets,
+        TARGET_ROWS: target_rows(targets),
+    }

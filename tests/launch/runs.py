@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.recipe import Batch, Checkpoint, Data, Model, Optimizer, Parallel, Precision, Recipe, Schedule, Tracking
 
-TIMES = ("tokens_per_second", "step_time_s", "memory_gib")
+TIMES = ("tokens_per_second", "step_time_s", "tflops_per_device", "memory_gib")
 """Fields of a metrics record that no two runs share."""
 
 SECTIONS = "Batch, Checkpoint, Data, Evaluation, Launch, Model, Optimizer, Parallel, Precision, Recipe, Schedule, Task, Tracking"

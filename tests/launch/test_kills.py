@@ -18,9 +18,9 @@ from tests.launch.strike import Strike, train_until_killed, train_until_stopped
 from toolkit.checkpoint.export_folder import is_current, read_stamp
 from toolkit.checkpoint.manifest import complete_steps
 from toolkit.cli.output import exit_code_of
-from toolkit.recipe import Checkpoint, Evaluation, Recipe
-from toolkit.train.build import STARTING_WEIGHTS
+from toolkit.recipe import Checkpoint, Data, Evaluation, Recipe, Task
 from toolkit.train.interrupts import ONE_PRESS_S, caught
+from toolkit.train.weights import STARTING_WEIGHTS
 
 KILLS = 20
 LONG, SHORT = 60, 6
@@ -131,19 +131,27 @@ def test_a_stop_signal_saves_and_leaves(
     assert hashes(folder, SHORT) == hashes(short_run, SHORT)
 
 
-def test_starting_weights_are_there_only_while_they_are_read(short: Recipe, cache: str, tmp_path: Path) -> None:
-    random_weights = short.model_copy(update={"model": short.model.model_copy(update={"weights": "random"})})
-    whole = undisturbed(random_weights, cache, tmp_path / "whole")
+def test_starting_weights_are_there_only_while_they_are_read(
+    tiny_bert_dir: Path, classification_file: Path, cache: str, tmp_path: Path
+) -> None:
+    """Of a checkpoint that gets a new head."""
+    new_head = tiny_recipe(tiny_bert_dir, classification_file, steps=SHORT, checkpoint=Checkpoint()).model_copy(
+        update={
+            "task": Task(name="sequence_classification"),
+            "data": Data(train=str(classification_file), packing=False),
+        }
+    )
+    whole = undisturbed(new_head, cache, tmp_path / "whole")
     folder = tmp_path / "run"
     # Killed while they are written, they stay; the next start clears them away as soon as every rank has its own.
-    kill(random_weights, folder, cache, Strike(signal.SIGKILL, (1, 0), operation=3, below=STARTING_WEIGHTS))
+    kill(new_head, folder, cache, Strike(signal.SIGKILL, (1, 0), operation=3, below=STARTING_WEIGHTS))
     assert len(list(folder.glob(f"{STARTING_WEIGHTS}*"))) == 1
     strike = Strike(signal.SIGTERM, (0, 1), operation=1, below="metrics.jsonl")
-    (code, _), _ = run_distributed(train_until_stopped, 2, random_weights, str(folder), cache, strike)
+    (code, _), _ = run_distributed(train_until_stopped, 2, new_head, str(folder), cache, strike)
     assert code == 143 and complete_steps(folder / "checkpoints")
     assert list(folder.glob(f"{STARTING_WEIGHTS}*")) == []
     # A resume makes them again.
-    (code, _), _ = run_distributed(train_in_rank, 2, random_weights, str(folder), cache)
+    (code, _), _ = run_distributed(train_in_rank, 2, new_head, str(folder), cache)
     assert code == 0 and list(folder.glob(f"{STARTING_WEIGHTS}*")) == []
     assert hashes(folder, SHORT) == hashes(whole, SHORT)
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from tests import flash
+from tests import flash, varlen
 from toolkit.data.example import Example
 from toolkit.errors import ModelError
-from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS
+from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, Documents
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.parity.reference import token_losses
 from toolkit.recipe import Data, Task
@@ -46,7 +46,7 @@ def build(kind: str, attention: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2", DOCUMENTS])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2", DOCUMENTS, varlen.NEWEST])
 def test_documents_do_not_see_each_other(kind: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows with bounds at different places, in every implementation of attention."""
     flash.install(monkeypatch)
@@ -92,13 +92,14 @@ def loss_and_gradients(model: nn.Module, batch: dict[str, torch.Tensor]) -> tupl
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_attention_trains_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss and gradients of three packed rows in flash attention and document by document are those of an eager mask."""
+    """Loss and gradients of three packed rows in flash attention, document by document and in one call of the
+    variable-length kernel are those of an eager mask."""
     flash.install(monkeypatch)
     batch = packed_batch()
     assert batch[DOCUMENT_LENGTHS].tolist() == [[7, 1, 8], [4, 9, 3], [11, 5, 0]]
     wanted, gradients = loss_and_gradients(build(kind, "eager"), batch)
     assert wanted == pytest.approx(float(token_losses(build(kind, "eager"), batch).detach()), rel=1e-7)
-    for attention in ("flash_attention_2", DOCUMENTS):
+    for attention in ("flash_attention_2", DOCUMENTS, varlen.NEWEST):
         found, others = loss_and_gradients(build(kind, attention), batch)
         assert found == pytest.approx(wanted, rel=1e-7), attention
         assert float((others - gradients).norm() / gradients.norm()) < 1e-6, attention
@@ -118,7 +119,7 @@ def test_parts_of_a_sequence_keep_the_whole_documents(rows: int) -> None:
 def test_flash_attention_without_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers looks for documents in the positions of one row only: two rows then see across their bounds."""
     flash.install(monkeypatch)
-    monkeypatch.setattr("toolkit.models.attention._takes_options", lambda _: False)
+    monkeypatch.setattr("toolkit.models.attention.takes_options", lambda _: False)
     with torch.no_grad():
         moved = leak(build("llama", "flash_attention_2"))
     assert moved > 0.01
@@ -127,15 +128,16 @@ def test_flash_attention_without_bounds_is_refused(monkeypatch: pytest.MonkeyPat
     assert "model.attention='sdpa'" in caught.value.do
 
 
-def test_bounds_of_another_row_are_found_out() -> None:
+@pytest.mark.parametrize("attention", [DOCUMENTS, varlen.NEWEST])
+def test_bounds_of_another_row_are_found_out(attention: str) -> None:
     """Documents that are cut too short leak nothing: only the row by itself shows it."""
-    model = build("llama", DOCUMENTS)
+    model = build("llama", attention)
     inner = model.base_model.forward
 
     @wraps(inner)
     def with_bounds_of_the_first_row(*args: Any, **kwargs: Any) -> Any:
-        lengths = kwargs[DOCUMENT_LENGTHS]
-        return inner(*args, **{**kwargs, DOCUMENT_LENGTHS: [[1, 1, 1, 3, 2, 4], *lengths[1:]]})
+        rows = kwargs[DOCUMENT_LENGTHS].rows
+        return inner(*args, **{**kwargs, DOCUMENT_LENGTHS: Documents([[1, 1, 1, 3, 2, 4], *rows[1:]])})
 
     model.base_model.forward = with_bounds_of_the_first_row
     with torch.no_grad():

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.distributed import run_distributed
 from tests.parity.topologies import rewind
@@ -29,6 +30,7 @@ from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.ds_config.render import render
 from toolkit.engine import device
 from toolkit.errors import ToolkitError
+from toolkit.models.model_size import model_size
 from toolkit.recipe import Recipe
 from toolkit.recipe.schedules import factor
 from toolkit.train.resume_fields import ROLES, Role, flatten
@@ -222,7 +224,8 @@ def rendered(straight: Seen, resumed: Seen, name: str) -> None:
 
 def config_of(recipe: Recipe) -> str:
     target = device.target(1, wanted="cpu", model_ranks=1)
-    return json.dumps(render(recipe, target), sort_keys=True)
+    size = model_size(AutoModelForCausalLM, AutoConfig.from_pretrained(str(recipe.model.path)), {})
+    return json.dumps(render(recipe, target, size), sort_keys=True)
 
 
 def placed(what: str) -> Effect:
@@ -342,6 +345,8 @@ CASES = [
     Case("plain", {"epochs": (2.0, rates)}, {"steps": None}),
     Case("plain", {"precision.dtype": ("bf16", loss)}),
     Case("bf16", {"precision.accumulation_dtype": ("bf16", weights)}),
+    Case("bf16", {"precision.communication_dtype": ("bf16", weights)}, ranks=2),
+    Case("bf16", {"precision.master_dtype": ("bf16", weights), "precision.state_dtype": ("bf16", weights)}, {"precision.accumulation_dtype": "bf16"}),
     Case("fp16", {"precision.initial_scale_power": (10, scales([2**8] * 2, [2**10] * 2))}),
     Case("fp16", {"precision.loss_scale_window": (1, scales([2**8] * 2, [2**8, 2**9]))}),
     Case("overflows", {"precision.hysteresis": (3, scales([2**30, 2**29], [2**30, 2**30]))}),
@@ -381,8 +386,12 @@ CASES = [
 CHANGED = [(case, name) for case in CASES for name in case.effects]
 
 NOTHING_TO_SEE: dict[str, str] = {
+    "model.kernels": "fused kernels are for CUDA; a CPU refuses them",
+    "model.compile": "compiling takes a CPU half a minute: test_compile holds the curve",
     "model.activation_offload": "moves activations between a GPU and its host; on a CPU they are on the host",
     "optimizer.implementation": "names the kernel of the same update; the kernels are held to torch's in test_optimizers",
+    "precision.tf32": "how CUDA multiplies fp32 matrices; a CPU refuses it",
+    "parallel.offload_ratio": "moves states between a GPU and its host: test_offload_ratio plays both on a CPU",
     "parallel.nvme_path": "names the disk that offloaded states lie on; the swap files end with the run",
     "launch.devices": "read where ranks are started and files rendered, never by a rank",
     "launch.hosts": "read where ranks are started and files rendered, never by a rank",

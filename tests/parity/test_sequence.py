@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tests import flash
+from tests import flash, varlen
 from tests.architectures import VOCABULARY, tiny_config
 from tests.distributed import RankFailed, run_distributed
 from tests.parity.strategies import recipe
@@ -176,22 +176,35 @@ def test_ranks_that_share_a_key_value_head() -> None:
         assert exact < TOLERANCE and afterwards < TOLERANCE
 
 
-def flash_on_two_ranks(rank: int, world_size: int, kinds: list[str]) -> dict[str, float]:
+def packed_on_two_ranks(rank: int, world_size: int, kinds: list[str], attention: str) -> dict[str, float]:
     """Relative difference of the summed loss of both parts, two rows of packed documents, from the whole model's."""
-    flash.install(pytest.MonkeyPatch())
+    patch = pytest.MonkeyPatch()
+    if attention == "flash":
+        flash.install(patch)
+    else:
+        patch.setattr("toolkit.engine.sequence.KERNEL", varlen.KERNELS["newest"])
+        patch.setattr("toolkit.engine.sequence.kernel_fault", lambda *_: None)
     batch = whole_batch() | {DOCUMENT_LENGTHS: torch.tensor([[7, 9], [12, 4]])}
     results = {}
     for kind in kinds:
         whole = build((kind, {})).double().eval()
         wanted = _loss(whole, batch)
-        flash.use(part := copy.deepcopy(whole))
-        attention = SequenceAttention(part.config, dist.get_world_group())  # type: ignore[arg-type]
+        part = copy.deepcopy(whole)
+        if attention == "flash":
+            flash.use(part)
+        spread_over = SequenceAttention(part.config, dist.get_world_group())  # type: ignore[arg-type]
         with torch.no_grad():
-            check_sequence_attention(use_sequence_attention(part, attention, LONGEST), kind)
+            check_sequence_attention(use_sequence_attention(part, spread_over, LONGEST), kind)
+        varlen.CALLS.clear()
         cut = {key: value[:, rank * 8 : rank * 8 + 8] for key, value in batch.items() if key != DOCUMENT_LENGTHS}
         found = _loss(part, cut | {DOCUMENT_LENGTHS: batch[DOCUMENT_LENGTHS]})
         dist.all_reduce(found)
         results[kind] = abs(float(found - wanted)) / abs(float(wanted))
+        if attention == "varlen":
+            assert len(varlen.CALLS) == part.config.num_hidden_layers  # type: ignore[union-attr]
+            assert len({id(call.bounds) for call in varlen.CALLS}) == 1, "made once per micro-batch"
+            assert varlen.CALLS[-1].bounds.tolist() == [0, 7, 16, 28, 32]
+    patch.undo()
     return results
 
 
@@ -202,9 +215,10 @@ def _loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     ).detach()
 
 
-def test_flash_attention_of_packed_rows() -> None:
-    """The exchange hands transformers' flash function the bounds of the whole rows."""
-    for results in run_distributed(flash_on_two_ranks, 2, ["llama", "mistral"]):
+@pytest.mark.parametrize("attention", ["flash", "varlen"])
+def test_one_call_for_all_packed_rows(attention: str) -> None:
+    """The exchange hands transformers' flash function, and torch's kernel, the bounds of the whole rows."""
+    for results in run_distributed(packed_on_two_ranks, 2, ["llama", "mistral"], attention):
         assert results and all(deviation < TOLERANCE for deviation in results.values()), results
 
 

@@ -29,6 +29,8 @@ DEEPSPEED_KEYS = {"checkpoint.writer", "optimizer.params"}
 SUFFIXES = {"json", "jsonl", "py", "yaml", "md", "csv", "txt", "safetensors"}
 OTHER_PROGRAMS = {
     "shm_size": "docker",
+    "query_gpu": "nvidia-smi",
+    "budget_s": "benchmarks/gpu.py",
     "ipc": "docker",
     "ulimit": "docker",
     "local_rank": "the deepspeed launcher's to the script",

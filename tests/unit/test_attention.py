@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.models.attention import document_attention, lengths_by_positions
+from toolkit.models.attention import Documents, document_attention, lengths_by_positions
 
 POSITIONS = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 0, 0], list(range(12))])
 
@@ -41,6 +41,23 @@ def test_equals_masked_attention(window: int | None, groups: int) -> None:
     found = torch.autograd.grad((ours * weights).sum(), (query, key, value))
     expected = torch.autograd.grad((wanted * weights).sum(), (query, key, value))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_bidirectional_rows(window: int | None) -> None:
+    """A module that is not causal sees its whole document, or as far to both sides as the window reaches."""
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.is_causal = False  # type: ignore[assignment]
+    query, key, value = torch.randn(3, 2, 1, 12, 8, dtype=torch.float64)
+    documents = Documents(lengths_by_positions(POSITIONS))
+    ours, _ = document_attention(module, query, key, value, None, document_lengths=documents, sliding_window=window)
+    document = (POSITIONS == 0).cumsum(1)
+    allowed = (document[:, :, None] == document[:, None, :])[:, None]
+    if window is not None:
+        allowed = allowed & ((torch.arange(12)[:, None] - torch.arange(12)[None, :]).abs() < window)
+    wanted = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed).transpose(1, 2)
+    torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_positions_of_one_row_serve_all() -> None:

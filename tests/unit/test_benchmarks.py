@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -59,7 +60,7 @@ def cells(printed: str, row: str) -> list[str]:
 
 
 def test_every_script_is_tested() -> None:
-    """make bench runs all of benchmarks/*.py; each has a test of its name here."""
+    """make bench runs all of benchmarks/*.py but gpu.py, which needs a GPU; each has a test of its name here."""
     scripts = {script.stem for script in BENCHMARKS.glob("*.py")}
     assert len(scripts) >= 9
     assert scripts <= {name.removeprefix("test_") for name, value in globals().items() if callable(value)}
@@ -142,6 +143,227 @@ def test_parallel_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
     assert cells(printed, "one process")[0] == "1"
     for row in ("ZeRO-1", "ZeRO-2", "ZeRO-3", "2 pipeline stages", "2 tensor ranks", "2 sequence ranks, ZeRO-3"):
         assert cells(printed, row)[0] == "2"
+
+
+def no_work(rank: int, world_size: int) -> None:
+    """For a call that is only to have the tests' server running."""
+
+
+def stage_of(arguments: list[str], call: Any) -> None:
+    """Be a stage's process of gpu.py, forked from the tests' server."""
+    sys.path.insert(0, str(BENCHMARKS))
+    log = os.open(call.log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    gpu = importlib.import_module("gpu")
+    os.environ.update(gpu.variables("cpu", call.folder))
+    gpu.be_stage(gpu.parse(arguments), call)
+
+
+class Forked:
+    """A forked process as harness.stages looks at one."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.process = multiprocessing.get_context("forkserver").Process(target=stage_of, args=arguments)
+        self.process.start()
+
+    def poll(self) -> int | None:
+        """Its exit code."""
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.join()
+
+
+def test_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rehearsal: every row of every stage is measured on a CPU, its process forked and not started anew."""
+    gpu = importlib.import_module("gpu")
+    run_distributed(no_work, 1)
+    monkeypatch.setattr(gpu, "begin", lambda arguments, _, call: Forked(arguments, call))
+    output = tmp_path / "results.jsonl"
+    assert gpu.main(["--tiny", "--output", str(output), "--budget_s", "300"]) == 0, capsys.readouterr().err
+    about, *records = map(json.loads, output.read_text().splitlines())
+    assert about["device"] == "cpu" and "torch" in about["versions"]
+    assert {record["stage"] for record in records} == {stage.name for stage in gpu.STAGES}
+    unmeasured = {record["row"]: record["why"] for record in records if record["status"] != "done"}
+    assert all(why == "needs a CUDA device" for why in unmeasured.values()), unmeasured
+    found = {(record["stage"], record["row"]): record for record in records}
+    assert len(found) == len(records) >= 60
+    assert found["smoke", "ZeRO-3"]["deviation"] < 1e-6 < found["smoke", "bf16"]["deviation"]
+    assert 0 < found["smoke", "resumed, exported, reloaded"]["resumed_from"] < 16
+    assert found["ragged", "Trainer"]["full"] < 0.6
+    assert found["ladder", "1B kernels of the last rung"]["top"]
+    context = importlib.import_module("gpu_stages.context")
+    lengths = [found["context", f"{shape} {rung}"]["tokens"] for shape in context.SHAPES for rung in context.RUNGS]
+    assert all(512 <= length <= context.CEILING for length in lengths)
+    page = output.with_suffix(".md").read_text()
+    assert all(f"## {stage.name}" in page for stage in gpu.STAGES)
+    assert all((tmp_path / "results" / f"{stage.name}.log").stat().st_size for stage in gpu.STAGES)
+    assert "Failures" not in page and "Targets" not in page
+
+
+def test_gpu_refuses_an_unknown_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message and exit code 2, before anything is started."""
+    gpu = importlib.import_module("gpu")
+    assert gpu.main(["--tiny", "--stages", "smoke,lader"]) == 2
+    assert "unknown stage 'lader' (did you mean 'ladder'?)" in capsys.readouterr().err
+
+
+def test_gpu_without_a_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message, and no page that says nothing."""
+    gpu = importlib.import_module("gpu")
+    nothing = {"facts": {"status": "failed", "why": "RuntimeError: no CUDA device"}}
+    monkeypatch.setattr(gpu, "begin", lambda *given: Told(given[-1], nothing))
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    assert gpu.main([]) == 2
+    assert "the device cannot be used: RuntimeError: no CUDA device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+class Told:
+    """A stage's process that says what is planted, and has ended."""
+
+    def __init__(self, call: Any, rows: dict[str, dict[str, Any]]) -> None:
+        said: list[dict[str, Any]] = [{"rows": list(rows)}]
+        for row, found in rows.items():
+            said += [{"begin": row, "limit_s": 9.0, "kills_itself": False, "log_from": 0}, {"end": row, "found": found}]
+        call.told.write_text("".join(json.dumps(line) + "\n" for line in said))
+
+    def poll(self) -> int | None:
+        """Its exit code."""
+        return 0
+
+    def kill(self) -> None:
+        """It has ended."""
+
+
+def test_gpu_of_known_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Targets that are reached, missed and not measured; an interrupt keeps what was measured before it."""
+    gpu = importlib.import_module("gpu")
+    facts = {"machine": "M", "device": "Card X", "device_gib": 80.0, "host_gib": 9.0, "cuda": "13", "driver": "1"}
+    done = {"status": "done", "peak_gib": 1.0, "step_time_s": 1.0}
+    planted = {
+        "machine": {"facts": {"status": "done", "capability": "9.0", "versions": {"torch": "2"}, **facts}},
+        "smoke": {"one": done | {"deviation": 0.0, "tolerance": 1.0}, "two": {"status": "failed", "why": "E: wrong"}},
+        "ragged": {
+            name: done | {"tokens_per_second": speed}
+            for name, speed in {"toolkit": 9.0, "toolkit, again": 11.0, "Trainer": 3.0, "Trainer, again": 5.0}.items()
+        },
+        "ladder": {
+            "1B all": done | {"tokens_per_second": 1.0, "mfu": 0.55, "tflops_per_device": 500.0},
+            "3B all": done | {"tokens_per_second": 1.0, "mfu": 0.45},
+            "3B more": {"status": "out of memory", "why": "OutOfMemoryError: 1 GiB"},
+        },
+    }
+
+    def begin(arguments: list[str], options: Any, call: Any) -> Told:
+        if call.stage not in planted:
+            raise KeyboardInterrupt
+        return Told(call, planted[call.stage])
+
+    monkeypatch.setattr(gpu, "begin", begin)
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    assert gpu.main([]) == 130
+    assert len((tmp_path / "gpu_card_x.jsonl").read_text().splitlines()) == 1 + 2 + 4 + 3
+    page = (tmp_path / "gpu_card_x.md").read_text()
+    targets = {
+        "smoke: share of the rows that agree": ["50%", ">= 100%", "MISSED"],
+        "ragged chats, times the Trainer's tokens/s": ["2.50", ">= 2.00", "reached"],
+        "MFU, 1B": ["55%", ">= 50%", "reached"],
+        "MFU, 3B": ["45%", ">= 50%", "MISSED"],
+        "context of a 1B shape, tokens": ["-", ">= 500,000", "not measured"],
+    }
+    assert {name: cells(page, name) for name in targets} == targets
+    assert "- 3B more: OutOfMemoryError: 1 GiB" in page and "### smoke, two\n\nE: wrong" in page
+
+
+STAGE = """
+import os, sys, time
+sys.path.insert(0, {folder!r})
+from pathlib import Path
+from harness.stages import Call, Row, serve
+
+def fails(limit_s):
+    raise ValueError("no such number")
+
+def crashes(limit_s):
+    print("about to crash", flush=True)
+    os._exit(7)
+
+rows = [
+    Row("first", lambda limit_s: {{"speed": 3.0}}),
+    Row("fails", fails),
+    Row("crashes", crashes),
+    Row("hangs", lambda limit_s: time.sleep(60)),
+    Row("last", lambda limit_s: {{"speed": 4.0}}),
+    Row("lacks", fails, without="needs more"),
+]
+told, log, skip, limit = sys.argv[1:]
+serve(rows, Call("stage", Path("."), Path(told), Path(log), tuple(skip.split(",")), float(limit)))
+"""
+
+
+def test_a_stage_goes_on_after_failures(tmp_path: Path) -> None:
+    """An exception, a crash and a hang cost the rows in which they happen; a stage that cannot start stops no other."""
+    stages = importlib.import_module("harness.stages")
+    script = tmp_path / "stage.py"
+    script.write_text(STAGE.format(folder=str(BENCHMARKS)))
+    kept: list[dict[str, Any]] = []
+
+    def begin(call: Any) -> Any:
+        if call.stage == "broken":
+            return stages.begin([sys.executable, "-c", "raise SystemExit('no disk')"], call.log, os.environ)
+        told = [str(call.told), str(call.log), ",".join(call.skip), str(call.limit_s)]
+        return stages.begin([sys.executable, str(script), *told], call.log, os.environ)
+
+    plan = [stages.Stage("broken", 1.0), stages.Stage("stage", 1.0)]
+    stages.run_stages(plan, 5.0, begin, tmp_path, tmp_path, kept.append)
+    statuses = {record["row"]: record["status"] for record in kept}
+    assert statuses == {
+        "start": "failed",
+        "first": "done",
+        "fails": "failed",
+        "crashes": "failed",
+        "hangs": "timed out",
+        "last": "done",
+        "lacks": "left out",
+    }
+    why = {record["row"]: (record.get("why", ""), record.get("log", "")) for record in kept}
+    assert why["start"] == ("the process ended with exit code 1", "no disk")
+    assert why["fails"][0] == "ValueError: no such number" and "in fails" in why["fails"][1]
+    assert why["crashes"] == ("the process ended with exit code 7", "about to crash")
+    assert why["lacks"][0] == "needs more"
+
+
+def test_longest_context_is_searched() -> None:
+    """Doubling to the end of memory, then halving the gap; a search without time says so."""
+    context = importlib.import_module("gpu_stages.context")
+    tried: list[int] = []
+
+    def try_step(length: int) -> float | None:
+        tried.append(length)
+        return None if length > 41_000 else length / 1000
+
+    found = context.longest(try_step, 8192, least=8192, tries=20, time_left=lambda: 1e9)
+    assert tried == [8192, 16384, 32768, 65536, 49152, 40960, 45056]
+    assert (found.length, found.seconds, found.tries, found.ended_by) == (40960, 40.96, 7, "memory")
+    # After 8 s twice the length may take 33 s; once it took 16 s, twice that length is likely to take 33 s, too.
+    left = iter([33.0, 32.0])
+    found = context.longest(try_step, 8192, least=8192, tries=20, time_left=lambda: next(left))
+    assert (found.length, found.ended_by) == (16384, "time")
+    assert context.longest(lambda _: None, 65536, least=8192, tries=20, time_left=lambda: 1.0).length == 0
+
+
+def test_idle_share_of_known_kernels() -> None:
+    """Time in which at least one kernel ran; kernels by their sum."""
+    summarised = importlib.import_module("harness.profile").summarised
+    found = summarised([("a", 0.0, 2000.0), ("b", 1000.0, 3000.0), ("a", 9000.0, 10000.0)])
+    assert found["idle"] == pytest.approx(0.6)
+    assert found["top"] == [["a", 2, 3.0, 0.6], ["b", 1, 2.0, 0.4]]
 
 
 Planted = Callable[[list[str], int], list[Any]]
@@ -227,6 +449,24 @@ def test_logits_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: 
     full, fused = (float(cells(printed, f"{side}, bfloat16")[2]) for side in ("full logits", "linear_cross_entropy"))
     assert full == pytest.approx(fused, rel=1e-4)
     assert not page.exists()
+
+
+def test_state_formats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is kept per parameter is what the formats say, and no format leaves the curve."""
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'toolkit[torchao]'")
+    run_tiny("state_formats", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    kept = {
+        "fp32": 12,
+        "fp32 masters, 8-bit states": 6,
+        "bf16 masters, bf16 states": 6,
+        "bf16 masters, 8-bit states": 4,
+    }
+    for name, expected in kept.items():
+        loss, _, relative, size = cells(printed, name)
+        assert float(loss) > 0 and abs(float(relative.strip("+%"))) < 2
+        # Scales of the blocks, the few vectors in fp32, and two maps of 256 values.
+        assert expected <= float(size) < expected + 0.15, name
 
 
 def test_page_is_written(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from toolkit.models.config import load_config
 from toolkit.models.contents import compare, settle
 from toolkit.models.files import check_weights
 from toolkit.models.loading import load_tokenizer, materialise
+from toolkit.models.model_size import model_size
 from toolkit.models.partial import load_part
+from toolkit.models.random_weights import RandomWeights
 from toolkit.models.stages import build_skeleton, cut
 from toolkit.models.weight_files import weight_files
 from toolkit.recipe import Model
@@ -173,11 +175,13 @@ def test_a_new_head_is_no_excuse_for_a_missing_layer(tmp_path: Path) -> None:
         materialise(AutoModelForSequenceClassification, model, config, tmp_path / "again", 1)
 
 
-def test_an_architecture_that_cannot_be_built_as_it_is(tmp_path: Path) -> None:
+def test_an_architecture_that_cannot_be_built_as_it_is() -> None:
     model = Model(architecture="reformer", weights="random", tokenizer="none")
     config = load_config(model, vocabulary_size=9, overrides={})
     with pytest.raises(ModelError, match=r"no model can be built: If you want to use `ReformerModelWithLMHead`"):
-        materialise(AutoModelForCausalLM, model, config, tmp_path, 1)
+        RandomWeights(AutoModelForCausalLM, config, 1)
+    with pytest.raises(ModelError, match=r"no model can be built: If you want to use `ReformerModelWithLMHead`"):
+        model_size(AutoModelForCausalLM, config, {})
 
 
 def test_other_shapes_than_the_config_gives(tmp_path: Path) -> None:

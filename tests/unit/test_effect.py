@@ -57,11 +57,17 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "schedule.patience": (
         9, {"schedule.type": "reduce_on_plateau", "evaluation.every_steps": 1, **HELD_OUT}, {"schedule.type": "constant"},
     ),
+    "precision.tf32": (True, {"precision.dtype": "fp32"}, {"precision.dtype": "bf16"}),
+    "precision.master_dtype": ("bf16", {"precision.dtype": "bf16"}, {"precision.dtype": "fp16"}),
+    "precision.state_dtype": ("8bit", {}, {"optimizer.type": "lion"}),
     "precision.initial_scale_power": (8, {"precision.dtype": "fp16"}, {"precision.dtype": "auto"}),
     "precision.loss_scale_window": (8, {"precision.dtype": "fp16"}, {"precision.dtype": "bf16"}),
     "precision.hysteresis": (1, {"precision.dtype": "fp16"}, {"precision.dtype": "fp32"}),
     "precision.min_loss_scale": (8.0, {"precision.dtype": "fp16"}, {}),
     "parallel.offload_optimizer": ("cpu", {}, {"parallel.zero_stage": 0}),
+    "parallel.offload_ratio": (
+        0.5, {"parallel.offload_optimizer": "cpu", **STAGE_3}, {"parallel.offload_optimizer": "cpu", "parallel.zero_stage": 2},
+    ),
     "parallel.offload_param": ("cpu", STAGE_3, {}),
     "parallel.nvme_path": ("/fast", {"parallel.offload_param": "nvme", **STAGE_3}, STAGE_3),
     "parallel.reduce_bucket_size": (1000, {"parallel.zero_stage": 0}, STAGE_0),

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ from toolkit.train.run_folder import RunFolder
 from toolkit.train.watch import Watch
 
 TOTAL = 9
-BATCH = StepBatch(0, 0.0, [{}], 1, 1)
+BATCH = StepBatch(0, 0.0, [{}], np.array([1]))
 
 
 class Engine:

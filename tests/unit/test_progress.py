@@ -27,6 +27,12 @@ def test_what_does_not_fit_is_left_out_from_the_end() -> None:
     assert step_line({**RECORD, "skipped": True}, width=5).startswith("SKIPPED")
 
 
+def test_the_use_of_a_device_is_shown_where_there_is_any() -> None:
+    used = {**RECORD, "tflops_per_device": 412.34, "mfu": 0.4169}
+    assert "tokens/s 1,380  MFU 41.7%  TFLOPS 412.3  memory 4.4 GiB" in step_line(used)
+    assert "TFLOPS" not in step_line({**RECORD, "tflops_per_device": 0.08}), "a CPU's"
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_a_terminal_of_any_width_shows_the_step_and_the_time_left(width: int) -> None:
     display = Display(is_main=True, total_steps=2000)

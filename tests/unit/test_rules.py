@@ -683,6 +683,17 @@ CASES = [
         {"bf16.bf16_master_weights_and_grads": True},
     ),
     Case(
+        "low-precision-masters",
+        {
+            "bf16.bf16_master_weights_and_grads": True,
+            "bf16.bf16_optimizer_states": True,
+            "zero_optimization.stage": 1,
+        },
+        "bf16.bf16_master_weights_and_grads",
+        "masters and states stay in fp32",
+        {"zero_optimization.stage": 2},
+    ),
+    Case(
         "learning-rate-unwritten",
         {"optimizer.params.lr": REMOVE},
         "optimizer.params.lr",
@@ -740,6 +751,14 @@ CASES = [
         "optimizer.type='AdamW' needs FusedAdam, and there is no C++ compiler",
         {"optimizer.params.torch_adam": True},
         target=Target(2, "cpu", compiler=False),
+    ),
+    Case(
+        "optimizer-needs-compiler",
+        {"optimizer": {"type": "Lion", "params": {"lr": 1e-4}}},
+        "optimizer.type",
+        "optimizer.type='Lion' needs FusedLion, and nvcc is of CUDA 13.0, torch of CUDA 12.8",
+        {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}}},
+        target=Target(2, "cuda", nvcc_fault="nvcc is of CUDA 13.0, torch of CUDA 12.8"),
     ),
     Case(
         "amsgrad",

@@ -17,6 +17,7 @@ from toolkit.models.absent import AbsentLayer
 from toolkit.models.partial import place
 from toolkit.models.stage_plan import balance, layer_costs, stage_plan
 from toolkit.models.stages import build_skeleton, cut, tied_parameters
+from toolkit.models.tensor_plan import tensor_plan
 
 
 def skeleton(kind: str, **changes: Any) -> nn.Module:
@@ -132,6 +133,20 @@ def test_balance_weighs_the_head() -> None:
     wide = skeleton("llama", vocab_size=round(2 * layer / 6 / 32))
     assert balance(model, 2) == [(0, 2), (2, 4)]
     assert balance(wide, 2) == [(0, 3), (3, 4)]
+
+
+def test_balance_weighs_what_a_tensor_rank_computes() -> None:
+    """A head that stays whole costs each of two ranks as much as before, while their layers cost half."""
+    model = skeleton("llama", vocab_size=96)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    shards = {name: shard for name, shard in tensor_plan(model, 2).of_rank(0).items() if ".layers." in name}
+    plan = stage_plan(model.config)  # type: ignore[arg-type]
+    whole, halves = layer_costs(model, plan), layer_costs(model, plan, shards)
+    norms = 6 * sum(size for name, size in sizes.items() if "layers.0." in name and "layernorm" in name)
+    assert halves[0] == pytest.approx((whole[0] - norms) / 2 + norms)
+    assert halves[-1] - halves[0] == pytest.approx(whole[-1] - whole[0]) != 0
+    wide = skeleton("llama", vocab_size=round(0.7 * whole[0] / 6 / 32))
+    assert (balance(wide, 2), balance(wide, 2, shards)) == ([(0, 2), (2, 4)], [(0, 3), (3, 4)])
 
 
 def test_towers_for_images_cost_no_text_model_anything() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.train.build import STARTING_WEIGHTS, starting_weights_of
+from toolkit.train.weights import STARTING_WEIGHTS, starting_weights_of
 
 DIGEST = "0123456789abcdef"
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from tests.architectures import tiny_config
 from toolkit.errors import ModelError
 from toolkit.models.shards import Shard
+from toolkit.models.stages import build_skeleton, cut
 from toolkit.models.tensor_plan import TensorPlan, tensor_plan
 from toolkit.models.tensor_styles import STYLES, Boundary, Enter, Leave
 
@@ -55,9 +56,29 @@ def test_a_plain_layer() -> None:
     assert plan.shards[f"{layer}.mlp.down_proj.weight"][1] == Shard((32, 48), 1, ((24, 24),))
     assert plan.boundaries[f"{layer}.self_attn.k_proj"] == Boundary(Enter.SUM_GRADIENT, Leave.AS_IS)
     assert plan.boundaries[f"{layer}.mlp.down_proj"] == Boundary(Enter.AS_IS, Leave.SUM)
-    whole = {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", f"{layer}.input_layernorm.weight"}
-    assert not whole & plan.shards.keys()
-    assert not plan.partial and "lm_head" not in plan.boundaries
+    assert not {"model.norm.weight", f"{layer}.input_layernorm.weight"} & plan.shards.keys()
+    assert not plan.partial
+
+
+def test_the_vocabulary_is_divided_with_its_head() -> None:
+    """By rows, the first ranks holding one more where it does not divide; tied weights once, under their one name."""
+    plan = plan_of("llama", vocab_size=97)
+    assert (plan.head, plan.embedding, plan.vocabulary) == ("lm_head", "model.embed_tokens", (49, 48))
+    assert plan.shards["lm_head.weight"] == (Shard((97, 32), 0, ((0, 49),)), Shard((97, 32), 0, ((49, 48),)))
+    assert plan.shards["model.embed_tokens.weight"] == plan.shards["lm_head.weight"]
+    assert plan.boundaries["lm_head"] == Boundary(Enter.SUM_GRADIENT, Leave.GATHER, widths=(49, 48))
+    tied = plan_of("gpt2")
+    assert "transformer.wte.weight" in tied.shards and "lm_head.weight" not in tied.shards
+    assert tied.shards["transformer.wte.weight"][1].share == 0.5
+    assert "lm_head.bias" in plan_of("phi").shards
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("gemma2", {}), ("cohere", {}), ("granite", {"logits_scaling": 8.0})])
+def test_a_vocabulary_stays_whole_where_logits_are_changed(kind: str, changes: dict[str, Any]) -> None:
+    """Their loss needs the logits in full: gathered, they would cost what they save."""
+    plan = plan_of(kind, **changes)
+    assert plan.head is plan.embedding is None and not plan.vocabulary
+    assert not any("embed" in name or "lm_head" in name for name in plan.shards)
 
 
 def test_fused_projections_are_cut_part_by_part() -> None:
@@ -156,11 +177,22 @@ def test_every_style_of_transformers_is_known() -> None:
     assert unknown <= expert_parallel, unknown
 
 
-def test_a_stage_that_lacks_layers() -> None:
-    """Only what is there is cut, under the names of the whole model."""
-    model: Any = skeleton("llama")
-    whole = tensor_plan(model, 2)
-    model.model.layers[0] = nn.Identity()
-    model.model.embed_tokens = nn.Identity()
-    stage = tensor_plan(model, 2)
-    assert stage.shards == {name: value for name, value in whole.shards.items() if ".layers.0." not in name}
+def test_a_stage_takes_its_part_of_the_whole_plan() -> None:
+    """Only what is there is cut, under the names of the whole model; a tied vocabulary on both ends, alike."""
+    whole = skeleton("llama", tie_word_embeddings=True)
+    plan = tensor_plan(whole, 2)
+    ends = []
+    for layers in ((0, 3), (3, 4)):
+        stage = build_skeleton(AutoModelForCausalLM, whole.config)  # type: ignore[arg-type]
+        cut(stage, layers)
+        ends.append((stage, plan.within(stage)))
+    shared = "model.embed_tokens.weight"
+    for stage, part in ends:
+        names = {name for name, _ in stage.named_parameters()}
+        assert part.shards == {name: value for name, value in plan.shards.items() if name in names}
+        assert part.boundaries.keys() <= {name for name, _ in stage.named_modules()}
+        assert shared in part.shards and part.vocabulary == plan.vocabulary
+    (_, first), (_, last) = ends
+    assert (first.head, first.embedding, last.head) == (None, "model.embed_tokens", "lm_head")
+    assert "lm_head" in last.boundaries and "lm_head" not in first.boundaries
+    assert set(first.shards) & set(last.shards) == {shared} and {*first.shards, *last.shards} == set(plan.shards)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from toolkit.cli import launcher_variables
 from toolkit.cli.finding import Finding
+from toolkit.engine import kernels
 
 GIB = 2**30
 
@@ -109,7 +110,7 @@ def check_devices() -> Iterator[Finding]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         yield Finding("CUDA devices", "ok", f"{len(names)}: {', '.join(names)}; torch is built for CUDA {built_for}")
-        yield _check_nvcc()
+        yield check_nvcc(built_for)
     elif shutil.which("nvidia-smi") and Path("/dev/nvidia0").exists():
         found = "there is a GPU, but torch is a CPU build" if built_for is None else "torch cannot use the GPU"
         yield Finding("CUDA devices", "warn", found, "pip install a torch built for your driver (see `nvidia-smi`)")
@@ -117,11 +118,13 @@ def check_devices() -> Iterator[Finding]:
         yield Finding("CUDA devices", "ok", "none; runs use the CPU")
 
 
-def _check_nvcc() -> Finding:
-    if shutil.which("nvcc") is None and not os.environ.get("CUDA_HOME"):
-        fix = "install the CUDA toolkit of torch's version and set CUDA_HOME, or use a torch optimizer"
-        return Finding("nvcc", "warn", "not found: DeepSpeed's GPU operators cannot be built", fix)
-    return Finding("nvcc", "ok", shutil.which("nvcc") or os.environ["CUDA_HOME"])
+def check_nvcc(built_for: str | None) -> Finding:
+    """Whether DeepSpeed's GPU kernels (FusedAdam, FusedLion) can be built. The default optimizer needs none."""
+    fault = kernels.nvcc_fault(built_for)
+    if fault:
+        fix = "only for optimizer.implementation='deepspeed' and lion: install the CUDA toolkit of torch's version"
+        return Finding("nvcc", "warn", f"{fault}: DeepSpeed's GPU kernels cannot be built", fix)
+    return Finding("nvcc", "ok", f"fits torch's CUDA {built_for}")
 
 
 def check_port(port: str) -> Finding:

@@ -40,18 +40,25 @@ _CHECKS: dict[str, Callable[[], Finding | Iterable[Finding]]] = {
 
 
 def doctor(
-    stream: TextIO, hostfile: Path | None = None, *, ssh_port: int | None = None, write_env: bool = False
+    stream: TextIO,
+    hostfile: Path | None = None,
+    *,
+    ssh_port: int | None = None,
+    write_env: bool = False,
+    gpu: bool = False,
 ) -> int:
     """Write every finding to `stream`; with `hostfile`, look at its hosts too. Returns 2 if a run would break, else 0.
 
     `ssh_port` as for the launcher. `write_env` first writes ./.deepspeed_env, by which the launcher gives the hosts this
-    shell's settings. Raises LaunchError if `hostfile` cannot be read.
+    shell's settings. `gpu` measures the GPUs, some seconds each. Raises LaunchError if `hostfile` cannot be read, and
+    where there is no GPU to measure.
     """
     console = Console(file=stream)
     if write_env:
         _write_env(stream)
     of_hosts = list(check_hostfile(hostfile, ssh_port)) if hostfile is not None else []
-    findings = [*_findings(), *of_hosts]
+    of_gpus = list(_of_gpus()) if gpu else []
+    findings = [*_findings(), *of_gpus, *of_hosts]
     if console.is_terminal:
         console.print(_table(findings))
     else:
@@ -60,6 +67,12 @@ def doctor(
     count = {status: sum(finding.status == status for finding in findings) for status in _COLOURS}
     stream.write(f"{count['ok']} ok, {count['warn']} to know, {count['fail']} to repair\n")
     return 2 if count["fail"] else 0
+
+
+def _of_gpus() -> Iterator[Finding]:
+    from toolkit.cli.check_gpu import check_gpus  # imports torch, which may be what is damaged
+
+    yield from check_gpus()
 
 
 def _write_env(stream: TextIO) -> None:

@@ -172,6 +172,11 @@ def _add_doctor(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first compile DeepSpeed's CPU kernels, a minute each at first use otherwise",
     )
+    verb.add_argument(
+        "--gpu",
+        action="store_true",
+        help="also measure each GPU, some seconds: products and copies against its data sheet, throttling, memory errors",
+    )
     verb.add_argument("--hostfile", type=file_path, help="also ask every host of this file over ssh, and compare them")
     verb.add_argument("--ssh-port", type=count, help="as for `deepspeed --ssh_port`")
     verb.add_argument(
@@ -190,7 +195,7 @@ def _doctor(options: argparse.Namespace) -> int:
         from toolkit.engine.kernels import KERNELS, NVME_KERNELS, build
 
         build({**KERNELS, **(NVME_KERNELS if check_libaio().status == "ok" else {})}, print)
-    return doctor(sys.stdout, options.hostfile, ssh_port=options.ssh_port, write_env=options.write_env)
+    return doctor(sys.stdout, options.hostfile, ssh_port=options.ssh_port, write_env=options.write_env, gpu=options.gpu)
 
 
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]]] = {
@@ -228,6 +233,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]
             "",
             "--build                                       and compile what the first offloaded run would",
             "--hostfile hostfile                           and every host of a cluster",
+            "--gpu                                         and what each GPU really does, where there is one",
         ],
     ),
 }

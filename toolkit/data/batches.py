@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from toolkit.data.columns import update_digest
 from toolkit.data.encoding import Encoder, Exchange, TeamEncoder
@@ -45,10 +46,18 @@ class StepBatch:
     epoch: float
     """Passes over the data that lie behind once this step is done; a stream, whose length is unknown, counts whole ones."""
     micro_batches: list[dict[str, torch.Tensor]]
-    num_samples: int
-    """Examples in the global batch, over all ranks."""
-    num_tokens: int
-    """Tokens without padding in the global batch, over all ranks."""
+    lengths: NDArray[np.int64]
+    """Tokens of each example in the global batch, over all ranks, without padding; [num_samples]."""
+
+    @property
+    def num_samples(self) -> int:
+        """Examples in the global batch, over all ranks."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding in the global batch, over all ranks."""
+        return int(self.lengths.sum())
 
 
 @dataclass(frozen=True)
@@ -90,13 +99,8 @@ class StoredBatches:
             self.collate([[self.store[index] for index in chosen[position]] for position in positions])
             for positions in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
         ]
-        return StepBatch(
-            step=step,
-            epoch=self.order.epoch(step + 1),
-            micro_batches=micro_batches,
-            num_samples=sum(len(sequence) for sequence in chosen),
-            num_tokens=sum(int(self.store.lengths[index]) for sequence in chosen for index in sequence),
-        )
+        lengths = self.store.lengths[list(itertools.chain.from_iterable(chosen))]
+        return StepBatch(step, self.order.epoch(step + 1), micro_batches, lengths)
 
 
 @dataclass(frozen=True)
@@ -184,9 +188,9 @@ class StreamedBatches:
                     self.collate([chosen[index] for index in indices])
                     for indices in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
                 ]
-                tokens = sum(len(example["input_ids"]) for sequence in chosen for example in sequence)
+                lengths = np.array([len(example["input_ids"]) for sequence in chosen for example in sequence], np.int64)
                 after = positions[-1]
-                yield StepBatch(step, float(after.passes), micro_batches, sum(map(len, chosen)), tokens), after
+                yield StepBatch(step, float(after.passes), micro_batches, lengths), after
 
     def _sequences(self, position: Position, team: TeamEncoder) -> Iterator[tuple[list[Example], Position]]:
         """Every sequence from `position` on, with the position after it; never ends."""

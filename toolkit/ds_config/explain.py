@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.ds_config.model_size import ModelSize
 from toolkit.ds_config.optimizer_block import wants_host_optimizer
 from toolkit.ds_config.render import resolved_dtype
 from toolkit.ds_config.target import Target
@@ -53,6 +52,11 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
         )
     if wants_host_optimizer(recipe, target) and recipe.parallel.offload_optimizer == "none":
         lines.append("optimizer: lion runs through offload_optimizer, DeepSpeed's only kernel for it on a CPU device")
+    exchanged, sums = config["communication_data_type"], config["data_types"]["grad_accum_dtype"]
+    if exchanged != sums and recipe.precision.communication_dtype == "auto":
+        lines.append(f"gradients: summed over micro-batches in {sums}, exchanged between ranks in {exchanged}")
+    if "optimizer" not in config:
+        lines.append("optimizer: no block, because DeepSpeed has no Adam with 8-bit states; the toolkit hands it one")
     if not recipe.optimizer.max_grad_norm:
         lines.append("clipping: off (written as 0.0, because DeepSpeed clips at 1.0 where the key is absent)")
     if "scheduler" not in config:
@@ -60,20 +64,3 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
             f"schedule: {recipe.schedule.type} runs as a torch LambdaLR of the printed curve; DeepSpeed has no exact block for it"
         )
     return lines
-
-
-def explain_size(recipe: Recipe, config: Mapping[str, Any], size: ModelSize) -> list[str]:
-    """What of `config` follows the model, whose size is known only when its files have been read."""
-    zero = config["zero_optimization"]
-    if size.layer is None or zero["stage"] == 0:
-        return []
-    parts = []
-    if recipe.parallel.reduce_bucket_size is None:
-        parts.append(f"buckets of {zero['reduce_bucket_size']:,} elements")
-    if zero["stage"] == 3:
-        parts.append(f"at most {zero['stage3_max_live_parameters']:,} parameters gathered")
-        if recipe.parallel.param_persistence_threshold is None:
-            parts.append(
-                f"parameters up to {zero['stage3_param_persistence_threshold']:,} elements whole on every rank"
-            )
-    return [f"ZeRO: {', '.join(parts)} (the largest layer has {size.layer:,})"] if parts else []

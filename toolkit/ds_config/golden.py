@@ -21,7 +21,8 @@ from toolkit.storage import write_together
 def assumed_target(recipe: Recipe, world_size: int | None = None) -> Target:
     """The target a recipe is rendered for away from its machines: its own launch section, bf16 and a compiler at hand."""
     device = "cpu" if recipe.launch.device == "auto" else recipe.launch.device
-    return Target(world_size or recipe.launch.world_size, device, model_ranks=model_ranks(recipe.parallel))
+    world_size = world_size or recipe.launch.world_size
+    return Target(world_size, device, fp8=device == "cuda", model_ranks=model_ranks(recipe.parallel))
 
 
 def to_json(config: Mapping[str, Any]) -> str:

@@ -18,6 +18,10 @@ HOST_KERNELS = {
     "adagrad": "DeepSpeedCPUAdagrad",
     "lion": "DeepSpeedCPULion",
 }
+"""Optimizer -> the class for states in host memory, whose kernel a C++ compiler builds."""
+
+DEVICE_KERNELS = {"adam": "FusedAdam", "adamw": "FusedAdam", "lion": "FusedLion"}
+"""Optimizer -> the class for states on the device. On a GPU nvcc builds its kernel."""
 
 
 def optimizer_block(recipe: Recipe, target: Target, stage: int) -> dict[str, Any]:
@@ -56,21 +60,22 @@ def _offloads(recipe: Recipe) -> bool:
     return recipe.parallel.offload_optimizer != "none"
 
 
-def _uses_host_kernel(recipe: Recipe, target: Target) -> bool:
+def uses_kernel(recipe: Recipe, target: Target) -> bool:
+    """Whether Adam runs in DeepSpeed's kernel. Raises RecipeError where it is asked for and cannot be built."""
     wanted = recipe.optimizer.implementation
     if wanted == "auto":
         return _offloads(recipe) and target.compiler
-    if wanted == "deepspeed" and not target.compiler:
-        raise _no_compiler(recipe.optimizer)
+    if wanted == "deepspeed":
+        _require_kernel(recipe, target, on_host=_offloads(recipe))
     return wanted == "deepspeed"
 
 
 def _adam(recipe: Recipe, target: Target, params: dict[str, Any]) -> dict[str, Any]:
     decoupled = recipe.optimizer.type == "adamw"
-    host = _uses_host_kernel(recipe, target)
+    kernel = uses_kernel(recipe, target)
     # "Adam" means AdamW to DeepSpeed unless adam_w_mode says otherwise.
-    params |= {"torch_adam": not host, "adam_w_mode": decoupled}
-    if not host:
+    params |= {"torch_adam": not kernel, "adam_w_mode": decoupled}
+    if not kernel:
         params["fused"] = True
     return {"type": "AdamW" if decoupled else "Adam", "params": params}
 
@@ -79,8 +84,7 @@ def _adagrad(recipe: Recipe, target: Target, params: dict[str, Any]) -> dict[str
     if not _offloads(recipe):
         _refuse_kernel(recipe.optimizer)
         return {"type": "Adagrad", "params": params}
-    if not target.compiler:
-        raise _no_compiler(recipe.optimizer)
+    _require_kernel(recipe, target, on_host=True)
     for name in ("lr_decay", "initial_accumulator_value"):
         if params.pop(name):
             raise RecipeError(
@@ -99,8 +103,7 @@ def _lion(recipe: Recipe, target: Target, stage: int, params: dict[str, Any]) ->
             expected="zero_stage 1, 2 or 3: DeepSpeed's Lion runs on a CPU only as an offloaded optimizer",
             do="set parallel.zero_stage=1",
         )
-    if on_host and not target.compiler:
-        raise _no_compiler(recipe.optimizer)
+    _require_kernel(recipe, target, on_host=on_host)
     return {"type": "Lion", "params": params}
 
 
@@ -141,11 +144,21 @@ def _refuse_kernel(optimizer: Optimizer) -> None:
         )
 
 
-def _no_compiler(optimizer: Optimizer) -> RecipeError:
-    torch_path = optimizer.type in ("adam", "adamw")
-    return RecipeError(
-        f"optimizer.type={optimizer.type!r} needs {HOST_KERNELS[optimizer.type]}, which is built at first use, and there is no C++ compiler",
-        expected="g++ (or the compiler named in CXX) on PATH",
-        do="install g++"
-        + (", or set optimizer.implementation='torch'" if torch_path else ", or choose another optimizer"),
-    )
+def _require_kernel(recipe: Recipe, target: Target, *, on_host: bool) -> None:
+    """Raise RecipeError where DeepSpeed's kernel for the recipe's optimizer cannot be built on this target."""
+    name = recipe.optimizer.type
+    kernel = (HOST_KERNELS if on_host else DEVICE_KERNELS)[name]
+    needs = f"optimizer.type={name!r} needs {kernel}, which is built at first use, and "
+    other = "set optimizer.implementation='torch'" if name in ("adam", "adamw") else "choose another optimizer"
+    if not target.compiler:
+        raise RecipeError(
+            f"{needs}there is no C++ compiler",
+            expected="g++ (or the compiler named in CXX) on PATH",
+            do=f"install g++, or {other}",
+        )
+    if not on_host and target.device == "cuda" and target.nvcc_fault:
+        raise RecipeError(
+            f"{needs}{target.nvcc_fault}",
+            expected="nvcc of torch's CUDA version, on PATH or under CUDA_HOME",
+            do=f"install that CUDA toolkit, set parallel.offload_optimizer='cpu' (its kernel needs g++ only), or {other}",
+        )

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolkit.ds_config.model_size import LARGEST, UNKNOWN, ModelSize
+from toolkit.ds_config.model_size import UNKNOWN, ModelSize, bucket_size, live_parameters
 from toolkit.ds_config.optimizer_block import needs_untested_flag, optimizer_block, wants_host_optimizer
+from toolkit.ds_config.state_formats import check_state_formats
 from toolkit.ds_config.target import Target
 from toolkit.errors import RecipeError
 from toolkit.recipe import Batch, Parallel, Recipe
 from toolkit.recipe.mesh import Mesh, mesh_of
 
 
-def render(recipe: Recipe, target: Target, size: ModelSize = UNKNOWN) -> dict[str, Any]:
-    """The DeepSpeed configuration of `recipe` on `target`, with integers everywhere.
+def render(recipe: Recipe, target: Target, model: ModelSize = UNKNOWN) -> dict[str, Any]:
+    """The DeepSpeed configuration of `recipe` on `target`, with integers everywhere; its buckets follow `model`.
 
-    `size` is that of the model, which buckets follow; away from the model's files it is taken for one of billions.
     Raises RecipeError when the batch does not divide or the device cannot do what the recipe asks.
     """
     mesh = mesh_of(recipe.parallel, target.world_size)
     dtype = resolved_dtype(recipe, target)
     stage = effective_stage(recipe, dtype)
+    check_state_formats(recipe, target, dtype, stage)
     config: dict[str, Any] = {
         "train_batch_size": recipe.batch.global_size,
         "train_micro_batch_size_per_gpu": recipe.batch.micro_size,
         "gradient_accumulation_steps": accumulation_steps(recipe, mesh),
         # Absent, DeepSpeed clips at 1.0; 0.0 means never.
         "gradient_clipping": recipe.optimizer.max_grad_norm,
-        "optimizer": optimizer_block(recipe, target, stage),
     }
+    if recipe.precision.state_dtype != "8bit":
+        # DeepSpeed has no class of that kind to build: the engine hands it one.
+        config["optimizer"] = optimizer_block(recipe, target, stage)
     scheduler = scheduler_block(recipe)
     if scheduler is not None:
         config["scheduler"] = scheduler
-    config |= _precision(recipe, dtype)
-    config["zero_optimization"] = _zero(recipe, target, stage, size)
-    if stage and needs_untested_flag(recipe):
+    config |= _precision(recipe, target, dtype)
+    config["zero_optimization"] = _zero(recipe, target, stage, model)
+    if stage and (needs_untested_flag(recipe) or recipe.precision.state_dtype == "8bit"):
         config["zero_allow_untested_optimizer"] = True
     if "nvme" in (recipe.parallel.offload_optimizer, recipe.parallel.offload_param):
         config["aio"] = {
@@ -46,6 +49,8 @@ def render(recipe: Recipe, target: Target, size: ModelSize = UNKNOWN) -> dict[st
         }
     if mesh.sequence > 1:
         config["sequence_parallel_size"] = mesh.sequence
+        # Here DeepSpeed reads this key instead (runtime/engine.py, _configure_distributed_model).
+        config["seq_parallel_communication_data_type"] = config["communication_data_type"]
     if mesh.pipeline > 1:
         # Partitioned activations would be gathered again at once, since every tensor-parallel rank needs all of them.
         config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
@@ -54,10 +59,13 @@ def render(recipe: Recipe, target: Target, size: ModelSize = UNKNOWN) -> dict[st
 
 
 def resolved_dtype(recipe: Recipe, target: Target) -> str:
-    """The number format, with "auto" decided by the target."""
+    """The number format of the parameters, with "auto" decided by the target; fp8 layers have theirs in bf16."""
     dtype = recipe.precision.dtype
     if dtype == "auto":
         return "bf16" if target.bf16 and target.bf16_is_native else "fp32"
+    if dtype == "fp8":
+        _check_fp8(target)
+        return "bf16"
     if not getattr(target, dtype, True):
         raise RecipeError(
             f"precision.dtype={dtype!r} on this {target.device} device",
@@ -65,6 +73,15 @@ def resolved_dtype(recipe: Recipe, target: Target) -> str:
             do="set precision.dtype='auto', or another one of fp32, bf16, fp16",
         )
     return dtype
+
+
+def _check_fp8(target: Target) -> None:
+    if not (target.fp8 and target.bf16):
+        raise RecipeError(
+            f"precision.dtype='fp8' on this {target.device} device",
+            expected="a CUDA device of compute capability 8.9 or later (Ada, Hopper, Blackwell), which multiplies in fp8",
+            do="set precision.dtype='bf16', or 'auto'",
+        )
 
 
 def effective_stage(recipe: Recipe, dtype: str) -> int:
@@ -126,14 +143,22 @@ def _has_two_rates(recipe: Recipe) -> bool:
     return recipe.optimizer.type == "muon" and recipe.optimizer.adam_learning_rate is not None
 
 
-def _precision(recipe: Recipe, dtype: str) -> dict[str, Any]:
+def _precision(recipe: Recipe, target: Target, dtype: str) -> dict[str, Any]:
     precision = recipe.precision
-    if dtype == "fp32":
-        return {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     sums = "fp32" if precision.accumulation_dtype == "fp32" else dtype
-    shared = {"data_types": {"grad_accum_dtype": sums}, "communication_data_type": sums}
+    exchanged = _communication(recipe, target, dtype, sums)
+    shared = {"data_types": {"grad_accum_dtype": sums}, "communication_data_type": exchanged}
+    if dtype == "fp32":
+        _check_tf32(recipe, target)
+        return shared
     if dtype == "bf16":
-        return {"bf16": {"enabled": True, "check_grad_overflow": True}, **shared}
+        bf16: dict[str, Any] = {"enabled": True, "check_grad_overflow": True}
+        if precision.master_dtype == "bf16":
+            bf16["bf16_master_weights_and_grads"] = True
+        if precision.state_dtype == "bf16" or (precision.master_dtype == "bf16" and precision.state_dtype == "8bit"):
+            # Without it DeepSpeed keeps fp32 states, and bf16 masters then only for its own offloaded Adam.
+            bf16["bf16_optimizer_states"] = True
+        return {"bf16": bf16, **shared}
     return {
         "fp16": {
             "enabled": True,
@@ -147,67 +172,85 @@ def _precision(recipe: Recipe, dtype: str) -> dict[str, Any]:
     }
 
 
-def follows_model(recipe: Recipe) -> frozenset[str]:
-    """Dotted names of what differs between two renderings of `recipe`, one for the model at hand and one without it."""
-    parallel, zero = recipe.parallel, "zero_optimization."
-    names = {f"{zero}{name}" for name in ("stage3_max_live_parameters", "stage3_max_reuse_distance", "sub_group_size")}
-    if parallel.reduce_bucket_size is None:
-        buckets = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
-        names |= {f"{zero}{name}" for name in buckets}
-    if parallel.param_persistence_threshold is None:
-        names.add(f"{zero}stage3_param_persistence_threshold")
-    return frozenset(names)
+def _communication(recipe: Recipe, target: Target, dtype: str, sums: str) -> str:
+    """The format that ranks exchange gradients in."""
+    wanted = recipe.precision.communication_dtype
+    if wanted == "auto":
+        return dtype if target.device == "cuda" else sums
+    if wanted == "fp16" and dtype != "fp16":
+        raise RecipeError(
+            f"precision.communication_dtype='fp16' with parameters in {dtype}",
+            expected="fp16 only with precision.dtype='fp16': nothing scales other gradients into its range, and small ones vanish",
+            do="set precision.communication_dtype='bf16', or 'auto'",
+        )
+    return wanted
 
 
-def overlaps(recipe: Recipe, target: Target) -> bool:
-    """Whether communication runs beside the computation: as the recipe says, else where there is a stream for it."""
-    if recipe.parallel.overlap_comm is not None:
-        return recipe.parallel.overlap_comm
-    # A pipeline reduces at the end of its schedule, and a CPU device has one queue: there a second bucket is memory alone.
-    return target.device == "cuda" and recipe.parallel.pipeline == 1
+def _check_tf32(recipe: Recipe, target: Target) -> None:
+    if recipe.precision.tf32 and target.device != "cuda":
+        raise RecipeError(
+            f"precision.tf32=True on a {target.device} device",
+            expected="a CUDA device, whose tensor cores multiply in TF32",
+            do="set precision.tf32=False",
+        )
 
 
-def _zero(recipe: Recipe, target: Target, stage: int, size: ModelSize) -> dict[str, Any]:
+def _zero(recipe: Recipe, target: Target, stage: int, model: ModelSize) -> dict[str, Any]:
     parallel = recipe.parallel
     if stage == 0:
         return {"stage": 0}
-    chosen = parallel.reduce_bucket_size
-    bucket = size.bucket if chosen is None else chosen
+    bucket = parallel.reduce_bucket_size or bucket_size(model)
     # DeepSpeed asserts an even all-gather bucket.
     bucket += bucket % 2
-    is_muon = recipe.optimizer.type == "muon"
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": overlaps(recipe, target),
+        "overlap_comm": _overlaps(parallel, target),
         # Muon orthogonalises whole gradients, which stage 3 has only without reduce-scatter.
-        "reduce_scatter": not (is_muon and stage == 3),
+        "reduce_scatter": not (recipe.optimizer.type == "muon" and stage == 3),
         "reduce_bucket_size": bucket,
     }
     if stage < 3:
         zero |= {"allgather_partitions": True, "allgather_bucket_size": bucket}
     else:
-        threshold = parallel.param_persistence_threshold
-        offloads = parallel.offload_optimizer != "none" or wants_host_optimizer(recipe, target)
         zero |= {
             "stage3_prefetch_bucket_size": bucket,
-            "stage3_param_persistence_threshold": size.persistent if threshold is None else threshold,
-            "stage3_max_live_parameters": size.live,
-            "stage3_max_reuse_distance": size.reuse,
+            "stage3_param_persistence_threshold": _persistence_threshold(parallel, model),
+            "stage3_max_live_parameters": live_parameters(model),
+            # Kept is what is needed again within one layer: by the backward pass after the layer was computed anew.
+            "stage3_max_reuse_distance": live_parameters(model) // 2,
             "stage3_gather_16bit_weights_on_model_save": True,
-            # The step's temporaries are as large as this. On the host there are none, and Muon's momentum is kept by group.
-            "sub_group_size": LARGEST if offloads or is_muon else size.step,
+            # Whole sub-groups are offloaded or not: a share of the states needs many of them.
+            "sub_group_size": live_parameters(model) if parallel.offload_ratio == 1.0 else 100_000_000,
         }
     if parallel.offload_optimizer != "none" or wants_host_optimizer(recipe, target):
         zero["offload_optimizer"] = _offload(parallel.offload_optimizer, parallel, target)
     if parallel.offload_param != "none":
-        zero["offload_param"] = _offload(parallel.offload_param, parallel, target)
+        zero["offload_param"] = _offload(
+            parallel.offload_param, parallel.model_copy(update={"offload_ratio": 1.0}), target
+        )
     return zero
+
+
+def _overlaps(parallel: Parallel, target: Target) -> bool:
+    if parallel.overlap_comm is None:
+        # On a CPU there is no second stream, and the collectives compete with the products for the cores.
+        return target.device == "cuda" and parallel.pipeline == 1
+    return parallel.overlap_comm
+
+
+def _persistence_threshold(parallel: Parallel, model: ModelSize) -> int:
+    if parallel.param_persistence_threshold is None:
+        # DeepSpeed keeps what has fewer elements than this.
+        return min(model.longest_vector + 1, 100_000)
+    return parallel.param_persistence_threshold
 
 
 def _offload(device: str, parallel: Parallel, target: Target) -> dict[str, Any]:
     # Pinning means nothing on a CPU device and can hit the memlock limit.
     block: dict[str, Any] = {"device": "cpu" if device == "none" else device, "pin_memory": target.device == "cuda"}
+    if device == "cpu" and parallel.offload_ratio < 1.0:
+        block["ratio"] = parallel.offload_ratio
     if device == "nvme":
         block["nvme_path"] = parallel.nvme_path
     return block

@@ -16,8 +16,12 @@ class Target:
     device: Device
     compiler: bool = True
     """A C++ compiler is present, so DeepSpeed can build its CPU kernels."""
+    nvcc_fault: str = ""
+    """Why DeepSpeed cannot build GPU kernels, as the end of a sentence; empty where it can."""
     bf16: bool = True
     fp16: bool = True
+    fp8: bool = False
+    """Tensor cores multiply in fp8."""
     bf16_is_native: bool = True
     """bf16 runs in hardware, so precision "auto" takes it."""
     model_ranks: int = 1

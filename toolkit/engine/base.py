@@ -14,12 +14,14 @@ from torch import nn
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
 from toolkit.engine.advice import ADVICE
+from toolkit.engine.feed import Feed
 from toolkit.engine.grid import Grid, release
-from toolkit.engine.groups import inner_optimizer, regroup_adagrad
+from toolkit.engine.groups import inner_optimizer, regroup_adagrad, share_hyperparameters
+from toolkit.engine.norm import NormReader
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.schedule import EngineSchedule
+from toolkit.engine.stopwatch import OPTIMIZER, Stopwatch
 from toolkit.errors import RunFailed
-from toolkit.models.attention import DOCUMENT_LENGTHS
 from toolkit.recipe import Optimizer, Schedule
 
 LossFunction = Callable[[nn.Module, Batch, float], torch.Tensor]
@@ -40,10 +42,10 @@ class Training:
     total_steps: int
     loss: LossFunction
     count: Callable[[Batch], int]
-    """Targets of a batch."""
+    """Targets of a batch that lies on the CPU."""
     higher_is_better: bool = False
     """Of the metric that a schedule may listen to."""
-    auxiliary: Callable[[], float] | None = None
+    auxiliary: Callable[[], torch.Tensor | float] | None = None
     """Sum, since its last call, of what `loss` added to the losses of the targets."""
 
 
@@ -59,19 +61,27 @@ class DeepSpeedRun:
         self.grid = None if self.mesh.is_plain else Grid(self.mesh, process.rank)
         self._norm_is_true = training.optimizer.type != "muon"
         self._skipped_in_a_row = 0
+        self._feed = Feed()
 
     def _adopt(self, engine: Any, config: Mapping[str, Any]) -> None:
         """Take over the engine that DeepSpeed has made."""
         self.engine = engine
         regroup_adagrad(engine)
+        share_hyperparameters(engine)
         block = engine.lr_scheduler if "scheduler" in config else None
         training, optimizer = self.training, inner_optimizer(engine)
         self.schedule = EngineSchedule(
             training.schedule, training.total_steps, optimizer, block, training.higher_is_better
         )
         engine.lr_scheduler = self.schedule
+        self._norm_reader = NormReader(engine, optimizer)
         self._is_fp16 = "fp16" in config
         self._initial_scale_power = config["fp16"]["initial_scale_power"] if self._is_fp16 else None
+
+    def time(self, stopwatch: Stopwatch) -> None:
+        """Book the optimizer's part of every step (clipping, update, learning rate) on `stopwatch` from now on."""
+        # Both engines of DeepSpeed end a step in this method.
+        self.engine._take_model_step = stopwatch.timed(OPTIMIZER, self.engine._take_model_step)
 
     @property
     def model(self) -> nn.Module:
@@ -83,21 +93,32 @@ class DeepSpeedRun:
         """fp16's loss scale; None in other formats."""
         return float(self.engine.optimizer.loss_scale) if self._is_fp16 else None
 
-    def _sum(self, values: Sequence[float]) -> list[float]:
-        """Sum over the ranks of `_replicas`."""
-        return process.sum_over_ranks(values, self._replicas)
+    def _count(self, batches: Sequence[Batch]) -> float:
+        """Targets of the global batch, of which `batches`, on the CPU, are this rank's part."""
+        counted = sum(self.training.count(batch) for batch in batches)
+        copies = self.mesh.tensor * self.mesh.pipeline
+        return process.sum_over_ranks([counted])[0] / copies
 
-    @property
-    def _replicas(self) -> dist.ProcessGroup | None:
-        """The group of the ranks that compute different tokens; None for all."""
-        return self.grid.replicas if self.grid is not None else None
+    def _read(self, values: Sequence[torch.Tensor | float], group: dist.ProcessGroup | None) -> list[float]:
+        """Sums of 0-dim `values` over the ranks of `group` (None: all). The one place of a step that waits for the loss."""
+        place = device.current()
+        packed = torch.stack(
+            [
+                value.double() if torch.is_tensor(value) else torch.full((), value, dtype=torch.float64, device=place)
+                for value in values
+            ]
+        )
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(packed, group=group)
+        found: list[float] = packed.tolist()
+        return found
 
     def _finish_step(
         self, loss: float, norm: float | None, rate: float, targets: float, scale: float | None
     ) -> StepResult:
         """Book the step that the engine has just taken; `norm` where it was known before."""
         if norm is None and self._norm_is_true:
-            norm = float(self.engine.get_global_grad_norm())
+            norm = self._norm_reader.read()
         self._skipped_in_a_row = 0 if self.engine.was_step_applied() else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == MOST_SKIPPED:
             self._check_finite("grad_norm", math.inf)
@@ -206,15 +227,8 @@ class _Named:
         self.optimizer, self.module = engine.optimizer, model
 
 
-def total_losses(sums: Losses, group: dist.ProcessGroup | None = None) -> Losses:
-    """`sums` added over the ranks of `group` (None: all). Ranks without a batch, or without targets, lack some names."""
+def total_losses(sums: Losses, copies: int = 1) -> Losses:
+    """`sums` added over all ranks, `copies` of which have the same. Ranks without a batch, or without targets, lack some names."""
     names = sorted(set().union(*process.gather_objects(sorted(sums))))
-    return dict(zip(names, process.sum_over_ranks([sums.get(name, 0.0) for name in names], group), strict=True))
-
-
-def to_device(batch: Batch) -> Batch:
-    """`batch` on this rank's device; document lengths stay on the CPU, so that reading them waits for nothing."""
-    return {
-        key: value if key == DOCUMENT_LENGTHS else value.to(device.current(), non_blocking=True)
-        for key, value in batch.items()
-    }
+    totals = process.sum_over_ranks([sums.get(name, 0.0) / copies for name in names])
+    return dict(zip(names, totals, strict=True))

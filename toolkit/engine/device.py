@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import shutil
@@ -12,6 +11,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from toolkit.ds_config.target import Target
+from toolkit.engine.kernels import nvcc_fault
 from toolkit.errors import LaunchError, plural
 from toolkit.processor import multiplies_bf16
 
@@ -19,8 +19,17 @@ GIB = 1024**3
 
 
 def kind() -> Literal["cpu", "cuda"]:
-    """The kind of device DeepSpeed computes on here."""
-    return "cpu" if get_accelerator().device_name() == "cpu" else "cuda"
+    """The kind of device DeepSpeed computes on here. Raises LaunchError for one that is neither."""
+    name = get_accelerator().device_name()
+    if name == "cpu":
+        return "cpu"
+    if name != "cuda":
+        raise LaunchError(
+            f"DeepSpeed has found a device of kind {name!r}",
+            expected="CUDA devices (ROCm's count as such), or none",
+            do="set DS_ACCELERATOR=cpu to compute on the CPU",
+        )
+    return "cuda"
 
 
 def current() -> torch.device:
@@ -43,11 +52,24 @@ def target(world_size: int, *, wanted: str, model_ranks: int = 1) -> Target:
         world_size,
         device,
         has_compiler(),
+        nvcc_fault(torch.version.cuda) if device == "cuda" else "",
         bf16=bf16,
         fp16=bool(accelerator.is_fp16_supported()),
+        fp8=multiplies_fp8(),
         bf16_is_native=bf16 and (device == "cuda" or multiplies_bf16()),
         model_ranks=model_ranks,
     )
+
+
+def multiplies_fp8() -> bool:
+    """Whether this device has tensor cores for fp8: compute capability 8.9 (Ada) or later."""
+    return kind() == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
+
+
+def use_tf32(wanted: bool) -> None:
+    """Let fp32 matrices be multiplied in TF32, or not. On CUDA only: on a CPU the same setting means bf16."""
+    if kind() == "cuda":
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
 
 
 def has_compiler() -> bool:
@@ -55,8 +77,14 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "c++")) is not None or shutil.which("g++") is not None
 
 
-def prepare(local_rank: int, local_world_size: int) -> None:
-    """Bind this process to its device; on a CPU give it its share of the cores unless OMP_NUM_THREADS says otherwise."""
+def prepare(local_rank: int, local_world_size: int, *, host_optimizer: bool = False) -> None:
+    """Bind this process to its device, and give it its share of the host's cores where it computes on them.
+
+    That is on a CPU device, and with `host_optimizer` beside any other. OMP_NUM_THREADS decides where it is set.
+    """
+    threads = threads_of_rank(local_world_size, os.environ.get("OMP_NUM_THREADS"), on_cpu=kind() == "cpu")
+    if threads is not None and (host_optimizer or kind() == "cpu"):
+        torch.set_num_threads(threads)
     if kind() == "cuda":
         count = torch.cuda.device_count()
         if local_rank >= count:
@@ -66,45 +94,22 @@ def prepare(local_rank: int, local_world_size: int) -> None:
                 do=f"start with --num_gpus {count} (deepspeed) or --nproc_per_node {count} (torchrun), or check CUDA_VISIBLE_DEVICES",
             )
         get_accelerator().set_device(local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
 
-def use_growing_segments() -> None:
-    """On CUDA let the allocator grow its segments, so that sizes that change from step to step leave no unusable gaps.
+def threads_of_rank(local_world_size: int, exported: str | None, *, on_cpu: bool) -> int | None:
+    """Threads for a rank that shares this host's cores with others; None where OMP_NUM_THREADS, as `exported`, stays.
 
-    Call it before the device is used: the setting is read once. What the environment says stays.
+    Beside a GPU the only work on the cores is the optimizer's. torchrun and accelerate export 1 there when nobody asked
+    for anything, which would leave it a single core; any other number is somebody's wish.
     """
-    # torch 2.9 renamed the variable and reads the old name still; it refuses neither.
-    if kind() == "cuda" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-
-
-def return_freed_memory() -> None:
-    """On a CPU give every tensor of 4 MiB and more back to the system when it is freed.
-
-    Parameters that ZeRO-3 gathers and drops, layer after layer, otherwise leave gaps in the heap that nothing fits in:
-    a model of 235 million parameters held twice what it needed. MALLOC_MMAP_THRESHOLD_ in the environment stays.
-    """
-    if kind() != "cpu" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other libraries have none
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 4 * 1024**2)
-
-
-_M_MMAP_THRESHOLD = -3
-"""malloc.h."""
+    if exported is not None and (on_cpu or exported != "1"):
+        return None
+    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
 def has_own_memory() -> bool:
     """Whether there is a host memory to offload to. On a CPU everything is in it, and nothing can be pinned."""
     return kind() != "cpu"
-
-
-def cuts_documents() -> bool:
-    """Whether many small attention calls beat one with a mask: on a GPU each call costs a launch."""
-    return kind() == "cpu"
 
 
 def synchronize() -> None:
@@ -114,10 +119,31 @@ def synchronize() -> None:
 
 
 def peak_memory_gib() -> float:
-    """Most memory this rank has held: device memory on CUDA, resident set on a CPU."""
+    """Most memory this rank has held: on CUDA in tensors since `forget_peak_memory`, on a CPU resident since it began."""
     if kind() == "cuda":
         return torch.cuda.max_memory_allocated() / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def reserved_memory_gib() -> float | None:
+    """Most memory that torch has taken from a CUDA device since `forget_peak_memory`: tensors, and gaps between them."""
+    return torch.cuda.max_memory_reserved() / GIB if kind() == "cuda" else None
+
+
+def forget_peak_memory() -> None:
+    """Let the peaks begin anew with what is held now. A CPU's resident set has only one, of the whole process."""
+    if kind() == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def gpu_name() -> str | None:
+    """As torch names this rank's device; None on a CPU."""
+    return torch.cuda.get_device_name() if kind() == "cuda" else None
+
+
+def multiplies_tf32() -> bool:
+    """Whether products of fp32 matrices run in TF32. Asked of the one name that knows whichever way it was set."""
+    return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
 
 
 def versions() -> str:
@@ -125,5 +151,5 @@ def versions() -> str:
     import deepspeed
 
     threads = torch.get_num_threads()
-    name = torch.cuda.get_device_name() if kind() == "cuda" else f"cpu, {plural(threads, 'thread')} per rank"
-    return f"torch {torch.__version__}, deepspeed {deepspeed.__version__}, {name}"
+    name = gpu_name() or "cpu"
+    return f"torch {torch.__version__}, deepspeed {deepspeed.__version__}, {name}, {plural(threads, 'thread')} per rank"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deepspeed.utils import set_z3_leaf_modules_by_name
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 EXPERTS = "experts"
 """The name transformers' architectures give the module that holds the experts of a layer."""
@@ -11,6 +12,18 @@ EXPERTS = "experts"
 
 UNCALLED = ("JetMoeMoA",)
 """Classes of such modules that are used by their methods, never called: their parts are gathered one by one."""
+
+
+def gather_layers_whole(model: nn.Module) -> list[str]:
+    """Make each layer one unit of ZeRO-3, for `toolkit.models.compile`; returns their names. Before DeepSpeed is set up.
+
+    Hooks inside a layer would break its compiled code at every linear. Gathered at once are the weights of the whole
+    layer, also where a layer between has taken its part already.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+    if names:
+        set_z3_leaf_modules_by_name(model, names)
+    return names
 
 
 def gather_experts_whole(model: nn.Module) -> list[str]:

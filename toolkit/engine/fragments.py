@@ -1,7 +1,7 @@
-"""The fp32 state that this rank owns, cut along parameter names: what a checkpoint stores, whatever wrote it.
+"""The master weights and optimizer states that this rank owns, cut along parameter names: what a checkpoint stores, whatever wrote it.
 
-Every ZeRO stage keeps, on each rank, some range of each flattened parameter: its fp32 weight and the optimizer's
-states for it. Named by (parameter, start, length) these ranges mean the same under every stage and world size, so a
+Every ZeRO stage keeps, on each rank, some range of each flattened parameter: its master weight and the optimizer's
+states for it, in fp32 or in what precision.master_dtype and precision.state_dtype say. Named by (parameter, start, length) these ranges mean the same under every stage and world size, so a
 checkpoint made of them can be read back into any other layout. All functions here are local: no collectives, except
 `publish`, which rebuilds the 16-bit weights.
 """
@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
+from toolkit.engine.adam8bit import Adam8bit, Moment, new_moment, read_moment, write_moment
 from toolkit.engine.groups import inner_optimizer
 from toolkit.models.shards import Shard, shard_of
 
 WEIGHT = "fp32"
-"""Name of the fp32 weight among the states."""
+"""Name of the master weight among the states, which a checkpoint holds in fp32 whatever it was kept in."""
 
 CANONICAL_STATE = {"DeepSpeedCPUAdagrad": {"exp_avg_sq": "sum"}}
 """Where a kernel's name for a state differs from torch's."""
@@ -53,6 +55,8 @@ class _Flat:
     tensor: torch.Tensor
     spans: list[tuple[str, int, int, int]]
     """(parameter name, start in the parameter, start in `tensor`, length)."""
+    owner: Any
+    """The torch.optim.Optimizer that holds its states."""
     whole_momentum: dict[str, tuple[int, int]] | None = None
     """Muon at stages 1 and 2 keeps the momentum of whole matrices: parameter name -> (start in the buffer, length)."""
 
@@ -72,12 +76,13 @@ def fragments(engine: Any) -> Iterator[Fragment]:
     names = CANONICAL_STATE.get(type(optimizer).__name__, {})
     shards = _shards(engine)
     for flat in _flats(engine):
-        state = optimizer.state.get(flat.tensor, {})
+        state = flat.owner.state.get(flat.tensor, {})
         whole = {
             names.get(key, key): value.view(-1)
             for key, value in state.items()
             if torch.is_tensor(value) and value.numel() == flat.tensor.numel() and value.dim() > 0
         }
+        quantised = {key: value for key, value in state.items() if isinstance(value, Moment)}
         scalars = {key: float(value) for key, value in state.items() if key not in whole and _is_scalar(value)}
         whole[WEIGHT] = flat.tensor.detach().view(-1)
         momentum = state.get("momentum_buffer") if flat.whole_momentum else None
@@ -85,35 +90,69 @@ def fragments(engine: Any) -> Iterator[Fragment]:
             whole.pop("momentum_buffer", None)
         for name, start, offset, length in flat.spans:
             parts = {key: value.narrow(0, offset, length) for key, value in whole.items()}
+            # Copies, one parameter's at a time: a whole slice in fp32 may not fit.
+            parts |= {key: read_moment(value, offset, length) for key, value in quantised.items()}
             if momentum is not None and flat.whole_momentum is not None:
                 parts["momentum_buffer"] = momentum.narrow(0, flat.whole_momentum[name][0] + start, length)
             yield Fragment(name, start, length, parts, scalars, shards.get(name))
 
 
 def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
-    """Fill this rank's weights and optimizer states from a checkpoint, then rebuild the 16-bit weights everywhere."""
+    """Fill this rank's weights and optimizer states from a checkpoint, then rebuild the 16-bit weights everywhere.
+
+    Each is rounded to the format that this run keeps it in, whatever it was written from.
+    """
     optimizer = inner_optimizer(engine)
     names = {ours: theirs for theirs, ours in CANONICAL_STATE.get(type(optimizer).__name__, {}).items()}
     shards = _shards(engine)
     with torch.no_grad():
         for flat in _flats(engine):
-            states: dict[str, torch.Tensor] = {}
+            states: dict[str, Any] = {}
             for name, start, offset, length in flat.spans:
-                _fill(
-                    flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length, shards.get(name))
-                )
-                for key in STATE_NAMES:
-                    values = read(name, key, start, length, shards.get(name))
-                    if values is not None:
-                        buffer = states.setdefault(key, torch.zeros_like(flat.tensor.detach()))
-                        _fill(buffer.view(-1), offset, length, values)
+                shard = shards.get(name)
+                _fill(flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length, shard))
+            for key in STATE_NAMES:
+                moment = _restored(flat, key, _stored(flat, key, read, shards))
+                if moment is not None:
+                    states[key] = moment
             if flat.whole_momentum and "momentum_buffer" in states:
                 states["momentum_buffer"] = _read_whole(flat.whole_momentum, read, flat.tensor)
             scalars = read_scalars(flat.spans[0][0]) if flat.spans else {}
             if states or scalars:
                 fresh = {names.get(key, key): value for key, value in states.items()}
-                optimizer.state[flat.tensor] = fresh | _native_scalars(optimizer, scalars, flat.tensor.device)
+                flat.owner.state[flat.tensor] = fresh | _native_scalars(flat.owner, scalars, flat.tensor.device)
     publish(engine)
+
+
+def _stored(flat: _Flat, key: str, read: Read, shards: dict[str, Shard]) -> Iterator[tuple[int, torch.Tensor]]:
+    """(start in `flat`, numbers) of the state `key`, as far as a checkpoint has it."""
+    for name, start, offset, length in sorted(flat.spans, key=lambda span: span[2]):
+        values = read(name, key, start, length, shards.get(name))
+        if values is not None:
+            yield offset, values
+
+
+def _restored(flat: _Flat, key: str, parts: Iterator[tuple[int, torch.Tensor]]) -> Any | None:
+    """The state `key` of `flat` as its optimizer keeps it, filled from `parts`; None where there are none."""
+    first = next(parts, None)
+    if first is None:
+        return None
+    parts = chain([first], parts)
+    if isinstance(flat.owner, Adam8bit):
+        moment = new_moment(flat.tensor, key)
+        write_moment(moment, parts)
+        return moment
+    state = _new_state(flat.owner, flat.tensor)
+    for offset, values in parts:
+        _fill(state.view(-1), offset, values.numel(), values)
+    return state
+
+
+def _new_state(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> torch.Tensor:
+    """Zeros for a state of `weight`, in the format that `optimizer` keeps it in."""
+    # DeepSpeedCPUAdam alone can keep fp32 states of a bf16 weight (ops/adam/cpu_adam.py).
+    dtype = torch.float32 if getattr(optimizer, "fp32_optimizer_states", False) else weight.dtype
+    return torch.zeros_like(weight.detach(), dtype=dtype)
 
 
 STATE_NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum")
@@ -141,10 +180,10 @@ def _native_scalars(
 ) -> dict[str, Any]:
     """Scalars as the optimizer keeps them beside a weight on `device`.
 
-    DeepSpeed's kernels count in Python integers, torch's classes in fp32 tensors: on the CPU, but beside the weight
+    DeepSpeed's kernels and Adam8bit count in Python integers, torch's classes in fp32 tensors: on the CPU, but beside the weight
     where the kernel reads the step itself (torch/optim/optimizer.py, _process_value_according_to_param_policy).
     """
-    if type(optimizer).__module__.startswith("deepspeed.ops"):
+    if type(optimizer).__module__.startswith("deepspeed.ops") or isinstance(optimizer, Adam8bit):
         return {key: int(value) for key, value in scalars.items()}
     is_read_by_kernel = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     place = device if is_read_by_kernel else torch.device("cpu")
@@ -178,7 +217,7 @@ def _stage0(engine: Any) -> Iterator[_Flat]:
     # Every rank holds everything: each writes its share, and each reads all of it.
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            yield _Flat(parameter, [(name, 0, 0, parameter.numel())])
+            yield _Flat(parameter, [(name, 0, 0, parameter.numel())], inner_optimizer(engine))
 
 
 def owned(fragment: Fragment, engine: Any, rank: int, world_size: int) -> Fragment | None:
@@ -211,7 +250,7 @@ def _stage12(
             for parameter in in_partition[index]:
                 whole[names[id(parameter)]] = (offset, parameter.numel())
                 offset += parameter.numel()
-        yield _Flat(flat, spans, whole)
+        yield _Flat(flat, spans, inner_optimizer(engine), whole)
 
 
 def _stage3(engine: Any, outer: Any) -> Iterator[_Flat]:
@@ -228,7 +267,10 @@ def _stage3(engine: Any, outer: Any) -> Iterator[_Flat]:
             real = max(0, min(length, parameter.ds_numel - start))
             if real:
                 spans.append((names[id(parameter)], start, offset, real))
-        yield _Flat(outer.fp32_partitioned_groups_flat[index], spans)
+        # With offload_optimizer.ratio below 1 some sub-groups stay on the device, with an optimizer of their own.
+        on_device = getattr(outer, "subgroup_to_device", {}).get(index, "cpu") != "cpu"
+        owner = outer.backup_optimizer if on_device else outer.optimizer
+        yield _Flat(outer.fp32_partitioned_groups_flat[index], spans, owner)
         if swapped:
             outer._optimizer_states_and_gradient_swap_out(index)
 

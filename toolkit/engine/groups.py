@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from toolkit.engine.adam8bit import Adam8bit
 from toolkit.recipe import Optimizer
+from toolkit.recipe.optimizers import optimizer_parameters
 
 
 def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -50,11 +54,41 @@ def _embedding_parameters(model: nn.Module) -> set[int]:
     return found
 
 
+def client_optimizer(
+    config: Mapping[str, Any], optimizer: Optimizer
+) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None:
+    """What builds the optimizer from parameter groups where `config` has no block for it: Adam with 8-bit states."""
+    if "optimizer" in config:
+        return None
+    own = optimizer_parameters(optimizer.type, optimizer.model_dump())
+    return partial(
+        Adam8bit,
+        lr=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        decoupled=optimizer.type == "adamw",
+        **own,
+    )
+
+
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The optimizer that updates fp32 weights, under whatever ZeRO wraps around it."""
     outer = engine.optimizer
     inner: torch.optim.Optimizer = getattr(outer, "optimizer", outer)
     return inner
+
+
+def share_hyperparameters(engine: Any) -> None:
+    """Give the optimizer of the states that stay on the device the groups of the one on the host.
+
+    With offload_optimizer.ratio below 1 DeepSpeed builds an AdamW beside its CPU Adam and copies the first group's
+    numbers once (runtime/zero/stage3.py): no schedule would ever reach it.
+    """
+    backup = getattr(engine.optimizer, "backup_optimizer", None)
+    if backup is not None:
+        backup.param_groups[:] = inner_optimizer(engine).param_groups
+        for group in backup.param_groups:
+            for name, value in backup.defaults.items():
+                group.setdefault(name, value)
 
 
 def regroup_adagrad(engine: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,37 @@ NVME_KERNELS = {"async_io": "AsyncIOBuilder", "pin_memory": "PinMemoryBuilder"}
 _BUILD = (
     "from deepspeed.accelerator import get_accelerator as a; a().create_op_builder({builder!r}).load(verbose=False)"
 )
+
+
+CUDA_RELEASE = re.compile(r"release (\d+)\.(\d+)")
+
+
+def nvcc_fault(built_for: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """Why GPU kernels cannot be built for a torch of CUDA `built_for`; empty where they can, or torch knows no CUDA.
+
+    Looks where torch's extensions look (torch.utils.cpp_extension). Another minor version is compatible; another major
+    one DeepSpeed refuses with CUDAMismatchException, or links two CUDA runtimes into one process.
+    """
+    if built_for is None:
+        return ""
+    found = _nvcc_release(environment)
+    if found is None:
+        return "there is no nvcc"
+    if found[0] != int(built_for.partition(".")[0]) and environment.get("DS_SKIP_CUDA_CHECK") != "1":
+        return f"nvcc is of CUDA {found[0]}.{found[1]}, torch of CUDA {built_for}"
+    return ""
+
+
+def _nvcc_release(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH")
+    on_path = shutil.which("nvcc", path=environment.get("PATH"))
+    nvcc = f"{home}/bin/nvcc" if home else on_path or "/usr/local/cuda/bin/nvcc"
+    try:
+        done = subprocess.run([nvcc, "-V"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    release = CUDA_RELEASE.search(done.stdout)
+    return (int(release[1]), int(release[2])) if release else None
 
 
 def build(kernels: Mapping[str, str], say: Callable[[str], None]) -> None:

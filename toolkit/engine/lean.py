@@ -20,8 +20,15 @@ def keep_once(optimizer: Any) -> None:
             optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True
         ):
             _share(master, weights)
-    elif hasattr(optimizer, "single_partition_of_fp32_groups") and not optimizer.cpu_offload:
+    elif (
+        hasattr(optimizer, "single_partition_of_fp32_groups") and not optimizer.cpu_offload and not _has_muon(optimizer)
+    ):
         _keep_once_below_stage_3(optimizer)
+
+
+def _has_muon(optimizer: Any) -> bool:
+    # It keeps whole matrices of its own, and its groups would need DeepSpeed's buffers anyway.
+    return any(optimizer._is_muon_group(parameters) for parameters in optimizer.params_in_partition if parameters)
 
 
 def _keep_once_below_stage_3(optimizer: Any) -> None:
@@ -36,11 +43,7 @@ def _keep_once_below_stage_3(optimizer: Any) -> None:
     if optimizer.partition_gradients:
         # DeepSpeed sums fp32 gradients of 16-bit weights where the step reads them, but clones those of fp32 weights
         # each micro-batch and once more for the step (stage_1_and_2.py, _use_compact_grad_partition_buffer).
-        def is_compact(index: int) -> bool:
-            parameters = optimizer.params_in_partition[index]
-            return not (parameters and optimizer._is_muon_group(parameters))
-
-        optimizer._use_compact_grad_partition_buffer = is_compact
+        optimizer._use_compact_grad_partition_buffer = lambda _index: True
 
 
 def _share(master: torch.Tensor, weights: torch.Tensor | None) -> bool:

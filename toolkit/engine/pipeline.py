@@ -19,12 +19,14 @@ from torch import nn
 
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
-from toolkit.engine.base import DeepSpeedRun, Training, to_device, total_losses
-from toolkit.engine.groups import parameter_groups
+from toolkit.engine.base import DeepSpeedRun, Training, total_losses
+from toolkit.engine.groups import client_optimizer, parameter_groups
+from toolkit.engine.known_shapes import KnownShapes
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.staged_model import StagedModel
 from toolkit.models.attention import tell_documents
+from toolkit.models.heads import TARGET_ROWS
 from toolkit.models.stages import tied_parameters
 
 EVALUATED_AT_ONCE = 32
@@ -58,7 +60,7 @@ class Stage(nn.Module):
             del inputs["input_ids"]
         if self.is_last and self._finish is not None:
             return self._finish(self.model, inputs)
-        inputs.pop("targets")
+        del inputs["targets"], inputs[TARGET_ROWS]
         told = tell_documents(self.model, inputs)
         hidden: torch.Tensor = self.model.base_model(**told, use_cache=False).last_hidden_state  # type: ignore[operator]
         return hidden
@@ -120,11 +122,13 @@ class PipelineEngine(DeepSpeedRun):
             parameter.ds_pipe_replicated = name in self.copies  # type: ignore[attr-defined]
         engine, *_ = deepspeed.initialize(
             model=pipeline,
+            optimizer=client_optimizer(config, training.optimizer),
             model_parameters=parameter_groups(model, training.optimizer),
             config=dict(config),
             dist_init_required=False,
         )
         self._adopt(engine, config)
+        self._hidden = KnownShapes(engine)
         self._shapes = self._gather_shapes()
         self.staged = StagedModel(self.stage, self.mesh, process.rank, self.grid.pipeline)
 
@@ -151,8 +155,8 @@ class PipelineEngine(DeepSpeedRun):
         `seeds[i]` seeds dropout and noise of micro-batch i. Raises RunFailed when the loss is not finite, which is
         known only after the update has changed the weights, and when fp16 overflows at the smallest loss scale.
         """
-        batches = [to_device(batch) for batch in micro_batches]
-        targets = self._sum([sum(self.training.count(batch) for batch in batches)])[0]
+        targets = self._count(micro_batches)
+        batches = list(self._feed(micro_batches))
         # DeepSpeed averages over replicas and divides by the number of micro-batches.
         weight = self.mesh.data / max(1.0, targets)
         rate, scale = self.schedule.learning_rate, self.loss_scale
@@ -163,15 +167,12 @@ class PipelineEngine(DeepSpeedRun):
             total.add_(loss.detach().double())
             return loss * (weight * len(batches))
 
+        self._hidden.expect(batches)
         self.stage.load(batches, [part_seed(seed, self.mesh, self.process.rank) for seed in seeds], finish)
-        self._guarded(lambda: self.engine.train_batch(self._feed(batches)))
-        mean = process.sum_over_ranks([float(total) / self.mesh.tensor])[0] / max(1.0, targets)
+        self._guarded(lambda: self.engine.train_batch(_pulled(batches)))
+        mean = self._read([total / self.mesh.tensor], None)[0] / max(1.0, targets)
         self._check_finite("loss", mean)
         return self._finish_step(mean, None, rate, targets, scale)
-
-    def _feed(self, batches: Sequence[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """What the first and the last stage pull; labels are unused, since the last stage has the batch."""
-        return ((batch["input_ids"], batch["targets"]) for batch in batches)
 
     def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""
@@ -182,10 +183,10 @@ class PipelineEngine(DeepSpeedRun):
                 sums[key] = sums.get(key, 0.0) + float(value) / self.mesh.tensor
             return torch.zeros((), device=device.current())
 
-        while some := [to_device(batch) for batch in itertools.islice(batches, EVALUATED_AT_ONCE)]:
+        while some := list(self._feed(itertools.islice(batches, EVALUATED_AT_ONCE))):
+            self._hidden.expect(some)
             self.stage.load(some, [None] * len(some), finish)
-            feed = self._feed(some)
-            self.engine.eval_batch(feed, reduce_output=None, bcast_loss=False, num_micro_batches=len(some))
+            self.engine.eval_batch(_pulled(some), reduce_output=None, bcast_loss=False, num_micro_batches=len(some))
         return total_losses(sums)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -202,3 +203,8 @@ class PipelineEngine(DeepSpeedRun):
 
     def _is_copy(self, fragment: states.Fragment) -> bool:
         return fragment.name in self.copies or super()._is_copy(fragment)
+
+
+def _pulled(batches: Sequence[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What the first and the last stage pull; labels are unused, since the last stage has the batch."""
+    return ((batch["input_ids"], batch["targets"]) for batch in batches)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
@@ -73,8 +75,12 @@ def _integer(name: str, default: int) -> int:
     return int(text)
 
 
-def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | None = None) -> None:
+def start(
+    process: Process, *, timeout_s: float = 1800.0, init_method: str | None = None, host_optimizer: bool = False
+) -> None:
     """Bind the device and join the process group, whose collectives give up after `timeout_s` seconds.
+
+    `host_optimizer` says that the optimizer computes on the host's cores, whatever the device.
 
     `init_method` is where the ranks meet, such as "file:///a/file"; None: at the port the launcher names. Raises
     LaunchError when that is taken. On several hosts, `toolkit.engine.hosts` comes first: there the port is checked,
@@ -86,13 +92,14 @@ def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | Non
     # On several hosts the folder may be shared, and the build that holds the lock run on another one.
     if process.local_rank == 0 and not process.spans_hosts:
         kernels.remove_stale_locks()
-    device.prepare(process.local_rank, process.local_world_size)
+    device.prepare(process.local_rank, process.local_world_size, host_optimizer=host_optimizer)
     if dist.is_initialized():
         return
     if init_method is None and not process.spans_hosts:
         check_rendezvous(process)
     _set_default_timeout(timedelta(seconds=timeout_s))
     backend = "gloo" if device.kind() == "cpu" else "nccl"
+    _record_collectives()
     deepspeed.init_distributed(
         dist_backend=backend,
         init_method=init_method,
@@ -102,6 +109,17 @@ def start(process: Process, *, timeout_s: float = 1800.0, init_method: str | Non
         timeout=timedelta(seconds=timeout_s),
         verbose=False,
     )
+    if backend == "nccl":
+        global _hosts_group
+        _hosts_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+
+_hosts_group: dist.ProcessGroup | None = None
+"""The group in which processes tell each other what no device need know; None: the group of all, which is gloo's own.
+
+In a collective of NCCL a waiting rank keeps its device busy, and its watchdog ends the process where another rank writes
+files for longer than the time-out.
+"""
 
 
 def _probe_no_kernels() -> None:
@@ -109,6 +127,15 @@ def _probe_no_kernels() -> None:
     # and their errors reach the screen. On a CPU it asks itself, at every start, for a shared-memory kernel that only
     # inference uses. A table that is there already is not made; a kernel that a run does need is built without it.
     deepspeed.ops.__compatible_ops__ = {}
+
+
+def _record_collectives() -> None:
+    # When a collective of NCCL times out, its watchdog ends the process: what each rank was in is then in files that
+    # begin so. Its error message names them.
+    files = Path(tempfile.gettempdir()) / f"toolkit-collectives-{os.getuid()}-rank"
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(files))
 
 
 def _set_voices() -> None:
@@ -167,22 +194,24 @@ def _check_port_is_free(address: str, port: int) -> None:
 
 def stop() -> None:
     """Leave the process group."""
+    global _hosts_group
     if dist.is_initialized():
         dist.destroy_process_group()
+    _hosts_group = None
     grid.forget()
 
 
 def barrier() -> None:
     """Wait for every rank."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_hosts_group)
 
 
-def sum_over_ranks(values: Sequence[float], group: dist.ProcessGroup | None = None) -> list[float]:
-    """Element-wise float64 sum of `values` over all ranks, or over those of `group`."""
-    total = torch.tensor(list(values), dtype=torch.float64, device=device.current())
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Element-wise float64 sum of `values` over all ranks. Waits for no device."""
+    total = torch.tensor(list(values), dtype=torch.float64)
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total, group=group)
+        dist.all_reduce(total, group=_hosts_group)
     return [float(value) for value in total.tolist()]
 
 
@@ -196,7 +225,7 @@ def gather_objects(value: Any) -> list[Any]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     everything: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everything, value)
+    dist.all_gather_object(everything, value, group=_hosts_group)
     return everything
 
 

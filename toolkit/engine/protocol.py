@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from toolkit.engine.fragments import Fragment, Read, ReadScalars
+from toolkit.engine.stopwatch import Stopwatch
 
 Batch = dict[str, torch.Tensor]
 """One micro-batch, as the task's collate made it."""
@@ -52,6 +53,8 @@ class Engine(Protocol):
 
     @property
     def loss_scale(self) -> float | None: ...
+
+    def time(self, stopwatch: Stopwatch) -> None: ...
 
     def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int]) -> StepResult: ...
 

@@ -3,7 +3,7 @@
 Before attention an all-to-all turns "my tokens, all heads" into "all tokens, my heads", afterwards back (Jacobs et al.
 2023, arXiv 2309.14509). DeepSpeed's exchange is used as it is. What it lacks is a mask: transformers builds one from
 the tokens a rank holds, so DeepSpeed drops it, and packed documents would see each other. Between the exchanges runs
-attention document by document instead: the batch says where the documents of the whole sequence end.
+attention inside each document instead: the batch says where the documents of the whole sequence end.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from toolkit.engine import process
 from toolkit.errors import ModelError
 from toolkit.models.agreement import excess, hidden_states, vocabulary_size
 from toolkit.models.attention import document_attention, lengths_by_positions
+from toolkit.models.varlen import KERNEL, VarlenKernel, kernel_fault
 
 NAME = "toolkit_sequence"
 """Of this implementation, over "sdpa", among transformers' attention functions."""
@@ -47,7 +48,8 @@ class SequenceAttention:
         text = config.get_text_config()
         heads = text.num_attention_heads
         head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
-        core = document_attention if implementation == "sdpa" else flash_attention_forward
+        self.kernel: VarlenKernel | None = None
+        core = self._documents if implementation == "sdpa" else flash_attention_forward
         self._core = core
         # transformers' flash function loads its kernel by the name that the model's config has, so the name stays.
         self.name = NAME if implementation == "sdpa" else implementation
@@ -64,6 +66,10 @@ class SequenceAttention:
         # transformers hands a model the function of its implementation's name; one run has one such model.
         AttentionInterface.register(self.name, self)
 
+    def _documents(self, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        return document_attention(*arguments, kernel=self.kernel, **options)  # type: ignore[no-any-return]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self,
         module: nn.Module,
@@ -120,7 +126,9 @@ def use_sequence_attention(model: nn.Module, attention: SequenceAttention, longe
     see `toolkit.models.agreement.excess` for the result.
     """
     rank, count = dist.get_rank(attention.group), dist.get_world_size(attention.group)
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
+    device = parameter.device
+    attention.kernel = KERNEL if kernel_fault(device, parameter.dtype) is None else None
     tokens, positions = (tensor.to(device) for tensor in _probe(count, longest, vocabulary_size(model)))
     mine = slice(rank * PROBE_TOKENS, (rank + 1) * PROBE_TOKENS)
     with whole_sequences(attention):

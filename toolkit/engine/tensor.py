@@ -23,6 +23,7 @@ from toolkit.engine import device
 from toolkit.engine.tensor_edges import Edges, sum_over
 from toolkit.models.shards import shard_of
 from toolkit.models.tensor_plan import PerHead, TensorPlan
+from toolkit.models.vocabulary import VocabularyPart
 
 
 def apply_tensor_parallel(model: nn.Module, plan: TensorPlan, group: Any) -> None:
@@ -40,6 +41,12 @@ def apply_tensor_parallel(model: nn.Module, plan: TensorPlan, group: Any) -> Non
     edges = Edges(group)
     for name, boundary in plan.boundaries.items():
         edges.wrap(model.get_submodule(name), boundary)
+    part = VocabularyPart(group, rank, plan.vocabulary)
+    if plan.head is not None:
+        # Where the loss is computed inside the head, it needs to know (models/heads.py, token_loss).
+        model.get_submodule(plan.head).vocabulary = part  # type: ignore[assignment]
+    if plan.embedding is not None:
+        edges.wrap_embedding(model.get_submodule(plan.embedding), part)
     for name, counts in plan.counts.items():
         _set_counts(model.get_submodule(name), counts)
     for name, per_head in plan.per_head.items():
@@ -75,12 +82,13 @@ def gradient_norm(model: nn.Module, group: Any | None) -> float:
     million numbers the norm then came out 0.2 % too small.
     """
     is_first = group is None or dist.get_rank(group) == 0
-    square = torch.zeros((), dtype=torch.float64)
-    for parameter in model.parameters():
-        if parameter.grad is not None and (is_first or shard_of(parameter) is not None):
-            square += torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).cpu() ** 2
+    counted = (parameter for parameter in model.parameters() if is_first or shard_of(parameter) is not None)
+    gradients = [parameter.grad for parameter in counted if parameter.grad is not None]
+    square = torch.zeros((), dtype=torch.float64, device=device.current())
+    if gradients:
+        # On a GPU few kernels for all of them, and nothing waits for the device before the one value is read.
+        square += torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64)).square().sum()
     if group is not None:
-        square = square.to(device.current())
         dist.all_reduce(square, group=group)
     return math.sqrt(float(square))
 

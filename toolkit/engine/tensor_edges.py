@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from toolkit.engine.tensor_random import LocalRandom
 from toolkit.models.tensor_styles import Boundary, Enter, Leave
+from toolkit.models.vocabulary import VocabularyPart
 
 Forward = Callable[..., Any]
 
@@ -105,6 +106,27 @@ class Edges:
                 output = output + module.bias
             return output
 
+        # A mark for `toolkit.models.compile`.
+        forward.has_collectives = True  # type: ignore[attr-defined]
+        module.forward = forward
+
+    def wrap_embedding(self, module: Any, part: VocabularyPart) -> None:
+        """Let `module`, an embedding with this rank's rows only, look up the tokens of the whole vocabulary."""
+        inner = module.forward
+
+        def forward(ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            rows, own = part.local(ids)
+            # Elsewhere it stays the vocabulary's: who reads it means a token.
+            padding: Any = module.padding_idx
+            is_own = padding is not None and part.start <= padding < part.start + part.size
+            module.padding_idx = padding - part.start if is_own else None
+            try:
+                found = inner(rows, *args, **kwargs)
+            finally:
+                module.padding_idx = padding
+            found = found.masked_fill(~own.unsqueeze(-1), 0.0)
+            return _SumOutput.apply(found, self.group)  # type: ignore[no-untyped-call, no-any-return]
+
         module.forward = forward
 
     def _enter(self, value: Any, enter: Enter) -> Any:
@@ -121,7 +143,8 @@ class Edges:
         if boundary.leave is Leave.SUM:
             return _SumOutput.apply(output, self.group)  # type: ignore[no-untyped-call]
         if boundary.leave is Leave.GATHER:
-            return GatherFromTensorParallelRegion.apply(self.group, output, (output.shape[-1],) * self.degree)
+            widths = boundary.widths or (output.shape[-1],) * self.degree
+            return GatherFromTensorParallelRegion.apply(self.group, output, widths)
         if boundary.leave is Leave.LATENT:
             widths = [output.shape[-1] - boundary.rotary_width, boundary.rotary_width]
             latent, rotary = output.split(widths, dim=-1)

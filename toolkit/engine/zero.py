@@ -9,12 +9,13 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from toolkit.engine import device, process
-from toolkit.engine.base import DeepSpeedRun, Training, to_device, total_losses
+from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.experts import gather_experts_whole
-from toolkit.engine.groups import parameter_groups
+from toolkit.engine.groups import client_optimizer, parameter_groups
 from toolkit.engine.lean import keep_once
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.seeds import part_seed
@@ -62,6 +63,7 @@ class ZeroEngine(DeepSpeedRun):
             gather_experts_whole(model)
         engine, *_ = deepspeed.initialize(
             model=Callee(model),
+            optimizer=client_optimizer(config, training.optimizer),
             model_parameters=parameter_groups(model, training.optimizer),
             config=dict(config),
             mpu=self.grid,
@@ -81,13 +83,13 @@ class ZeroEngine(DeepSpeedRun):
         """
         self.engine.train()
         micro_batches = [self._mine(batch) for batch in micro_batches]
-        targets = self._sum([sum(self.training.count(batch) for batch in micro_batches)])[0]
+        targets = self._count(micro_batches)
         # ZeRO averages gradients over ranks: times their number, the sum over ranks of sums over targets is their mean.
         weight = self.mesh.gradient_ranks / max(1.0, targets)
         rate = self.schedule.learning_rate
         scale = self.loss_scale
         total = torch.zeros((), dtype=torch.float64, device=device.current())
-        for index, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
+        for index, (batch, seed) in enumerate(zip(self._feed(micro_batches), seeds, strict=True)):
             torch.manual_seed(part_seed(seed, self.mesh, self.process.rank))
             loss = self.engine(self.training.loss, batch, weight * (scale or 1.0))
             total += loss.detach().double()
@@ -96,7 +98,7 @@ class ZeroEngine(DeepSpeedRun):
             if index < len(micro_batches) - 1:
                 self.engine.step()
         added = self.training.auxiliary() if self.training.auxiliary is not None else 0.0
-        mean, auxiliary = (value / max(1.0, targets) for value in self._sum([float(total) - added, added]))
+        mean, auxiliary = (value / max(1.0, targets) for value in self._read([total - added, added], self._replicas))
         self._check_finite("loss", mean)
         norm = self._plain_norm()
         if norm is not None:
@@ -125,18 +127,23 @@ class ZeroEngine(DeepSpeedRun):
         """What this rank computes of a micro-batch of its replica."""
         if self.mesh.sequence > 1 and self.split is not None:
             batch = self.split(batch, self.mesh.coordinate(self.process.rank, "sequence"), self.mesh.sequence)
-        return to_device(batch)
+        return batch
+
+    @property
+    def _replicas(self) -> dist.ProcessGroup | None:
+        """The group of the ranks that compute different tokens; None for all."""
+        return self.grid.replicas if self.grid is not None else None
 
     def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""
         self.engine.eval()
         sums: dict[str, float] = {}
         with torch.no_grad():
-            for batch in batches:
-                for key, value in self.engine(function, self._mine(batch))["result"].items():
+            for batch in self._feed(map(self._mine, batches)):
+                for key, value in self.engine(function, batch)["result"].items():
                     sums[key] = sums.get(key, 0.0) + float(value)
         self.engine.train()
-        return total_losses(sums, self._replicas)
+        return total_losses(sums, self.mesh.tensor)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` in evaluation mode, on every rank alike (generation, for instance)."""

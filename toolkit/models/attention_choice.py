@@ -28,15 +28,16 @@ def model_class(kind: Any, config: PretrainedConfig) -> type[PreTrainedModel]:
 
 
 def choose_attention(kind: Any, config: PretrainedConfig, wanted: str) -> str:
-    """The implementation for `wanted` (model.attention), where "auto" is the best that the class supports.
+    """transformers' implementation for `wanted` (model.attention), where "auto" is the best that the class supports.
 
+    "varlen" takes the place of "sdpa" once the weights are loaded and the model can be asked (`toolkit.models.document_choice`).
     Raises ModelError for one that the class, this environment or this machine does not have.
     """
     network = model_class(kind, config)
     if wanted == "auto":
         return "sdpa" if network._supports_sdpa else "eager"
     supported = ["eager"]
-    supported += ["sdpa"] if network._supports_sdpa else []
+    supported += ["sdpa", "varlen"] if network._supports_sdpa else []
     supported += list(PACKAGES) if network._supports_flash_attn else []
     if wanted not in supported:
         raise ModelError(
@@ -46,7 +47,7 @@ def choose_attention(kind: Any, config: PretrainedConfig, wanted: str) -> str:
         )
     if wanted in PACKAGES:
         _check_flash(wanted)
-    return wanted
+    return "sdpa" if wanted == "varlen" else wanted
 
 
 def _check_flash(wanted: str) -> None:

@@ -63,7 +63,7 @@ def load_config(model: Model, *, vocabulary_size: int, overrides: Mapping[str, A
     except Exception as error:
         # Every architecture refuses in its own way numbers that do not fit together.
         raise unbuildable(given or changes, error) from None
-    config._attn_implementation = None if model.attention == "auto" else model.attention
+    config._attn_implementation = None if model.attention in ("auto", "varlen") else model.attention
     config.use_cache = False
     return config
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolkit.models.cross_entropy import linear_cross_entropy
+from toolkit.models.cross_entropy import IGNORED, linear_cross_entropy
 
 SCALED_LOGITS = (
     "final_logit_softcapping",
@@ -19,6 +19,15 @@ SCALED_LOGITS = (
     "unpadded_vocab_size",
 )
 """Config fields by which an architecture changes what goes into its head, or the logits that come out."""
+
+
+TARGET_ROWS = "target_rows"
+"""Name in a batch of what `target_rows` found: how many there are is known without waiting for the device."""
+
+
+def target_rows(targets: torch.Tensor) -> torch.Tensor:
+    """Where targets [B, T] on the CPU have loss: indices into the flattened tensor, int64 [N], rising."""
+    return (targets.flatten() != IGNORED).nonzero().squeeze(1)
 
 
 def is_plain_head(model: nn.Module) -> bool:
@@ -60,12 +69,14 @@ def token_loss(
     *,
     label_smoothing: float,
     gradient_scale: float,
+    rows: torch.Tensor | None = None,
     see: Callable[[Any], None] | None = None,
 ) -> torch.Tensor:
     """Sum over valid targets of the next-token loss, fp32.
 
     `targets` [B, T] are aligned with the positions that predict them (already shifted), -100 where there is none.
-    `gradient_scale` is the factor by which the caller will multiply the gradient (see linear_cross_entropy).
+    `rows` are their `target_rows`, found here where not given, for which a GPU is waited for.
+    `gradient_scale` is the factor by which the caller promises to multiply the gradient (see linear_cross_entropy).
     `see` is shown what the model returned.
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
@@ -84,7 +95,15 @@ def token_loss(
 
     def loss_of(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return linear_cross_entropy(
-            hidden, weight, bias, targets.flatten(), label_smoothing=label_smoothing, gradient_scale=gradient_scale
+            hidden,
+            weight,
+            bias,
+            targets.flatten(),
+            rows=rows,
+            label_smoothing=label_smoothing,
+            gradient_scale=gradient_scale,
+            part=getattr(head, "vocabulary", None),
+            is_promised=True,
         )
 
     loss: torch.Tensor = head(hidden, loss_of)

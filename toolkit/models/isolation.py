@@ -9,7 +9,6 @@ from torch import nn
 
 from toolkit.errors import ModelError
 from toolkit.models.agreement import excess, hidden_states, takes_positions, vocabulary_size
-from toolkit.models.attention import DOCUMENTS
 
 ROWS = ((6, 6), (3, 5, 4))
 """Tokens per document of the probe: rows of one length, with bounds at different places."""
@@ -26,32 +25,16 @@ def leak(model: nn.Module) -> float | None:
     """
     if not takes_positions(model):
         return None
-    once, again = (_probe(model, shift) for shift in (7, 23))
+    once, again = (probe(model, shift) for shift in (7, 23))
     moved = max(
-        _difference(one[first:], other[first:]) for one, other, (first, *_) in zip(once, again, ROWS, strict=True)
+        difference(one[first:], other[first:]) for one, other, (first, *_) in zip(once, again, ROWS, strict=True)
     )
-    alone = _probe(model, 7, ROWS[1:])
+    alone = probe(model, 7, ROWS[1:])
     # Another batch size may round otherwise, which the comparison above leaves out of account.
-    return moved if excess(model, once[1:], alone) < 1.0 else max(moved, _difference(alone, once[1:]))
+    return moved if excess(model, once[1:], alone) < 1.0 else max(moved, difference(alone, once[1:]))
 
 
-def use_document_attention(model: nn.Module) -> bool:
-    """Switch a model that packs from "sdpa" to attention document by document; whether it was done.
-
-    Left alone is a model with layers that are neither causal nor sliding, or whose numbers would change.
-    """
-    kinds = set(getattr(model.config, "layer_types", None) or ())
-    if not kinds <= {"full_attention", "sliding_attention"}:
-        return False
-    before = _probe(model, 7)
-    model.set_attn_implementation(DOCUMENTS)  # type: ignore[operator]
-    if _difference(before, _probe(model, 7)) < TOLERANCE:
-        return True
-    model.set_attn_implementation("sdpa")  # type: ignore[operator]
-    return False
-
-
-def _probe(model: nn.Module, shift: int, rows: Sequence[tuple[int, ...]] = ROWS) -> torch.Tensor:
+def probe(model: nn.Module, shift: int, rows: Sequence[tuple[int, ...]] = ROWS) -> torch.Tensor:
     """Hidden states [B, T, D] of `rows` of documents; `shift` chooses the tokens of each row's first one."""
     device = next(model.parameters()).device
     positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in rows])
@@ -62,7 +45,8 @@ def _probe(model: nn.Module, shift: int, rows: Sequence[tuple[int, ...]] = ROWS)
     return hidden_states(model, tokens.to(device), positions.to(device), [list(row) for row in rows])
 
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest, relative to the largest value of `one`."""
     return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
 
 

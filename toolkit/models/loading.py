@@ -1,8 +1,8 @@
 """From a name to a tokenizer and to weights in memory, on every rank alike.
 
-Weights come from one place under every strategy: a checkpoint directory. What no checkpoint holds yet, a model from
-scratch or a new classification head, is built once by rank 0 (`materialise`) and read back like any other, so that
-the starting point does not depend on how the ranks are arranged.
+Weights come from one place under every strategy: a checkpoint directory. A new classification head, which no checkpoint
+holds yet, is built once by rank 0 (`materialise`) and read back like any other, so that the starting point does not
+depend on how the ranks are arranged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
-from toolkit.models.config import unbuildable
 from toolkit.models.files import check_files, unreadable
 from toolkit.models.output_layer import output_layer, renew
 from toolkit.models.quiet import quiet
@@ -50,29 +49,20 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 def materialise(
     kind: Any, model: Model, config: PretrainedConfig, directory: Path, seed: int, *, new_head: bool = False
 ) -> list[str]:
-    """Write the run's starting weights to `directory` in fp32; call it on rank 0 alone.
+    """Write a checkpoint's weights and what it lacks of a head to `directory` in fp32; call it on rank 0 alone.
 
     `kind` is one of transformers' auto classes. With `new_head` the output layer of a classifier is made anew even if
     the checkpoint has one. Returns the names of weights that start at random values although the recipe asks for
     pretrained ones.
     """
-    head = output_layer(kind, config) if new_head and model.weights == "pretrained" else []
+    head = output_layer(kind, config) if new_head else []
     torch.manual_seed(seed)
-    if model.weights == "random":
-        try:
-            network = kind.from_config(config, dtype=torch.float32)
-        except Exception as error:
-            # Every architecture fails in its own way on what it lacks (a package, a field).
-            raise unbuildable(model.config, error) from None
-        fresh: list[str] = []
-    else:
-        source = resolve(str(model.path), weights=True)
-        network, fresh = _from_pretrained(kind, source, config, remade=head)
-        check_missing([name for name in fresh if not _is_of_a_head(network, name)], source, network)
-        renew(network, [name for name in head if name not in fresh])
-        fresh = sorted({*fresh, *head})
-    network.save_pretrained(directory)
-    return fresh
+    source = resolve(str(model.path), weights=True)
+    network, fresh = _from_pretrained(kind, source, config, remade=head)
+    check_missing([name for name in fresh if not _is_of_a_head(network, name)], source, network)
+    renew(network, [name for name in head if name not in fresh])
+    network.save_pretrained(directory)  # type: ignore[operator]
+    return sorted({*fresh, *head})
 
 
 def _is_of_a_head(network: Any, name: str) -> bool:

@@ -88,9 +88,9 @@ class RouterBalance:
         self._added = self._added + added.detach().double()
         return added
 
-    def take(self) -> float:
-        """Sum of what was added since the last call."""
-        taken, self._added = float(self._added), 0.0
+    def take(self) -> torch.Tensor | float:
+        """Sum of what was added since the last call, a 0-dim fp64 tensor, or 0.0."""
+        taken, self._added = self._added, 0.0
         return taken
 
 

@@ -18,6 +18,11 @@ class Shard:
     spans: tuple[tuple[int, int], ...]
     """(start, length) along `dim`, in the order in which they lie in the local parameter."""
 
+    @property
+    def share(self) -> float:
+        """The local part of the whole, 0 to 1."""
+        return sum(length for _, length in self.spans) / self.shape[self.dim]
+
     def cut(self, whole: Tensor) -> Tensor:
         """The local part of `whole`: a view where there is one span, a copy where there are several."""
         parts = [whole.narrow(self.dim, start, length) for start, length in self.spans]

@@ -6,6 +6,7 @@ Nothing is built here. Most architectures say themselves what lies before, in an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from toolkit.errors import ModelError
+from toolkit.models.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,11 @@ def _joined(config: Any, num_layers: int) -> set[int]:
     return joined
 
 
-def balance(model: nn.Module, num_stages: int) -> list[tuple[int, int]]:
+def balance(model: nn.Module, num_stages: int, shards: Mapping[str, Shard] | None = None) -> list[tuple[int, int]]:
     """(first layer, layer after the last) of each stage, so that the most expensive stage is as cheap as can be.
 
-    `model` may be a skeleton on the meta device. Raises ModelError when it has too few layers to cut between.
+    `model` is whole, and may be a skeleton on the meta device. `shards` says what a rank will hold of the parameters
+    that tensor parallelism is going to cut: what stays whole then weighs the more against it. Raises ModelError when it has too few layers to cut between.
     """
     plan = stage_plan(model.config)
     starts = [index for index in range(plan.num_layers) if index == 0 or index not in plan.joined]
@@ -128,26 +131,28 @@ def balance(model: nn.Module, num_stages: int) -> list[tuple[int, int]]:
             expected=f"1 to {len(starts)} stages",
             do=f"set parallel.pipeline={len(starts)} or less",
         )
-    costs = layer_costs(model, plan)
+    costs = layer_costs(model, plan, shards)
     if num_stages == 1:
         return [(0, plan.num_layers)]
     edges = _partition(costs, starts, num_stages)
     return list(zip(edges, [*edges[1:], plan.num_layers], strict=True))
 
 
-def layer_costs(model: nn.Module, plan: StagePlan) -> list[float]:
-    """FLOPs of the matrix products per token, forward and backward: 6 per weight that a token meets (Kaplan et al. 2020,
-    arXiv 2001.08361, section 2.1).
+def layer_costs(model: nn.Module, plan: StagePlan, shards: Mapping[str, Shard] | None = None) -> list[float]:
+    """FLOPs of the matrix products per token and rank, forward and backward: 6 per weight that a token meets (Kaplan et
+    al. 2020, arXiv 2001.08361, section 2.1), of those in `shards` the rank's part.
 
     Head and final norm are added to the last layer. What precedes the layers is free: a token looks its embedding
     up, and towers for images or sound see no tokens.
     """
     base: Any = model.base_model
     share = _expert_share(model.config)
-    costs = [_flops(layer, share) for layer in base.get_submodule(plan.outline.layers)]
+    cut = shards or {}
+    shares = {parameter: cut[name].share for name, parameter in model.named_parameters() if name in cut}
+    costs = [_flops(layer, share, shares) for layer in base.get_submodule(plan.outline.layers)]
     after = [module for name in plan.outline.last if (module := _find(base, name)) is not None]
     head = model.get_output_embeddings()  # type: ignore[operator]
-    costs[-1] += sum(_flops(module, share) for module in [*after, head])
+    costs[-1] += sum(_flops(module, share, shares) for module in [*after, head])
     return costs
 
 
@@ -158,10 +163,11 @@ def _find(base: nn.Module, name: str) -> nn.Module | None:
     return module
 
 
-def _flops(module: nn.Module, expert_share: float) -> float:
+def _flops(module: nn.Module, expert_share: float, shares: Mapping[nn.Parameter, float]) -> float:
     total = 0.0
     for name, parameter in module.named_parameters():
-        total += 6.0 * parameter.numel() * (expert_share if "experts." in f"{name}." and "shared" not in name else 1.0)
+        met = expert_share if "experts." in f"{name}." and "shared" not in name else 1.0
+        total += 6.0 * parameter.numel() * shares.get(parameter, 1.0) * met
     return total
 
 

@@ -1,8 +1,9 @@
 """How the weights of a Hugging Face model are divided among the ranks of a tensor group, by the model's own plan.
 
 Attention is cut by heads and feed-forwards by features where the plan allows it, experts of a mixture each by
-features. Embeddings, the output head, norms, routers and whatever the plan does not name stay whole: all ranks of a
-group compute them alike and have their complete gradient, which must therefore not be summed over the group.
+features; the output head and the embedding by rows of the vocabulary, where the logits are the head's output as it is.
+Norms, routers and whatever the plan does not name stay whole: all ranks of a group compute them alike and have their
+complete gradient, which must therefore not be summed over the group.
 Needs no process group and no memory: the model may be a skeleton on the meta device, or one stage of a pipeline.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -19,9 +20,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from toolkit.errors import ModelError
+from toolkit.models.absent import Absent
+from toolkit.models.heads import is_plain_head
 from toolkit.models.shards import Shard
 from toolkit.models.tensor_layouts import LAYOUTS
 from toolkit.models.tensor_styles import STYLES, WHOLE, Boundary, Cut, Enter, Leave, Style
+from toolkit.models.vocabulary import even_sizes
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads", "n_heads")
 """Attributes by which attention modules count heads."""
@@ -50,14 +54,42 @@ class TensorPlan:
     """Module -> attribute -> its value on each rank; "config.x" is a field of the module's own config."""
     per_head: dict[str, PerHead] = field(default_factory=dict)
     """Module -> arguments to cut by heads."""
+    head: str | None = None
+    """The output head, where the ranks divide its rows."""
+    embedding: str | None = None
+    """The embedding of the tokens, where the ranks divide its rows as they do the head's."""
+    vocabulary: tuple[int, ...] = ()
+    """Rows of each rank, where they divide them."""
+
+    def within(self, stage: nn.Module) -> TensorPlan:
+        """What this plan of a whole model says of one of its pipeline stages."""
+        modules = {name for name, module in stage.named_modules() if not isinstance(module, Absent)}
+        parameters = {name for name, _ in stage.named_parameters()}
+        return replace(
+            self,
+            shards=_only(self.shards, parameters),
+            boundaries=_only(self.boundaries, modules),
+            partial=self.partial & parameters,
+            counts=_only(self.counts, modules),
+            per_head=_only(self.per_head, modules),
+            head=self.head if self.head in modules else None,
+            embedding=self.embedding if self.embedding in modules else None,
+        )
 
     def of_rank(self, rank: int) -> dict[str, Shard]:
         """What rank `rank` of the group holds of each cut parameter."""
         return {name: shards[rank] for name, shards in self.shards.items()}
 
 
+def _only(entries: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in entries.items() if name in names}
+
+
 def tensor_plan(model: nn.Module, degree: int) -> TensorPlan:
     """Divide `model` among `degree` ranks.
+
+    Of a pipeline stage alone it cannot be said which vocabulary its other end shares: take the plan of the whole model
+    and then `TensorPlan.within`.
 
     Raises ModelError when the architecture cannot be cut, or not into so many parts; the message names the degrees
     that work.
@@ -113,6 +145,7 @@ class _Planner:
         }
         partial = {parameter for name, style in styles.items() if style.partial for parameter in self._own(name)}
         plan = TensorPlan(self.degree, shards, boundaries, partial, self._counts(cuts), self._per_head())
+        self._cut_vocabulary(plan)
         self._check_sums(plan)
         return plan
 
@@ -242,6 +275,27 @@ class _Planner:
     def _matching(self, base: str, pattern: str) -> list[str]:
         return [name for name in self.modules if _pattern(name) == f"{base}{pattern}"]
 
+    def _cut_vocabulary(self, plan: TensorPlan) -> None:
+        """Divide the rows of the head, and of the embedding, which may be the same weights.
+
+        Only where the toolkit computes the loss inside the head, so that its logits need not be gathered, and where
+        the head belongs to the model itself: BERT's reads what a transformation of its own has made.
+        """
+        names = {id(module): name for name, module in self.modules.items()}
+        head = names.get(id(getattr(self.model, "get_output_embeddings", lambda: None)()))
+        if head is None or "." in head or not is_plain_head(self.model):
+            return
+        embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        total = self.modules[head].weight.shape[0]
+        if not isinstance(embedding, nn.Embedding) or embedding.weight.shape[0] != total or total < self.degree:
+            return
+        plan.head, plan.embedding, plan.vocabulary = head, names[id(embedding)], even_sizes(int(total), self.degree)
+        plan.boundaries[head] = Boundary(Enter.SUM_GRADIENT, Leave.GATHER, widths=plan.vocabulary)
+        ours = {id(parameter) for name in (head, plan.embedding) for parameter in self.modules[name].parameters()}
+        for name, parameter in self.parameters.items():
+            if id(parameter) in ours:
+                plan.shards[name] = row_shards(tuple(parameter.shape), plan.vocabulary)
+
     def _check_sums(self, plan: TensorPlan) -> None:
         """Refuse experts that add or normalise with whole weights: summed over the ranks, those would count several times."""
         for name, boundary in plan.boundaries.items():
@@ -262,6 +316,11 @@ def even_shards(shape: tuple[int, ...], dim: int, parts: list[int], degree: int)
         )
         shards.append(Shard(shape, dim, spans))
     return tuple(shards)
+
+
+def row_shards(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[Shard, ...]:
+    """Each rank's `sizes` rows, one after the other."""
+    return tuple(Shard(shape, 0, ((sum(sizes[:rank]), size),)) for rank, size in enumerate(sizes))
 
 
 def _pattern(name: str) -> str:

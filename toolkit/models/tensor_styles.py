@@ -55,6 +55,8 @@ class Boundary:
     leave: Leave
     rotary_width: int = 0
     """Leave.LATENT: number of last features that are used locally."""
+    widths: tuple[int, ...] = ()
+    """Leave.GATHER: features of each rank; () where all have equally many."""
 
 
 Parts = int | Literal["query_key_value"]
@@ -103,7 +105,7 @@ STYLES: dict[str, Style] = {
     # An owner of bare cut parameters computes with them as they are.
     "local_params": WHOLE,
     "replicate": WHOLE,
-    # Every rank keeps the whole vocabulary: its gradient is complete everywhere, and tied heads need no care.
+    # A vocabulary is divided together with the head that reads it, or not at all: tensor_plan, _vocabulary.
     "embedding_rowwise": WHOLE,
     "embedding_colwise": WHOLE,
     # Ours, for the table of tensor_layouts.

@@ -116,7 +116,7 @@ def _optimizer(optimizer: Optimizer) -> Optimizer:
 def _precision(precision: Precision, dtype: Any) -> Precision:
     sums = precision.accumulation_dtype if precision.accumulation_dtype == dtype else "fp32"
     # 2^8: a larger loss scale may overflow in the first steps and skip them, which the reference does not.
-    scaling = {"initial_scale_power": 8} if dtype == "fp16" else {}
+    scaling: dict[str, Any] = {"initial_scale_power": 8} if dtype == "fp16" else {}
     return Precision(dtype=dtype, accumulation_dtype=sums, **scaling)
 
 

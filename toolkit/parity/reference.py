@@ -88,17 +88,21 @@ def train(
     rate: Callable[[int], float],
     *,
     dtype: str = "fp32",
+    master_dtype: str = "fp32",
     max_grad_norm: float = 1.0,
     weight_decay: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Curve:
     """Train on `steps`, each a list of micro-batches that together are one global batch.
 
-    `build_optimizer` gets `parameter_groups` of fp32 weights, `rate` the 0-based step. `max_grad_norm` 0: never clip.
+    `build_optimizer` gets `parameter_groups` of the master weights, in `master_dtype`, `rate` the 0-based step.
+    `max_grad_norm` 0: never clip.
     """
     model.train()
     named = dict(model.named_parameters())
-    masters = {name: parameter.detach().float().clone().requires_grad_() for name, parameter in named.items()}
+    masters = {
+        name: parameter.detach().to(DTYPES[master_dtype]).clone().requires_grad_() for name, parameter in named.items()
+    }
     for parameter in named.values():
         # Parameters only: rotary frequencies and the like are buffers, which stay in fp32.
         parameter.data = parameter.data.to(DTYPES[dtype])
@@ -109,7 +113,8 @@ def train(
         norm = _norm(sums.values())
         clip = min(1.0, max_grad_norm / (norm + 1e-6)) if max_grad_norm else 1.0
         for name, master in masters.items():
-            master.grad = sums[name].mul_(clip)
+            # Rounded first: the optimizer never sees more of a gradient than its own format holds.
+            master.grad = sums[name].to(master.dtype).mul_(clip)
         for group in optimizer.param_groups:
             group["lr"] = rate(index)
         optimizer.step()
@@ -119,7 +124,7 @@ def train(
         curve.losses.append(loss)
         curve.norms.append(norm)
         curve.rates.append(rate(index))
-    curve.weights = {name: master.detach() for name, master in masters.items()}
+    curve.weights = {name: master.detach().float() for name, master in masters.items()}
     return curve
 
 

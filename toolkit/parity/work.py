@@ -76,7 +76,8 @@ def train_strategy(rank: int, world_size: int, recipe: Recipe, folder: str, name
     train(recipe, RunOptions(name, run), keep_group=True)
     if rank != 0:
         return None
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if "loss" in record]
     norms = [None if record.get("skipped") else record["grad_norm"] for record in records]
     kind = task_class(recipe.task.name).auto_class
     exported = kind.from_pretrained(run / "export", dtype=torch.float32)

@@ -61,6 +61,12 @@ def _either(values: tuple[str, ...]) -> str:
 
 
 _FP16 = Acts(lambda recipe: recipe.precision.dtype == "fp16", "precision.dtype 'fp16'", ("precision.dtype",))
+# What "auto" becomes is known to the device; ds_config/state_formats.py asks again.
+_BF16 = Acts(
+    lambda recipe: recipe.precision.dtype in ("auto", "bf16", "fp8"),
+    "precision.dtype 'bf16', 'fp8' or 'auto'",
+    ("precision.dtype",),
+)
 # Stage 0 in 16 bits or in a pipeline is rendered as stage 1 (ds_config/render.py, effective_stage).
 _REDUCES = Acts(
     lambda recipe: recipe.parallel.zero_stage > 0 or recipe.parallel.pipeline > 1 or recipe.precision.dtype != "fp32",
@@ -74,7 +80,10 @@ _HELD_OUT = Acts(
 
 FIELDS: dict[str, Acts | None] = {
     **dict.fromkeys(f"model.{name}" for name in ("path", "architecture", "weights", "config", "tokenizer")),
-    **dict.fromkeys(f"model.{name}" for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles")),
+    **dict.fromkeys(
+        f"model.{name}"
+        for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles", "kernels", "compile")
+    ),
     "model.activation_offload": Acts(
         lambda recipe: recipe.model.activation_checkpointing,
         "model.activation_checkpointing True",
@@ -123,6 +132,16 @@ FIELDS: dict[str, Acts | None] = {
     "schedule.patience": _schedule("reduce_on_plateau"),
     "precision.dtype": None,
     "precision.accumulation_dtype": None,
+    "precision.communication_dtype": None,
+    "precision.tf32": Acts(
+        lambda recipe: recipe.precision.dtype == "fp32", "precision.dtype 'fp32'", ("precision.dtype",)
+    ),
+    "precision.master_dtype": _BF16,
+    "precision.state_dtype": Acts(
+        lambda recipe: recipe.optimizer.type in ("adam", "adamw"),
+        "optimizer.type 'adam' or 'adamw'",
+        ("optimizer.type",),
+    ),
     **dict.fromkeys(
         (f"precision.{name}" for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")),
         _FP16,
@@ -130,6 +149,11 @@ FIELDS: dict[str, Acts | None] = {
     **dict.fromkeys(f"parallel.{name}" for name in ("zero_stage", "pipeline", "tensor", "sequence")),
     "parallel.offload_optimizer": Acts(
         lambda recipe: recipe.parallel.zero_stage > 0, "parallel.zero_stage 1, 2 or 3", ("parallel.zero_stage",)
+    ),
+    "parallel.offload_ratio": Acts(
+        lambda recipe: recipe.parallel.zero_stage == 3 and recipe.parallel.offload_optimizer == "cpu",
+        "parallel.zero_stage 3 and parallel.offload_optimizer 'cpu'",
+        ("parallel.zero_stage", "parallel.offload_optimizer"),
     ),
     "parallel.offload_param": _STAGE_3,
     "parallel.nvme_path": Acts(

@@ -29,12 +29,16 @@ class Model(Section):
     """Where the tokenizer is; None: the same place as `path`."""
     dropout: Rate | None = None
     """Set every dropout probability of the architecture to this; None leaves the checkpoint's own."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
-    """Attention implementation of transformers; "auto" takes the best that the architecture has."""
+    attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    """How attention is computed. "varlen": each packed document, or padded row, by itself and without a mask: on CUDA in fp16 and bf16 all of them in one call of torch's variable-length flash kernel (torch 2.10 or later; causal, sliding windows, grouped heads), elsewhere one after the other. The others are transformers': "sdpa" and "eager" with a mask of tokens x tokens, "flash_attention_2" and "flash_attention_3" with packages of their own. "auto": "varlen" for packed documents, and for padded rows where the kernel computes, if a start-up probe finds the same hidden states; else "sdpa"; "eager" for architectures that have no other."""
+    kernels: Literal["auto", "liger", "none"] = "auto"
+    """Fused RMSNorm, rotary embedding and SwiGLU/GeGLU of liger-kernel, compared with the model's own at start. CUDA only. "auto" takes them where liger-kernel is installed (pip install 'toolkit[liger]'), knows the architecture and agrees, and `compile` does not write kernels of its own."""
+    compile: bool = False
+    """Compile each layer with torch.compile in training: fewer and larger kernels, for some seconds at the first step (on a CPU half a minute and more, and a C++ compiler). Dropout draws other masks than without. Evaluation and generation run uncompiled."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     activation_offload: bool = False
-    """Keep what activation_checkpointing keeps, each layer's input, in host memory: layers x tokens x width less on the device, for two copies per step. On a CPU it changes nothing."""
+    """Keep what activation_checkpointing keeps, each layer's input, in host memory: layers x tokens x width less on the device, for two copies per step that run beside the computation. On a CPU it changes nothing."""
     mlp_tiles: Positive = 1
     """Compute each layer's MLP in this many parts of the sequence, one after the other, and again in the backward pass: its wide activations exist for one part at a time. 1: all at once."""
 
@@ -61,6 +65,16 @@ class Model(Section):
                 f"model.architecture={self.architecture!r} with weights={self.weights!r}, tokenizer={self.tokenizer!r}",
                 expected='weights="random" and a tokenizer, since no checkpoint provides them',
                 do='set model.weights="random" and model.tokenizer',
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_from_one_source(self) -> Model:
+        if self.kernels == "liger" and self.compile:
+            raise RecipeError(
+                "model.kernels='liger' with model.compile=True",
+                expected="one of the two: torch.compile fuses the same operations, and more around them",
+                do="set model.kernels='auto', or model.compile=False",
             )
         return self
 

@@ -105,7 +105,8 @@ def _check_evaluation(recipe: Recipe) -> None:
             expected="a data.evaluation source: nothing can be split off a stream",
             do="set data.evaluation, and data.evaluation_examples=0",
         )
-    if recipe.precision.accumulation_dtype != "fp32" and recipe.precision.accumulation_dtype != recipe.precision.dtype:
+    dtype = "bf16" if recipe.precision.dtype == "fp8" else recipe.precision.dtype
+    if recipe.precision.accumulation_dtype not in ("fp32", dtype):
         raise RecipeError(
             f"precision.accumulation_dtype={recipe.precision.accumulation_dtype!r} with "
             f"precision.dtype={recipe.precision.dtype!r}",
@@ -130,6 +131,13 @@ def _check_parallel(recipe: Recipe) -> None:
             f"optimizer.type='muon' with parallel.tensor={parallel.tensor}",
             expected="whole matrices: Muon orthogonalises each, and a tensor-parallel rank holds a part",
             do="set parallel.tensor=1, or optimizer.type='adamw'",
+        )
+    if recipe.model.compile and parallel.offload_param == "nvme":
+        # partitioned_param_swapper.py, swap_in: "Not enough buffers 5 for swapping 9".
+        raise RecipeError(
+            "model.compile=True with parallel.offload_param='nvme'",
+            expected="parameters in memory: a compiled layer is gathered whole, and DeepSpeed has five buffers to read into",
+            do="set parallel.offload_param='cpu', or model.compile=False",
         )
     if parallel.pipeline > 1 and parallel.overlap_comm:
         raise RecipeError(

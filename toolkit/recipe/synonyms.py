@@ -69,7 +69,7 @@ OTHER = {
     "optim optimizer_name optimizer_type": ("optimizer.type", "its name without a suffix, such as adamw; see --help for all"),
     "adam_beta1 adam_beta2 beta1 beta2": ("optimizer.betas", "both numbers, such as 0.9 0.999"),
     "bf16 fp16 fp32 half_precision": ("precision.dtype", "bf16, fp16, fp32, or auto"),
-    "flash_attn flash_attention sdp_attention xformers_attention": ("model.attention", "the name of one: flash_attention_2, sdpa, eager, or auto"),
+    "flash_attn flash_attention sdp_attention xformers_attention": ("model.attention", "the name of one: varlen, flash_attention_2, sdpa, eager, or auto"),
     "val_size val_set_size validation_split_percentage test_size": ("data.evaluation_examples", "a number of examples, not a share"),
     "max_eval_samples": ("evaluation.max_sequences", "sequences: packs, where data.packing makes them"),
     "save_strategy": ("checkpoint.every_steps", "optimizer steps; 0: only the last"),

@@ -118,12 +118,20 @@ class Schedule(Section):
 
 
 class Precision(Section):
-    """Number formats. Master weights and optimizer states are always fp32."""
+    """Number formats."""
 
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Parameters, activations, gradients. "auto": bf16 where the device computes in it, else fp32; the choice is printed."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
+    """Parameters, activations, gradients. "auto": bf16 where the device computes in it, else fp32; the choice is printed. fp8: bf16 whose large linear layers multiply in fp8 (CUDA 8.9 and later; needs torchao)."""
     accumulation_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Gradients summed over micro-batches. fp32 costs memory and keeps small gradients; otherwise equal to dtype. Ranks exchange gradients in the same format (communication_data_type), so fp32 also doubles that traffic."""
+    """Gradients summed over micro-batches. fp32 costs memory and keeps small gradients; otherwise equal to dtype (to bf16 with fp8)."""
+    communication_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What ranks exchange gradients in (communication_data_type). "auto": on CUDA the 16 bits of dtype, which halves the traffic of fp32 and rounds each rank's part once; on a CPU as accumulation_dtype."""
+    tf32: bool = False
+    """fp32 on CUDA: multiply matrices on tensor cores, which read 10 of 23 bits of each number (several times as fast)."""
+    master_dtype: Literal["fp32", "bf16"] = "fp32"
+    """The weights that the optimizer updates, from which the 16-bit ones are rounded. bf16: they are the same numbers; saves 2 bytes per parameter, and an update below half a last digit (1/512 of the weight) is lost."""
+    state_dtype: Literal["fp32", "bf16", "8bit"] = "fp32"
+    """adam, adamw: the two moments. bf16 halves them and needs master_dtype bf16; 8bit (blocks of 256 numbers share a scale; needs torchao) takes a quarter of fp32, not with offload."""
     initial_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
     """fp16: the loss scale starts at 2 to this power."""
     loss_scale_window: Positive = 1000
@@ -146,14 +154,16 @@ class Parallel(Section):
     """Where optimizer states live: "cpu" (stages 1-3) or "nvme" (stage 3)."""
     offload_param: Placement = "none"
     """Where parameters live between uses (stage 3): "cpu" or "nvme"."""
+    offload_ratio: Fraction = 1.0
+    """Stage 3 with offload_optimizer "cpu": share of the optimizer's states that live and are updated on the host; the rest stays on the device (DeepSpeed's Twin-Flow, adamw by its kernel)."""
     nvme_path: Location | None = None
     """Directory on a local NVMe disk, for "nvme"."""
     reduce_bucket_size: Positive | None = None
-    """Gradient elements reduced at a time; smaller saves memory, larger saves latency. None: a layer's, at most 50 million."""
+    """Gradient elements reduced at a time, and parameters fetched ahead at stage 3; smaller saves memory, larger saves latency. None: one layer of the model, between 1 and 50 million."""
     overlap_comm: bool | None = None
-    """Reduce gradients while the backward pass runs (stages 1-3); at stage 3 also gather the next layers' parameters while one computes. None: on CUDA, except in pipelines."""
+    """Reduce gradients while the backward pass runs (stages 1-3); at stage 3 also gather the next layers' parameters while one computes. None: True on CUDA, outside of pipelines."""
     param_persistence_threshold: NonNegative | None = None
-    """Stage 3: parameters with at most as many elements stay whole on every rank. None: norms and biases do, matrices do not."""
+    """Stage 3: parameters with fewer elements stay whole on every rank. None: the model's norm weights and biases do, up to 100,000 elements, its matrices do not."""
     pipeline: Positive = 1
     """Pipeline stages: each rank holds a share of the layers. ZeRO stages 0 and 1."""
     tensor: Positive = 1

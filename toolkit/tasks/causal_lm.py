@@ -27,7 +27,7 @@ from toolkit.data.row_remarks import LOOK_AT, Seen, looked_at
 from toolkit.data.tool_calls import TOOL_COLUMNS, tools_of
 from toolkit.errors import DataError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
-from toolkit.models.heads import token_loss, use_loss_head
+from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
@@ -154,7 +154,7 @@ class CausalLM:
         )
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
-        """input_ids, position_ids, targets, each [B, T] with T the longest sequence; document_lengths [B, N].
+        """input_ids, position_ids, targets, each [B, T] with T the longest sequence; document_lengths [B, N]; target_rows [M].
 
         Positions restart with every example and the lengths say where, which keeps attention inside it (see
         `toolkit.models.attention`); padding is an example of its own. `targets` are shifted inside each example.
@@ -181,6 +181,7 @@ class CausalLM:
             "input_ids": torch.from_numpy(tokens),
             "position_ids": torch.from_numpy(positions),
             "targets": torch.from_numpy(targets),
+            TARGET_ROWS: target_rows(torch.from_numpy(targets)),
             DOCUMENT_LENGTHS: lengths_tensor(documents),
             **self._real_tokens(lengths, shape[1]),
         }
@@ -208,14 +209,14 @@ class CausalLM:
         for name, values in batch.items():
             if name == DOCUMENT_LENGTHS:
                 parts[name] = nn.functional.pad(values, (0, 1), value=extra) if extra else values
-                continue
-            padding = fill[name].to(values.device).expand(values.shape[0], extra)
-            parts[name] = torch.cat([values, padding], dim=1)[:, index * size : (index + 1) * size].contiguous()
-        return parts
+            elif name != TARGET_ROWS:
+                padding = fill[name].expand(values.shape[0], extra)
+                parts[name] = torch.cat([values, padding], dim=1)[:, index * size : (index + 1) * size].contiguous()
+        return parts | {TARGET_ROWS: target_rows(parts["targets"])}
 
     def count(self, batch: Batch) -> int:
         """Tokens that carry loss."""
-        return int((batch["targets"] != IGNORED).sum())
+        return len(batch[TARGET_ROWS])
 
     def prepare(self, model: nn.Module) -> None:
         """Let the output head compute the loss itself, so that the logits never exist in full; balance routers."""
@@ -223,7 +224,7 @@ class CausalLM:
         self.balance = RouterBalance(model) if is_asked_for(model.config) else None
 
     @property
-    def auxiliary(self) -> Callable[[], float] | None:
+    def auxiliary(self) -> Callable[[], torch.Tensor | float] | None:
         """The balancing loss of the routers, where the model's config asks for it."""
         return None if self.balance is None else self.balance.take
 
@@ -245,13 +246,14 @@ class CausalLM:
         see: Callable[[Any], None] | None = None,
     ) -> torch.Tensor:
         # A later pipeline stage has hidden states in the place of tokens.
-        inputs = {name: values for name, values in batch.items() if name not in ("targets", REAL)}
+        inputs = {name: values for name, values in batch.items() if name not in ("targets", TARGET_ROWS, REAL)}
         return token_loss(
             model,
             tell_documents(model, inputs),
             batch["targets"],
             label_smoothing=label_smoothing,
             gradient_scale=gradient_scale,
+            rows=batch[TARGET_ROWS],
             see=see,
         )
 

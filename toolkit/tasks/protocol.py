@@ -91,12 +91,12 @@ class Task(Protocol):
         ...
 
     @property
-    def auxiliary(self) -> Callable[[], float] | None:
+    def auxiliary(self) -> Callable[[], torch.Tensor | float] | None:
         """Sum, since its last call, of what `loss` returned beside the losses of the targets; None: nothing is ever added."""
         ...
 
     def count(self, batch: Batch) -> int:
-        """Targets in `batch`: what the loss is averaged over."""
+        """Targets in `batch`, which lies on the CPU: what the loss is averaged over."""
         ...
 
     def prepare(self, model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from toolkit.data.column_names import ColumnMissing
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.row_names import RowName
 from toolkit.errors import DataError, RecipeError, did_you_mean, first_few
+from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
 from toolkit.models.config import parsed
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
@@ -177,20 +178,26 @@ class SequenceClassification:
         return (self.data.text_field, self.data.label_field)
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
-        """input_ids and attention_mask [B, T], labels [B]; T is the longest text."""
+        """input_ids and attention_mask [B, T], labels [B], document_lengths [B, 2]; T is the longest text.
+
+        The lengths are those of a text and of its padding, for attention without a mask (`toolkit.models.attention`).
+        """
         examples = [sequence[0] for sequence in sequences]
         shape = (len(examples), max(len(example["input_ids"]) for example in examples))
         tokens = np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
+        documents = []
         for index, example in enumerate(examples):
             length = len(example["input_ids"])
             tokens[index, :length] = example["input_ids"]
             mask[index, :length] = 1
+            documents.append([length, shape[1] - length])
         labels = np.array([example["labels"][0] for example in examples], dtype=np.int64)
         return {
             "input_ids": torch.from_numpy(tokens),
             "attention_mask": torch.from_numpy(mask),
             "labels": torch.from_numpy(labels),
+            DOCUMENT_LENGTHS: lengths_tensor(documents),
         }
 
     def count(self, batch: Batch) -> int:
@@ -201,7 +208,8 @@ class SequenceClassification:
         """Nothing to change: everything the model relies on is in its config."""
 
     def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
+        logits: torch.Tensor = model(**tell_documents(model, inputs)).logits
         return logits.float()
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:

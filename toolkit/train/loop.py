@@ -16,6 +16,7 @@ from toolkit.engine import device, process
 from toolkit.engine.advice import ADVICE, ADVICE_FP16
 from toolkit.engine.protocol import Engine, StepResult
 from toolkit.engine.seeds import mix
+from toolkit.engine.stopwatch import COMPUTE, Stopwatch, shares_line, split
 from toolkit.errors import RunFailed
 from toolkit.recipe import Recipe
 from toolkit.train.divergence import with_way_back
@@ -25,6 +26,7 @@ from toolkit.train.metrics import MetricsLog
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
 from toolkit.train.trackers import Trackers
+from toolkit.train.utilization import Utilization
 from toolkit.train.watch import Watch
 
 
@@ -50,6 +52,9 @@ class Loop:
     suspect_from: int | None = None
     """The step whose weights were the first to give no gradient, where none has given one since; also from before a resume."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    utilization: Utilization | None = None
+    """None: the steps' FLOPs are not known, or this rank records nothing."""
+    stopwatch: Stopwatch = field(init=False, default_factory=Stopwatch)
     _reached: int = field(init=False, default=0)
     """The step in progress, or the last one."""
     _is_trained: bool = field(init=False, default=False)
@@ -78,14 +83,16 @@ class Loop:
         if first_step == 0:
             self._evaluate(0)
         step = first_step
-        began = time.perf_counter()
+        device.forget_peak_memory()  # that of loading says nothing about a step
+        self.engine.time(self.stopwatch)
+        began = start = time.perf_counter()
         batches = self.inputs.batches.iterate(first_step, total, prefetch=self.recipe.data.prefetch, state=data_state)
         with self.display.bar():
-            for batch in batches:
+            for batch in self.stopwatch.waited_for(batches):
                 self._reached = batch.step + 1
-                result = self.engine.train_step(batch.micro_batches, self._seeds(batch))
+                with self.stopwatch.part(COMPUTE):
+                    result = self.engine.train_step(batch.micro_batches, self._seeds(batch))
                 step, self._is_trained = batch.step + 1, True
-                device.synchronize()
                 now = time.perf_counter()
                 self._record(batch, result, now - began)
                 began = now
@@ -95,7 +102,15 @@ class Loop:
                     break
         if self.saved_step != step:
             self.save(step)
+        if step > first_step:
+            self._say_time(step, time.perf_counter() - start)
         return step
+
+    def _say_time(self, step: int, seconds: float) -> None:
+        device.synchronize()
+        parts = split(self.stopwatch.read(), seconds)
+        self._write({"step": step, "time_s": parts})
+        self.display.say(shares_line(parts))
 
     def _seeds(self, batch: StepBatch) -> list[int]:
         # By the micro-batch's place in the global batch, so that dropout does not depend on the world size, and a
@@ -114,7 +129,7 @@ class Loop:
             "samples": batch.num_samples,
             "tokens_per_second": batch.num_tokens / seconds,
             "step_time_s": seconds,
-            "memory_gib": device.peak_memory_gib(),
+            **self._use_of_device(batch, result, seconds),
             "epoch": batch.epoch,
         }
         if self.me.mesh.pipeline > 1:
@@ -130,6 +145,17 @@ class Loop:
             self.trackers.log(record, record["step"])
         self.display.step(record)
 
+    def _use_of_device(self, batch: StepBatch, result: StepResult, seconds: float) -> dict[str, float]:
+        found = {"memory_gib": device.peak_memory_gib()}
+        reserved = device.reserved_memory_gib()
+        if reserved is not None:
+            found["memory_reserved_gib"] = reserved
+        device.forget_peak_memory()  # each record has its own: of the step, and of what came between it and the last one
+        self.stopwatch.read()
+        if self.utilization is not None:
+            found |= self.utilization.of_step(batch.lengths, result.targets, seconds)
+        return found
+
     def _write(self, record: Mapping[str, Any]) -> None:
         if self.log is not None:
             self.log.write(record)
@@ -141,7 +167,8 @@ class Loop:
         why_not = self._without_gradients(step, result)
         loss, better = None, False
         if last or (evaluation.every_steps and step % evaluation.every_steps == 0):
-            metrics = self._evaluate(step)
+            with self.stopwatch.on_host("evaluation"):
+                metrics = self._evaluate(step)
             if metrics is not None:
                 loss = metrics["loss"]
                 # Where no checkpoint will be written, there is none that could be the best.
@@ -253,6 +280,10 @@ class Loop:
 
     def save(self, step: int) -> None:
         """Write a checkpoint and drop those that are no longer kept. Collective."""
+        with self.stopwatch.on_host("saving"):
+            self._save(step)
+
+    def _save(self, step: int) -> None:
         run = {
             **self.identity,
             "engine": self.engine.state(),

@@ -80,12 +80,15 @@ class Display:
 
 def step_line(record: Mapping[str, Any], width: int | None = None) -> str:
     """loss 3.4127  grad_norm 1.32  lr 2.0e-05  tokens/s 1,024  memory 3.1 GiB; in `width` characters without the last ones."""
+    tflops = record.get("tflops_per_device", 0.0)  # below 1, as on a CPU, it stays in metrics.jsonl
     parts = [
         "SKIPPED: gradients not finite" if record.get("skipped") else "",
         f"loss {record['loss']:.4f}",
         f"grad_norm {record['grad_norm']:.3g}" if record["grad_norm"] is not None else "",
         f"lr {record['learning_rate']:.2e}",
         f"tokens/s {record['tokens_per_second']:,.0f}",
+        f"MFU {record['mfu']:.1%}" if "mfu" in record else "",
+        f"TFLOPS {tflops:.1f}" if tflops >= 1.0 else "",
         f"memory {record['memory_gib']:.1f} GiB",
         f"scale {record['loss_scale']:g}" if record.get("loss_scale") is not None else "",
     ]

@@ -47,17 +47,19 @@ _TABLE: dict[Role, str] = {
         optimizer.nesterov optimizer.dampening optimizer.alpha optimizer.lr_decay optimizer.adam_learning_rate
         schedule.type schedule.warmup_steps schedule.min_ratio schedule.decay_steps schedule.power schedule.gamma
         schedule.step_size schedule.milestones schedule.peak_fraction schedule.start_ratio schedule.patience
-        precision.dtype precision.accumulation_dtype precision.initial_scale_power precision.loss_scale_window
-        precision.hysteresis precision.min_loss_scale
+        precision.dtype precision.accumulation_dtype precision.communication_dtype
+        precision.master_dtype precision.state_dtype
+        precision.initial_scale_power precision.loss_scale_window precision.hysteresis precision.min_loss_scale
         checkpoint.every_steps checkpoint.keep checkpoint.keep_best checkpoint.export checkpoint.export_dtype
         evaluation.every_steps evaluation.max_sequences evaluation.metric evaluation.early_stopping_patience
         tracking.tensorboard tracking.trackers tracking.project
         steps epochs
         """,
     Role.PLACEMENT: """
-        model.attention model.activation_checkpointing model.activation_offload model.mlp_tiles
-        batch.micro_size optimizer.implementation
-        parallel.zero_stage parallel.offload_optimizer parallel.offload_param parallel.nvme_path
+        model.attention model.kernels model.compile model.activation_checkpointing model.activation_offload model.mlp_tiles
+        batch.micro_size optimizer.implementation precision.tf32
+        parallel.zero_stage parallel.offload_optimizer parallel.offload_ratio parallel.offload_param
+        parallel.nvme_path
         parallel.reduce_bucket_size parallel.overlap_comm parallel.param_persistence_threshold parallel.pipeline
         parallel.tensor parallel.sequence
         """,

@@ -16,7 +16,7 @@ from toolkit.checkpoint.manifest import Manifest, remove_leftovers
 from toolkit.checkpoint.reader import load
 from toolkit.data.batches import StreamedBatches
 from toolkit.ds_config.check import check_config
-from toolkit.ds_config.explain import explain, explain_size
+from toolkit.ds_config.explain import explain
 from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.render import render
@@ -24,12 +24,12 @@ from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
 from toolkit.engine.protocol import Engine
 from toolkit.errors import plural
-from toolkit.models.size import model_size
+from toolkit.models.model_size import model_size
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.storage import storage_errors
 from toolkit.train import facts
-from toolkit.train.build import STARTING_WEIGHTS, build_engine
+from toolkit.train.build import build_engine
 from toolkit.train.claim import claimed
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
@@ -40,7 +40,9 @@ from toolkit.train.resume import Start, adopt, find_start, rate_line, why_comple
 from toolkit.train.resume_fields import flatten
 from toolkit.train.run_folder import RunFolder
 from toolkit.train.trackers import Trackers
+from toolkit.train.utilization import prepare_utilization
 from toolkit.train.watch import Watch, watch_of
+from toolkit.train.weights import STARTING_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,6 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     `keep_group` leaves the process group to the caller, who may have several runs to do in it.
     """
     me = process.from_environment(recipe.parallel)
-    device.use_growing_segments()
     target = device.target(me.world_size, wanted=recipe.launch.device, model_ranks=model_ranks(recipe.parallel))
     config = render(recipe, target)
     raise_errors(check_config(config, target=target), f"the configuration of {options.name}")
@@ -72,11 +73,8 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     launch = recipe.launch
     with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
         inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-        size = model_size(inputs.task.auto_class, inputs.model_config, me.mesh.tensor)
-        config = render(recipe, target, size)
-        for line in explain_size(recipe, config, size):
-            display.say(line)
-        process.start(me, timeout_s=launch.timeout_s)
+        config = render(recipe, target, model_size(inputs.task.auto_class, inputs.model_config, recipe.model.config))
+        process.start(me, timeout_s=launch.timeout_s, host_optimizer="offload_optimizer" in config["zero_optimization"])
         try:
             check_agreement(me, config)
             with caught() as interrupt, claimed(folder.path, me):
@@ -143,6 +141,7 @@ def _run(loop: Loop, start: Start, config: Mapping[str, Any]) -> int:
             (folder.path / "ds_config.json").write_text(to_json(config), encoding="utf-8")
         cut_after(folder.metrics, start.step)
         loop.log = MetricsLog(folder.metrics)
+        loop.utilization = prepare_utilization(recipe, loop.inputs, config, loop.me.world_size, loop.display)
         loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe), start.step, loop.display.say)
     try:
         return loop.run(start.step, start.data)

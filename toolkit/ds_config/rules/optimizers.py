@@ -24,6 +24,9 @@ TESTED = (
 COMPILED = ("FusedAdam", "DeepSpeedCPUAdam", "DeepSpeedCPUAdagrad", "FusedLion", "DeepSpeedCPULion", "FusedLamb")
 """Classes whose kernel is built at first use."""
 
+GPU_COMPILED = ("FusedAdam", "FusedLion", "FusedLamb")
+"""Those of COMPILED whose kernel, on a GPU, nvcc builds."""
+
 SHAPED = {"torch.optim.Adafactor": "row and column statistics", "FusedLamb": "the norm of each layer"}
 """Classes that need whole parameters -> what for. ZeRO hands the optimizer flat slices of many parameters."""
 
@@ -116,14 +119,23 @@ def optimizer_on_cpu(context: Context) -> Iterator[Fault]:
 @rule(
     "optimizer-needs-compiler",
     looks_at="optimizer.type, optimizer.params.torch_adam",
-    why="DeepSpeed builds its kernels at first use; without a C++ compiler every rank stops with a build traceback",
+    why="DeepSpeed builds its kernels at first use: all with a C++ compiler, those for a GPU with nvcc of torch's CUDA "
+    "version too; without it every rank stops with a build traceback or CUDAMismatchException (ops/op_builder/builder.py)",
 )
 def optimizer_needs_compiler(context: Context) -> Iterator[Fault]:
-    if context.target is not None and not context.target.compiler and context.optimizer_class in COMPILED:
-        what = f"optimizer.type={context.optimizer!r} needs {context.optimizer_class}, and there is no C++ compiler"
-        adam = "Adam" in str(context.optimizer_class)
-        do = 'add "torch_adam": true to optimizer.params' if adam else "install g++, or use AdamW with torch_adam"
-        yield "optimizer.type", what, "a C++ compiler, or torch's own class", do
+    target, name = context.target, context.optimizer_class
+    if target is None or name not in COMPILED:
+        return
+    missing = tool = ""
+    if target.device == "cuda" and name in GPU_COMPILED and target.nvcc_fault:
+        missing, tool = target.nvcc_fault, "nvcc of torch's CUDA version"
+    if not target.compiler:
+        missing, tool = "there is no C++ compiler", "a C++ compiler"
+    if missing:
+        what = f"optimizer.type={context.optimizer!r} needs {name}, and {missing}"
+        adam = "Adam" in str(name)
+        do = 'add "torch_adam": true to optimizer.params' if adam else f"install {tool}, or use AdamW with torch_adam"
+        yield "optimizer.type", what, f"{tool}, or torch's own class", do
 
 
 @rule(

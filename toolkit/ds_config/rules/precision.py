@@ -142,8 +142,9 @@ def param_dtype(context: Context) -> Iterator[Fault]:
 
 @rule(
     "low-precision-masters",
-    looks_at=f"{MASTER}, {STATES}, {MASTER_FP16}, offload_optimizer, optimizer.type",
-    why="DeepSpeed asserts stage 1-3, and its CPU Adam with offload unless the bf16 states are low precision as well",
+    looks_at=f"{MASTER}, {STATES}, {MASTER_FP16}, {SUMS}, offload_optimizer, optimizer.type",
+    why="DeepSpeed asserts stage 1-3, and its CPU Adam with offload unless the bf16 states are low precision as well; at "
+    "stage 1 with fp32 gradient sums its BF16_Optimizer keeps fp32 masters all the same, in silence (run)",
 )
 def low_precision_masters(context: Context) -> Iterator[Fault]:
     for where in (MASTER, STATES, MASTER_FP16):
@@ -157,6 +158,10 @@ def low_precision_masters(context: Context) -> Iterator[Fault]:
             what = f"{where}=true without offload to DeepSpeed's CPU Adam"
             do = "enable 'bf16_optimizer_states' too" if where == MASTER else f"remove {where.rpartition('.')[2]!r}"
             yield where, what, "offload_optimizer.device 'cpu' with Adam or AdamW, torch_adam false", do
+    is_bf16_optimizer = context.stage == 1 and (context.dtype, context.accumulation_dtype) == ("bf16", "fp32")
+    if context.flag(MASTER) and context.flag(STATES) and is_bf16_optimizer and context.optimizer_offload == "none":
+        what = f"{MASTER}=true at stage 1 with {SUMS} fp32: masters and states stay in fp32"
+        yield MASTER, what, "stage 2 or 3, or gradients summed in bf16", f"use stage 2, or write 'bf16' for {SUMS}"
 
 
 PRECISION_RULES = (
