@@ -333,7 +333,9 @@ WAYS: dict[str, Callable[[str, Home], None]] = {
     r"toolkit doctor --build": covered(
         "tests/unit/test_docs.py", "test_make_test_builds_the_kernels", "doctor --build"
     ),
-    r"toolkit doctor --gpu": covered("tests/unit/test_check_gpu.py", "test_without_a_gpu_there_is_one_message", "--gpu"),
+    r"toolkit doctor --gpu": covered(
+        "tests/unit/test_check_gpu.py", "test_without_a_gpu_there_is_one_message", "--gpu"
+    ),
     r"toolkit doctor --hostfile hostfile": covered("tests/launch/test_hosts.py", "doctors_words", "DOCTOR"),
     r"toolkit doctor": covered("tests/unit/test_doctor.py", "test_report_and_exit_code", "doctor("),
 }
