@@ -323,6 +323,7 @@ WAYS: dict[str, Callable[[str, Home], None]] = {
     HOSTS: for_several_hosts,
     START: start,
     r"toolkit new .*": start,
+    r"python benchmarks/gpu\.py --.*": covered("tests/unit/test_benchmarks.py", "test_gpu", "--budget_s"),
     r"python benchmarks/\w+\.py --tiny": benchmark,
     r"tensorboard .*": installed_program,
     r"toolkit (check|config|export|fetch|rules)\b.*": run_verb,
