@@ -8,7 +8,7 @@ after every row: JSON lines, and a Markdown page beside them; what the stages pr
 
 A machine without a network needs the packages of pyproject.toml beside a CUDA build of torch, for instance as wheels
 collected elsewhere for its Python version, and this repository; nothing is fetched: models have random weights, words
-are made up. Try the command before on any CPU: `python benchmarks/gpu.py --tiny` runs all of its code in a minute.
+are made up. Try the command before on any CPU: `python benchmarks/gpu.py --tiny` runs every stage in a minute or two.
 """
 
 from __future__ import annotations
