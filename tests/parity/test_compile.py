@@ -26,7 +26,6 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zero2": ({"activation_checkpointing": True, "mlp_tiles": 3}, {"zero_stage": 2}),
     "zero3": ({"attention": "eager"}, {"zero_stage": 3, "param_persistence_threshold": 100}),
     "pp2": ({"activation_checkpointing": True}, {"zero_stage": 1, "pipeline": 2}),
-    "tp2": ({}, {"zero_stage": 1, "tensor": 2}),
     "sp2, zero3": (
         {"activation_checkpointing": True},
         {"zero_stage": 3, "param_persistence_threshold": 100, "sequence": 2},
