@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from tests.distributed import run_distributed
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
 from toolkit.engine import device
@@ -54,6 +56,46 @@ def test_nvcc_against_the_cuda_of_torch(tmp_path: Path) -> None:
     assert nvcc_fault("13.0", {"CUDA_HOME": str(tmp_path)}) == "there is no nvcc"
     other = fake_nvcc(tmp_path / "other", "hello")
     assert nvcc_fault("13.0", {"CUDA_HOME": str(other), **by_path}) == "there is no nvcc"
+
+
+def use_growing_segments(monkeypatch: pytest.MonkeyPatch, kind: str) -> str | None:
+    monkeypatch.setattr(device, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: kind))
+    device.use_growing_segments()
+    return os.environ.get("PYTORCH_ALLOC_CONF")
+
+
+def test_segments_grow_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.delenv(name)
+    assert use_growing_segments(monkeypatch, "cpu") is None
+    assert use_growing_segments(monkeypatch, "cuda") == "expandable_segments:True"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    assert use_growing_segments(monkeypatch, "cuda") is None
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:128"
+
+
+def left_in_the_heap(rank: int, world_size: int, returns: bool) -> int:
+    """Bytes still resident after every second of many tensors of 8 MiB has been freed, beyond those that are held."""
+    if returns:
+        assert device.return_freed_memory()
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    # One that glibc maps and then frees, so that it takes the next ones of its size from the heap.
+    del_first = torch.ones(7 * 2**20)
+    del del_first
+    before = resident()
+    tensors = [torch.ones(2 * 2**20) for _ in range(20)]
+    del tensors[::2]
+    return resident() - before - sum(tensor.nbytes for tensor in tensors)
+
+
+def test_freed_tensors_leave_no_gaps() -> None:
+    (kept,), (left,) = (run_distributed(left_in_the_heap, 1, returns) for returns in (False, True))
+    assert left < 2**20 < 32 * 2**20 < kept, (left, kept)
 
 
 def recipe(kind: str, *, implementation: str = "auto", offload: str = "none") -> Recipe:

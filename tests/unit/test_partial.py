@@ -76,6 +76,23 @@ def test_sixteen_bit_checkpoints_become_fp32(tmp_path: Path) -> None:
     check(part, model.float())
 
 
+@pytest.mark.parametrize("kind", ["apertus", "mixtral"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_parameters_come_in_the_format_of_the_run(kind: str, stored: torch.dtype, tmp_path: Path) -> None:
+    """Read directly and by way of transformers (mixtral); persistent buffers, which DeepSpeed does not round, stay fp32."""
+    model = whole(kind).to(stored)
+    model.save_pretrained(tmp_path)
+    part = stage(model.config, 1)
+    assert load_part(part, str(tmp_path), dtype=torch.bfloat16) == []
+    expected = model.state_dict()
+    for name, parameter in part.named_parameters():
+        assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, expected[name].bfloat16()), name
+    persistent = part.state_dict().keys() - {name for name, _ in part.named_parameters(remove_duplicate=False)}
+    assert (kind == "apertus") == bool(persistent)
+    for name in persistent:
+        assert torch.equal(part.get_buffer(name), expected[name].float()), name
+
+
 @pytest.mark.usefixtures("transformers_stays_out")
 def test_shards_hold_their_elements(tmp_path: Path) -> None:
     """Two spans along rows, one along columns, on top of a stage; marks on parameters stay."""

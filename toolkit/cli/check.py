@@ -18,7 +18,7 @@ from toolkit.ds_config.file_text import STANDARD_INPUT, place_of
 from toolkit.ds_config.findings import Finding, Severity, errors_in, sorted_findings
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.other_files import refuse_other_files
-from toolkit.ds_config.render import render
+from toolkit.ds_config.render import follows_model, render
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION
 from toolkit.ds_config.target import Target
 from toolkit.errors import InputError, plural
@@ -85,6 +85,7 @@ def _findings(options: argparse.Namespace, recipe: Recipe | None, target: Target
         found += [
             Finding(key, "differs-from-recipe", text, "the recipe's value", "correct the file, or the recipe's field")
             for key, text in disagreements(config, render(recipe, target))
+            if key not in follows_model(recipe)
         ]
     return sorted_findings(found)
 

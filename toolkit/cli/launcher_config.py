@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.ds_config.config_file import read_config
 from toolkit.ds_config.golden import assumed_target
-from toolkit.ds_config.render import render
+from toolkit.ds_config.render import follows_model, render
 from toolkit.errors import ConfigError, InputError, LaunchError
 from toolkit.recipe import Recipe
 
@@ -25,9 +25,10 @@ def check_launcher_config(config: Mapping[str, Any], given: Path | None, *, file
     the recipe without this start's flags: what a JSON has from there, as ds_configs/ does, a flag may change.
     """
     found = []
+    following = follows_model(file) if file is not None else frozenset()
     for source, path in _files(given):
         handed = _read(path, source)
-        against_file = {key for key, _ in disagreements(handed, _rendering_of(file) or config)}
+        against_file = {key for key, _ in disagreements(handed, _rendering_of(file) or config)} - following
         against_start = disagreements(handed, config)
         found += [f"{source} {path}: {text}" for key, text in against_start if key in against_file]
     found += _contradictions_in_environment(config)

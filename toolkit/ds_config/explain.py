@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from toolkit.ds_config.model_size import ModelSize
 from toolkit.ds_config.optimizer_block import wants_host_optimizer
 from toolkit.ds_config.render import resolved_dtype
 from toolkit.ds_config.target import Target
@@ -64,3 +65,16 @@ def explain(recipe: Recipe, target: Target, config: Mapping[str, Any]) -> list[s
             f"schedule: {recipe.schedule.type} runs as a torch LambdaLR of the printed curve; DeepSpeed has no exact block for it"
         )
     return lines
+
+
+def explain_size(recipe: Recipe, config: Mapping[str, Any], model: ModelSize) -> list[str]:
+    """What of `config`, rendered for `model`, differs from what the recipe renders to where no model is at hand."""
+    zero, parallel = config["zero_optimization"], recipe.parallel
+    parts = []
+    if zero["stage"] and parallel.reduce_bucket_size is None:
+        parts.append(f"buckets of {zero['reduce_bucket_size']:,} elements")
+    if zero["stage"] == 3:
+        parts.append(f"at most {zero['stage3_max_live_parameters']:,} parameters gathered at a time")
+        if parallel.param_persistence_threshold is None:
+            parts.append(f"those of fewer than {zero['stage3_param_persistence_threshold']:,} elements always")
+    return [f"ZeRO: {', '.join(parts)}, as the largest layer has {model.layer:,}"] if parts else []

@@ -232,6 +232,16 @@ def _zero(recipe: Recipe, target: Target, stage: int, model: ModelSize) -> dict[
     return zero
 
 
+def follows_model(recipe: Recipe) -> frozenset[str]:
+    """Dotted keys in which two renderings of `recipe` differ, one for its model and one where no model is at hand."""
+    names = ["stage3_max_live_parameters", "stage3_max_reuse_distance", "sub_group_size"]
+    if recipe.parallel.reduce_bucket_size is None:
+        names += ["reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size"]
+    if recipe.parallel.param_persistence_threshold is None:
+        names.append("stage3_param_persistence_threshold")
+    return frozenset(f"zero_optimization.{name}" for name in names)
+
+
 def _overlaps(parallel: Parallel, target: Target) -> bool:
     if parallel.overlap_comm is None:
         # On a CPU there is no second stream, and the collectives compete with the products for the cores.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import shutil
@@ -105,6 +106,33 @@ def threads_of_rank(local_world_size: int, exported: str | None, *, on_cpu: bool
     if exported is not None and (on_cpu or exported != "1"):
         return None
     return max(1, len(os.sched_getaffinity(0)) // local_world_size)
+
+
+def use_growing_segments() -> None:
+    """On CUDA let the allocator grow its segments, so that sizes that change from step to step leave no unusable gaps.
+
+    Call it before the device is used: the setting is read once. What the environment says stays.
+    """
+    # torch 2.9 gave the variable its shorter name; one of the two is read whatever the release.
+    if kind() == "cuda" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def return_freed_memory() -> bool:
+    """On a CPU give every tensor of 4 MiB and more back to the system when it is freed. Returns whether that is set.
+
+    Parameters that ZeRO-3 gathers and drops, layer after layer, otherwise leave gaps in the heap that nothing fits in:
+    a model of 235 million parameters held twice what it needed. MALLOC_MMAP_THRESHOLD_ in the environment stays.
+    """
+    if kind() != "cpu" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return False
+    # glibc's; other C libraries have none. Setting the threshold also stops glibc from raising it by itself.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, 4 * 1024**2) == 1
+
+
+_M_MMAP_THRESHOLD = -3
+"""malloc.h."""
 
 
 def has_own_memory() -> bool:

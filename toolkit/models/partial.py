@@ -7,7 +7,7 @@ holds the stage's whole parameters for a moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,18 @@ from toolkit.models.shards import Shard
 from toolkit.models.stored_names import Placement, Renaming, files, shapes
 
 
-def load_part(model: nn.Module, source: str, shards: Mapping[str, Shard] | None = None) -> list[str]:
-    """Fill the parameters (fp32) and persistent buffers of a skeleton from the checkpoint `source`, in place.
+def load_part(
+    model: nn.Module,
+    source: str,
+    shards: Mapping[str, Shard] | None = None,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[str]:
+    """Fill the parameters and persistent buffers of a skeleton from the checkpoint `source`, in place.
 
-    `shards` says for which parameters the skeleton holds, or is to hold, only a part. Returns the names of
+    Parameters are kept as `dtype` on `device`, buffers in fp32 where DeepSpeed finds them and moves them. `shards` says
+    for which parameters the skeleton holds, or is to hold, only a part. Returns the names of
     parameters that the checkpoint does not have; they start at the model's own random values, so every rank needs the same
     seed. Raises ModelError for a checkpoint that cannot be read or whose shapes differ.
     """
@@ -32,14 +40,17 @@ def load_part(model: nn.Module, source: str, shards: Mapping[str, Shard] | None 
     wanted = _wanted(model, shards)
     found = _locate(model, source, wanted)
     if found is not None:
-        for name, value in _read(found, shards):
+        parameters = {name for name, _ in model.named_parameters()}
+        for name, value in _read(found, shards, device, parameters, dtype):
             place(model, name, value)
         return []
     whole, missing = load_weights(_same_parts(model), source, model.config, {"zero_optimization": {"stage": 0}})
     values = whole.state_dict()
     for name in wanted:
         value = values.pop(name)
-        place(model, name, shards[name].cut(value).clone() if name in shards else value)
+        if name in shards:
+            value = shards[name].cut(value).clone()
+        place(model, name, value.to(device, dtype) if isinstance(_tensor(model, name), nn.Parameter) else value)
     return [name for name in missing if name in wanted]
 
 
@@ -60,6 +71,11 @@ def place(model: nn.Module, name: str, value: Tensor) -> nn.Parameter | None:
             if parameter is old:
                 module._parameters[alias] = new
     return new
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    owner, leaf = _owner(model, name)
+    return getattr(owner, leaf)  # type: ignore[no-any-return]
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -98,8 +114,14 @@ def _locate(model: nn.Module, source: str, wanted: Mapping[str, tuple[int, ...]]
     return found if shapes_agree else None
 
 
-def _read(found: Mapping[str, Placement], shards: Mapping[str, Shard]) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor, or the local part of it, in fp32 (integers as they are)."""
+def _read(
+    found: Mapping[str, Placement],
+    shards: Mapping[str, Shard],
+    device: torch.device | None,
+    parameters: Collection[str],
+    dtype: torch.dtype,
+) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor, or the local part of it: `parameters` as `dtype` on `device`, others in fp32 (integers as they are)."""
     for name, (file, stored) in found.items():
         # Opened for one tensor at a time: the pages that were read stay this process's until the file is closed.
         with safe_open(file, "pt") as opened:
@@ -112,7 +134,10 @@ def _read(found: Mapping[str, Placement], shards: Mapping[str, Shard]) -> Iterat
                 pieces = [part[(*before, slice(start, start + length))] for start, length in shard.spans]
                 value = torch.cat(pieces, shard.dim)
             # Copied, so that nothing refers to the mapped file.
-            value = value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            if name in parameters:
+                value = value.to(device, dtype, copy=True)
+            else:
+                value = value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
         yield name, value
 
 

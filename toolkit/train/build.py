@@ -55,6 +55,8 @@ def build_engine(
     """Load the weights and hand them to DeepSpeed. Collective."""
     task = inputs.task
     device.use_tf32(recipe.precision.tf32)
+    if config["zero_optimization"]["stage"] == 3:
+        device.return_freed_memory()
     if recipe.model.compile:
         check_compiler(device.kind())
     is_fused = _takes_kernels(recipe, inputs.model_config, display)

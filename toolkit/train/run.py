@@ -16,7 +16,7 @@ from toolkit.checkpoint.manifest import Manifest, remove_leftovers
 from toolkit.checkpoint.reader import load
 from toolkit.data.batches import StreamedBatches
 from toolkit.ds_config.check import check_config
-from toolkit.ds_config.explain import explain
+from toolkit.ds_config.explain import explain, explain_size
 from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import to_json
 from toolkit.ds_config.render import render
@@ -62,6 +62,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
 
     `keep_group` leaves the process group to the caller, who may have several runs to do in it.
     """
+    device.use_growing_segments()
     me = process.from_environment(recipe.parallel)
     target = device.target(me.world_size, wanted=recipe.launch.device, model_ranks=model_ranks(recipe.parallel))
     config = render(recipe, target)
@@ -73,7 +74,10 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     launch = recipe.launch
     with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
         inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-        config = render(recipe, target, model_size(inputs.task.auto_class, inputs.model_config, recipe.model.config))
+        size = model_size(inputs.task.auto_class, inputs.model_config, recipe.model.config)
+        config = render(recipe, target, size)
+        for line in explain_size(recipe, config, size):
+            display.say(line)
         process.start(me, timeout_s=launch.timeout_s, host_optimizer="offload_optimizer" in config["zero_optimization"])
         try:
             check_agreement(me, config)

@@ -62,9 +62,10 @@ def load_model(
     is_fused: bool,
 ) -> tuple[nn.Module, Kernels | None]:
     """The model, or this rank's part of it, with its starting weights, and with fused kernels if `is_fused`. Collective."""
+    # DeepSpeed rounds the weights to it before it makes its masters of them: fp32 on the way there would change nothing.
+    dtype = torch.bfloat16 if "bf16" in config else torch.float16 if "fp16" in config else torch.float32
     if recipe.model.weights == "random":
         weights = RandomWeights(inputs.task.auto_class, inputs.model_config, recipe.seed, recipe.model.config)
-        dtype = torch.bfloat16 if "bf16" in config else torch.float16 if "fp16" in config else torch.float32
         keep_share = partitioner(config)
 
         def draw(model: nn.Module, shards: Shards) -> None:
@@ -75,9 +76,11 @@ def load_model(
     source = _source(recipe, inputs, me, folder, display)
 
     def read(model: nn.Module, shards: Shards) -> None:
-        check_missing(load_part(model, source, shards), source, model)
+        check_missing(load_part(model, source, shards, device=device.current(), dtype=dtype), source, model)
 
-    if me.mesh.pipeline == me.mesh.tensor == 1:
+    # In fp32 on a CPU transformers maps the file and copies nothing; at stage 3 it keeps a share of each parameter.
+    is_mapped = dtype == torch.float32 and not device.has_own_memory()
+    if me.mesh.pipeline == me.mesh.tensor == 1 and (is_mapped or config["zero_optimization"]["stage"] == 3):
         model, missing = load_weights(inputs.task.auto_class, source, inputs.model_config, config)
         check_missing(missing, source, model)
         _use_fp8(recipe, me, model, display)
