@@ -86,8 +86,9 @@ def gradient_norm(model: nn.Module, group: Any | None) -> float:
     gradients = [parameter.grad for parameter in counted if parameter.grad is not None]
     square = torch.zeros((), dtype=torch.float64, device=device.current())
     if gradients:
-        # On a GPU few kernels for all of them, and nothing waits for the device before the one value is read.
-        square += torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64)).square().sum()
+        # One by one, since a kernel for all of them would copy all of them to fp64; read once.
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+        square += torch.stack(norms).square().sum()
     if group is not None:
         dist.all_reduce(square, group=group)
     return math.sqrt(float(square))
