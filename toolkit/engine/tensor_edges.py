@@ -108,7 +108,7 @@ class Edges:
 
         module.forward = forward
 
-    def wrap_embedding(self, module: nn.Module, part: VocabularyPart) -> None:
+    def wrap_embedding(self, module: Any, part: VocabularyPart) -> None:
         """Let `module`, an embedding with this rank's rows only, look up the tokens of the whole vocabulary."""
         inner = module.forward
 
