@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import deepspeed.comm as dist
@@ -9,13 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
+from tests import tiny
 from tests.distributed import run_distributed
 from tests.parity.test_tensor import build, inputs_and_targets, loss_and_gradients, tensor_parallel
+from tests.parity.topologies import TOPOLOGIES, resumable, train_pairs, worst
+from tests.parity.worker import export_weights, read_metrics
 from toolkit.models.cross_entropy import linear_cross_entropy
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.models.shards import shard_of
 from toolkit.models.vocabulary import VocabularyPart, even_sizes
+from toolkit.recipe import Checkpoint
 
 TOKENS, WIDTH, VOCABULARY = 37, 16, 101
 
@@ -47,7 +53,7 @@ def differences(rank: int, world_size: int, dtype: torch.dtype) -> list[float]:
     bias and gradients, in chunks of several sizes."""
     part = part_of(rank, world_size)
     rows = slice(part.start, part.start + part.size)
-    worst = []
+    apart = []
     for smoothing, with_bias, chunk in ((0.0, True, 5), (0.1, True, None), (0.1, False, 1), (0.0, False, 1000)):
         (hidden, weight, bias), targets = problem(dtype)
         leaves = [hidden, weight, *([bias] if with_bias else [])]
@@ -59,19 +65,19 @@ def differences(rank: int, world_size: int, dtype: torch.dtype) -> list[float]:
         given = (mine[0], mine[1], mine[2] if with_bias else None, targets)
         found = linear_cross_entropy(*given, gradient_scale=8.0, **options)
         with torch.no_grad():
-            worst.append(largest_difference(linear_cross_entropy(*given, **options), found))
+            apart.append(largest_difference(linear_cross_entropy(*given, **options), found))
         # 3.7 differs from the scale given: the backward pass has to correct it.
         of_mine = torch.autograd.grad(found * 3.7, mine)
         parts = [gradients[0], *(gradient[rows] for gradient in gradients[1:])]
-        worst += [largest_difference(*pair) for pair in zip((found, *of_mine), (wanted, *parts), strict=True)]
-    return worst
+        apart += [largest_difference(*pair) for pair in zip((found, *of_mine), (wanted, *parts), strict=True)]
+    return apart
 
 
 def test_loss_and_gradients_in_float64() -> None:
     """Two ranks of 51 and 50 rows; three of 34, 34 and 33."""
     for world_size in (2, 3):
-        for worst in run_distributed(differences, world_size, torch.float64):
-            assert len(worst) == 2 * (2 + 3) + 2 * (2 + 2) and max(worst) < 1e-10, worst
+        for found in run_distributed(differences, world_size, torch.float64):
+            assert len(found) == 2 * (2 + 3) + 2 * (2 + 2) and max(found) < 1e-10, found
 
 
 def small_fp16_gradients(rank: int, world_size: int) -> tuple[float, int]:
@@ -168,3 +174,30 @@ def capped(rank: int, world_size: int) -> tuple[float, float]:
     modules: list[Any] = [whole.get_output_embeddings(), cut.get_output_embeddings()]  # type: ignore[operator]
     assert modules[0].weight.shape == modules[1].weight.shape and isinstance(modules[1], nn.Linear)
     return float(loss_and_gradients(cut)[0]), float(loss_and_gradients(whole)[0])
+
+
+def test_an_uneven_vocabulary_in_checkpoints_and_exports(
+    tiny_tokenizer_dir: Path, chat_file: Path, tmp_path: Path
+) -> None:
+    """Two ranks continue one, one continues two, and pipeline x tensor both ends; the exports are one model's."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    model = tiny.llama(tokenizer)
+    model.config.tie_word_embeddings = False
+    torch.manual_seed(0)
+    model = type(model)(model.config)
+    model.resize_token_embeddings(len(tokenizer) + 1 - len(tokenizer) % 2)
+    source = tiny.save(model, tokenizer, tmp_path / "model")
+    names, checkpoint = ("zero0", "tp2", "pp2_tp2"), Checkpoint(every_steps=2, export_dtype="fp32")
+    recipes = {
+        name: resumable(source, chat_file, TOPOLOGIES[name], steps=4, half=2, checkpoint=checkpoint) for name in names
+    }
+    pairs = [("zero0", "tp2"), ("tp2", "zero0"), ("tp2", "pp2_tp2")]
+    train_pairs({name: TOPOLOGIES[name] for name in names}, recipes, pairs, 2, tmp_path)
+    wanted, weights = read_metrics(tmp_path / "zero0"), export_weights(tmp_path / "zero0" / "export")
+    assert weights["lm_head.weight"].shape[0] % 2 == 1
+    for name in (*names, *(f"{writer}--{reader}" for writer, reader in pairs)):
+        assert worst(read_metrics(tmp_path / name), wanted) < 1e-5, name
+        exported = export_weights(tmp_path / name / "export")
+        assert exported.keys() == weights.keys()
+        for key, value in exported.items():
+            torch.testing.assert_close(value, weights[key], rtol=0, atol=2e-6, msg=f"{name}: {key}")

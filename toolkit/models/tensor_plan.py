@@ -282,14 +282,15 @@ class _Planner:
         the head belongs to the model itself: BERT's reads what a transformation of its own has made.
         """
         names = {id(module): name for name, module in self.modules.items()}
-        head = names.get(id(getattr(self.model, "get_output_embeddings", lambda: None)()))
+        output: Any = getattr(self.model, "get_output_embeddings", lambda: None)()
+        head = names.get(id(output))
         if head is None or "." in head or not is_plain_head(self.model):
             return
         embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
-        total = self.modules[head].weight.shape[0]
+        total = output.weight.shape[0]
         if not isinstance(embedding, nn.Embedding) or embedding.weight.shape[0] != total or total < self.degree:
             return
-        plan.head, plan.embedding, plan.vocabulary = head, names[id(embedding)], even_sizes(int(total), self.degree)
+        plan.head, plan.embedding, plan.vocabulary = head, names[id(embedding)], even_sizes(total, self.degree)
         plan.boundaries[head] = Boundary(Enter.SUM_GRADIENT, Leave.GATHER, widths=plan.vocabulary)
         ours = {id(parameter) for name in (head, plan.embedding) for parameter in self.modules[name].parameters()}
         for name, parameter in self.parameters.items():
