@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.distributed import run_distributed
 from tests.parity.strategies import recipe
@@ -95,3 +95,45 @@ def test_one_start_on_every_topology(tied: bool, tiny_tokenizer_dir: Path, chat_
         assert not list(folder.glob(".initial-*"))
     assert not torch.equal(weights_of(other)["model.embed_tokens.weight"], wanted["model.embed_tokens.weight"])
     assert all((value - wanted[key].bfloat16().float()).abs().max() <= STEP for key, value in weights_of(half).items())
+
+
+@pytest.mark.parametrize("has_head", [False, True])
+def test_one_new_head_on_every_topology(
+    has_head: bool, tiny_bert_dir: Path, classification_file: Path, tmp_path: Path
+) -> None:
+    """A checkpoint without a head, and one whose head is for another number of classes: the body is read, the head drawn."""
+    source = tiny_bert_dir
+    if has_head:
+        source = tmp_path / "five"
+        AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=5).save_pretrained(source)
+        AutoTokenizer.from_pretrained(tiny_bert_dir).save_pretrained(source)
+    folders = {}
+    for name, (ranks, parallel) in TOPOLOGIES.items():
+        if {"pipeline", "tensor", "sequence"} & parallel.keys():
+            continue
+        asked = recipe(
+            "sequence_classification",
+            source,
+            classification_file,
+            batch=Batch(global_size=2, micro_size=1, sequence_length=64),
+            optimizer=Optimizer(learning_rate=STEP, implementation="torch"),
+            parallel=Parallel(**parallel),
+            checkpoint=Checkpoint(export=True, export_dtype="fp32"),
+            schedule={"type": "constant"},
+            steps=1,
+        )
+        folders[name] = tmp_path / name.replace(" ", "_")
+        run_distributed(start, ranks, [(asked, str(folders[name]))])
+    kind = AutoModelForSequenceClassification
+    found = {name: kind.from_pretrained(folder / "export").state_dict() for name, folder in folders.items()}
+    wanted = found.pop("one rank")
+    assert len(found) == 2 and float(wanted["classifier.weight"].std()) > 0.01
+    body = kind.from_pretrained(source).state_dict()
+    drawn = {
+        name
+        for name, value in wanted.items()
+        if value.shape != body[name].shape or (not has_head and "classifier" in name)
+    }
+    assert drawn == {"classifier.weight", "classifier.bias"}
+    for values in (*found.values(), {name: value for name, value in body.items() if name not in drawn}):
+        assert all((value - wanted[name]).abs().max() <= STEP for name, value in values.items())

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.architectures import tiny_config
-from tests.launch.shrink import RECIPES
+from tests.launch.shrink import ROOT
 from tests.unit.test_check_verb import checked
 from toolkit.cli.launcher_config import check_launcher_config
 from toolkit.ds_config.explain import explain_size
@@ -103,7 +103,7 @@ def test_what_follows_the_model_is_said() -> None:
 
 
 def test_the_configuration_of_a_run_agrees_with_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = RECIPES / "sft_smollm2_zero3.py"
+    path = ROOT / "recipes/sft_smollm2_zero3.py"
     asked = load_recipe(path)
     config = render(asked, assumed_target(asked), SMALL)
     assert config != render(asked, assumed_target(asked))

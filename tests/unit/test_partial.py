@@ -143,19 +143,14 @@ def test_a_checkpoint_of_the_base_model(kind: str, tmp_path: Path) -> None:
         check(part, model)
 
 
-def test_missing_weights_are_named_and_random(tmp_path: Path) -> None:
+def test_missing_weights_are_named_and_left_to_be_drawn(tmp_path: Path) -> None:
     model = whole("llama", tie_word_embeddings=False)
     model.base_model.save_pretrained(tmp_path)
     first, last = stage(model.config, 0), stage(model.config, 2)
     assert load_part(first, str(tmp_path)) == []
     check(first, model)
-    heads = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        assert load_part(last, str(tmp_path)) == ["lm_head.weight"]
-        heads.append(last.get_parameter("lm_head.weight").clone())
-    assert torch.equal(*heads)
-    assert heads[0].std() > 0
+    assert load_part(last, str(tmp_path)) == ["lm_head.weight"]
+    assert last.get_parameter("lm_head.weight").is_meta
 
 
 def test_a_whole_skeleton_loads_too(tmp_path: Path) -> None:

@@ -1,16 +1,10 @@
-"""From a name to a tokenizer and to weights in memory, on every rank alike.
-
-Weights come from one place under every strategy: a checkpoint directory. A new classification head, which no checkpoint
-holds yet, is built once by rank 0 (`materialise`) and read back like any other, so that the starting point does not
-depend on how the ranks are arranged.
-"""
+"""From a name to a tokenizer and to weights in memory, on every rank alike, by way of transformers."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +16,6 @@ from transformers.integrations import HfDeepSpeedConfig
 from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
 from toolkit.models.files import check_files, unreadable
-from toolkit.models.output_layer import output_layer, renew
 from toolkit.models.quiet import quiet
 from toolkit.recipe import Model
 
@@ -46,30 +39,6 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def materialise(
-    kind: Any, model: Model, config: PretrainedConfig, directory: Path, seed: int, *, new_head: bool = False
-) -> list[str]:
-    """Write a checkpoint's weights and what it lacks of a head to `directory` in fp32; call it on rank 0 alone.
-
-    `kind` is one of transformers' auto classes. With `new_head` the output layer of a classifier is made anew even if
-    the checkpoint has one. Returns the names of weights that start at random values although the recipe asks for
-    pretrained ones.
-    """
-    head = output_layer(kind, config) if new_head else []
-    torch.manual_seed(seed)
-    source = resolve(str(model.path), weights=True)
-    network, fresh = _from_pretrained(kind, source, config, remade=head)
-    check_missing([name for name in fresh if not _is_of_a_head(network, name)], source, network)
-    renew(network, [name for name in head if name not in fresh])
-    network.save_pretrained(directory)  # type: ignore[operator]
-    return sorted({*fresh, *head})
-
-
-def _is_of_a_head(network: Any, name: str) -> bool:
-    """Whether a weight belongs to a task: it lies outside the base model, or is the pooler, which only some tasks train."""
-    return not name.startswith(f"{network.base_model_prefix}.") or "pooler" in name
-
-
 def check_missing(missing: list[str], source: str, network: nn.Module) -> None:
     """Raise ModelError for weights of `network` that the checkpoint `source` does not have."""
     if missing:
@@ -82,18 +51,23 @@ def check_missing(missing: list[str], source: str, network: nn.Module) -> None:
 
 
 def load_weights(
-    kind: Any, source: str, config: PretrainedConfig, deepspeed_config: Mapping[str, Any]
+    kind: Any,
+    source: str,
+    config: PretrainedConfig,
+    deepspeed_config: Mapping[str, Any],
+    *,
+    remade: Collection[str] = (),
 ) -> tuple[nn.Module, list[str]]:
     """The model with its weights in fp32; under ZeRO-3 each rank only ever holds its share.
 
-    Returns the model and the names of weights that the checkpoint did not have.
+    Weights `remade` may have another shape in the checkpoint. Returns the model and the names of weights that the checkpoint did not have.
     """
     with _partitioned(deepspeed_config):
-        return _from_pretrained(kind, source, config)
+        return _from_pretrained(kind, source, config, remade)
 
 
 def _from_pretrained(
-    kind: Any, source: str, config: PretrainedConfig, remade: Sequence[str] = ()
+    kind: Any, source: str, config: PretrainedConfig, remade: Collection[str]
 ) -> tuple[nn.Module, list[str]]:
     try:
         with quiet():

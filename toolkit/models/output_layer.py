@@ -1,4 +1,4 @@
-"""The last layer of a classifier: which weights it has, and how they begin anew on a pretrained body."""
+"""The last layers of a classifier: which weights follow from its classes, and which a checkpoint may lack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig
 
 from toolkit.models.quiet import quiet
@@ -27,14 +26,6 @@ def output_layer(kind: Any, config: PretrainedConfig) -> list[str]:
     return [name for name, shape in shapes.items() if others[name] != shape]
 
 
-def renew(network: nn.Module, names: list[str]) -> None:
-    """Give the parameters `names` fresh values, drawn as the architecture draws them."""
-    owners = {}
-    for name in names:
-        path, _, leaf = name.rpartition(".")
-        owner: Any = network.get_submodule(path)
-        # A new object: transformers marks those it has loaded, and leaves them as they are.
-        setattr(owner, leaf, nn.Parameter(torch.zeros_like(getattr(owner, leaf))))
-        owners[path] = owner
-    for owner in owners.values():
-        network._init_weights(owner)  # type: ignore[operator]
+def is_of_a_head(model: Any, name: str) -> bool:
+    """Whether a weight belongs to a task: it lies outside the base model, or is the pooler, which only some tasks train."""
+    return not name.startswith(f"{model.base_model_prefix}.") or "pooler" in name

@@ -7,7 +7,7 @@ holds the stage's whole parameters for a moment.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,12 @@ from torch import Tensor, nn
 
 from toolkit.models.absent import Absent
 from toolkit.models.loading import load_weights
+from toolkit.models.output_layer import is_of_a_head
 from toolkit.models.shards import Shard
 from toolkit.models.stored_names import Placement, Renaming, files, shapes
+
+Placed = Callable[[nn.Parameter], None]
+"""Is handed a parameter that has got its values."""
 
 
 def load_part(
@@ -26,32 +30,50 @@ def load_part(
     source: str,
     shards: Mapping[str, Shard] | None = None,
     *,
+    remade: Collection[str] = (),
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    placed: Placed | None = None,
 ) -> list[str]:
     """Fill the parameters and persistent buffers of a skeleton from the checkpoint `source`, in place.
 
     Parameters are kept as `dtype` on `device`, buffers in fp32 where DeepSpeed finds them and moves them. `shards` says
-    for which parameters the skeleton holds, or is to hold, only a part. Returns the names of
-    parameters that the checkpoint does not have; they start at the model's own random values, so every rank needs the same
-    seed. Raises ModelError for a checkpoint that cannot be read or whose shapes differ.
+    for which parameters the skeleton holds, or is to hold, only a part; `placed` is handed
+    each parameter once it is there. Parameters `remade` stay as they are, whatever the checkpoint has. Returns, sorted, their
+    names and those of parameters that the checkpoint does not have: all of them are still on the meta device. Raises
+    ModelError for a checkpoint that cannot be read or whose shapes differ.
     """
     shards = shards or {}
-    wanted = _wanted(model, shards)
+    wanted = {name: shape for name, shape in _wanted(model, shards).items() if name not in remade}
+    parameters = {name for name, _ in model.named_parameters()}
     found = _locate(model, source, wanted)
+    missing: Collection[str] = wanted.keys() - found.keys() if found is not None else ()
     if found is not None:
-        parameters = {name for name, _ in model.named_parameters()}
-        for name, value in _read(found, shards, device, parameters, dtype):
-            place(model, name, value)
-        return []
-    whole, missing = load_weights(_same_parts(model), source, model.config, {"zero_optimization": {"stage": 0}})
+        values = _read(found, shards, parameters, device, dtype)
+    else:
+        values, missing = _by_transformers(model, source, wanted, shards, remade)
+    for name, value in values:
+        if name in missing:
+            continue
+        parameter = place(model, name, value.to(device, dtype) if name in parameters else value)
+        if placed is not None and parameter is not None:
+            placed(parameter)
+    return sorted({*missing, *remade})
+
+
+def _by_transformers(
+    model: nn.Module, source: str, wanted: Collection[str], shards: Mapping[str, Shard], remade: Collection[str]
+) -> tuple[Iterator[tuple[str, Tensor]], list[str]]:
+    """The tensors `wanted`, or their local parts, in fp32, and the names of those that the checkpoint does not have."""
+    stage_0 = {"zero_optimization": {"stage": 0}}
+    whole, missing = load_weights(_same_parts(model), source, model.config, stage_0, remade=remade)
     values = whole.state_dict()
-    for name in wanted:
-        value = values.pop(name)
-        if name in shards:
-            value = shards[name].cut(value).clone()
-        place(model, name, value.to(device, dtype) if isinstance(_tensor(model, name), nn.Parameter) else value)
-    return [name for name in missing if name in wanted]
+    parts = (
+        (name, shards[name].cut(value).clone() if name in shards else value)
+        for name in wanted
+        for value in [values.pop(name)]
+    )
+    return parts, [name for name in missing if name in wanted]
 
 
 def place(model: nn.Module, name: str, value: Tensor) -> nn.Parameter | None:
@@ -73,11 +95,6 @@ def place(model: nn.Module, name: str, value: Tensor) -> nn.Parameter | None:
     return new
 
 
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    owner, leaf = _owner(model, name)
-    return getattr(owner, leaf)  # type: ignore[no-any-return]
-
-
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, leaf = name.rpartition(".")
     return model.get_submodule(path), leaf
@@ -92,7 +109,10 @@ def _wanted(model: nn.Module, shards: Mapping[str, Shard]) -> dict[str, tuple[in
 
 
 def _locate(model: nn.Module, source: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Placement] | None:
-    """Where each wanted tensor lies as it is, or None when one is not there or is to be converted, and for other files."""
+    """Where each wanted tensor lies as it is; None when one is to be converted, and for other files.
+
+    Only of a head may a tensor not be there: what else is missing may have another form in the file.
+    """
     # Beside what is wanted, what the whole model ties to it: a checkpoint may hold either.
     ties: Mapping[str, str] = getattr(model, "ties_of_the_whole", None) or model.all_tied_weights_keys  # type: ignore[assignment]
     renaming = Renaming(model, {*wanted, *ties})
@@ -108,7 +128,7 @@ def _locate(model: nn.Module, source: str, wanted: Mapping[str, tuple[int, ...]]
         if origin in wanted and target in found:
             found.setdefault(origin, found[target])
     found = {name: placement for name, placement in found.items() if name in wanted}
-    if found.keys() != wanted.keys():
+    if not all(is_of_a_head(model, name) for name in wanted.keys() - found.keys()):
         return None
     shapes_agree = all(shape == wanted[name] for name, shape in shapes(found))
     return found if shapes_agree else None
@@ -117,8 +137,8 @@ def _locate(model: nn.Module, source: str, wanted: Mapping[str, tuple[int, ...]]
 def _read(
     found: Mapping[str, Placement],
     shards: Mapping[str, Shard],
-    device: torch.device | None,
     parameters: Collection[str],
+    device: torch.device | None,
     dtype: torch.dtype,
 ) -> Iterator[tuple[str, Tensor]]:
     """Each tensor, or the local part of it: `parameters` as `dtype` on `device`, others in fp32 (integers as they are)."""

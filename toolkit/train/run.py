@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +41,6 @@ from toolkit.train.run_folder import RunFolder
 from toolkit.train.trackers import Trackers
 from toolkit.train.utilization import prepare_utilization
 from toolkit.train.watch import Watch, watch_of
-from toolkit.train.weights import STARTING_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -227,9 +225,6 @@ def _finish(
 ) -> int:
     """Export and say where everything lies."""
     exported = process.from_main_at_length(lambda: _export(recipe, folder, display, watch))
-    if me.local_rank == 0:
-        for leftover in folder.path.glob(f"{STARTING_WEIGHTS}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
     seconds = time.monotonic() - began
     places = f"metrics in {folder.metrics}, checkpoints in {folder.checkpoints}{exported}"
     display.say(f"done: {plural(step, 'step')} in {seconds / 60:.1f} min; {places}")
