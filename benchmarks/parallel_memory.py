@@ -4,8 +4,8 @@ A Llama is trained in fp32 with AdamW on random tokens, with the same global bat
 process without ZeRO, and on two ranks with each ZeRO stage, as a pipeline, with tensor and with sequence parallelism.
 GiB is the peak of the rank that needs most, from before the weights are loaded until two steps are done, above what the
 process held before. In one process a parameter takes 16 bytes: weight, gradient and two moments; on a CPU the pages of
-the weights' file count as well while it is read, another 4. ZeRO-3's buckets and gathered layers are as large as this
-model: they pay for themselves where they are a small part of it.
+the weights' file count as well while it is read, another 4. ZeRO's buckets and what ZeRO-3 keeps gathered follow the size
+of the model's layers.
 """
 
 from __future__ import annotations
