@@ -114,6 +114,15 @@ def test_the_scale_keeps_small_fp16_gradients() -> None:
     assert relative_error(gradients[scale][rest], expected[rest]) < 5e-3
 
 
+def test_a_promise_that_is_not_kept_costs_nothing_where_the_factor_can_be_read() -> None:
+    """On a CPU any factor is applied; on a GPU, which would have to wait for it, another one is an error."""
+    hidden, weight, _, targets = inputs()
+    loss = linear_cross_entropy(hidden, weight, None, targets, gradient_scale=8.0, is_promised=True)
+    expected = torch.autograd.grad(naive(hidden, weight, None, targets) * 3.7, (hidden, weight))
+    for ours, theirs in zip(torch.autograd.grad(loss * 3.7, (hidden, weight)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
 def test_a_factor_beyond_fp16_is_applied_in_fp32() -> None:
     hidden, weight, _, targets = inputs(dtype=torch.float16)
     loss = linear_cross_entropy(hidden, weight, None, targets, gradient_scale=2.0**-3)
