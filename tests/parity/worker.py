@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from toolkit.models.assets import resolve
+from toolkit.models.random_weights import RandomWeights
 from toolkit.parity import reference
 from toolkit.parity.reference import Curve
 from toolkit.recipe import Recipe
@@ -56,10 +57,15 @@ def reference_curve(rank: int, world_size: int, recipe: Recipe, weights: str | N
     if recipe.task.name == "causal_lm":
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     else:
-        torch.manual_seed(recipe.seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, config=inputs.model_config, dtype=torch.float32
+        kind = AutoModelForSequenceClassification
+        model, info = kind.from_pretrained(
+            source, config=inputs.model_config, dtype=torch.float32, output_loading_info=True
         )
+        # The starting point is not what is compared: the judge gets the same new head.
+        drawn = RandomWeights(kind, inputs.model_config, recipe.seed)
+        with torch.no_grad():
+            for name in info["missing_keys"]:
+                model.get_parameter(name).copy_(drawn.parameter(name))
     curve = reference.train(
         model,
         steps,
