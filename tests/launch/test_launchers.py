@@ -42,7 +42,7 @@ echo "collect2: error: ld returned 1 exit status" >&2
 exit 1
 """
 OUR_LINE = re.compile(
-    r"(batch|schedule|step|time|done|length): .*|step +\d+/\d+  .*|preparing .*|  \d.*|  packed .*|torch .*"
+    r"(batch|schedule|step|time|done|length|ZeRO): .*|step +\d+/\d+  .*|preparing .*|  \d.*|  packed .*|torch .*"
 )
 """Every line of a run of the tiny recipe."""
 DEEPSPEEDS_LINE = re.compile(r"\[[\d :,-]+\] \[(INFO|WARNING)\] \[\w+\.py:.*")
