@@ -86,9 +86,12 @@ def gradient_norm(model: nn.Module, group: Any | None) -> float:
     gradients = [parameter.grad for parameter in counted if parameter.grad is not None]
     square = torch.zeros((), dtype=torch.float64, device=device.current())
     if gradients:
-        # One by one, since a kernel for all of them would copy all of them to fp64; read once.
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
-        square += torch.stack(norms).square().sum()
+        # One by one, since a kernel for all of them would copy all of them to fp64; read once. Into one tensor, since on
+        # a CPU norms of their own would lie between the freed copies and keep the heap from giving any of them back.
+        norms = torch.empty(len(gradients), dtype=torch.float64, device=square.device)
+        for gradient, norm in zip(gradients, norms, strict=True):
+            torch.linalg.vector_norm(gradient, dtype=torch.float64, out=norm)
+        square += norms.square().sum()
     if group is not None:
         dist.all_reduce(square, group=group)
     return math.sqrt(float(square))
