@@ -13,7 +13,7 @@ from typing import Any
 from harness.page import table
 from harness.stages import Record, Row
 
-from gpu_stages.levers import Lever, has_nvcc, lacking
+from gpu_stages.levers import Lever, lacking
 from gpu_stages.machine import host_gib
 from gpu_stages.setting import Setting, recipe_of
 from gpu_stages.training import WARM_UP, measure_training
@@ -43,7 +43,7 @@ def ways(setting: Setting) -> dict[str, Lever]:
     """How states may be kept, fastest first."""
     small = {"precision.master_dtype": "bf16", "precision.state_dtype": "bf16"}
     # A rehearsal builds no kernel.
-    kernel = setting.device == "cuda" and has_nvcc()
+    kernel = not lacking(Lever("", {}, "compiler"), setting.device)
     by_kernel: dict[str, Any] = {**small, "optimizer.implementation": "deepspeed"} if kernel else {}
     return {
         "bf16 states": Lever("", small),

@@ -58,7 +58,7 @@ LEVERS = (
     Lever("fp8", {"precision.dtype": "fp8"}, "fp8", "fp8"),
     Lever("fp8, compiled", {"precision.dtype": "fp8", "model.compile": True}, "fp8", "fp8"),
     Lever("DeepSpeed's fused Adam", {"optimizer.implementation": "deepspeed"}, "nvcc"),
-    Lever("DeepSpeed's Adam on the host", HOST_KERNEL, "nvcc"),
+    Lever("DeepSpeed's Adam on the host", HOST_KERNEL, "compiler"),
     Lever("ZeRO-3, half of the states on the host", {"parallel.zero_stage": 3, "parallel.offload_ratio": 0.5, **HOST_KERNEL}, "nvcc"),
     Lever("bf16 masters and states, on the host", {**BF16_STATES, **HOST_KERNEL}, "nvcc", "bf16 states"),
 )  # fmt: skip

@@ -26,9 +26,8 @@ LARGEST_BUCKET = 50_000_000
 
 
 def bucket_size(model: ModelSize) -> int:
-    """Elements that are reduced, or fetched ahead, at a time: those of one layer, within bounds; even, as DeepSpeed asserts."""
-    size = min(max(model.layer, LEAST_BUCKET), LARGEST_BUCKET)
-    return size + size % 2
+    """Elements that are reduced, or fetched ahead, at a time: those of one layer, within bounds."""
+    return min(max(model.layer, LEAST_BUCKET), LARGEST_BUCKET)
 
 
 def live_parameters(model: ModelSize) -> int:

@@ -225,10 +225,10 @@ def _zero(recipe: Recipe, target: Target, stage: int, model: ModelSize) -> dict[
         }
     if parallel.offload_optimizer != "none" or wants_host_optimizer(recipe, target):
         zero["offload_optimizer"] = _offload(parallel.offload_optimizer, parallel, target)
+        if parallel.offload_ratio < 1.0:
+            zero["offload_optimizer"]["ratio"] = parallel.offload_ratio
     if parallel.offload_param != "none":
-        zero["offload_param"] = _offload(
-            parallel.offload_param, parallel.model_copy(update={"offload_ratio": 1.0}), target
-        )
+        zero["offload_param"] = _offload(parallel.offload_param, parallel, target)
     return zero
 
 
@@ -259,8 +259,6 @@ def _persistence_threshold(parallel: Parallel, model: ModelSize) -> int:
 def _offload(device: str, parallel: Parallel, target: Target) -> dict[str, Any]:
     # Pinning means nothing on a CPU device and can hit the memlock limit.
     block: dict[str, Any] = {"device": "cpu" if device == "none" else device, "pin_memory": target.device == "cuda"}
-    if device == "cpu" and parallel.offload_ratio < 1.0:
-        block["ratio"] = parallel.offload_ratio
     if device == "nvme":
         block["nvme_path"] = parallel.nvme_path
     return block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit.ds_config.optimizer_block import uses_kernel, wants_host_optimizer
+from toolkit.ds_config.optimizer_block import uses_kernel
 from toolkit.ds_config.target import Target
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
@@ -48,8 +48,7 @@ def check_state_formats(recipe: Recipe, target: Target, dtype: str, stage: int) 
             expected="'none' or 'cpu': swapping of bf16 states to a disk is not proven",
             do="set parallel.offload_optimizer='cpu', or precision.master_dtype='fp32'",
         )
-    on_host = parallel.offload_optimizer != "none" or wants_host_optimizer(recipe, target)
-    if on_host:
+    if parallel.offload_optimizer != "none":
         _check_host_kernel(recipe, target)
     elif precision.state_dtype == "fp32":
         raise RecipeError(
@@ -104,7 +103,7 @@ def _check_8bit(recipe: Recipe) -> None:
 
 
 def _check_host_kernel(recipe: Recipe, target: Target) -> None:
-    if recipe.optimizer.type in ("adam", "adamw") and uses_kernel(recipe, target):
+    if uses_kernel(recipe, target):
         return
     raise RecipeError(
         f"precision.master_dtype='bf16' with parallel.offload_optimizer={recipe.parallel.offload_optimizer!r}, "

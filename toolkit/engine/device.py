@@ -169,11 +169,6 @@ def gpu_name() -> str | None:
     return torch.cuda.get_device_name() if kind() == "cuda" else None
 
 
-def multiplies_tf32() -> bool:
-    """Whether products of fp32 matrices run in TF32. Asked of the one name that knows whichever way it was set."""
-    return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
-
-
 def versions() -> str:
     """One line: torch, DeepSpeed, device."""
     import deepspeed

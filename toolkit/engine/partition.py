@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import deepspeed
 from torch import nn
 
 from toolkit.engine import device
+from toolkit.models.partial import Placed
 
 
-def partitioner(config: Mapping[str, Any]) -> Callable[[nn.Parameter], None] | None:
+def partitioner(config: Mapping[str, Any]) -> Placed | None:
     """What keeps this rank's share of a parameter, which all ranks hand in alike; None below stage 3. Collective."""
     if config["zero_optimization"]["stage"] < 3:
         return None

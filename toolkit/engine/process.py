@@ -80,9 +80,7 @@ def start(
 ) -> None:
     """Bind the device and join the process group, whose collectives give up after `timeout_s` seconds.
 
-    `host_optimizer` says that the optimizer computes on the host's cores, whatever the device.
-
-    `init_method` is where the ranks meet, such as "file:///a/file"; None: at the port the launcher names. Raises
+    `host_optimizer` says that the optimizer computes on the host's cores, whatever the device. `init_method` is where the ranks meet, such as "file:///a/file"; None: at the port the launcher names. Raises
     LaunchError when that is taken. On several hosts, `toolkit.engine.hosts` comes first: there the port is checked,
     and then held by rank 0.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,29 @@ LARGEST = {torch.float32: 1e-4, torch.float64: 1e-4}
 
 LARGEST_16_BIT = 0.2
 """The same in 16 bits. Rounding reaches a few percent in a deep model, and more where it sends a token to another expert."""
+
+
+class Alternative:
+    """Another way of computing parts of a model, which can be switched off to be compared with the model's own."""
+
+    def __init__(self) -> None:
+        self.active = True
+
+    @contextmanager
+    def _off(self) -> Iterator[None]:
+        self.active = False
+        try:
+            yield
+        finally:
+            self.active = True
+
+    def _excess(self, model: nn.Module, length: int) -> float:
+        """How far it moves the hidden states of a text of `length` tokens: see `excess`."""
+        positions = torch.arange(length, device=next(model.parameters()).device).unsqueeze(0)
+        tokens = (positions * 7 + 1) % vocabulary_size(model)
+        with self._off():
+            wanted = hidden_states(model, tokens, positions)
+        return excess(model, hidden_states(model, tokens, positions), wanted)
 
 
 def hidden_states(

@@ -3,8 +3,8 @@
 Each row of what such a layer multiplies is scaled to the range of an 8-bit float by its own largest number; the product
 is bf16. By row and not by tensor, which is faster: the largest number of a whole input is one of some token, and every
 token before it, and in another document, would see it in its rounding (by 2% of the hidden states of a tiny Llama).
-A layer keeps its Parameter objects and their names, so loading, ZeRO,
-tensor parallelism, checkpoints and the export do not see the difference.
+A layer keeps its Parameter objects and their names, so loading, ZeRO, tensor parallelism, checkpoints and the export
+do not see the difference.
 """
 
 from __future__ import annotations

@@ -15,17 +15,15 @@ import importlib.util
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig
 
 from toolkit.errors import ModelError
-from toolkit.models.agreement import excess, hidden_states, vocabulary_size
+from toolkit.models.agreement import Alternative
 
 WANTED = ("rope", "rms_norm", "swiglu", "geglu")
 """Arguments of liger's functions for kernels that are taken where liger takes them by default."""
@@ -39,30 +37,17 @@ OURS = "LigerExperts"
 PROBE_TOKENS = 13
 
 
-class Kernels:
+class Kernels(Alternative):
     """The fused modules of one model."""
 
     def __init__(self) -> None:
-        self.active = True
+        super().__init__()
         self.replaced: Counter[str] = Counter()
         """Modules by the name of their class."""
 
     def excess(self, model: nn.Module) -> float:
         """How far the kernels move the hidden states of a short text: see `toolkit.models.agreement.excess`."""
-        device = next(model.parameters()).device
-        positions = torch.arange(PROBE_TOKENS, device=device).unsqueeze(0)
-        tokens = (positions * 7 + 1) % vocabulary_size(model)
-        with self._off():
-            wanted = hidden_states(model, tokens, positions)
-        return excess(model, hidden_states(model, tokens, positions), wanted)
-
-    @contextmanager
-    def _off(self) -> Iterator[None]:
-        self.active = False
-        try:
-            yield
-        finally:
-            self.active = True
+        return self._excess(model, PROBE_TOKENS)
 
     def switch(self, module: nn.Module, fused: Callable[..., Any]) -> None:
         """Let `module.forward` be `fused`, or what it was while the kernels are off."""

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import guard_torch_init_functions, no_tie_weights
 
 from toolkit.models.config import unbuildable
-from toolkit.models.partial import place
+from toolkit.models.partial import Placed, place
 from toolkit.models.quiet import quiet
 from toolkit.models.shards import Shard
 
@@ -92,7 +92,7 @@ def fill(
     shards: Mapping[str, Shard] | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    placed: Callable[[nn.Parameter], None] | None = None,
+    placed: Placed | None = None,
 ) -> None:
     """Give a skeleton, or what is left of one, its random weights in place: the parameters `names`, else all and the buffers.
 

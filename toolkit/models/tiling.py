@@ -8,8 +8,6 @@ ZeRO sees each gradient once, as without tiles.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,18 +16,18 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from toolkit.errors import ModelError
-from toolkit.models.agreement import excess, hidden_states, vocabulary_size
+from toolkit.models.agreement import Alternative
 
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 """What transformers' layers call the part that works token by token."""
 
 
-class Tiles:
+class Tiles(Alternative):
     """The tiled MLPs of one model."""
 
     def __init__(self, number: int) -> None:
+        super().__init__()
         self.number = number
-        self.active = True
 
     def wrap(self, mlp: nn.Module) -> None:
         """Make `mlp.forward` compute tile after tile.
@@ -66,23 +64,9 @@ class Tiles:
         sizes = [max(0, min(step, length - index * step)) for index in range(self.number)]
         return torch.split(value, sizes, dim=axis)
 
-    @contextmanager
-    def _off(self) -> Iterator[None]:
-        self.active = False
-        try:
-            yield
-        finally:
-            self.active = True
-
     def excess(self, model: nn.Module) -> float:
         """How far tiles move the hidden states of a short text: see `toolkit.models.agreement.excess`."""
-        device = next(model.parameters()).device
-        length = 3 * self.number + 1
-        positions = torch.arange(length, device=device).unsqueeze(0)
-        tokens = (positions * 7 + 1) % vocabulary_size(model)
-        with self._off():
-            wanted = hidden_states(model, tokens, positions)
-        return excess(model, hidden_states(model, tokens, positions), wanted)
+        return self._excess(model, 3 * self.number + 1)
 
 
 def tile_mlps(model: nn.Module, number: int) -> Tiles:

@@ -60,7 +60,7 @@ def build_engine(
     if recipe.model.compile:
         check_compiler(device.kind())
     is_fused = _takes_kernels(recipe, inputs.model_config, display)
-    model, kernels = load_model(recipe, inputs, config, me, folder, display, is_fused=is_fused)
+    model, kernels = load_model(recipe, inputs, config, me, display, is_fused=is_fused)
     if recipe.model.weights == "random":
         train_shared_padding(model, inputs.model_config)
     if inputs.generation is not None:

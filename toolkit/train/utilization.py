@@ -52,8 +52,8 @@ def prepare_utilization(
 
 def number_format(recipe: Recipe, config: Mapping[str, Any]) -> NumberFormat:
     """What the run multiplies matrices in."""
-    if str(recipe.precision.dtype) == "fp8":
+    if recipe.precision.dtype == "fp8":
         return "fp8"
     if "bf16" in config or "fp16" in config:
         return "bf16" if "bf16" in config else "fp16"
-    return "tf32" if device.multiplies_tf32() else "fp32"
+    return "tf32" if recipe.precision.tf32 else "fp32"

@@ -27,7 +27,6 @@ from toolkit.models.tensor_plan import tensor_plan
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
-from toolkit.train.run_folder import RunFolder
 
 Shards = Mapping[str, Shard] | None
 """Of which parameters this rank holds a part only."""
@@ -38,7 +37,6 @@ def load_model(
     inputs: Inputs,
     config: Mapping[str, Any],
     me: process.Process,
-    folder: RunFolder,
     display: Display,
     *,
     is_fused: bool,
@@ -55,7 +53,9 @@ def load_model(
 
         return _part(recipe, inputs, me, display, draw, is_fused=is_fused)
     source = resolve(str(recipe.model.path), weights=True)
-    _settle_contents(inputs, source, me, display)
+    # A new head replaces the checkpoint's, whatever its shape.
+    head = output_layer(inputs.task.auto_class, inputs.model_config) if inputs.task.new_head else []
+    _settle_contents(inputs, source, head, me, display)
     # In fp32 on a CPU transformers maps the file and copies nothing; at stage 3 it keeps a share of each parameter.
     is_easy = config["zero_optimization"]["stage"] == 3 or (dtype == torch.float32 and not device.has_own_memory())
     if is_easy and me.mesh.pipeline == me.mesh.tensor == 1 and not inputs.task.config_overrides():
@@ -67,7 +67,7 @@ def load_model(
     keep_share = _partitioner(config, me)
 
     def read(model: nn.Module, shards: Shards) -> None:
-        _read(recipe, inputs, source, model, shards, keep_share, dtype, display)
+        _read(recipe, inputs, source, head, model, shards, keep_share, dtype, display)
 
     return _part(recipe, inputs, me, display, read, is_fused=is_fused)
 
@@ -81,6 +81,7 @@ def _read(
     recipe: Recipe,
     inputs: Inputs,
     source: str,
+    head: list[str],
     model: nn.Module,
     shards: Shards,
     keep_share: Placed | None,
@@ -89,7 +90,6 @@ def _read(
 ) -> None:
     """Fill `model` from the checkpoint `source`, and draw what a classifier's head needs beyond it, the same on every topology."""
     kind, config, place = inputs.task.auto_class, inputs.model_config, device.current()
-    head = output_layer(kind, config) if inputs.task.new_head else []
     missing = load_part(model, source, shards, remade=head, device=place, dtype=dtype, placed=keep_share)
     may_lack = bool(inputs.task.config_overrides())
     check_missing([name for name in missing if not (may_lack and is_of_a_head(model, name))], source, model)
@@ -131,15 +131,13 @@ def _part(
     return model, kernels
 
 
-def _settle_contents(inputs: Inputs, source: str, me: process.Process, display: Display) -> None:
+def _settle_contents(inputs: Inputs, source: str, head: list[str], me: process.Process, display: Display) -> None:
     """Say what the checkpoint holds and the model does not, and make the config that of the model transformers loads.
 
     Collective: rank 0 looks.
     """
     kind, config = inputs.task.auto_class, inputs.model_config
-    # A new head replaces the checkpoint's, whatever its shape.
-    remade = output_layer(kind, config) if inputs.task.new_head else []
-    found = process.agree(lambda: compare(kind, config, source, remade) if me.is_main else None)
+    found = process.agree(lambda: compare(kind, config, source, head) if me.is_main else None)
     contents = process.gather_objects(found)[0]
     for line in process.agree(lambda: settle(kind, config, source, contents)):
         display.say(line)
