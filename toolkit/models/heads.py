@@ -17,6 +17,9 @@ SCALED_LOGITS = (
     "lm_head_multiplier",
     "logits_mup_width_multiplier",
     "unpadded_vocab_size",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "ngram",
 )
 """Config fields by which an architecture changes what goes into its head, or the logits that come out."""
 
@@ -31,13 +34,17 @@ def target_rows(targets: torch.Tensor) -> torch.Tensor:
 
 
 def is_plain_head(model: nn.Module) -> bool:
-    """Whether the logits are exactly head(last hidden state): a Linear, nothing after it."""
+    """Whether the logits are exactly head(last hidden state): a Linear, nothing before it and nothing after it."""
     config: Any = model.config
     head = model.get_output_embeddings()  # type: ignore[operator]
-    changed = any(getattr(config, name, None) not in (None, 1, 1.0) for name in SCALED_LOGITS)
-    return (
-        isinstance(head, nn.Linear) and not changed and hasattr(model, "base_model") and model.base_model is not model
-    )
+    base = getattr(model, "base_model", model)
+    if not isinstance(head, nn.Linear) or base is model:
+        return False
+    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in SCALED_LOGITS):
+        return False
+    # What else has weights outside the base model transforms what goes into the head (BERT and its family).
+    known = {id(parameter) for module in (base, head) for parameter in module.parameters()}
+    return all(id(parameter) in known for parameter in model.parameters())
 
 
 def use_loss_head(model: nn.Module) -> bool:

@@ -278,13 +278,12 @@ class _Planner:
     def _cut_vocabulary(self, plan: TensorPlan) -> None:
         """Divide the rows of the head, and of the embedding, which may be the same weights.
 
-        Only where the toolkit computes the loss inside the head, so that its logits need not be gathered, and where
-        the head belongs to the model itself: BERT's reads what a transformation of its own has made.
+        Only where the toolkit computes the loss inside the head, so that its logits need not be gathered.
         """
         names = {id(module): name for name, module in self.modules.items()}
         output: Any = getattr(self.model, "get_output_embeddings", lambda: None)()
         head = names.get(id(output))
-        if head is None or "." in head or not is_plain_head(self.model):
+        if head is None or not is_plain_head(self.model):
             return
         embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         total = output.weight.shape[0]
