@@ -106,3 +106,7 @@ def write_together(files: Mapping[Path, str]) -> None:
         for temporary in waiting.values():
             with suppress(OSError):  # not there, or nothing can be there
                 temporary.unlink()
+
+
+HERE = Remedy("free space, or work in a folder on another disk", "make it writable, or work in another current folder")
+"""What to do where the current folder cannot be written."""

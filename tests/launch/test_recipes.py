@@ -21,8 +21,8 @@ from tests.distributed import run_distributed
 from tests.launch.runs import FOREIGN, records, train
 from tests.launch.shrink import RECIPES, ROOT, STEPS, Inputs, shrink
 from tests.processor import require_number_format
-from toolkit.cli import check_builds
 from toolkit.cli.run import main
+from toolkit.doctor import check_builds
 from toolkit.ds_config.golden import verify, write
 from toolkit.engine.kernels import extensions_root
 from toolkit.errors import ConfigError

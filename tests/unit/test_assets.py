@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from toolkit.cli import fetch as verb
-from toolkit.data import built
+from toolkit.data.reading import built
 from toolkit.errors import DataError, InputError, ModelError, StorageError
 from toolkit.install import install
 from toolkit.models import assets

@@ -7,10 +7,10 @@ import io
 import pytest
 import torch
 
-from toolkit.cli import check_gpu
-from toolkit.cli.check_gpu import SMI_FIELDS, THROTTLE_FIELDS
-from toolkit.cli.check_host import check_nvcc
-from toolkit.cli.doctor import doctor
+from toolkit.doctor import check_gpu
+from toolkit.doctor.check_gpu import SMI_FIELDS, THROTTLE_FIELDS
+from toolkit.doctor.check_host import check_nvcc
+from toolkit.doctor.report import doctor
 from toolkit.engine import preflight
 from toolkit.errors import LaunchError
 

@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoConfig, BertConfig, LlamaConfig
 
 from tests import tiny
-from toolkit.data.class_names import class_names
-from toolkit.data.described import as_described
 from toolkit.data.example import Example, Row
-from toolkit.data.row_names import plain_names
+from toolkit.data.reading.class_names import class_names
+from toolkit.data.reading.described import as_described
+from toolkit.data.reading.row_names import plain_names
 from toolkit.errors import DataError, RecipeError
 from toolkit.models.config import load_config
 from toolkit.recipe import Data, Model, Task

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from toolkit.cli import check_cluster, host_probe, host_session
-from toolkit.cli.check_cluster import PACKAGES, check_hostfile
-from toolkit.cli.check_network import check_network
-from toolkit.cli.compare_hosts import Clock, compare
-from toolkit.cli.finding import Finding
-from toolkit.cli.host_session import Session
+from toolkit.doctor import check_cluster, host_probe, host_session
+from toolkit.doctor.check_cluster import PACKAGES, check_hostfile
+from toolkit.doctor.check_network import check_network
+from toolkit.doctor.compare_hosts import Clock, compare
+from toolkit.doctor.finding import Finding
+from toolkit.doctor.host_session import Session
 
 SSH = """\
 #!/bin/sh

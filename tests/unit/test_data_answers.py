@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.unit.test_data_tokens import trained_runs
-from toolkit.data.chat import encode_conversation, ends_answers
-from toolkit.data.conversations import in_column
+from toolkit.data.forms.chat import encode_conversation, ends_answers
+from toolkit.data.forms.conversations import in_column
 from toolkit.errors import DataError
 
 CHATML = (

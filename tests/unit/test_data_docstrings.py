@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.docstrings import build_instructions, build_packages
+from toolkit.data.reading.docstrings import build_instructions, build_packages
 
 
 def rows(path: Path):

@@ -18,9 +18,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from toolkit.data import content as content_module
-from toolkit.data.hub_rows import Hub, open_hub
-from toolkit.data.sources import open_source
+from toolkit.data.reading import content as content_module
+from toolkit.data.reading.hub_rows import Hub, open_hub
+from toolkit.data.reading.sources import open_source
 from toolkit.errors import DataError
 
 ROWS = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
@@ -594,9 +594,9 @@ def test_a_file_read_before_is_not_read_again(tmp_path, monkeypatch):
         raise AssertionError("read again")
         yield
 
-    monkeypatch.setattr("toolkit.data.files.json_texts", never)
+    monkeypatch.setattr("toolkit.data.reading.files.json_texts", never)
     assert list(opened(path, tmp_path)) == ROWS
-    monkeypatch.setattr("toolkit.data.tables.json_texts", never)
+    monkeypatch.setattr("toolkit.data.reading.tables.json_texts", never)
     assert list(opened(path, tmp_path)) == ROWS
     with pytest.raises(datasets.exceptions.DatasetGenerationError):
         opened(write(path, ROWS[:2]), tmp_path)
@@ -665,7 +665,7 @@ def test_the_loader_is_quiet(tmp_path, capfd):
 @pytest.fixture
 def directory_as_hub(tmp_path, monkeypatch):
     """The hub's own loader on a directory stands in for a data set that was found; `is_dir` and a network are forgotten."""
-    monkeypatch.setattr("toolkit.data.hub_rows.why_out_of_reach", lambda: None)
+    monkeypatch.setattr("toolkit.data.reading.hub_rows.why_out_of_reach", lambda: None)
 
     def load(split="train", streaming=False):
         return open_hub(Hub(str(tmp_path / "set"), split, None, streaming, tmp_path / "cache"), "data.train")
@@ -694,9 +694,9 @@ def test_files_of_the_hub_that_describe_no_types_are_read_as_they_are_written(
     assert directory_as_hub() == [path]
     streamed = directory_as_hub(streaming=True)
     assert "datasets guesses the types of its columns" in streamed.remarks[0] and len(list(streamed.rows)) == 4
-    monkeypatch.setattr("toolkit.data.hub_rows.why_out_of_reach", lambda: "it is gone")
+    monkeypatch.setattr("toolkit.data.reading.hub_rows.why_out_of_reach", lambda: "it is gone")
     assert directory_as_hub() == [path]  # remembered
-    monkeypatch.setattr("toolkit.data.sources.open_hub", lambda *_: [path])
+    monkeypatch.setattr("toolkit.data.reading.sources.open_hub", lambda *_: [path])
     assert list(opened("someone/rows", tmp_path)) == rows
 
 

@@ -19,7 +19,7 @@ import pyarrow
 import pytest
 
 from tests.unit.test_data_sources import ROWS, content, opened, refused, write
-from toolkit.data.sources import open_source
+from toolkit.data.reading.sources import open_source
 
 JSON_ROWS = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 BOTH = pytest.mark.parametrize("streaming", [False, True])
@@ -135,7 +135,7 @@ def test_compressed_files_of_a_directory_and_of_a_pattern(tmp_path):
 
 
 def test_an_archive_beside_files_is_left_out_and_said_and_alone_is_refused(tmp_path):
-    from toolkit.data.sources import open_source
+    from toolkit.data.reading.sources import open_source
 
     write(tmp_path / "set" / "train.jsonl")
     (tmp_path / "set" / "more.tar.gz").write_bytes(gzip.compress(b"x"))

@@ -9,10 +9,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from toolkit.data.chat import encode_conversation, encode_text
-from toolkit.data.conversations import in_column
+from toolkit.data.forms.chat import encode_conversation, encode_text
+from toolkit.data.forms.conversations import in_column
+from toolkit.data.forms.row_kind import row_kind
 from toolkit.data.preview import preview
-from toolkit.data.row_kind import row_kind
 from toolkit.data.store import fingerprint, tokenizer_hash
 from toolkit.errors import DataError
 from toolkit.recipe import Data, Task

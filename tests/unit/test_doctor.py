@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.cli import check_builds, check_host
-from toolkit.cli.check_cluster import check_hostfile
-from toolkit.cli.doctor import doctor
+from toolkit.doctor import check_builds, check_host
+from toolkit.doctor.check_cluster import check_hostfile
+from toolkit.doctor.report import doctor
 from toolkit.errors import LaunchError
 
 
@@ -195,7 +195,7 @@ def test_shared_memory_that_is_not_mounted(tmp_path: Path) -> None:
 def test_memlock_matters_with_a_gpu() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))\n"
-        "from toolkit.cli.check_host import check_memlock\n"
+        "from toolkit.doctor.check_host import check_memlock\n"
         "print(check_memlock(has_gpu=True).status, check_memlock(has_gpu=False).status, check_memlock(has_gpu=True).fix)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.test_data_tokens import make_tokenizer, trained_runs
 from tests.unit.test_rows import Said, alone, cache, prepared, previewed, recipe, trained  # noqa: F401
-from toolkit.data.formats import FORMATS, find
+from toolkit.data.forms.formats import FORMATS, find
 from toolkit.errors import DataError
 from toolkit.recipe import Data, Task
 from toolkit.tasks.causal_lm import CausalLM

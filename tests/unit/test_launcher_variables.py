@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher.multinode_runner import PDSHRunner
 
-from toolkit.cli import launcher_variables
-from toolkit.cli.launcher_variables import malformed, ours, read, to_forward, write
+from toolkit.doctor import launcher_variables
+from toolkit.doctor.launcher_variables import malformed, ours, read, to_forward, write
 
 ENVIRONMENT = {
     "HF_HOME": "/data/my hub",

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.disks import read_only, small_disk
-from toolkit.cli import config, doctor, verbs
+from toolkit.cli import verbs
+from toolkit.doctor import report as doctor
 from toolkit.errors import StorageError
-from toolkit.storage import RUN, Remedy, storage_errors, why_unwritable, write_together
+from toolkit.storage import HERE, RUN, Remedy, storage_errors, why_unwritable, write_together
 
 
 @pytest.mark.parametrize(
@@ -75,4 +76,4 @@ def test_verbs_that_write_into_a_closed_folder(
         assert verbs.main(["doctor", "--write-env"]) == 1
         said = capsys.readouterr().err
         assert f"error: --write-env in {disk} failed: Read-only file system: {disk}/.deepspeed_env\n" in said
-        assert f"do this:  {config.HERE.closed}" in said
+        assert f"do this:  {HERE.closed}" in said

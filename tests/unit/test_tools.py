@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.unit.test_data_tokens import trained_runs
 from tests.unit.test_rows import cache, prepared, recipe  # noqa: F401
-from toolkit.data.chat import encode_conversation
-from toolkit.data.chat_template import template_of
-from toolkit.data.conversations import in_column
-from toolkit.data.described import as_described, described_rows, leaves_out_nulls
-from toolkit.data.tool_calls import tools_of
+from toolkit.data.forms.chat import encode_conversation
+from toolkit.data.forms.chat_template import template_of
+from toolkit.data.forms.conversations import in_column
+from toolkit.data.forms.tool_calls import tools_of
+from toolkit.data.reading.described import as_described, described_rows, leaves_out_nulls
 from toolkit.errors import DataError
 from toolkit.recipe import Data, Task
 from toolkit.tasks.causal_lm import CausalLM

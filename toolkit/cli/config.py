@@ -13,7 +13,7 @@ from toolkit.ds_config.render import render
 from toolkit.ds_config.slurm import render_slurm
 from toolkit.errors import InputError
 from toolkit.recipe.load import load_recipe
-from toolkit.storage import Remedy, storage_errors, why_unwritable
+from toolkit.storage import HERE, storage_errors, why_unwritable
 
 SUMMARY = "print a recipe's DeepSpeed JSON, or render and verify ds_configs/ and docs/"
 EXAMPLES = [
@@ -23,7 +23,6 @@ EXAMPLES = [
     "--write                                       after changing a recipe: ds_configs/ and docs/",
 ]
 RECIPES, CONFIGS = Path("recipes"), Path("ds_configs")
-HERE = Remedy("free space, or work in a folder on another disk", "make it writable, or work in another current folder")
 """For what is written into the current folder."""
 
 

@@ -183,7 +183,7 @@ def _files(root: Path) -> str:
     return f"""# Where things are
 
 Every file with its first line. Imports point down only:
-`cli > parity > train > checkpoint > engine > tasks > models, data > ds_config > recipe > storage > errors`. Only `engine` imports
+`cli > doctor, parity, draft > train > checkpoint > engine > tasks > models, data > ds_config > recipe > storage > errors`. Only `engine` imports
 DeepSpeed; `ds_config`, `recipe`, `storage` and `errors` import no torch.
 
 {chr(10).join(parts)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from toolkit.data import built
+from toolkit.data.reading import built
 from toolkit.errors import InputError, did_you_mean
 from toolkit.models import assets
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import docs
-from toolkit.cli.config import CONFIGS, HERE, RECIPES, check_writable
+from toolkit.cli.config import CONFIGS, RECIPES, check_writable
 from toolkit.cli.flag_errors import OPTIONS, values_of
 from toolkit.cli.following import given_flags
 from toolkit.ds_config.check import check_config
@@ -26,7 +26,7 @@ from toolkit.recipe.effect import FIELDS
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.recipe_file import file_text
 from toolkit.recipe.synonyms import answer, synonym
-from toolkit.storage import storage_errors, write_together
+from toolkit.storage import HERE, storage_errors, write_together
 from toolkit.tasks import check_metric
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def find_source(word: str) -> Path:
 def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     """The recipe for what the command line names, and the text of its file."""
     from toolkit.cli.asked_recipe import asked
-    from toolkit.data.row_names import row_names
+    from toolkit.data.reading.row_names import row_names
     from toolkit.draft import proposal, survey
     from toolkit.draft.roles import find_roles
     from toolkit.draft.sheet import Sheet, comments

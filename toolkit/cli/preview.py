@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from toolkit.data.described import as_described
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
 from toolkit.data.packing import best_fit, one_each
 from toolkit.data.preview import preview
-from toolkit.data.row_names import row_names
+from toolkit.data.reading.described import as_described
+from toolkit.data.reading.row_names import row_names
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import fit, load_task
 from toolkit.train.progress import Display

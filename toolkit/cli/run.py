@@ -15,7 +15,7 @@ from toolkit.cli.following import given_flags, smaller_micro_batch
 from toolkit.cli.launcher_config import check_launcher_config, check_process_count
 from toolkit.cli.launcher_environment import check_launcher_environment
 from toolkit.cli.output import exit_code_of
-from toolkit.data.find_files import check_location
+from toolkit.data.reading.find_files import check_location
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import accumulation_steps, render
 from toolkit.errors import InputError, collect, together

@@ -188,10 +188,10 @@ def _add_doctor(verb: argparse.ArgumentParser) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from toolkit.cli.doctor import doctor
+    from toolkit.doctor.report import doctor
 
     if options.build:
-        from toolkit.cli.check_builds import check_libaio
+        from toolkit.doctor.check_builds import check_libaio
         from toolkit.engine.kernels import KERNELS, NVME_KERNELS, build
 
         build({**KERNELS, **(NVME_KERNELS if check_libaio().status == "ok" else {})}, print)

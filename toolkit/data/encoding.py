@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from toolkit.data.column_names import ColumnMissing, missing, unused_columns
 from toolkit.data.example import Encode, Example, Row, num_targets
-from toolkit.data.messages import EmptyAnswer
+from toolkit.data.forms.messages import EmptyAnswer
 from toolkit.data.packing import Counts, fit
-from toolkit.data.row_names import RowName, named, plain_names
+from toolkit.data.reading.column_names import ColumnMissing, missing, unused_columns
+from toolkit.data.reading.row_names import RowName, named, plain_names
 from toolkit.errors import DataError, ToolkitError
 
 COUNT_IN = 1000

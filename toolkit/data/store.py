@@ -23,7 +23,7 @@ from toolkit.data.columns import ColumnReader, ColumnWriter, GrowingArray
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Encode, Example, Row, num_targets
 from toolkit.data.packing import Counts
-from toolkit.data.row_names import RowName
+from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, StorageError
 from toolkit.storage import CLOSED, FULL
 

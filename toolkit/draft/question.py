@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from toolkit.data.conversations import completion_of, in_column
 from toolkit.data.example import Row
-from toolkit.data.messages import check_messages
+from toolkit.data.forms.conversations import completion_of, in_column
+from toolkit.data.forms.messages import check_messages
 from toolkit.draft.roles import FIELDS_OF, Roles
 from toolkit.draft.sheet import Sheet
 

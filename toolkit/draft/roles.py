@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from toolkit.data.conversations import in_column
 from toolkit.data.example import Row
-from toolkit.data.formats import Format
-from toolkit.data.row_kind import row_kind
+from toolkit.data.forms.conversations import in_column
+from toolkit.data.forms.formats import Format
+from toolkit.data.forms.row_kind import row_kind
 from toolkit.errors import DataError
 from toolkit.recipe import Data
 from toolkit.tasks.labels import is_fraction

@@ -14,17 +14,17 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from toolkit.data.chat import encode_completion, encode_conversation, encode_text
-from toolkit.data.chat_template import takes_tools, template_of
-from toolkit.data.conversations import completion_of, in_column, texts_of
-from toolkit.data.described import leaves_out_nulls
 from toolkit.data.example import IGNORED, Example, Row
-from toolkit.data.formats import Format
-from toolkit.data.messages import Conversation
-from toolkit.data.row_kind import RowKind, row_kind
-from toolkit.data.row_names import RowName
-from toolkit.data.row_remarks import LOOK_AT, Seen, looked_at
-from toolkit.data.tool_calls import TOOL_COLUMNS, tools_of
+from toolkit.data.forms.chat import encode_completion, encode_conversation, encode_text
+from toolkit.data.forms.chat_template import takes_tools, template_of
+from toolkit.data.forms.conversations import completion_of, in_column, texts_of
+from toolkit.data.forms.formats import Format
+from toolkit.data.forms.messages import Conversation
+from toolkit.data.forms.row_kind import RowKind, row_kind
+from toolkit.data.forms.row_remarks import LOOK_AT, Seen, looked_at
+from toolkit.data.forms.tool_calls import TOOL_COLUMNS, tools_of
+from toolkit.data.reading.described import leaves_out_nulls
+from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
 from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
@@ -39,7 +39,7 @@ class CausalLM:
     """Predict each token from those before it inside the same example.
 
     Rows hold messages, a prompt with a completion, or text (columns named in the data section), or have a format of the
-    field that is known by its columns (`toolkit.data.formats`).
+    field that is known by its columns (`toolkit.data.forms.formats`).
     """
 
     auto_class: Any = AutoModelForCausalLM

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from toolkit.data.class_names import class_names, with_names
-from toolkit.data.column_names import ColumnMissing, missing
 from toolkit.data.encoding import COUNT_IN
 from toolkit.data.example import Row
-from toolkit.data.row_names import RowName, named
+from toolkit.data.reading.class_names import class_names, with_names
+from toolkit.data.reading.column_names import ColumnMissing, missing
+from toolkit.data.reading.row_names import RowName, named
 from toolkit.errors import DataError, first_few
 
 NO_LABEL = "-1"

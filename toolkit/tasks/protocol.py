@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.example import Example, Row
-from toolkit.data.row_names import RowName, plain_names
+from toolkit.data.reading.row_names import RowName, plain_names
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 

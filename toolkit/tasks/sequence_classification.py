@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from toolkit.data.class_names import class_names
-from toolkit.data.column_names import ColumnMissing
 from toolkit.data.example import IGNORED, Example, Row
-from toolkit.data.row_names import RowName
+from toolkit.data.reading.class_names import class_names
+from toolkit.data.reading.column_names import ColumnMissing
+from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, RecipeError, did_you_mean, first_few
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
 from toolkit.models.config import parsed

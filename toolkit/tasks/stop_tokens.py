@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.described import as_described
 from toolkit.data.example import IGNORED, Encode, Example, Row
+from toolkit.data.reading.described import as_described
 from toolkit.errors import DataError
 
 ROWS = 64

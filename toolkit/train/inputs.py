@@ -10,14 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
-from toolkit.data.class_names import class_names
-from toolkit.data.described import as_described
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
 from toolkit.data.order import Order
 from toolkit.data.packing import best_fit, efficiency, one_each
-from toolkit.data.row_names import row_names
-from toolkit.data.sources import Source
+from toolkit.data.reading.class_names import class_names
+from toolkit.data.reading.described import as_described
+from toolkit.data.reading.row_names import row_names
+from toolkit.data.reading.sources import Source
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
 from toolkit.errors import ModelError, RecipeError, plural

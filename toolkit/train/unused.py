@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import islice
 
-from toolkit.data.column_names import unused_columns
 from toolkit.data.example import Row
+from toolkit.data.reading.column_names import unused_columns
 from toolkit.errors import DataError, first_few
 
 LOOK_AT = 1000

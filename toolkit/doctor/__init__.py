@@ -1,0 +1,1 @@
+"""What `toolkit doctor` looks at: this host, its GPU, and the hosts of a cluster."""
