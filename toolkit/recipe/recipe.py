@@ -19,6 +19,7 @@ from toolkit.recipe.length import check_length
 from toolkit.recipe.numbers import Positive
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.section import Section
+from toolkit.recipe.tuning import Full, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
 
@@ -28,6 +29,7 @@ class Recipe(Section):
     model: Model
     data: Data
     task: Task = Task()
+    tuning: Tuning = Full()
     batch: Batch
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

@@ -75,7 +75,8 @@ def build_engine(
     if recipe.task.neftune_alpha and is_first_stage:
         add_neftune(model, recipe.task.neftune_alpha, me.mesh.sequence)
     task.prepare(model)
-    untrained = untrained_tensors(model)
+    # Beside adapters everything is as the base checkpoint has it.
+    untrained = {} if inputs.adapters is not None else untrained_tensors(model)
     if me.mesh.pipeline > 1:
         untrained = {name: tensor for stage in process.gather_objects(untrained) for name, tensor in stage.items()}
     if me.is_main:
