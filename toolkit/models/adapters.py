@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from toolkit.errors import ModelError
 from toolkit.library_messages import are_shown
 from toolkit.models.adapter_plan import AdapterPlan, sides
+from toolkit.models.assets import ASSETS, resolve
 from toolkit.models.partial import Placed, place
 from toolkit.models.quiet import quiet
 from toolkit.models.random_weights import generator_of
 from toolkit.models.shards import Shard
+from toolkit.recipe import Model
 
 ADAPTER = "default"
 """peft's name of the one adapter."""
@@ -88,6 +91,41 @@ def adapter_config(plan: AdapterPlan, base: str | None, task_type: str | None = 
         task_type=task_type,
         inference_mode=base is not None,
     )
+
+
+def base_name(model: Model) -> str | None:
+    """What an adapter's file calls the checkpoint beside which it is trained; None: random weights, which nobody has."""
+    if model.weights == "random" or model.path is None:
+        return None
+    is_ours = Path(model.path).is_dir() or model.path in ASSETS
+    return str(Path(resolve(model.path)).absolute()) if is_ours else model.path
+
+
+def task_type(kind: Any) -> str | None:
+    """peft's word for what models of the auto class `kind` do."""
+    return {
+        "AutoModelForCausalLM": "CAUSAL_LM",
+        "AutoModelForSequenceClassification": "SEQ_CLS",
+        "AutoModelForTokenClassification": "TOKEN_CLS",
+        "AutoModelForQuestionAnswering": "QUESTION_ANS",
+        "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+        "AutoModel": "FEATURE_EXTRACTION",
+    }.get(kind.__name__)
+
+
+def merge_adapters(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Add what was trained to the weights of `model`, the base model in fp32, in place.
+
+    `folder` has the adapters' config, `weights` every trained parameter by the name that it has beside the frozen ones.
+    """
+    peft = _peft()
+    config = peft.LoraConfig.from_pretrained(folder)
+    config.modules_to_save = None
+    with quiet("peft"):
+        tuned = peft.LoraModel(model, config, ADAPTER)
+        for name, value in weights.items():
+            place(model, name, value)
+        tuned.merge_and_unload()
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
