@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, recipe
 from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
+from toolkit.checkpoint.export import export
+from toolkit.errors import CheckpointError
 from toolkit.models.adapters import ADAPTER, fill_adapters
 from toolkit.parity import reference
 from toolkit.parity.report import deviation
@@ -126,3 +129,32 @@ def test_every_export_is_an_adapter_that_peft_loads(name: str, ground: Ground, t
         torch.testing.assert_close(value, ground.curve.weights[key], rtol=0, atol=2e-6)
     assert (out / "tokenizer.json").is_file()
     assert not (out / "config.json").exists()
+
+
+def test_a_merged_export_is_what_peft_merges(ground: Ground, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """Bit for bit, in fp32 and rounded from there."""
+    run = ground.folder / "tp2"
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    wanted = peft.PeftModel.from_pretrained(base, run / "export").merge_and_unload().state_dict()
+    for dtype, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        out = tmp_path / dtype
+        export(run, out, dtype, merge=True)
+        found = AutoModelForCausalLM.from_pretrained(out, dtype=kind).state_dict()
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.equal(found[name], value.to(kind)), name
+        assert not (out / "adapter_config.json").exists()
+
+
+def test_an_export_is_merged_with_no_other_base(ground: Ground, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(ground.folder / "zero1", run)
+    other = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    model.save_pretrained(other)
+    file = run / "model" / "adapter_config.json"
+    file.write_text(file.read_text().replace(str(tiny_llama_dir), str(other)))
+    with pytest.raises(CheckpointError, match=r"are not those that the adapters in .* were trained beside"):
+        export(run, tmp_path / "out", "fp32", merge=True)

@@ -31,7 +31,9 @@ class Role(Enum):
 
 _TABLE: dict[Role, str] = {
     Role.IDENTITY: """
-        model.weights data.streaming data.shuffle data.packing task.name batch.global_size batch.sequence_length
+        model.weights data.streaming data.shuffle data.packing task.name
+        tuning.name tuning.rank tuning.alpha tuning.target_modules tuning.use_rslora tuning.use_dora
+        tuning.modules_to_save tuning.initialisation batch.global_size batch.sequence_length
         optimizer.type optimizer.momentum optimizer.centered optimizer.initial_accumulator_value seed
         """,
     Role.CONTENT: """
@@ -41,7 +43,7 @@ _TABLE: dict[Role, str] = {
         data.label_field task.train_on
         """,
     Role.SETTING: """
-        model.dropout
+        model.dropout tuning.dropout
         task.label_smoothing task.neftune_alpha task.sample_prompt task.sample_tokens
         optimizer.learning_rate optimizer.weight_decay optimizer.max_grad_norm optimizer.betas optimizer.eps
         optimizer.nesterov optimizer.dampening optimizer.alpha optimizer.lr_decay optimizer.adam_learning_rate
