@@ -58,7 +58,7 @@ def relayed(stage: nn.Module, group: dist.ProcessGroup) -> Iterator[bool]:
     plain = stage.forward
     relay = _Relay(stage, plain, group)
     # transformers reads the signature to see what the model takes.
-    stage.forward = functools.wraps(plain)(relay)  # type: ignore[method-assign]
+    stage.forward = functools.wraps(plain)(relay)
     try:
         yield relay.can_cache
     finally:
@@ -75,11 +75,12 @@ class _Relay:
         self._before = ranks[index - 1] if index > 0 else None
         self._after = ranks[index + 1] if index < len(ranks) - 1 else None
         self._last = ranks[-1]
-        layers: Any = stage.base_model.get_submodule(stage_plan(stage.config).outline.layers)  # type: ignore[operator, union-attr, arg-type]
+        layers: Any = stage.base_model.get_submodule(stage_plan(stage.config).outline.layers)  # type: ignore[union-attr]
         self._absent = [place for place, layer in enumerate(layers) if isinstance(layer, AbsentLayer)]
         self.can_cache = _has_plain_cache(stage)
         self._form: tuple[torch.dtype, list[int]] | None = None
-        """Of hidden states: format, and the sizes behind [B, T]; known after the first forward pass."""
+        """Of received hidden states: format, and the sizes behind [B, T]; announced before the first of them."""
+        self._is_announced = False
         self._vocabulary = 0
 
     def __call__(self, **inputs: Any) -> CausalLMOutputWithPast:
@@ -115,11 +116,11 @@ class _Relay:
         return hidden
 
     def _send(self, hidden: Tensor, target: int) -> None:
-        if self._form is None:
+        if not self._is_announced:
             sizes = list(hidden.shape[2:])
-            self._form = (hidden.dtype, sizes)
             header = [DTYPES.index(hidden.dtype), *sizes, *[0] * (DIMENSIONS - len(sizes))]
             dist.send(torch.tensor(header, device=device.current()), target, group=self._group)
+            self._is_announced = True
         dist.send(hidden.contiguous(), target, group=self._group)
 
     def _width(self, logits: Tensor | None) -> int:
@@ -139,5 +140,5 @@ def _has_plain_cache(stage: nn.Module) -> bool:
     """Whether all layers keep keys and values and nothing else."""
     if not stage._supports_default_dynamic_cache():  # type: ignore[operator]
         return False
-    kinds = {type(layer) for layer in DynamicCache(config=stage.config).layers}  # type: ignore[arg-type]
+    kinds = {type(layer) for layer in DynamicCache(config=stage.config).layers}
     return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}

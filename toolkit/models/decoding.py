@@ -188,9 +188,7 @@ class _Noise:
     def __init__(self, seed: int, batch: Batch) -> None:
         tokens = batch["input_ids"].cpu()
         masks = batch.get("attention_mask", torch.ones_like(tokens)).cpu().bool()
-        self._keys = [
-            _number(seed, row[mask].numpy().tobytes()) for row, mask in zip(tokens, masks, strict=True)
-        ]
+        self._keys = [_number(seed, row[mask].numpy().tobytes()) for row, mask in zip(tokens, masks, strict=True)]
 
     def __call__(self, place: int, scores: Tensor) -> Tensor:
         rows = []

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.example import Example, Row
 from toolkit.data.reading.row_names import RowName, plain_names
+from toolkit.models.decoding import Generate
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
 
@@ -114,6 +115,6 @@ class Task(Protocol):
         """Metrics of a whole evaluation; always with "loss"."""
         ...
 
-    def sample(self, model: nn.Module) -> str | None:
+    def sample(self, model: nn.Module, generate: Generate) -> str | None:
         """Something to look at: the model's answer to task.sample_prompt, or None."""
         ...
