@@ -25,8 +25,7 @@ from toolkit.engine.protocol import Batch, Engine
 from toolkit.models.decoding import Generate
 from toolkit.recipe import Recipe
 from toolkit.storage import storage_errors
-from toolkit.tasks.protocol import Task
-from toolkit.tasks.records import Predicting, Record
+from toolkit.tasks.base import Record, Task
 from toolkit.train.inputs import Inputs
 from toolkit.train.metrics import strict
 from toolkit.train.progress import Display
@@ -54,27 +53,33 @@ class HeldOut:
         """Metrics of the weights as they are after `step` steps. Collective."""
         batches = (batch.tensors for batch in self._batches())
         metrics = self.task.metrics(self.engine.evaluate(batches, self.task.evaluate))
-        if isinstance(self.task, Predicting):
-            metrics |= self._scored(self.task, step)
+        if self.task.makes_records:
+            metrics |= self._scored(step)
         return metrics
 
     def _batches(self) -> Iterator[EvaluationBatch]:
         return evaluation_batches(
-            self.store, self.sequences, self.task.collate, self.me.data_rank, self.me.mesh.data, self.micro_size
+            self.store,
+            self.sequences,
+            self.task.collate,
+            self.me.data_rank,
+            self.me.mesh.data,
+            self.micro_size,
+            kind=self.task,
         )
 
-    def _scored(self, task: Predicting, step: int) -> dict[str, float]:
+    def _scored(self, step: int) -> dict[str, float]:
         """The metrics of the records, which rank 0 gathers, judges and writes down; the same on every rank."""
         records: dict[int, Record] = {}
         with self.display.counting("predictions", sum(map(len, self.sequences))) as advance:
             for batch in self._batches():
-                function = partial(_predicted, task, batch)
+                function = partial(_predicted, self.task, batch)
                 mine = self.engine.call(function, on_device(batch.tensors), self.engine.generate)
                 # After each batch, so that no rank runs further ahead than a collective waits.
                 for found in process.gather_on_main(mine if self._speaks_for_replica else {}):
                     records |= found
                     advance(len(found))
-        return process.from_main_at_length(lambda: self._judged(task, step, records))
+        return process.from_main_at_length(lambda: self._judged(step, records))
 
     @property
     def _speaks_for_replica(self) -> bool:
@@ -82,18 +87,18 @@ class HeldOut:
         mesh, rank = self.me.mesh, self.me.rank
         return all(mesh.coordinate(rank, axis) == 0 for axis in ("pipeline", "sequence", "tensor"))
 
-    def _judged(self, task: Predicting, step: int, records: dict[int, Record]) -> dict[str, float]:
+    def _judged(self, step: int, records: dict[int, Record]) -> dict[str, float]:
         """For rank 0."""
         in_order = sorted(records)
         lines = (json.dumps(strict({"example": number, **records[number]}), allow_nan=False) for number in in_order)
         with storage_errors("writing predictions", self.predictions.parent):
             self.predictions.mkdir(exist_ok=True)
             write_text(self.predictions / f"{folder_name(step)}{ENDING}", (f"{line}\n" for line in lines))
-        return task.score([records[number] for number in in_order])
+        return self.task.score([records[number] for number in in_order])
 
 
 def _predicted(
-    task: Predicting, batch: EvaluationBatch, model: nn.Module, tensors: Batch, generate: Generate
+    task: Task, batch: EvaluationBatch, model: nn.Module, tensors: Batch, generate: Generate
 ) -> dict[int, Record]:
     """What `task` says of the real examples of `batch`, by their numbers."""
     found = task.predict(model, tensors, batch.examples, generate)
