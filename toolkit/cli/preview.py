@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
+from toolkit.data.forms.recognised import recognised_lines
 from toolkit.data.packing import best_fit, one_each
 from toolkit.data.preview import preview
 from toolkit.data.reading.described import as_described
@@ -36,6 +37,7 @@ def print_preview(recipe: Recipe, count: int) -> int:
         capacity,
         recipe.data.overlong,
         columns=task.columns,
+        recognised=task.recognised,
         row_name=row_names(source, "data.train"),
         rows=source.rows,
     )
@@ -44,6 +46,8 @@ def print_preview(recipe: Recipe, count: int) -> int:
     groups = (
         best_fit([len(example["input_ids"]) for example in examples], capacity) if packing else one_each(len(examples))
     )
+    for line in recognised_lines(encoder.forms, first=True):
+        display.say(line)
     preview(tokenizer, [[examples[index] for index in group] for group in groups[:count]], stream=sys.stdout)
     if said := encoder.counts.describe():
         display.say(f"of the {num_rows:,} rows looked at: {said}")

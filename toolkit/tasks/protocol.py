@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.example import Example, Row
+from toolkit.data.forms.recognised import Recognised
 from toolkit.data.reading.row_names import RowName, plain_names
 from toolkit.recipe import Data
 from toolkit.recipe import Task as Options
@@ -78,6 +79,10 @@ class Task(Protocol):
 
     def columns(self, row: Row) -> Collection[str]:
         """The columns of `row`, one that `encode` takes, that it reads; the others have no effect."""
+        ...
+
+    def recognised(self, row: Row) -> Recognised | None:
+        """As which format `row`, one that `encode` takes, is read; None where a task knows only one."""
         ...
 
     def collate(self, sequences: list[list[Example]]) -> Batch:

@@ -177,6 +177,9 @@ class SequenceClassification:
         """The text and its class."""
         return (self.data.text_field, self.data.label_field)
 
+    def recognised(self, row: Row) -> None:
+        """Every row is a text with its class."""
+
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids and attention_mask [B, T], labels [B], document_lengths [B, 2]; T is the longest text.
 

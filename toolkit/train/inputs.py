@@ -12,6 +12,7 @@ from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
+from toolkit.data.forms.recognised import recognised_lines
 from toolkit.data.order import Order
 from toolkit.data.packing import best_fit, efficiency, one_each
 from toolkit.data.reading.class_names import class_names
@@ -231,6 +232,7 @@ def _store(
         cache_dir=cache_dir() / "tokens",
         fingerprint=identity,
         columns=task.columns,
+        recognised=task.recognised,
         name=name,
         row_name=row_names(source, read_from or name),
     )
@@ -239,6 +241,8 @@ def _store(
         f"  {len(store):,} examples, {store.num_tokens:,} tokens, {store.num_trained_tokens:,} with loss"
         + (f" ({counts})" if counts else "")
     )
+    for line in recognised_lines(store.forms):
+        display.say(line)
     return store
 
 

@@ -12,14 +12,14 @@ from toolkit.data.example import Row
 from toolkit.data.forms.chat import ends_answers
 from toolkit.data.forms.chat_template import takes_tools, template_of
 from toolkit.data.forms.formats import Format, find
-from toolkit.data.forms.messages import LEARNED_IF_TRUE, MASKS, Conversation
+from toolkit.data.forms.messages import FLAGS, LEARNED_IF_TRUE, MASKS, Conversation
 from toolkit.data.forms.row_kind import RowKind
 from toolkit.data.forms.tool_calls import tool_columns
 from toolkit.data.reading.described import described_rows
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, did_you_mean, first_few
 
-_ALWAYS_READ = {"role", "content", "tool_calls", "function_call", "weight", "from", "value", *LEARNED_IF_TRUE, *MASKS}
+_ALWAYS_READ = {"role", "content", "tool_calls", "function_call", "from", "value", *FLAGS, *LEARNED_IF_TRUE, *MASKS}
 _MEANT = ("role", "content", "tool_calls", "weight")
 """Keys of messages that one which nobody reads may be a slip of, unless it is a known one itself."""
 _KNOWN = ("tool_call_id", "name", "reasoning", "reasoning_content", "thinking")
