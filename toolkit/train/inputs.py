@@ -12,7 +12,7 @@ from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
-from toolkit.data.forms.recognised import recognised_lines
+from toolkit.data.forms.recognised import first_recognised, recognised_lines
 from toolkit.data.order import Order
 from toolkit.data.packing import best_fit, efficiency, one_each
 from toolkit.data.reading.class_names import class_names
@@ -92,6 +92,8 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         remark = unused_remark("data.train", *in_the_first_rows(source.rows, task.columns), first=True)
         if remark is not None:
             display.say(remark)
+        for line in recognised_lines(first_recognised(source.rows, task.recognised), first=True):
+            display.say(line)
         batches, total = _streamed(recipe, source, task, rank, world_size), recipe.steps or 0
     else:
         store = _store(recipe, source, task, tokenizer, "data.train", display)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
-from toolkit.errors import plural
+from toolkit.data.example import Row
+from toolkit.errors import DataError, plural
 
 UNANSWERED = "end with messages after the last answer: nothing replies to them, so they are left out"
+
+FIRST = 100
+"""Rows of a stream that are looked at; of prepared data all are."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,14 @@ class Recognised:
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(self.columns)})"
+
+
+def first_recognised(rows: Iterable[Row], recognised: Callable[[Row], Recognised | None]) -> Counter[Recognised]:
+    """The formats of the first FIRST of `rows`, up to one that cannot be used: that is said when it is encoded."""
+    counted: Counter[Recognised] = Counter()
+    with contextlib.suppress(DataError):
+        counted.update(form for row in islice(rows, FIRST) if (form := recognised(row)) is not None)
+    return counted
 
 
 def recognised_lines(counted: Mapping[Recognised, int], *, first: bool = False) -> list[str]:
