@@ -15,8 +15,8 @@ from toolkit.data.forms.preference_tokens import encode_preference, encode_unpai
 from toolkit.data.forms.preferences import preference_of, unpaired_of
 from toolkit.errors import DataError
 from toolkit.models.loading import load_tokenizer
-from toolkit.recipe import Data, Model, Task
-from toolkit.tasks.causal_lm import CausalLM
+from toolkit.recipe import CausalLM, Model
+from toolkit.tasks.causal_lm import CausalLMTask
 
 # After Qwen 3: tools in the system message, calls and results in tags, reasoning before the last answer alone.
 QWEN = """
@@ -73,8 +73,8 @@ def tokenizers() -> dict[str, Any]:
     return made
 
 
-def task_of(tokenizer: Any, **fields: Any) -> CausalLM:
-    return CausalLM(Task(train_on=fields.pop("train_on", "assistant")), Data(train="x", **fields), tokenizer)
+def task_of(tokenizer: Any, **fields: Any) -> CausalLMTask:
+    return CausalLMTask(CausalLM(**fields), tokenizer)
 
 
 def made(tokenizer: Any, row: dict[str, Any], **fields: Any) -> tuple[str, list[str]]:
@@ -352,10 +352,10 @@ def test_a_broken_sample_is_refused_by_its_own_place(tokenizers, name):
     ("row", "near", "do"),
     [
         ({"instruct": "Add.", "output": "2"}, "the nearest format is Alpaca (instruction, output; it may have input, history, system, system_prompt): instruction (instruct is like it) is not there", "rename the columns: 'instruct' to 'instruction'"),
-        ({"question": "q", "reply": "a"}, "the nearest format is questions with answers (question, answer; it may have system, system_prompt): answer is not there", "set data.text_field='question' if it is plain text"),
-        ({"chosen": "a", "rejected": "b"}, "the nearest format is preferences, for a task that learns from them (prompt, chosen, rejected): prompt is not there", "these are preferences; to learn the chosen answers alone, set data.text_field='chosen'"),
-        ({"prompt": "q", "response": "a"}, "the nearest format is prompt and completion (prompt, completion; it may have tools): completion is not there", "set data.completion_field to the column that holds it, for instance data.completion_field='response'"),
-        ({"body": "b"}, "the nearest format is plain text (text): text is not there", "set data.text_field='body' if it is plain text"),
+        ({"question": "q", "reply": "a"}, "the nearest format is questions with answers (question, answer; it may have system, system_prompt): answer is not there", "set task.text_field='question' if it is plain text"),
+        ({"chosen": "a", "rejected": "b"}, "the nearest format is preferences, for a task that learns from them (prompt, chosen, rejected): prompt is not there", "these are preferences; to learn the chosen answers alone, set task.text_field='chosen'"),
+        ({"prompt": "q", "response": "a"}, "the nearest format is prompt and completion (prompt, completion; it may have tools): completion is not there", "set task.completion_field to the column that holds it, for instance task.completion_field='response'"),
+        ({"body": "b"}, "the nearest format is plain text (text): text is not there", "set task.text_field='body' if it is plain text"),
     ],
 )  # fmt: skip
 def test_unknown_columns_are_told_the_nearest_format(tokenizers, row, near, do):
