@@ -13,7 +13,7 @@ from tests import tiny
 from toolkit.data.example import num_targets
 from toolkit.data.order import Order, shard
 from toolkit.data.packing import Counts, best_fit, efficiency, fit, one_each
-from toolkit.data.reading.built import resolve
+from toolkit.data.sets.catalog import resolve
 from toolkit.data.reading.docstrings import standard_library
 from toolkit.errors import DataError
 from toolkit.models.loading import load_tokenizer
