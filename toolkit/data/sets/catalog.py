@@ -105,17 +105,15 @@ DATA_SETS = {
         _digest(docstrings, questions),
     ),
     "spamassassin": DataSet("mails of 2002 to 2005, spam or ham, without their headers", spam.mails, *_OF_SPAM),
-    "brown-corpus": DataSet("passages of American English of 1961 in 15 genres, plain text", brown.passages, *_OF_BROWN),
-    "brown-tags": DataSet("the same as sentences of words with their word classes", brown.tags, *_OF_BROWN),
-    "brown-names": DataSet(
-        "the same with names, titles and numbers marked as B- and I-", brown.names, *_OF_BROWN
+    "brown-corpus": DataSet(
+        "passages of American English of 1961 in 15 genres, plain text", brown.passages, *_OF_BROWN
     ),
+    "brown-tags": DataSet("the same as sentences of words with their word classes", brown.tags, *_OF_BROWN),
+    "brown-names": DataSet("the same with names, titles and numbers marked as B- and I-", brown.names, *_OF_BROWN),
     "debian-en-de": DataSet(
         "titles and paragraphs about Debian's packages in English and German", debian.translations, *_OF_DEBIAN
     ),
-    "debian-summaries": DataSet(
-        "descriptions of Debian's packages and their titles", debian.summaries, *_OF_DEBIAN
-    ),
+    "debian-summaries": DataSet("descriptions of Debian's packages and their titles", debian.summaries, *_OF_DEBIAN),
     "debian-sections": DataSet(
         "titles and descriptions of Debian's packages, labelled with their section", debian.sections, *_OF_DEBIAN
     ),

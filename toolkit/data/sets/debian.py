@@ -13,7 +13,7 @@ from toolkit.data.sets.apt import DebianIndex
 from toolkit.data.sets.rows import Row, Splits, split
 
 INDEX = DebianIndex(languages=("en", "de"), download_bytes=17_000_000)
-LICENCE = "not stated by the index, so it is read from your own apt sources and not passed on"
+LICENCE = "not stated by the index: for use on this host"
 _HELD_OUT = 0.1
 _FEWEST_OF_A_SECTION = 100
 

@@ -6,6 +6,7 @@ The sources are parsed, never run or imported, and walked in sorted order: the s
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import platform
 import re
@@ -140,8 +141,16 @@ def packages(root: Path) -> Splits:
     return rows
 
 
-def standard_library(root: Path) -> Iterator[Documented]:
-    """Everything public in the library whose sources are in `root` that has a docstring, in a fixed order."""
+@functools.cache
+def standard_library(root: Path) -> tuple[Documented, ...]:
+    """Everything public in the library whose sources are in `root` that has a docstring, in a fixed order.
+
+    Kept, since every data set that a program makes of it begins here: a few thousand short texts.
+    """
+    return tuple(_public(root))
+
+
+def _public(root: Path) -> Iterator[Documented]:
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
         parts = path.relative_to(root).with_suffix("").parts
         # config-3.11-x86_64-linux-gnu and the like hold the build's own files.

@@ -61,27 +61,23 @@ class NpmPackage:
         place = cache_dir() / "sources" / f"npm-{self._stem}"
         stamp: dict[str, object] = {"from": self.pin, "sha256": self.sha256}
         install(place, stamp, lambda out: self._download(out, console), disk_bytes=3 * self.download_bytes)
+        if (found := sha256_of(place / self._file)) != self.sha256:  # it lies there since who knows when
+            raise DataError(
+                f"{place / self._file} has sha256 {found}",
+                expected=f"{self.sha256}, as when it was downloaded",
+                do=f"remove {place} and run the command again",
+            )
         return place / self._file
 
     def read(self, archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-        """Name and content of each file in `archive` whose name, the package's folder left out, is `wanted`.
-
-        Raises DataError for an archive that cannot be read.
-        """
-        try:
-            with tarfile.open(archive, "r|gz") as stream:
-                for member in stream:
-                    name = member.name.removeprefix(_ROOT)
-                    if member.isfile() and wanted(name):
-                        file = stream.extractfile(member)
-                        assert file is not None
-                        yield name, file.read()
-        except (tarfile.TarError, EOFError) as error:
-            raise DataError(
-                f"{archive} cannot be read: {error}",
-                expected=f"the archive of {self.pin}",
-                do=f"remove {archive.parent} and run the command again",
-            ) from None
+        """Name and content of each file in `archive` whose name, the package's folder left out, is `wanted`."""
+        with tarfile.open(archive, "r|gz") as stream:
+            for member in stream:
+                name = member.name.removeprefix(_ROOT)
+                if member.isfile() and wanted(name):
+                    file = stream.extractfile(member)
+                    assert file is not None
+                    yield name, file.read()
 
     @property
     def _stem(self) -> str:
@@ -158,7 +154,8 @@ class NpmPackage:
 
 def _registry(pin: str) -> str:
     """The registry that npm would use, where npm itself is not installed. Raises DataError when nothing names one."""
-    chosen = os.environ.get("NPM_CONFIG_REGISTRY") or os.environ.get("npm_config_registry") or _from_npmrc()
+    settings = {name.lower(): value for name, value in os.environ.items()}  # npm reads either case
+    chosen = settings.get("npm_config_registry") or _from_npmrc()
     if not chosen:
         raise DataError(
             f"cannot download {pin}: npm is not installed, and nothing says where its registry is",

@@ -19,8 +19,14 @@ _MOST_WORDS_OF_AN_ANSWER = 25
 # An answer begins where a sentence begins with the words of the question, and ends with the sentence.
 _END = r"(?=[.;](?:\s|$)|$)"
 _PATTERNS = (
-    ("What does `{name}` return?", re.compile(rf"(?:^|[.;] )Returns? ((?:an? |the |True|False|None|whether |if ).*?){_END}")),
-    ("When does `{name}` raise {0}?", re.compile(rf"\b[Rr]aises? (?:an? )?`*(\w+(?:Error|Exception|Warning))`* (?:if|when|unless) (.*?){_END}")),
+    (
+        "What does `{name}` return?",
+        re.compile(rf"(?:^|[.;] )Returns? ((?:an? |the |True|False|None|whether |if ).*?){_END}"),
+    ),
+    (
+        "When does `{name}` raise {0}?",
+        re.compile(rf"\b[Rr]aises? (?:an? )?`*(\w+(?:Error|Exception|Warning))`* (?:if|when|unless) (.*?){_END}"),
+    ),
 )
 
 

