@@ -82,7 +82,9 @@ class DebianIndex:
             )
         work = out.parent / "apt"
         settings = self._settings(work)
-        console.print(f"downloading {self.pin} (about {self.download_bytes / 1e6:.0f} MB)", highlight=False)
+        console.print(
+            f"downloading {self.pin} (about {self.download_bytes / 1e6:.0f} MB)", highlight=False, soft_wrap=True
+        )
         command = ["apt-get", "-q", "-c", str(settings), "update"]
         _, output = run_with_bar(command, work, self.download_bytes, "downloading the index", console, {"LC_ALL": "C"})
         facts = []

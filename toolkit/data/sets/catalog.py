@@ -87,7 +87,7 @@ DATA_SETS = {
         _digest(docstrings, preferences),
     ),
     "docstring-feedback": DataSet(
-        "the same with one answer each, labelled as good or bad",
+        "questions about the Python library, each with one answer, labelled as good or bad",
         preferences.feedback,
         *_OF_DOCSTRINGS,
         _digest(docstrings, preferences),
@@ -106,10 +106,12 @@ DATA_SETS = {
     ),
     "spamassassin": DataSet("mails of 2002 to 2005, spam or ham, without their headers", spam.mails, *_OF_SPAM),
     "brown-corpus": DataSet(
-        "passages of American English of 1961 in 15 genres, plain text", brown.passages, *_OF_BROWN
+        "passages of the Brown corpus, American English of 1961 in 15 genres, plain text", brown.passages, *_OF_BROWN
     ),
-    "brown-tags": DataSet("the same as sentences of words with their word classes", brown.tags, *_OF_BROWN),
-    "brown-names": DataSet("the same with names, titles and numbers marked as B- and I-", brown.names, *_OF_BROWN),
+    "brown-tags": DataSet("sentences of the Brown corpus, each word with its class", brown.tags, *_OF_BROWN),
+    "brown-names": DataSet(
+        "sentences of the Brown corpus, with names, titles and numbers marked as B- and I-", brown.names, *_OF_BROWN
+    ),
     "debian-en-de": DataSet(
         "titles and paragraphs about Debian's packages in English and German", debian.translations, *_OF_DEBIAN
     ),

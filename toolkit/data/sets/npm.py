@@ -88,7 +88,7 @@ class NpmPackage:
         return f"{self._stem}.tgz"
 
     def _download(self, out: Path, console: Console) -> None:
-        console.print(f"downloading {self.pin} ({self.download_bytes / 1e6:.0f} MB)", highlight=False)
+        console.print(f"downloading {self.pin} ({self.download_bytes / 1e6:.0f} MB)", highlight=False, soft_wrap=True)
         if shutil.which("npm"):
             self._with_npm(out, console)
         else:
