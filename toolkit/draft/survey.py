@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.cache import cache_dir
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
-from toolkit.data.reading.built import resolve as resolve_data
 from toolkit.data.reading.column_names import used_columns
 from toolkit.data.reading.described import as_described
 from toolkit.data.reading.file_names import kind_of, plain_name
@@ -28,6 +27,7 @@ from toolkit.data.reading.mixture import Mixture, Part
 from toolkit.data.reading.row_names import row_names
 from toolkit.data.reading.sources import Source, open_source
 from toolkit.data.reading.weighted import only_location
+from toolkit.data.sets.catalog import resolve as resolve_data
 from toolkit.errors import DataError
 from toolkit.models.assets import ASSETS
 from toolkit.models.assets import resolve as resolve_model

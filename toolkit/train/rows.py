@@ -12,10 +12,10 @@ import datasets
 import numpy as np
 
 from toolkit.cache import cache_dir
-from toolkit.data.reading.built import resolve
 from toolkit.data.reading.content import combined
 from toolkit.data.reading.mixture import Mixture, open_mixture
 from toolkit.data.reading.sources import Source, open_source
+from toolkit.data.sets.catalog import resolve
 from toolkit.errors import DataError, first_few
 from toolkit.recipe import Data, Recipe
 

@@ -12,12 +12,12 @@ from typing import Any
 import datasets
 
 from toolkit.data.example import Row
-from toolkit.data.reading.built import resolve
 from toolkit.data.reading.content import combined
 from toolkit.data.reading.described import described_rows
 from toolkit.data.reading.row_names import RowName, row_names
 from toolkit.data.reading.sources import Rows, Source
 from toolkit.data.reading.weighted import weighted
+from toolkit.data.sets.catalog import resolve
 from toolkit.errors import DataError
 
 
