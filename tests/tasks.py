@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto
 
 from tests.architectures import VOCABULARY
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
+from toolkit.models.ties import base_first
 
 Batch = dict[str, Tensor]
 
@@ -159,6 +160,7 @@ def whole_model(kind: Kind, config: Any) -> nn.Module:
     """In fp32 without dropout; no weight is left at zero or one, where a fault could hide."""
     torch.manual_seed(0)
     model: nn.Module = kind.auto_class.from_config(config, dtype=torch.float32)
+    base_first(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() == 1 else 0.05))

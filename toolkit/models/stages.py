@@ -20,12 +20,14 @@ from transformers import PretrainedConfig
 from toolkit.errors import ModelError
 from toolkit.models.absent import Absent, AbsentEmbedding, AbsentLayer, Entry, Exit
 from toolkit.models.stage_plan import StagePlan, beside_base, stage_plan
+from toolkit.models.ties import base_first
 
 
 def build_skeleton(auto_class: Any, config: PretrainedConfig) -> nn.Module:
     """The model with parameters on the meta device (fp32, tied where the model ties) and real buffers."""
     with init_empty_weights(include_buffers=False):
         model: nn.Module = auto_class.from_config(copy.deepcopy(config), dtype=torch.float32)
+    base_first(model)
     # On its way to the meta device a parameter becomes a new one: what shared it is tied again.
     model.tie_weights()  # type: ignore[operator]
     return model
