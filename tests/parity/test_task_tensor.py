@@ -70,7 +70,8 @@ def loss_and_gradients(kind: Kind, model: nn.Module) -> tuple[torch.Tensor, dict
     torch.manual_seed(2)
     loss = kind.loss(model, kind.batch())
     loss.backward()  # type: ignore[no-untyped-call]
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    parameters = {name: value for name, value in model.named_parameters() if name not in kind.without_effect}
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     model.zero_grad()
     return loss.detach(), gradients
 
