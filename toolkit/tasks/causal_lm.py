@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -27,6 +26,7 @@ from toolkit.data.reading.described import leaves_out_nulls
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
+from toolkit.models.decoding import Generate, GenerationSettings, left_padded
 from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import CausalLM
@@ -243,7 +243,7 @@ class CausalLMTask(Task):
         loss = sums["loss"] / max(1.0, sums["targets"])
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
-    def sample(self, model: nn.Module) -> str | None:
+    def sample(self, model: nn.Module, generate: Generate) -> str | None:
         """The greedy answer to task.sample_prompt (through the chat template where there is one). Collective."""
         prompt = self.options.sample_prompt
         if prompt is None:
@@ -251,17 +251,7 @@ class CausalLMTask(Task):
         if self.tokenizer.chat_template:
             messages = [{"role": "user", "content": prompt}]
             prompt = template_of(self.tokenizer).text(messages, "task.sample_prompt", prompt=True)
-        encoded = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not self.tokenizer.chat_template)
-        tokens = encoded["input_ids"].to(next(model.parameters()).device)
-        generated = model.generate(  # type: ignore[operator]
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=self.options.sample_tokens,
-            do_sample=False,
-            use_cache=True,
-            # Ranks that gather weights from each other must run as many forward passes, also where rounding lets one
-            # of them stop earlier. transformers cannot see by itself that they do.
-            synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
-        )
-        return str(self.tokenizer.decode(generated[0, tokens.shape[1] :], skip_special_tokens=True)).strip()
+        tokens = self.tokenizer(prompt, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
+        settings = GenerationSettings(self.options.sample_tokens, pad_id=self.tokenizer.pad_token_id)
+        answer = generate(left_padded([tokens], 0), settings)[0]
+        return str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
