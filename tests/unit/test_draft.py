@@ -10,7 +10,7 @@ import pytest
 from toolkit.draft import sizes
 from toolkit.draft.roles import Roles, find_roles
 from toolkit.errors import DataError
-from toolkit.recipe import Data
+from toolkit.recipe import CausalLM, Data, SequenceClassification
 
 SENTENCE = "Some words to read, number {}."
 
@@ -24,7 +24,8 @@ def rows(count: int = 40, **columns: Any) -> list[dict[str, Any]]:
 
 
 def roles(found: list[dict[str, Any]], task: str | None = None, **fields: str) -> Roles:
-    return find_roles(found, Data(train="x.jsonl", **fields), set(fields), task)
+    names = {name: value for kind in (CausalLM(), SequenceClassification()) for name, value in kind if "_field" in name}
+    return find_roles(found, Data(train="x.jsonl"), names | fields, set(fields), task)
 
 
 def chat(number: int) -> list[dict[str, str]]:
@@ -156,7 +157,7 @@ def test_open_columns_are_listed_with_a_value_and_the_flags() -> None:
         roles(rows(frage=SENTENCE, antwort=SENTENCE, nummer=str))
     assert "    frage    'Some words to read, number 0.'\n" in failure.value.what
     assert "    nummer   '0'" in failure.value.what
-    assert "--data.prompt_field frage --data.completion_field antwort" in failure.value.do
+    assert "--task.prompt_field frage --task.completion_field antwort" in failure.value.do
     with pytest.raises(DataError) as failure:
         roles(rows(**{f"c{n}": str for n in range(3000)}))
     assert failure.value.what.endswith("    c11  '0'\n    and 2,988 more columns")

@@ -301,7 +301,7 @@ def test_a_padding_token_that_is_the_end_token_trains_the_end(
     from transformers import AutoTokenizer
 
     from toolkit.data.example import IGNORED
-    from toolkit.tasks.causal_lm import CausalLM
+    from toolkit.tasks.causal_lm import CausalLMTask
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
     tokenizer.pad_token = tokenizer.eos_token
@@ -312,7 +312,7 @@ def test_a_padding_token_that_is_the_end_token_trains_the_end(
     assert run.main(recipe, ["--preview", "1"]) == 0
     assert "<|im_end|>]]" in capfd.readouterr().out
 
-    task = CausalLM(recipe.task, recipe.data, tokenizer)
+    task = CausalLMTask(recipe.task, tokenizer)
     answers = ("Yes.", "Yes, and there is more to say about it.")
     turns = [[{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}] for answer in answers]
     examples = [task.encode({"messages": messages})[0] for messages in turns]

@@ -10,11 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from toolkit.data.example import Encode, Example, Row, num_targets
+from toolkit.data.example import Encode, Example, Kind, Row
 from toolkit.data.forms.messages import EmptyAnswer
-from toolkit.data.packing import Counts, fit
+from toolkit.data.forms.recognised import Recognised
+from toolkit.data.packing import Counts
 from toolkit.data.reading.column_names import ColumnMissing, missing, unused_columns
 from toolkit.data.reading.row_names import RowName, named, plain_names
+from toolkit.data.tokens import TOKENS
 from toolkit.errors import DataError, ToolkitError
 
 COUNT_IN = 1000
@@ -25,7 +27,7 @@ LEAVE_S = 60.0
 
 @dataclass
 class Encoder:
-    """Applies a task's `encode`, makes the examples fit `capacity` tokens, leaves out what trains nothing, counts."""
+    """Applies a task's `encode`, makes the examples fit `capacity`, leaves out what trains nothing, counts."""
 
     encode: Encode
     capacity: int
@@ -37,16 +39,22 @@ class Encoder:
     counts: Counts = field(default_factory=Counts)
     unused: Counter[str] = field(default_factory=Counter)
     """The rows in which a column holds something that is not read, by its name; without `columns` nothing is counted."""
+    recognised: Callable[[Row], Recognised | None] | None = None
+    """The format of a row that `encode` takes; None: nobody asks."""
+    forms: Counter[Recognised] = field(default_factory=Counter)
+    """The rows of each format; without `recognised` nothing is counted."""
     row_name: RowName | None = None
     """What messages call a row; None: its number and `name`."""
     rows: Iterable[Row] | None = None
     """All rows, which can be read once more: an error that others share says how many, and one about columns which of them
     other rows have; None: it speaks of one."""
+    kind: Kind = TOKENS
+    """What the examples are."""
 
     def examples(self, row: Row, number: int) -> list[Example]:
         """The examples kept of row `number` (1 is the first). Raises DataError that names the row."""
         try:
-            found = [example for example in self.encode(row) if len(example["input_ids"])]
+            found = [example for example in self.encode(row) if self.kind.size(example)]
             kept = [piece for example in found for piece in self._fitted(example)]
         except EmptyAnswer as error:
             what = error.what + self._share(number, EmptyAnswer)
@@ -62,6 +70,8 @@ class Encoder:
             raise
         if self.columns is not None:
             self.unused.update(unused_columns(row, self.columns))
+        if self.recognised is not None and (form := self.recognised(row)) is not None:
+            self.forms[form] += 1
         self.counts.empty += not found
         self.counts.kept += len(kept)
         return kept
@@ -97,11 +107,11 @@ class Encoder:
     def _fitted(self, example: Example) -> list[Example]:
         """What of `example` fits and has something to learn; counts what became of it."""
         cut = self.counts.truncated
-        fitted = fit(example, self.capacity, self.overlong, self.counts)
-        kept = [piece for piece in fitted if num_targets(piece)]
+        fitted = self.kind.fitted(example, self.capacity, self.overlong, self.counts)
+        kept = [piece for piece in fitted if self.kind.targets(piece)]
         if len(kept) == len(fitted):
             return kept
-        if self.counts.truncated > cut and num_targets(example):
+        if self.counts.truncated > cut and self.kind.targets(example):
             self.counts.truncated -= 1
             self.counts.cut_off += 1
         else:
@@ -178,7 +188,7 @@ class TeamEncoder:
             return _encode(self._encoder, rows, rows_before)
         bounds = [len(rows) * rank // exchange.size for rank in range(exchange.size + 1)]
         start, stop = bounds[exchange.rank], bounds[exchange.rank + 1]
-        mine = replace(self._encoder, counts=Counts(), unused=Counter())
+        mine = replace(self._encoder, counts=Counts(), unused=Counter(), forms=Counter())
         problem: ToolkitError | None = None
         encoded: list[Example] = []
         try:

@@ -19,13 +19,15 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.cache import cache_dir
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
-from toolkit.data.reading.built import resolve as resolve_data
 from toolkit.data.reading.column_names import used_columns
 from toolkit.data.reading.described import as_described
 from toolkit.data.reading.file_names import kind_of, plain_name
 from toolkit.data.reading.find_files import looks_local
+from toolkit.data.reading.mixture import Mixture, Part
 from toolkit.data.reading.row_names import row_names
 from toolkit.data.reading.sources import Source, open_source
+from toolkit.data.reading.weighted import only_location
+from toolkit.data.sets.catalog import resolve as resolve_data
 from toolkit.errors import DataError
 from toolkit.models.assets import ASSETS
 from toolkit.models.assets import resolve as resolve_model
@@ -37,7 +39,7 @@ from toolkit.models.output_layer import parameter_shapes
 from toolkit.models.positions import usable_positions
 from toolkit.models.weight_files import chosen
 from toolkit.recipe import Data, Model, Recipe
-from toolkit.tasks.protocol import Task
+from toolkit.tasks.base import Task
 from toolkit.train.inputs import check_vocabulary, fit
 
 MOST_ROWS = 1000
@@ -74,7 +76,7 @@ class Look:
 
 def look_at(data: Data) -> Look:
     """Open data.train and read up to MOST_ROWS of its rows. Raises DataError as training would."""
-    place = resolve_data(data.train)
+    place = resolve_data(only_location(data.train, "data.train", "a recipe is drafted from its rows"))
     size = _bytes(place)
     streaming = data.streaming or size is None or size > STREAMED_BYTES
     source = open_source(
@@ -139,18 +141,20 @@ class Measured:
     """Columns that hold something and are not read."""
     used: list[str]
     """Columns that hold something and are read."""
+    task: Task
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example."""
-        return [len(example["input_ids"]) for example in self.examples]
+        return [self.task.size(example) for example in self.examples]
 
 
 def fit_task(look: Look, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let `task` look at the rows, as training does; of a stream, at the first ones."""
     source = look.source
     is_whole = isinstance(source.rows, datasets.Dataset)
-    fit(task, source if is_whole else replace(source, rows=source.rows.take(MOST_ROWS)), recipe, tokenizer)
+    seen = source if is_whole else replace(source, rows=source.rows.take(MOST_ROWS))
+    fit(task, Mixture((Part(recipe.data.train, 1.0, seen),)), recipe, tokenizer)
 
 
 def measure(look: Look, task: Task, progress: Progress) -> Measured:
@@ -158,7 +162,13 @@ def measure(look: Look, task: Task, progress: Progress) -> Measured:
     encode = as_described(task.encode, look.source.rows)
     name = row_names(look.source, "data.train")
     encoder = Encoder(
-        encode, capacity=2**31, overlong="truncate", columns=task.columns, row_name=name, rows=look.source.rows
+        encode,
+        capacity=2**31,
+        overlong="truncate",
+        columns=task.columns,
+        row_name=name,
+        rows=look.source.rows,
+        kind=task,
     )
     examples: list[Example] = []
     used: dict[str, None] = {}
@@ -167,13 +177,13 @@ def measure(look: Look, task: Task, progress: Progress) -> Measured:
         found = encoder.examples(row, number)
         examples += found
         used |= dict.fromkeys(used_columns(row, task.columns))
-        tokens += sum(len(example["input_ids"]) for example in found)
+        tokens += sum(map(task.size, found))
         if count % 20 == 0:
             progress(count, len(look.rows))
         if tokens > MOST_TOKENS and count >= LEAST_ROWS:
             break
     encoder.check(count)
-    return Measured(count, examples, encoder.counts.empty + encoder.counts.masked, [*encoder.unused], [*used])
+    return Measured(count, examples, encoder.counts.empty + encoder.counts.masked, [*encoder.unused], [*used], task)
 
 
 def held_out_split(data: Data, look: Look) -> str | None:
@@ -212,7 +222,7 @@ def check_held_out(data: Data, task: Task) -> None:
     )
     encode, name = as_described(task.encode, source.rows), row_names(source, "data.evaluation")
     encoder = Encoder(
-        encode, 2**31, "truncate", "data.evaluation", columns=task.columns, row_name=name, rows=source.rows
+        encode, 2**31, "truncate", "data.evaluation", columns=task.columns, row_name=name, rows=source.rows, kind=task
     )
     count = 0
     for count, row in enumerate(islice(source.rows, HELD_OUT_ROWS), start=1):

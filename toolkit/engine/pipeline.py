@@ -23,10 +23,12 @@ from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.groups import client_optimizer, parameter_groups
 from toolkit.engine.known_shapes import KnownShapes
 from toolkit.engine.protocol import Batch, Losses, StepResult
+from toolkit.engine.relay import relayed
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.staged_model import StagedModel
 from toolkit.errors import ModelError
 from toolkit.models.attention import tell_documents
+from toolkit.models.decoding import GenerationSettings, generate
 from toolkit.models.heads import TARGET_ROWS
 from toolkit.models.stages import tied_parameters
 
@@ -164,19 +166,16 @@ class PipelineEngine(DeepSpeedRun):
         # DeepSpeed averages over replicas and divides by the number of micro-batches.
         weight = self.mesh.data / max(1.0, targets)
         rate, scale = self.schedule.learning_rate, self.loss_scale
-        total = torch.zeros((), dtype=torch.float64, device=device.current())
+        self._begin_step()
 
         def finish(model: nn.Module, batch: Batch) -> torch.Tensor:
-            loss = self.training.loss(model, batch, weight * (scale or 1.0))
-            total.add_(loss.detach().double())
-            return loss * (weight * len(batches))
+            return self._loss(model, batch, weight * (scale or 1.0)) * (weight * len(batches))
 
         self._hidden.expect(batches)
         self.stage.load(batches, [part_seed(seed, self.mesh, self.process.rank) for seed in seeds], finish)
         self._guarded(lambda: self.engine.train_batch(_pulled(batches)))
-        mean = self._read([total / self.mesh.tensor], None)[0] / max(1.0, targets)
-        self._check_finite("loss", mean)
-        return self._finish_step(mean, None, rate, targets, scale)
+        mean, logged = self._step_means(targets, self.mesh.tensor, None)
+        return self._finish_step(mean, None, rate, targets, scale, logged)
 
     def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""
@@ -196,10 +195,15 @@ class PipelineEngine(DeepSpeedRun):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` in evaluation mode on every rank alike; the model runs through all stages."""
         self.engine.module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._calling(self.staged):
             result = function(self.staged, *arguments)
         self.engine.module.train()
         return result
+
+    def _decode(self, model: nn.Module, batch: Batch, settings: GenerationSettings) -> list[list[int]]:
+        assert self.grid is not None, "a pipeline has more than one rank"
+        with relayed(self.stage.model, self.grid.pipeline) as use_cache:
+            return generate(self.stage.model, batch, settings, agree=self._same_tokens, use_cache=use_cache)
 
     def shapes(self) -> dict[str, list[int]]:
         """Whole shape of every trainable parameter of all stages, by Hugging Face name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.engine.fragments import Fragment, Read, ReadScalars
 from toolkit.engine.stopwatch import Stopwatch
+from toolkit.models.decoding import GenerationSettings
 
 Batch = dict[str, torch.Tensor]
 """One micro-batch, as the task's collate made it."""
@@ -39,6 +40,9 @@ class StepResult:
     aux_loss: float | None = None
     """What was trained on top of `loss` (the balancing loss of a mixture's routers, times its coefficient); None: nothing."""
 
+    means: Mapping[str, float] = field(default_factory=dict)
+    """Further means over the targets, by the names of the task."""
+
     @property
     def skipped(self) -> bool:
         """Whether this step was not applied."""
@@ -65,6 +69,8 @@ class Engine(Protocol):
     def forget_observed(self) -> None: ...
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
+
+    def generate(self, batch: Batch, settings: GenerationSettings) -> list[list[int]]: ...
 
     def fragments(self) -> Iterator[Fragment]: ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from toolkit.engine import device, process
+from toolkit.engine import process
 from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.experts import gather_experts_whole
 from toolkit.engine.groups import client_optimizer, parameter_groups
@@ -21,6 +20,7 @@ from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.sequence import SequenceAttention, whole_sequences
 from toolkit.engine.tensor import gradient_norm
+from toolkit.models.decoding import GenerationSettings, generate
 
 Split = Callable[[Batch, int, int], Batch]
 """(batch, index, count) -> the part of each sequence that rank `index` of `count` computes."""
@@ -54,7 +54,7 @@ class ZeroEngine(DeepSpeedRun):
         process: process.Process,
         training: Training,
         *,
-        split: Split | None,
+        split: Split,
         attention: SequenceAttention | None = None,
     ) -> None:
         super().__init__(model, process, training)
@@ -88,24 +88,20 @@ class ZeroEngine(DeepSpeedRun):
         weight = self.mesh.gradient_ranks / max(1.0, targets)
         rate = self.schedule.learning_rate
         scale = self.loss_scale
-        total = torch.zeros((), dtype=torch.float64, device=device.current())
+        self._begin_step()
         for index, (batch, seed) in enumerate(zip(self._feed(micro_batches), seeds, strict=True)):
             torch.manual_seed(part_seed(seed, self.mesh, self.process.rank))
-            loss = self.engine(self.training.loss, batch, weight * (scale or 1.0))
-            total += loss.detach().double()
+            loss = self.engine(self._loss, batch, weight * (scale or 1.0))
             # Our weight already holds the accumulation; DeepSpeed must not divide again.
             self.engine.backward(loss * weight, scale_wrt_gas=False)
             if index < len(micro_batches) - 1:
                 self.engine.step()
-        added = self.training.auxiliary() if self.training.auxiliary is not None else 0.0
-        mean, auxiliary = (value / max(1.0, targets) for value in self._read([total - added, added], self._replicas))
-        self._check_finite("loss", mean)
+        mean, logged = self._step_means(targets, 1, self._replicas)
         norm = self._plain_norm()
         if norm is not None:
             self._check_finite("grad_norm", norm)
         self._guarded(self.engine.step)
-        result = self._finish_step(mean, norm, rate, targets, scale)
-        return result if self.training.auxiliary is None else replace(result, aux_loss=auxiliary)
+        return self._finish_step(mean, norm, rate, targets, scale, logged)
 
     def _plain_norm(self) -> float | None:
         # fp32 at stage 0 is the one engine that clips without telling the norm. Gradients are already averaged here.
@@ -125,7 +121,7 @@ class ZeroEngine(DeepSpeedRun):
 
     def _mine(self, batch: Batch) -> Batch:
         """What this rank computes of a micro-batch of its replica."""
-        if self.mesh.sequence > 1 and self.split is not None:
+        if self.mesh.sequence > 1:
             batch = self.split(batch, self.mesh.coordinate(self.process.rank, "sequence"), self.mesh.sequence)
         return batch
 
@@ -148,10 +144,15 @@ class ZeroEngine(DeepSpeedRun):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` in evaluation mode, on every rank alike (generation, for instance)."""
         self.engine.eval()
-        with torch.no_grad(), whole_sequences(self.attention):
+        with torch.no_grad(), whole_sequences(self.attention), self._calling(self.model):
             result = self.engine(function, *arguments)["result"]
         self.engine.train()
         return result
+
+    def _decode(self, model: nn.Module, batch: Batch, settings: GenerationSettings) -> list[list[int]]:
+        # Ranks that gather weights from each other run as many forward passes. transformers cannot see that they do.
+        in_step = self.engine.zero_optimization_stage() == 3 and self.process.world_size > 1
+        return generate(model, batch, settings, in_step=in_step, agree=self._same_tokens)
 
     def close(self) -> None:
         """Free what DeepSpeed holds (hooks), and the disk: this rank's swap files, which no other run can use."""

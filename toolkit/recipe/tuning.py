@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from toolkit.errors import RecipeError
+from toolkit.recipe.choice import Choice
 from toolkit.recipe.numbers import Positive, Rate
-from toolkit.recipe.section import Section
 
 
-class Full(Section):
+class Tuning(Choice):
+    """Which weights are trained."""
+
+    section: ClassVar[str] = "tuning"
+    kinds: ClassVar[dict[str, type[Any]]] = {}
+
+
+class Full(Tuning):
     """Every weight of the model is trained."""
-
-    settings: ClassVar[frozenset[str]] = frozenset()
 
     name: Literal["full"] = "full"
     """All weights, or adapters."""
 
 
-class LoRA(Section):
+class LoRA(Tuning):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), by peft: y = W x + scale B A x, with W frozen and A, B trained."""
 
     settings: ClassVar[frozenset[str]] = frozenset({"dropout"})
@@ -61,7 +66,3 @@ class LoRA(Section):
                 do="remove it from one of the two",
             )
         return self
-
-
-Tuning = Full | LoRA
-"""What `tuning` may be, told apart by `name`."""

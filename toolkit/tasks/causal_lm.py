@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -19,50 +18,40 @@ from toolkit.data.forms.chat import encode_completion, encode_conversation, enco
 from toolkit.data.forms.chat_template import takes_tools, template_of
 from toolkit.data.forms.conversations import completion_of, in_column, texts_of
 from toolkit.data.forms.formats import Format
-from toolkit.data.forms.messages import Conversation
+from toolkit.data.forms.messages import Conversation, ends_unanswered
+from toolkit.data.forms.recognised import UNANSWERED, Recognised
 from toolkit.data.forms.row_kind import RowKind, row_kind
 from toolkit.data.forms.row_remarks import LOOK_AT, Seen, looked_at
-from toolkit.data.forms.tool_calls import TOOL_COLUMNS, tools_of
+from toolkit.data.forms.tool_calls import TOOL_COLUMNS, tool_columns, tools_of
 from toolkit.data.reading.described import leaves_out_nulls
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
+from toolkit.models.decoding import Generate, GenerationSettings, left_padded
 from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
-from toolkit.recipe import Data
-from toolkit.recipe import Task as Options
-from toolkit.tasks.protocol import NO_FIELDS, TRAINED, Batch, Sums
+from toolkit.recipe import CausalLM
+from toolkit.tasks.base import TRAINED, Batch, Loss, Sums, Task
 from toolkit.tasks.stop_tokens import trained_ends
 
+_NAMES = {"messages": "chat messages", "prompt_completion": "prompt and completion", "text": "plain text"}
 
-class CausalLM:
+
+class CausalLMTask(Task):
     """Predict each token from those before it inside the same example.
 
     Rows hold messages, a prompt with a completion, or text (columns named in the data section), or have a format of the
     field that is known by its columns (`toolkit.data.forms.formats`).
     """
 
-    auto_class: Any = AutoModelForCausalLM
+    auto_class = AutoModelForCausalLM
     can_pack = True
     is_causal = True
-    reads_padding = False
-    new_head = False
+    cuts = frozenset(("tensor", "pipeline", "sequence"))
 
-    def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.options, self.data, self.tokenizer = options, data, tokenizer
+    def __init__(self, options: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(options, tokenizer)
         self.balance: RouterBalance | None = None
-
-    def fit(
-        self,
-        rows: Iterable[Row],
-        checkpoint: Any = None,
-        fields: Mapping[str, Any] = NO_FIELDS,
-        row_name: RowName = TRAINED,
-    ) -> None:
-        """Nothing to learn from the rows."""
-
-    def check(self, rows: Iterable[Row], row_name: RowName) -> None:
-        """Rows are looked at one by one, when they are encoded."""
 
     def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
         """How the rows are read where that is not what the recipe says, and what of them reaches no model."""
@@ -72,7 +61,7 @@ class CausalLM:
                 kind = self._kind(row)
                 said_there = None if kind == "text" else self._conversation(row, kind)
                 seen.add(number, kind, self._columns(row, kind), row, said_there)
-        said = seen.remarks(self.tokenizer, text_field=self.data.text_field, row_name=row_name)
+        said = seen.remarks(self.tokenizer, text_field=self.options.text_field, row_name=row_name)
         if leaves_out_nulls(rows, LOOK_AT):
             said.append(
                 "note: arguments of tool calls that are null are left out, since a table has a null for every key that only "
@@ -80,24 +69,15 @@ class CausalLM:
             )
         return said
 
-    def config_overrides(self) -> dict[str, Any]:
-        """Nothing in the config follows from the data."""
-        return {}
-
     def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...]:
         """The tokens that carry loss at the ends of answers: of chats, completions or texts."""
         return trained_ends(rows, self.encode, self.tokenizer)
-
-    def describe(self) -> dict[str, Any]:
-        """The columns read and the tokens that carry loss."""
-        fields = self.data.model_dump(include={"messages_field", "prompt_field", "completion_field", "text_field"})
-        return {"task": "causal_lm", "train_on": self.options.train_on, **fields}
 
     def encode(self, row: Row) -> list[Example]:
         """One example: tokens, and labels that are -100 where nothing is learned."""
         kind = self._kind(row)
         if kind == "text":
-            return [encode_text(self.tokenizer, row[self.data.text_field], where=self.data.text_field)]
+            return [encode_text(self.tokenizer, row[self.options.text_field], where=self.options.text_field)]
         train_on = self.options.train_on
         if not self.tokenizer.chat_template and (pair := self._pair(row, kind)) is not None:
             prompt, completion, where = pair
@@ -106,18 +86,18 @@ class CausalLM:
 
     def _conversation(self, row: Row, kind: RowKind) -> Conversation:
         """What `row` says, of any form but plain text, with its tools where the chat template shows them."""
-        data = self.data
+        options = self.options
         if isinstance(kind, Format):
             found = kind.read(row)
         elif kind == "messages":
-            found = in_column(row[data.messages_field], data.messages_field)
+            found = in_column(row[options.messages_field], options.messages_field)
         else:
-            found = completion_of(row, data.prompt_field, data.completion_field)
+            found = completion_of(row, options.prompt_field, options.completion_field)
         return replace(found, tools=tools_of(row)) if takes_tools(self.tokenizer) else found
 
     def _pair(self, row: Row, kind: RowKind) -> tuple[str, str, str] | None:
         """Prompt, completion and their name, where words for a tokenizer without a chat template are known."""
-        prompt, completion = self.data.prompt_field, self.data.completion_field
+        prompt, completion = self.options.prompt_field, self.options.completion_field
         if isinstance(kind, Format):
             return None if kind.joined is None else (*kind.joined(row), kind.name)
         if (
@@ -134,23 +114,35 @@ class CausalLM:
         has_tools = kind != "text" and self.tokenizer.chat_template
         return {*self._columns(row, kind), *(TOOL_COLUMNS if has_tools else ())}
 
+    def recognised(self, row: Row) -> Recognised:
+        """The format of `row`, one that `encode` takes, and what of it is left out."""
+        kind = self._kind(row)
+        name = kind.name if isinstance(kind, Format) else _NAMES[kind]
+        columns = self._columns(row, kind)
+        if kind == "text":
+            return Recognised(name, tuple(columns))
+        tools = tool_columns(row) if takes_tools(self.tokenizer) else []
+        said = self._conversation(row, kind) if self.tokenizer.chat_template else None
+        is_cut = said is not None and ends_unanswered(said, train_on=self.options.train_on)
+        return Recognised(name, (*columns, *tools), UNANSWERED if is_cut else "")
+
     def _columns(self, row: Row, kind: RowKind) -> list[str]:
         """The columns of the form `kind` that `row` has."""
-        data = self.data
+        options = self.options
         if isinstance(kind, Format):
             return kind.columns(row)
         if kind == "prompt_completion":
-            return [data.prompt_field, data.completion_field]
-        return [data.messages_field if kind == "messages" else data.text_field]
+            return [options.prompt_field, options.completion_field]
+        return [options.messages_field if kind == "messages" else options.text_field]
 
     def _kind(self, row: Row) -> RowKind:
-        data = self.data
+        options = self.options
         return row_kind(
             row,
-            messages_field=data.messages_field,
-            prompt_field=data.prompt_field,
-            completion_field=data.completion_field,
-            text_field=data.text_field,
+            messages_field=options.messages_field,
+            prompt_field=options.prompt_field,
+            completion_field=options.completion_field,
+            text_field=options.text_field,
         )
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
@@ -224,18 +216,18 @@ class CausalLM:
         self.balance = RouterBalance(model) if is_asked_for(model.config) else None
 
     @property
-    def auxiliary(self) -> Callable[[], torch.Tensor | float] | None:
-        """The balancing loss of the routers, where the model's config asks for it."""
-        return None if self.balance is None else self.balance.take
+    def adds_loss(self) -> bool:
+        """Whether routers are balanced, as the model's config asks for."""
+        return self.balance is not None
 
-    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
-        """Sum of the token losses, and of the auxiliary ones."""
+    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
+        """The token losses, and the balancing loss of the routers."""
         seen: list[Any] = []
         loss = self._loss(model, batch, gradient_scale, self.options.label_smoothing, seen.append)
         if self.balance is None:
-            return loss
-        added: torch.Tensor = self.balance.added(model, seen[0].router_logits, batch[REAL], self.count(batch))
-        return loss + added
+            return Loss(loss)
+        added = self.balance.added(model, seen[0].router_logits, batch[REAL], self.count(batch))
+        return Loss(loss, added=added)
 
     def _loss(
         self,
@@ -266,7 +258,7 @@ class CausalLM:
         loss = sums["loss"] / max(1.0, sums["targets"])
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
-    def sample(self, model: nn.Module) -> str | None:
+    def sample(self, model: nn.Module, generate: Generate) -> str | None:
         """The greedy answer to task.sample_prompt (through the chat template where there is one). Collective."""
         prompt = self.options.sample_prompt
         if prompt is None:
@@ -274,17 +266,7 @@ class CausalLM:
         if self.tokenizer.chat_template:
             messages = [{"role": "user", "content": prompt}]
             prompt = template_of(self.tokenizer).text(messages, "task.sample_prompt", prompt=True)
-        encoded = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not self.tokenizer.chat_template)
-        tokens = encoded["input_ids"].to(next(model.parameters()).device)
-        generated = model.generate(  # type: ignore[operator]
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=self.options.sample_tokens,
-            do_sample=False,
-            use_cache=True,
-            # Ranks that gather weights from each other must run as many forward passes, also where rounding lets one
-            # of them stop earlier. transformers cannot see by itself that they do.
-            synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
-        )
-        return str(self.tokenizer.decode(generated[0, tokens.shape[1] :], skip_special_tokens=True)).strip()
+        tokens = self.tokenizer(prompt, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
+        settings = GenerationSettings(self.options.sample_tokens, pad_id=self.tokenizer.pad_token_id)
+        answer = generate(left_padded([tokens], 0), settings)[0]
+        return str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
