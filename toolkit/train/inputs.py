@@ -122,7 +122,6 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     return Inputs(tokenizer, task, config, generation, source.content, batches, held_out, measured, total, adapters)
 
 
-
 def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> AdapterPlan | None:
     tuning = recipe.tuning
     if not isinstance(tuning, LoRA):
