@@ -85,6 +85,10 @@ def build_engine(
         _keep_model_files(inputs, recipe, folder, untrained)
     if recipe.model.compile and config["zero_optimization"]["stage"] == 3:
         gather_layers_whole(model)
+        if inputs.adapters is not None:
+            # A unit whose inputs have no gradient, as the first layer's behind a frozen embedding, is freed when its
+            # backward pass begins (parameter_offload.py, _post_backward_module_hook).
+            model.enable_input_require_grads()  # type: ignore[operator]
     engine = _engine(recipe, inputs, config, me, model)
     if kernels is not None:
         _probe_kernels(recipe, engine, kernels, type(model).__name__, display)
