@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +518,4 @@ def test_every_task_is_of_a_recipe_and_of_data_that_can_be_fetched() -> None:
     for line in tasks.TASKS.values():
         assert (BENCHMARKS.parent / "recipes" / f"{line.recipe}.py").is_file()
         for options in (line.options, line.tiny):
-            assert {value for name, value in zip(options, options[1:], strict=False) if name == "--data.train"} <= set(
-                names()
-            )
+            assert {value for name, value in pairwise(options) if name == "--data.train"} <= set(names())

@@ -319,4 +319,4 @@ def test_every_data_set_says_what_it_is() -> None:
 
 def test_the_guide_lists_every_data_set() -> None:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    assert [name for name in re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)] == list(catalog.DATA_SETS)
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(catalog.DATA_SETS)
