@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -19,19 +18,23 @@ from toolkit.data.forms.chat import encode_completion, encode_conversation, enco
 from toolkit.data.forms.chat_template import takes_tools, template_of
 from toolkit.data.forms.conversations import completion_of, in_column, texts_of
 from toolkit.data.forms.formats import Format
-from toolkit.data.forms.messages import Conversation
+from toolkit.data.forms.messages import Conversation, ends_unanswered
+from toolkit.data.forms.recognised import UNANSWERED, Recognised
 from toolkit.data.forms.row_kind import RowKind, row_kind
 from toolkit.data.forms.row_remarks import LOOK_AT, Seen, looked_at
-from toolkit.data.forms.tool_calls import TOOL_COLUMNS, tools_of
+from toolkit.data.forms.tool_calls import TOOL_COLUMNS, tool_columns, tools_of
 from toolkit.data.reading.described import leaves_out_nulls
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
+from toolkit.models.decoding import Generate, GenerationSettings, left_padded
 from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import CausalLM
 from toolkit.tasks.base import TRAINED, Batch, Loss, Sums, Task
 from toolkit.tasks.stop_tokens import trained_ends
+
+_NAMES = {"messages": "chat messages", "prompt_completion": "prompt and completion", "text": "plain text"}
 
 
 class CausalLMTask(Task):
@@ -110,6 +113,18 @@ class CausalLMTask(Task):
         kind = self._kind(row)
         has_tools = kind != "text" and self.tokenizer.chat_template
         return {*self._columns(row, kind), *(TOOL_COLUMNS if has_tools else ())}
+
+    def recognised(self, row: Row) -> Recognised:
+        """The format of `row`, one that `encode` takes, and what of it is left out."""
+        kind = self._kind(row)
+        name = kind.name if isinstance(kind, Format) else _NAMES[kind]
+        columns = self._columns(row, kind)
+        if kind == "text":
+            return Recognised(name, tuple(columns))
+        tools = tool_columns(row) if takes_tools(self.tokenizer) else []
+        said = self._conversation(row, kind) if self.tokenizer.chat_template else None
+        is_cut = said is not None and ends_unanswered(said, train_on=self.options.train_on)
+        return Recognised(name, (*columns, *tools), UNANSWERED if is_cut else "")
 
     def _columns(self, row: Row, kind: RowKind) -> list[str]:
         """The columns of the form `kind` that `row` has."""
@@ -243,7 +258,7 @@ class CausalLMTask(Task):
         loss = sums["loss"] / max(1.0, sums["targets"])
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
-    def sample(self, model: nn.Module) -> str | None:
+    def sample(self, model: nn.Module, generate: Generate) -> str | None:
         """The greedy answer to task.sample_prompt (through the chat template where there is one). Collective."""
         prompt = self.options.sample_prompt
         if prompt is None:
@@ -251,17 +266,7 @@ class CausalLMTask(Task):
         if self.tokenizer.chat_template:
             messages = [{"role": "user", "content": prompt}]
             prompt = template_of(self.tokenizer).text(messages, "task.sample_prompt", prompt=True)
-        encoded = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=not self.tokenizer.chat_template)
-        tokens = encoded["input_ids"].to(next(model.parameters()).device)
-        generated = model.generate(  # type: ignore[operator]
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=self.options.sample_tokens,
-            do_sample=False,
-            use_cache=True,
-            # Ranks that gather weights from each other must run as many forward passes, also where rounding lets one
-            # of them stop earlier. transformers cannot see by itself that they do.
-            synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
-        )
-        return str(self.tokenizer.decode(generated[0, tokens.shape[1] :], skip_special_tokens=True)).strip()
+        tokens = self.tokenizer(prompt, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
+        settings = GenerationSettings(self.options.sample_tokens, pad_id=self.tokenizer.pad_token_id)
+        answer = generate(left_padded([tokens], 0), settings)[0]
+        return str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()

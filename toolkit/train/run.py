@@ -31,6 +31,7 @@ from toolkit.tasks import task_class
 from toolkit.train import facts
 from toolkit.train.build import build_engine
 from toolkit.train.claim import claimed
+from toolkit.train.evaluate import forget_predictions
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
@@ -143,6 +144,7 @@ def _run(loop: Loop, start: Start, config: Mapping[str, Any]) -> int:
             write_json(folder.path / "recipe.json", recipe.model_dump(mode="json"))
             (folder.path / "ds_config.json").write_text(to_json(config), encoding="utf-8")
         cut_after(folder.metrics, start.step)
+        forget_predictions(folder.predictions, start.step)
         loop.log = MetricsLog(folder.metrics)
         loop.utilization = prepare_utilization(recipe, loop.inputs, config, loop.me.world_size, loop.display)
         loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe), start.step, loop.display.say)
