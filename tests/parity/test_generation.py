@@ -21,7 +21,7 @@ TOPOLOGIES = {
     "one rank": Strategy(1, {"zero_stage": 0}),
     **{name: STRATEGIES[name] for name in ("zero2", "zero3", "pp2", "tp2", "sp2_zero3", "pp2_tp2")},
 }
-STOPS = tuple(range(10, 640, 10))
+STOPS = tuple(range(9, 640, 10))
 """Enough of them that answers end at different places."""
 SETTINGS = {
     "greedy": GenerationSettings(16, stop_ids=STOPS, pad_id=0),
@@ -113,16 +113,6 @@ def reference(model: Any, *, decoder: bool = True) -> Answers:
     return found
 
 
-def lively(model: Any) -> Any:
-    """Weights so large that the likeliest token changes from place to place."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "position" not in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.4)
-    return model
-
-
 def in_order(of_ranks: list[tuple[int, list[Answers]]], size_index: int, name: str) -> list[list[int]]:
     """The answers of all data ranks in the order of the prompts; ranks of one replica agree."""
     by_rank: dict[int, list[list[int]]] = {}
@@ -139,7 +129,7 @@ def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tiny.byte_tokenizer()
     model = tiny.llama(tokenizer, num_layers=3)
     model.config.tie_word_embeddings = False
-    return tiny.save(lively(type(model)(model.config)), tokenizer, tmp_path_factory.mktemp("llama"))
+    return tiny.save(tiny.lively(type(model)(model.config)), tokenizer, tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -191,14 +181,22 @@ def test_what_is_drawn_depends_on_the_prompt_alone(topology: str, answers: dict[
 
 
 def encoder_decoders() -> dict[str, Any]:
-    sizes: dict[str, Any] = {"vocab_size": 640, "d_model": 32, "pad_token_id": 0}
+    sizes: dict[str, Any] = {"vocab_size": 640, "d_model": 32, "pad_token_id": 0, "tie_word_embeddings": False}
     t5 = T5Config(**sizes, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, eos_token_id=1)
     layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
     bart = BartConfig(
         **sizes, **layers, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
         bos_token_id=3, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None, forced_bos_token_id=3,
     )  # fmt: skip
-    return {"t5": lively(T5ForConditionalGeneration(t5)), "bart": lively(BartForConditionalGeneration(bart))}
+    torch.manual_seed(0)
+    models = {
+        "t5": tiny.lively(T5ForConditionalGeneration(t5), 0.3),
+        "bart": tiny.lively(BartForConditionalGeneration(bart), 0.15),
+    }
+    with torch.no_grad():
+        # T5 keeps what an embedding adds: else each token would say itself again.
+        models["t5"].get_input_embeddings().weight.mul_(0.05)
+    return models
 
 
 def generate_texts(rank: int, world_size: int, run: Recipe) -> list[tuple[int, list[Answers]]]:
@@ -235,3 +233,49 @@ def test_encoder_decoders_say_what_transformers_says(topology: str, llama_dir: P
         for name, rows in wanted.items():
             for size_index in (0, 1):
                 assert in_order([rank[index] for rank in of_ranks], size_index, name) == rows, (index, name)
+
+
+def generate_in_stages(rank: int, world_size: int, kinds: tuple[str, ...]) -> dict[str, tuple[bool, Any, Any]]:
+    """Kind -> (whether a cache is used, the answers of stages, those of the whole model with transformers' own call)."""
+    import torch.distributed as dist
+
+    from tests.parity.test_stages import stages_of, whole_model
+    from toolkit.engine.relay import SameTokens, relayed
+    from toolkit.models.decoding import generate
+
+    group = dist.new_group(list(range(world_size)))
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randint(3, 96, (length,), generator=generator).tolist() for length in (5, 12, 9)]
+    batch = left_padded(rows, 0)
+    found: dict[str, tuple[bool, Any, Any]] = {}
+    for kind in kinds:
+        whole = whole_model(kind).eval()
+        stage: Any = stages_of(whole, world_size)[rank].eval()
+        answers = []
+        with torch.no_grad(), relayed(stage, group) as use_cache:
+            # Past the window of those that have one.
+            for settings in (GenerationSettings(14, pad_id=0), GenerationSettings(5, num_beams=2, pad_id=0)):
+                agree = SameTokens(group, 1)
+                answers.append(generate(stage, batch, settings, agree=agree, use_cache=use_cache))
+            wanted = [
+                generate(whole, batch, GenerationSettings(14, pad_id=0)),
+                generate(whole, batch, GenerationSettings(5, num_beams=2, pad_id=0)),
+            ]
+        found[kind] = (use_cache, answers, wanted)
+    return found
+
+
+WITHOUT_CACHE = {"deepseek_v4", "qwen3_next"}
+"""Architectures whose layers keep more than keys and values: their stages compute the whole text for each token."""
+
+
+def test_stages_of_many_architectures_keep_caches_of_their_own() -> None:
+    from tests.parity.test_stages import THREE_STAGES
+
+    of_ranks = run_distributed(generate_in_stages, 3, THREE_STAGES)
+    for found in of_ranks:
+        assert found.keys() == set(THREE_STAGES)
+        assert {kind for kind, (use_cache, _, _) in found.items() if not use_cache} == WITHOUT_CACHE
+        assert {kind: answers for kind, (_, answers, _) in found.items()} == {
+            kind: wanted for kind, (_, _, wanted) in found.items()
+        }
