@@ -204,25 +204,31 @@ def generate_texts(rank: int, world_size: int, run: Recipe) -> list[tuple[int, l
     from toolkit.ds_config.render import render
     from toolkit.engine import device, process
     from toolkit.engine.base import Training
+    from toolkit.engine.grid import Grid
+    from toolkit.engine.tensor import apply_tensor_parallel
     from toolkit.engine.zero import ZeroEngine
+    from toolkit.models.tensor_plan import tensor_plan
+    from toolkit.recipe.mesh import model_ranks
 
     me = process.from_environment(run.parallel)
     process.start(me)
-    config = render(run, device.target(world_size, wanted="cpu"))
+    config = render(run, device.target(world_size, wanted="cpu", model_ranks=model_ranks(run.parallel)))
 
     def unused(*_: Any) -> Any:
         raise AssertionError("nothing is trained here")
 
     found = []
     for model in encoder_decoders().values():
+        if me.mesh.tensor > 1:
+            apply_tensor_parallel(model, tensor_plan(model, me.mesh.tensor), Grid(me.mesh, me.rank).tensor)
         training = Training(run.optimizer, run.schedule, 2, unused, unused)
-        engine = ZeroEngine(model, config, me, training, split=None)
+        engine = ZeroEngine(model, config, me, training, split=unused)
         found.append((me.data_rank, answers_of(engine, me, decoder=False)))
         engine.close()
     return found
 
 
-@pytest.mark.parametrize("topology", ["one rank", "zero2", "zero3"])
+@pytest.mark.parametrize("topology", ["one rank", "zero2", "zero3", "tp2"])
 def test_encoder_decoders_say_what_transformers_says(topology: str, llama_dir: Path, chat_file: Path) -> None:
     strategy = TOPOLOGIES[topology]
     run = recipe("causal_lm", llama_dir, chat_file, parallel=strategy.parallel)

@@ -10,7 +10,6 @@ from toolkit.errors import ModelError
 from toolkit.models.attention import DOCUMENTS
 from toolkit.models.decoding import GenerationSettings, generate, left_padded
 
-
 HOT = 1.0
 
 
