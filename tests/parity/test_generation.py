@@ -39,15 +39,17 @@ def prompts() -> list[list[int]]:
 
 
 def answers_of(engine: Any, me: Any, *, decoder: bool = True) -> list[Answers]:
-    """This rank's share of the answers for each batch size: {settings: one answer per prompt}. Ranks have 4 and 3 prompts."""
+    """This rank's share of the answers, in one batch and one by one: {settings: one per prompt}. Ranks have 4 and 3 prompts."""
     mine = prompts()[me.data_rank :: me.mesh.data]
     found = []
-    for size in (len(mine), 1):
+    for size in (len(mine), 1)[: 2 if decoder else 1]:
         # A rank whose prompts have run out takes part with one that nobody asked for.
         count = -(-len(prompts()) // me.mesh.data) if size == 1 else size
         batches = [[*mine, [5]][start : start + size] for start in range(0, count, size)]
         of_size: Answers = {}
         for name, settings in SETTINGS.items():
+            if name == "beams" and size == 1:
+                continue  # costs much and shows nothing more
             of_size[name] = []
             for batch in batches:
                 padded = left_padded(batch, 0)
@@ -166,9 +168,8 @@ def test_every_topology_says_what_transformers_says(topology: str, answers: dict
     assert len({len(answer) for answer in wanted["greedy"]}) > 3, "answers of different lengths"
     assert len({token for answer in wanted["greedy"] for token in answer}) > 20, "not one token for ever"
     assert wanted["beams"] != [answer[:9] for answer in wanted["greedy"]], "beams matter"
-    for name, rows in wanted.items():
-        for size_index in (0, 1):
-            assert in_order(answers[topology], size_index, name) == rows, (name, size_index)
+    for name, size_index in (("greedy", 0), ("greedy", 1), ("beams", 0)):
+        assert in_order(answers[topology], size_index, name) == wanted[name], (name, size_index)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -228,7 +229,7 @@ def generate_texts(rank: int, world_size: int, run: Recipe) -> list[tuple[int, l
     return found
 
 
-@pytest.mark.parametrize("topology", ["one rank", "zero2", "zero3", "tp2"])
+@pytest.mark.parametrize("topology", ["one rank", "zero3", "tp2"])
 def test_encoder_decoders_say_what_transformers_says(topology: str, llama_dir: Path, chat_file: Path) -> None:
     strategy = TOPOLOGIES[topology]
     run = recipe("causal_lm", llama_dir, chat_file, parallel=strategy.parallel)
@@ -237,8 +238,7 @@ def test_encoder_decoders_say_what_transformers_says(topology: str, llama_dir: P
         wanted = reference(model, decoder=False)
         assert len({len(answer) for answer in wanted["greedy"]}) > 2
         for name, rows in wanted.items():
-            for size_index in (0, 1):
-                assert in_order([rank[index] for rank in of_ranks], size_index, name) == rows, (index, name)
+            assert in_order([rank[index] for rank in of_ranks], 0, name) == rows, (index, name)
 
 
 def generate_in_stages(rank: int, world_size: int, kinds: tuple[str, ...]) -> dict[str, tuple[bool, Any, Any]]:
