@@ -108,11 +108,13 @@ def test_adapters_are_compared_with_those_of_peft(
         text = text.replace('"minilm-l6"', repr(str(tiny_bert_dir))).replace(
             "recipe = Recipe(", "recipe = Recipe(\n    tuning=LoRA(),"
         )
-    file.write_text(text.replace("from toolkit import ", "from toolkit.recipe import Checkpoint, LoRA\nfrom toolkit import "))
+    file.write_text(
+        text.replace("from toolkit import ", "from toolkit.recipe import Checkpoint, LoRA\nfrom toolkit import ")
+    )
     code, found = compare(capsys, "--strategies", strategies, recipe=file)
     assert [row["verdict"] for row in found["rows"]] == ["ok"] * len(strategies.split(",")), found
     assert code == 0
-    assert all(0 < row["weights"] for row in found["rows"])
+    assert all(row["weights"] > 0 for row in found["rows"])
 
 
 def test_a_model_that_draws_noise_is_found_out(capsys: pytest.CaptureFixture[str]) -> None:
