@@ -273,7 +273,8 @@ def test_preferences_with_earlier_turns_a_system_message_and_tools(tokenizers):
 
 
 def test_preferences_that_part_after_a_shared_answer(tokenizers):
-    row = {"chosen": TALK, "rejected": [*TALK[:3], assistant("3"), user("Sure?"), assistant("No.")]}
+    before = [TALK[0], {**TALK[1], "weight": 1}, TALK[2]]
+    row = {"chosen": [*before, TALK[3]], "rejected": [*before, assistant("3"), user("Sure?"), assistant("No.")]}
     chosen, rejected = encode_preference(tokenizers["smollm2"], preference_of(row))
     assert trained_runs(tokenizers["smollm2"], chosen) == ["2" + END]
     assert trained_runs(tokenizers["smollm2"], rejected) == ["3" + END, "No." + END]
