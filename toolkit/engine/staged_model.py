@@ -95,18 +95,19 @@ class StagedModel(nn.Module):
 
 
 class _Base(nn.Module):
-    """The model without its head."""
+    """The model without its head: its hidden states as transformers returns them."""
 
     def __init__(self, whole: StagedModel) -> None:
         super().__init__()
         self._whole = [whole]
-        # transformers' signature, which tells what the model takes.
-        self.forward = functools.wraps(whole.stage_base.forward)(self._forward)
+
+        # With transformers' signature, which tells what the model takes.
+        @functools.wraps(whole.stage_base.forward)
+        def forward(use_cache: bool = False, **inputs: Any) -> Any:
+            return SimpleNamespace(last_hidden_state=whole.hidden(**inputs))
+
+        self.forward = forward
 
     def register_forward_pre_hook(self, hook: Any, **options: Any) -> Any:
         """On the base model of this rank's stage, which is called whenever the whole model is."""
         return self._whole[0].stage_base.register_forward_pre_hook(hook, **options)
-
-    def _forward(self, use_cache: bool = False, **inputs: Any) -> Any:
-        """Hidden states as transformers returns them."""
-        return SimpleNamespace(last_hidden_state=self._whole[0].hidden(**inputs))
