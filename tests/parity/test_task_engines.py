@@ -101,7 +101,7 @@ def config_of(task: str, model_type: str) -> Any:
 
 def problem(case: Case, tokenizer: str) -> Recipe:
     """Random weights, clipping that bites, no decay."""
-    task, model_type, strategy = case
+    _, model_type, strategy = case
     return recipe(
         "sequence_classification",
         Path(tokenizer),
