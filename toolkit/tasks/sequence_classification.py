@@ -37,6 +37,7 @@ class SequenceClassificationTask(Task):
 
     auto_class = AutoModelForSequenceClassification
     reads_padding = True  # decoders classify the last real token
+    cuts = frozenset(("tensor", "pipeline"))
     legend = "each text as the model reads it; label: the number of its class"
 
     def __init__(self, options: SequenceClassification, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -187,8 +188,7 @@ class SequenceClassificationTask(Task):
         return int((batch["labels"] != IGNORED).sum())
 
     def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        inputs = {name: values for name, values in batch.items() if name != "labels"}
-        logits: torch.Tensor = model(**tell_documents(model, inputs)).logits
+        logits: torch.Tensor = model(**tell_documents(model, self.inputs(batch))).logits
         return logits.float()
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
