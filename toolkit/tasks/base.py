@@ -66,6 +66,8 @@ class Task(ABC):
     """Names in Loss.sums."""
     transforms: ClassVar[bool] = False
     """Whether `transform` does anything."""
+    settles: ClassVar[bool] = False
+    """Whether `settle` does anything."""
     legend: ClassVar[str | None] = None
     """What a preview shows; None: text of which some tokens are trained."""
     unit: ClassVar[str] = "token"
@@ -174,6 +176,9 @@ class Task(ABC):
 
     def prepare(self, model: nn.Module) -> None:
         """Change the loaded model before DeepSpeed sees it: no new parameters, nothing in its config, which is saved already."""
+
+    def settle(self, model: nn.Module) -> None:
+        """Ask the model how to compute, once its engine is there, without gradients; see `settles`. Collective."""
 
     @property
     def adds_loss(self) -> bool:
