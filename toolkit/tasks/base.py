@@ -66,6 +66,8 @@ class Task(ABC):
     """Names in Loss.sums."""
     transforms: ClassVar[bool] = False
     """Whether `transform` does anything."""
+    may_lack_head: ClassVar[bool] = False
+    """Whether weights outside the base model are drawn where the checkpoint has none of them."""
     settles: ClassVar[bool] = False
     """Whether `settle` does anything."""
     legend: ClassVar[str | None] = None

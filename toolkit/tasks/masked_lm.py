@@ -33,6 +33,7 @@ class MaskedLMTask(Task):
     auto_class = AutoModelForMaskedLM
     can_pack = True
     transforms = True
+    may_lack_head = True
     settles = True
 
     def __init__(self, options: MaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:
