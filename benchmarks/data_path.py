@@ -125,6 +125,7 @@ def first_use(options: argparse.Namespace) -> float:
     from toolkit.data.reading.sources import open_source
     from toolkit.data.store import prepare
     from toolkit.models.loading import load_tokenizer
+    from toolkit.tasks.causal_lm import CausalLMTask
 
     recipe = build_recipe(options, 1)
     task = CausalLMTask(recipe.task, load_tokenizer(recipe.model))

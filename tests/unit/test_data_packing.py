@@ -17,7 +17,8 @@ from toolkit.data.reading.docstrings import standard_library
 from toolkit.data.tokens import fit, num_targets
 from toolkit.errors import DataError
 from toolkit.models.loading import load_tokenizer
-from toolkit.recipe import Data, Model, SequenceClassification
+from toolkit.recipe import Model, SequenceClassification
+from toolkit.tasks.sequence_classification import SequenceClassificationTask
 
 
 def example(length: int, trained_from: int = 1):
@@ -159,7 +160,7 @@ def test_what_closes_a_text_is_not_cut():
 def test_a_cut_text_still_ends_as_the_tokenizer_ends_texts():
     tokenizer = tiny.wordpiece_tokenizer()
     options = SequenceClassification()
-    task = SequenceClassification(options, Data(train="rows.jsonl", packing=False), tokenizer)
+    task = SequenceClassificationTask(options, tokenizer)
     rows = [{"text": "Return the path of a file.", "label": label} for label in ("class", "function")]
     task.fit(rows)
     [example] = task.encode(rows[1])

@@ -83,12 +83,11 @@ class Choice(Section):
 
     @classmethod
     def made(cls, value: Any) -> Any:
-        """`value`, made a section of the kind it names where it is a mapping."""
+        """`value`, made a section of the kind it names, or of the first, where it is a mapping."""
         if not isinstance(value, Mapping):
             return value
         fields = dict(value)
-        name = fields.pop("name", None)
-        return cls.kind(str(name))(**fields) if name is not None else value
+        return cls.kind(str(fields.pop("name", next(iter(cls.kinds)))))(**fields)
 
     def switched(self, name: str) -> Self:
         """The section of kind `name` with the fields that were set here. Raises RecipeError for one that it does not have."""

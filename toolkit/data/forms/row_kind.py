@@ -11,7 +11,7 @@ from toolkit.data.forms.formats import Format, find, is_filled
 from toolkit.data.forms.messages import EmptyAnswer
 from toolkit.data.reading.column_names import ColumnMissing
 from toolkit.errors import DataError, first_few
-from toolkit.recipe import Data
+from toolkit.recipe import CausalLM
 
 _FIELDS_OF = {
     "messages": ("messages_field",),
@@ -50,7 +50,7 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
             expected=f"one of {_wanted(fields)}",
             do="remove the columns that are not meant, or name one that is not there in their place: "
             + ", ".join(
-                f"--data.{_FIELDS_OF[form][0]} none_of_them leaves {names.get(form, f'the plain text of {text_field}')} out"
+                f"--task.{_FIELDS_OF[form][0]} none_of_them leaves {names.get(form, f'the plain text of {text_field}')} out"
                 for form in told
             ),
         )
@@ -75,11 +75,11 @@ def _forms(
 
 def _is_named(form: str, fields: Mapping[str, str]) -> bool:
     """Whether the recipe names a column of `form` by another name than the default."""
-    return any(fields[name] != Data.model_fields[name].default for name in _FIELDS_OF[form])
+    return any(fields[name] != CausalLM.model_fields[name].default for name in _FIELDS_OF[form])
 
 
 def _wanted(fields: Mapping[str, str]) -> str:
-    named = {name: f"data.{name}={column!r}" for name, column in fields.items()}
+    named = {name: f"task.{name}={column!r}" for name, column in fields.items()}
     return f"{named['messages_field']}, or {named['prompt_field']} with {named['completion_field']}, or {named['text_field']}"
 
 
@@ -114,15 +114,15 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
 def _other_half(row: Row, half: str, other: str, name_of: Mapping[str, str]) -> str:
     if {"chosen", "rejected"} <= row.keys():
         return (
-            f"these are preferences; to learn the chosen answers alone, set data.{name_of[other]}='chosen'"
+            f"these are preferences; to learn the chosen answers alone, set task.{name_of[other]}='chosen'"
             if isinstance(row["chosen"], str)
             else "these are preferences; to learn the chosen answers alone, set task.messages_field='chosen'"
         )
     if other in row:
         return "fill it in, or remove the row"
     texts = [name for name, value in row.items() if isinstance(value, str) and value.strip() and name != half]
-    return f"set data.{name_of[other]} to the column that holds it" + (
-        f", for instance data.{name_of[other]}={_longest(row, texts)!r}" if texts else ""
+    return f"set task.{name_of[other]} to the column that holds it" + (
+        f", for instance task.{name_of[other]}={_longest(row, texts)!r}" if texts else ""
     )
 
 
@@ -135,7 +135,7 @@ def _what_to_write(row: Row, fields: Mapping[str, str]) -> str:
     for field, column in fields.items():
         fitting = [name for name, value in row.items() if isinstance(value, list if field == "messages_field" else str)]
         if near := difflib.get_close_matches(column, fitting, n=1, cutoff=0.75):
-            return f"set data.{field}={near[0]!r} if {near[0]!r} is meant for it, or rename the column to {column!r}"
+            return f"set task.{field}={near[0]!r} if {near[0]!r} is meant for it, or rename the column to {column!r}"
     texts = [name for name, value in row.items() if isinstance(value, str) and value.strip()]
     if not texts:
         return "give a file with text in it: no column of this row holds any"
