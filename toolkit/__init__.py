@@ -24,6 +24,7 @@ from toolkit.recipe import (  # noqa: E402
     Schedule,
     SequenceClassification,
     Task,
+    TokenClassification,
     Tracking,
     Tuning,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Schedule",
     "SequenceClassification",
     "Task",
+    "TokenClassification",
     "ToolkitError",
     "Tracking",
     "Tuning",

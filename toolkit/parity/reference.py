@@ -172,9 +172,7 @@ def _norm(gradients: Iterable[torch.Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
-def _gradients(
-    model: nn.Module, micro_batches: Sequence[Batch], judge: Judge
-) -> tuple[float, dict[str, torch.Tensor]]:
+def _gradients(model: nn.Module, micro_batches: Sequence[Batch], judge: Judge) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss over the targets of the global batch, and its gradient by parameter name, summed in fp32."""
     named = dict(model.named_parameters())
     total = sum(judge.count(batch) for batch in micro_batches)

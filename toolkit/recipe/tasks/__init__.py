@@ -4,5 +4,6 @@ from toolkit.recipe.tasks.base import Direction, Task
 from toolkit.recipe.tasks.causal_lm import CausalLM
 from toolkit.recipe.tasks.masked_lm import MaskedLM
 from toolkit.recipe.tasks.sequence_classification import SequenceClassification
+from toolkit.recipe.tasks.token_classification import TokenClassification
 
-__all__ = ["CausalLM", "Direction", "MaskedLM", "SequenceClassification", "Task"]
+__all__ = ["CausalLM", "Direction", "MaskedLM", "SequenceClassification", "Task", "TokenClassification"]
