@@ -125,6 +125,7 @@ def _write_data(recipe: Recipe, place: Path) -> None:
         longest=SEQUENCE_LENGTH,
         size=VOCABULARY,
         seed=recipe.seed,
+        kind=getattr(recipe.task, "problem_type", "") or getattr(recipe.task, "scheme", ""),
     )
 
 
