@@ -44,6 +44,7 @@ class SequenceClassificationTask(Task):
 
     def __init__(self, options: SequenceClassification, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
+        self.asked = options
         self.kind: LabelKind = OneClass(options)
         check_padding(tokenizer)
         if options.second_text_field is not None and not tokenizer.is_fast:
@@ -70,7 +71,7 @@ class SequenceClassificationTask(Task):
         row_name: RowName = TRAINED,
     ) -> None:
         """Find what the labels are, and of classes which; those of the checkpoint's head where it has one that fits."""
-        self.kind = kind_of(self.options, rows)
+        self.kind = kind_of(self.asked, rows)
         self.kind.fit(rows, checkpoint, fields, row_name)
         self.options = self.options.model_copy(update={"problem_type": self.kind.problem_type})
 

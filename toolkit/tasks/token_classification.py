@@ -46,6 +46,7 @@ class TokenClassificationTask(Task):
 
     def __init__(self, options: TokenClassification, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
+        self.asked = options
         self.mapping = Classes(())
         self.classes: list[str] = []
         self.majority = 0
@@ -84,14 +85,14 @@ class TokenClassificationTask(Task):
         self.options = self.options.model_copy(update={"scheme": self._scheme()})
 
     def _scheme(self) -> str:
-        entities, asked = are_entities(self.classes), self.options.scheme
+        entities, asked = are_entities(self.classes), self.asked.scheme
         if asked == "entities" and not entities:
             raise DataError(
                 f"task.scheme='entities' with the classes {numbered(self.classes)}",
                 expected="B-NAME, I-NAME and O, or with E-NAME and S-NAME (BIOES)",
                 do="set task.scheme='tags', or write the classes so",
             )
-        return str(asked) if asked != "auto" else "entities" if entities else "tags"
+        return asked if asked != "auto" else "entities" if entities else "tags"
 
     def _index(self, label: str) -> int:
         index = self.mapping.index(label)
