@@ -118,7 +118,8 @@ def _logits(export: Path, rows: Rows) -> list[dict[str, float]]:
     for row in rows:
         text: Any = row["text"] if "text" in row else {"text": row["first"], "text_pair": row["second"]}
         said = classify(text, truncation=True, max_length=LENGTH)
-        found.append({one["label"]: one["score"] for one in said})
+        # Of a plain text it makes a batch of one.
+        found.append({one["label"]: one["score"] for one in (said[0] if isinstance(said[0], list) else said)})
     return found
 
 
