@@ -44,7 +44,9 @@ def problem(name: str, model: Path, folder: Path, start: str, **changes: Any) ->
         ),
         "evaluation": Evaluation(every_steps=HALF),
         "parallel": strategy.parallel,
-        "checkpoint": Checkpoint(every_steps=HALF, export=start == "zero0-1", export_dtype="fp32"),
+        "checkpoint": Checkpoint(
+            every_steps=HALF, **({"export_dtype": "fp32"} if start == "zero0-1" else {"export": False})
+        ),
         "steps": STEPS,
     }
     return recipe(case.task.name, model, files["train"], **{**values, **changes})
