@@ -113,7 +113,7 @@ def test_a_field_acts_or_is_refused(name: str) -> None:
 def test_a_field_of_another_task_acts_or_is_refused() -> None:
     asked = {"task.name": "question_answering", "data.packing": False, "task.null_threshold": 0.5}
     recipe({**asked, "task.unanswerable": True})
-    with pytest.raises(RecipeError, match="task.null_threshold=0.5 has no effect with task.unanswerable=False"):
+    with pytest.raises(RecipeError, match=r"task\.null_threshold=0\.5 has no effect with task\.unanswerable=False"):
         recipe(asked)
 
 
