@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tests import tiny
 from toolkit.data.order import Order, shard
 from toolkit.data.packing import Counts, best_fit, efficiency, one_each
-from toolkit.data.reading.built import resolve
-from toolkit.data.reading.docstrings import standard_library
+from toolkit.data.sets.catalog import resolve
+from toolkit.data.sets.docstrings import LIBRARY, standard_library
 from toolkit.data.tokens import fit, num_targets
 from toolkit.errors import DataError
 from toolkit.models.loading import load_tokenizer
@@ -70,7 +71,7 @@ def test_groups_are_closed_by_the_best_pair():
 
 def test_real_ragged_lengths_fill_98_percent():
     # Bytes / 4 is about the number of tokens of English text.
-    sizes = [len(item.text) // 4 + 1 for item in standard_library()]
+    sizes = [len(item.text) // 4 + 1 for item in standard_library(LIBRARY.fetch(Console(quiet=True)))]
     assert len(sizes) > 4000 and len(set(sizes)) > 150
     for capacity in (512, 1024):
         lengths = [min(capacity, size) for size in sizes]
