@@ -47,6 +47,8 @@ class Training:
     loss: LossFunction
     count: Callable[[Batch], int]
     """Targets of a batch that lies on the CPU."""
+    inputs: Callable[[Batch], Batch]
+    """What of a batch the model is called with."""
     higher_is_better: bool = False
     """Of the metric that a schedule may listen to."""
     logged: tuple[str, ...] = ()

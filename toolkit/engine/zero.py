@@ -121,7 +121,8 @@ class ZeroEngine(DeepSpeedRun):
 
     def _mine(self, batch: Batch) -> Batch:
         """What this rank computes of a micro-batch of its replica."""
-        if self.mesh.sequence > 1:
+        if self.attention is not None:
+            batch = self.attention.with_positions(batch)
             batch = self.split(batch, self.mesh.coordinate(self.process.rank, "sequence"), self.mesh.sequence)
         return batch
 

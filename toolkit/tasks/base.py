@@ -63,6 +63,8 @@ class Task(ABC):
     """Whether the model itself looks for padding tokens, so that its config must name them."""
     cuts: ClassVar[frozenset[str]] = frozenset()
     """The degrees of the parallel section above 1 that the task takes: "tensor", "pipeline", "sequence"."""
+    answers: ClassVar[frozenset[str]] = frozenset({"labels"})
+    """Entries of a batch that the loss alone reads."""
     logged: ClassVar[tuple[str, ...]] = ()
     """Names in Loss.sums."""
     transforms: ClassVar[bool] = False
@@ -171,6 +173,13 @@ class Task(ABC):
     @abstractmethod
     def count(self, batch: Batch) -> int:
         """Targets in `batch`, which lies on the CPU: what the loss is averaged over. Fillers of an evaluation have none."""
+
+    def inputs(self, batch: Batch) -> Batch:
+        """What of `batch` the model is called with, on every pipeline stage: all but `answers`.
+
+        Later stages find hidden states in it, as inputs_embeds, beside the tokens they come from.
+        """
+        return {name: values for name, values in batch.items() if name not in self.answers}
 
     def split(self, batch: Batch, index: int, count: int) -> Batch:
         """Part `index` of `count` of every sequence in `batch`; targets stay with the positions that predict them.

@@ -21,11 +21,11 @@ from toolkit.errors import DataError, RecipeError, did_you_mean, plural
 from toolkit.models.config import parsed
 from toolkit.models.decoding import Generate
 from toolkit.recipe import TokenClassification
-from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums, Task
+from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
 from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
 from toolkit.tasks.metrics.entities import entity_scores
 from toolkit.tasks.metrics.labels import class_scores
-from toolkit.tasks.padded import check_padding, closing_tokens, inputs_of, padded
+from toolkit.tasks.padded import EncoderTask, check_padding, closing_tokens, padded
 from toolkit.tasks.tagged_words import are_entities, counted, goes_on, tagged, word_numbers
 
 HEAD = "ForTokenClassification"
@@ -33,14 +33,14 @@ MOST_CLASSES = 10_000
 """More distinct labels than this are taken for a mistake in task.labels_field."""
 
 
-class TokenClassificationTask(Task):
+class TokenClassificationTask(EncoderTask):
     """Rows hold a list of words and a list of their classes; the words are read as a text, joined by spaces.
 
     Classes are those of the checkpoint's own head where the labels are its classes, else those of the data, sorted.
     """
 
     auto_class = AutoModelForTokenClassification
-    may_lack_head = True
+    answers = frozenset(("targets",))
     makes_records = True
     legend = "each text as the model reads it; classes: of its words"
 
@@ -233,7 +233,7 @@ class TokenClassificationTask(Task):
     # The model
 
     def _losses(self, model: nn.Module, batch: Batch, smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = model(**inputs_of(model, batch)).logits.float()
+        logits = self.outputs(model, batch).logits.float()
         loss = nn.functional.cross_entropy(
             logits.flatten(0, 1),
             batch["targets"].flatten(),
@@ -263,7 +263,7 @@ class TokenClassificationTask(Task):
 
     def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
         """The classes of the words of each text, told by their first tokens."""
-        best = model(**inputs_of(model, batch)).logits.argmax(-1).cpu().numpy()
+        best = self.outputs(model, batch).logits.argmax(-1).cpu().numpy()
         found = []
         for row, example in zip(best, examples, strict=True):
             places = np.flatnonzero(_begins(example["words"]))
@@ -297,7 +297,7 @@ class TokenClassificationTask(Task):
         example = self._encoded(words)
         batch = padded(self.tokenizer, [example])
         device = next(model.parameters()).device
-        logits = model(**inputs_of(model, {name: values.to(device) for name, values in batch.items()})).logits[0]
+        logits = self.outputs(model, {name: values.to(device) for name, values in batch.items()}).logits[0]
         told = self._names(logits.argmax(-1).cpu().numpy()[_begins(example["words"])])
         return " ".join(f"{word}/{name}" for word, name in zip(words, told, strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,7 +130,7 @@ def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, 
     switch = use_document_attention if task.is_causal else use_padded_attention
     if recipe.data.packing and not task.is_causal:
         switch = use_packed_attention
-    refused = engine.call(switch, implementation(obstacle))
+    refused = _agreed(engine, engine.call(switch, implementation(obstacle)))
     if refused is not None and is_asked_for:
         raise ModelError(
             f"model.attention='varlen' does not fit {architecture}: {refused}",
@@ -140,6 +141,14 @@ def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, 
         display.say(f"attention: sdpa with a mask of tokens x tokens; varlen does not fit {architecture}: {refused}")
     elif obstacle is not None and device.kind() == "cuda":
         display.say(f"attention: one document after the other; {obstacle}")
+
+
+def _agreed(engine: Engine, refused: str | None) -> str | None:
+    """The first rank's reason to stay with "sdpa", on all ranks: the last stage of a pipeline may have one of its own."""
+    reasons = [reason for reason in process.gather_objects(refused) if reason is not None]
+    if reasons and refused is None:
+        engine.model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    return reasons[0] if reasons else None
 
 
 def _takes_kernels(recipe: Recipe, model_config: PretrainedConfig, display: Display) -> bool:
@@ -190,6 +199,7 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         inputs.total_steps,
         task.loss,
         task.count,
+        task.inputs,
         recipe.task.higher_is_better(recipe.evaluation.metric),
         task.logged,
         task.adds_loss,
@@ -200,7 +210,8 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         return ZeroEngine(model, config, me, training, split=task.split)
     attention = SequenceAttention(model.config, Grid(me.mesh, me.rank).sequence)
     engine = ZeroEngine(model, config, me, training, split=task.split, attention=attention)
-    excess = engine.call(use_sequence_attention, attention, recipe.batch.sequence_length)
+    probed = functools.partial(use_sequence_attention, padded=not task.is_causal)
+    excess = engine.call(probed, attention, recipe.batch.sequence_length)
     check_sequence_attention(excess, type(model).__name__)
     return engine
 

@@ -33,6 +33,7 @@ from toolkit.models.files import check_weights
 from toolkit.models.loading import load_tokenizer
 from toolkit.models.positions import check_sequence_length
 from toolkit.models.router_balance import COEFFICIENTS, explain_balance, is_asked_for
+from toolkit.models.stage_plan import stage_plan
 from toolkit.recipe import Recipe
 from toolkit.recipe.length import check_length
 from toolkit.recipe.tuning import LoRA
@@ -189,15 +190,19 @@ def _model_config(recipe: Recipe, task: Task, vocabulary_size: int, display: Dis
 
 
 def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
+    """Raise where the task, or the architecture, cannot be cut as the recipe asks; a tensor plan is made with the model."""
     parallel = recipe.parallel
     for name in ("sequence", "pipeline", "tensor"):
         degree = getattr(parallel, name)
         if degree > 1 and name not in task.cuts:
+            others = " or ".join(f"parallel.{other}" for other in sorted(task.cuts))
             raise RecipeError(
                 f"parallel.{name}={degree} with task.name={recipe.task.name!r}",
-                expected="a task that can be cut so; this one trains with data parallelism and ZeRO",
+                expected=f"{others}: this task cannot be cut otherwise" if others else "data parallelism and ZeRO",
                 do=f"set parallel.{name}=1 (parallel.zero_stage=3 saves the most memory)",
             )
+    if parallel.pipeline > 1:
+        stage_plan(config)
     if parallel.sequence > 1:
         check_sequence_parallel(config, parallel.sequence)
 
