@@ -75,6 +75,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     tokenizer, task = load_task(recipe)
     source, held_out_source = open_rows(recipe, display.say)
     fit(task, source, recipe, tokenizer)
+    task.options.check_metric(recipe.evaluation.metric)  # some tasks know what they measure by their data alone
     held_out_name = "data.train" if recipe.data.evaluation is None else "data.evaluation"
     if held_out_source is not None:
         task.check(held_out_source.rows, held_out_source.row_name(held_out_name))
