@@ -22,6 +22,7 @@ from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName, plain_names
 from toolkit.models.decoding import Generate
+from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import Task as Options
 
 Batch = dict[str, torch.Tensor]
@@ -106,6 +107,9 @@ class Task(ABC):
     def config_overrides(self) -> dict[str, Any]:
         """Fields of the model's config that follow from the data."""
         return {}
+
+    def meet(self, config: Any, batch: BatchSizes) -> None:
+        """Look at the config of the model, before it is built. Raises ModelError for one that cannot do this task."""
 
     def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...] | None:
         """The tokens that these raw rows train as the end of an answer; None for a task that generates nothing."""

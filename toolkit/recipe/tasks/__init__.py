@@ -2,6 +2,7 @@
 
 from toolkit.recipe.tasks.base import Direction, Task
 from toolkit.recipe.tasks.causal_lm import CausalLM
+from toolkit.recipe.tasks.seq2seq import Seq2Seq
 from toolkit.recipe.tasks.sequence_classification import SequenceClassification
 
-__all__ = ["CausalLM", "Direction", "SequenceClassification", "Task"]
+__all__ = ["CausalLM", "Direction", "Seq2Seq", "SequenceClassification", "Task"]
