@@ -116,11 +116,18 @@ class TokenKind:
 TOKENS = TokenKind()
 
 
-def show(tokenizer: Any, example: Example) -> Shown:
-    """`example` as text, its trained tokens marked; or with its labels, where these are of the whole example."""
+def show(tokenizer: Any, example: Example, trained: int | None = None) -> Shown:
+    """`example` as text, its trained tokens marked; or with its labels, where these are of the whole example.
+
+    `trained` is how many tokens are trained where they are not those that a causal LM predicts.
+    """
     length, labels = len(example["input_ids"]), example["labels"]
     per_token = len(labels) == length
-    said = f"{num_targets(example):,} trained" if per_token else f"label {', '.join(map(str, labels.tolist()))}"
+    said = (
+        f"{num_targets(example) if trained is None else trained:,} trained"
+        if per_token
+        else f"label {', '.join(map(str, labels.tolist()))}"
+    )
     parts = [
         (tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False), trained)
         for trained, ids in _runs(example, per_token=per_token)

@@ -67,6 +67,10 @@ class Task(ABC):
     """Names in Loss.sums."""
     transforms: ClassVar[bool] = False
     """Whether `transform` does anything."""
+    may_lack_head: ClassVar[bool] = False
+    """Whether weights outside the base model are drawn where the checkpoint has none of them."""
+    settles: ClassVar[bool] = False
+    """Whether `settle` does anything."""
     legend: ClassVar[str | None] = None
     """What a preview shows; None: text of which some tokens are trained."""
     unit: ClassVar[str] = "token"
@@ -178,6 +182,9 @@ class Task(ABC):
 
     def prepare(self, model: nn.Module) -> None:
         """Change the loaded model before DeepSpeed sees it: no new parameters, nothing in its config, which is saved already."""
+
+    def settle(self, model: nn.Module) -> None:
+        """Ask the model how to compute, once its engine is there, without gradients; see `settles`. Collective."""
 
     @property
     def adds_loss(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
 from toolkit.data import tokens
-from toolkit.data.example import IGNORED, Example, Row
+from toolkit.data.example import IGNORED, Array, Example, Row
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.errors import DataError, ModelError, RecipeError, plural
@@ -24,9 +23,10 @@ from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import Seq2Seq
 from toolkit.recipe.tasks.seq2seq import MEASURED
 from toolkit.tasks.base import Batch, Loss, Record, Sums, Task
-from toolkit.tasks.columns import check_padding, checked, filled_up, mask_of, text_in
+from toolkit.tasks.columns import checked_text, text_of
 from toolkit.tasks.metrics.summaries import summary_scores
 from toolkit.tasks.metrics.translation import translation_scores
+from toolkit.tasks.padded import check_padding, closing_tokens, padded
 from toolkit.tasks.stop_tokens import trained_ends
 
 REFERENCE = "reference"
@@ -109,10 +109,8 @@ class Seq2SeqTask(Task):
         options = self.options
         pair = row.get(options.translation_field) if options.source_language is not None else None
         if pair is None:
-            return (
-                text_in(row, "source_field", options.source_field),
-                text_in(row, "target_field", options.target_field),
-            )
+            source = text_of(row, options.source_field, "source_field")
+            return source, text_of(row, options.target_field, "target_field")
         where = f"task.translation_field={options.translation_field!r}"
         if not isinstance(pair, Mapping):
             raise DataError(
@@ -129,14 +127,13 @@ class Seq2SeqTask(Task):
                     expected="both languages in every row",
                     do=f"correct task.{field}, or remove the row",
                 )
-            texts.append(checked(pair[language], f"{where}, {language!r},"))
+            texts.append(checked_text(pair[language], f"{where}, {language!r},"))
         return texts[0], texts[1]
 
     def _encoded(self, **text: str) -> tuple[list[int], int]:
         """Token ids, and how many of them are special tokens at the end."""
         encoded = self.tokenizer(**text, truncation=False, verbose=False, return_special_tokens_mask=True)
-        special: list[int] = encoded["special_tokens_mask"]
-        return list(encoded["input_ids"]), len(list(itertools.takewhile(bool, reversed(special))))
+        return list(encoded["input_ids"]), closing_tokens(encoded["special_tokens_mask"])
 
     def columns(self, row: Row) -> Collection[str]:
         """The two texts, or the one column that has both."""
@@ -191,14 +188,14 @@ class Seq2SeqTask(Task):
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids, attention_mask [B, S]; labels [B, T], -100 behind a target's end; target_rows [M]."""
         examples = [sequence[0] for sequence in sequences]
-        sources, targets = ([example[name] for example in examples] for name in ("input_ids", "labels"))
-        labels = filled_up(targets, IGNORED)
-        return {
-            "input_ids": filled_up(sources, self.tokenizer.pad_token_id),
-            "attention_mask": mask_of(sources),
-            "labels": labels,
-            TARGET_ROWS: target_rows(labels),
-        }
+        labels = nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(example["labels"].astype(np.int64)) for example in examples], True, IGNORED
+        )
+        return {**self._sources(examples), "labels": labels, TARGET_ROWS: target_rows(labels)}
+
+    def _sources(self, examples: Sequence[Example]) -> Batch:
+        found = padded(self.tokenizer, examples)
+        return {name: found[name] for name in ("input_ids", "attention_mask")}
 
     def count(self, batch: Batch) -> int:
         """Tokens of targets."""
@@ -280,11 +277,10 @@ class Seq2SeqTask(Task):
         prompt = self.options.sample_prompt
         if prompt is None:
             return None
-        source = [np.array(self._encoded(text=self.options.source_prefix + prompt)[0], np.int64)]
-        batch = {"input_ids": filled_up(source, self.tokenizer.pad_token_id), "attention_mask": mask_of(source)}
-        return self._generated(batch, generate)[0]
+        source = np.array(self._encoded(text=self.options.source_prefix + prompt)[0], np.int64)
+        return self._generated(self._sources([{"input_ids": source}]), generate)[0]
 
 
-def _cut(ids: np.ndarray, length: int, closing: int) -> np.ndarray:
+def _cut(ids: Array, length: int, closing: int) -> Array:
     """The first `length` tokens, or fewer and the `closing` ones at the end."""
     return tokens.truncated({"input_ids": ids, "closing": np.array([closing])}, length)["input_ids"]

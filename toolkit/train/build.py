@@ -31,6 +31,7 @@ from toolkit.models.document_choice import (
     implementation,
     kernel_obstacle,
     use_document_attention,
+    use_packed_attention,
     use_padded_attention,
 )
 from toolkit.models.generation import restore_use_cache, train_shared_padding
@@ -94,11 +95,16 @@ def build_engine(
         if me.mesh.pipeline == 1:
             # Stages are always given positions.
             check_positions(engine.call(shift), model)
-    if recipe.data.packing:
+    if task.settles:
+        engine.call(task.settle)
+    if recipe.data.packing and task.is_causal:
         check_isolation(engine.call(leak), type(model).__name__)
     is_ours = recipe.model.attention in ("auto", "varlen") and inputs.model_config._attn_implementation == "sdpa"
     if is_ours and me.mesh.sequence == 1:
         _choose_core(recipe, task, engine, type(model).__name__, display)
+    if recipe.data.packing and not task.is_causal:
+        # No mask of transformers' keeps documents apart where tokens see what comes after them: attention must.
+        check_isolation(engine.call(leak), type(model).__name__, attention="auto")
     if recipe.model.compile:
         # Last: attention is settled, and no probe's short texts are compiled for.
         compile_layers(engine.model)
@@ -118,6 +124,8 @@ def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, 
             display.say(f"attention: sdpa with a mask of padding; {obstacle}")
         return
     switch = use_document_attention if task.is_causal else use_padded_attention
+    if recipe.data.packing and not task.is_causal:
+        switch = use_packed_attention
     refused = engine.call(switch, implementation(obstacle))
     if refused is not None and is_asked_for:
         raise ModelError(
