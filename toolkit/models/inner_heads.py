@@ -27,8 +27,8 @@ def hands_logits_on(model: nn.Module) -> bool:
     tokens = torch.zeros((1, 4), dtype=torch.int64, device="meta")
     try:
         with torch.device("meta"), quiet(), torch.no_grad():
-            empty: Any = type(model)(copy.deepcopy(model.config))  # type: ignore[arg-type]
-            empty.get_output_embeddings().forward = lambda hidden: sentinel
+            empty: Any = type(model)(copy.deepcopy(model.config))
+            empty.get_output_embeddings().forward = lambda _: sentinel
             found = empty.eval()(input_ids=tokens, decoder_input_ids=tokens, use_cache=False).logits
     except Exception:
         # The model's own code, which was not written to run without values; or logits that are no longer 0-dim.

@@ -19,6 +19,7 @@ from toolkit.models.config import load_config
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.parity import reference
 from toolkit.parity.optimizers import build_optimizer
+from toolkit.parity.pairs import PairJudge
 from toolkit.parity.problem import (
     GLOBAL_SIZE,
     SEQUENCE_LENGTH,
@@ -171,4 +172,6 @@ def judge_of(options: Task, model: nn.Module) -> reference.Judge:
     """What says the losses of the task `options`, for a model before its first step."""
     if options.name in ("masked_lm", "sequence_classification", "token_classification", "question_answering"):
         return TextJudge(options)
+    if options.name == "seq2seq":
+        return PairJudge(getattr(options, "label_smoothing", 0.0))
     return reference.TokenJudge(getattr(options, "label_smoothing", 0.0))

@@ -16,6 +16,7 @@ from toolkit.data.example import IGNORED, Array, Example, Row
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.errors import DataError, ModelError, RecipeError, plural
+from toolkit.models.causality import check_causal, foresight
 from toolkit.models.decoding import Generate, GenerationSettings
 from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
 from toolkit.models.positions import check_sequence_length
@@ -42,20 +43,21 @@ class Seq2SeqTask(Task):
 
     auto_class = AutoModelForSeq2SeqLM
     reads_padding = True
+    settles = True
 
     def __init__(self, options: Seq2Seq, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
         check_padding(tokenizer)
         for ours, theirs in (("source_language", "src_lang"), ("target_language", "tgt_lang")):
             self._set_language(ours, theirs)
-        ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)
-        self._end = next((token for token in ends if token is not None), None)
-        if self._end is None:
+        ends = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None]
+        if not ends:
             raise RecipeError(
                 f"the tokenizer at {tokenizer.name_or_path!r} has no token that ends a text",
                 expected="an eos_token, or a sep_token: a target without an end would be written for ever",
                 do="use a checkpoint whose tokenizer names one, or add it to tokenizer_config.json",
             )
+        self._end: int = ends[0]
 
     def _set_language(self, field: str, attribute: str) -> None:
         """Tell a tokenizer of many languages, where this is one that knows the language by that name."""
@@ -207,6 +209,10 @@ class Seq2SeqTask(Task):
         """Let the output head compute the loss itself, so that the logits never exist in full."""
         use_loss_head(model)
 
+    def settle(self, model: nn.Module) -> None:
+        """Raise ModelError for a decoder that sees what it is to predict."""
+        check_causal(foresight(model), model.config, model, self.options.name)  # type: ignore[arg-type]
+
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
         """The losses of the targets' tokens."""
         return Loss(self._loss(model, batch, gradient_scale, self.options.label_smoothing))
@@ -216,7 +222,7 @@ class Seq2SeqTask(Task):
         inputs = {
             "input_ids": batch["input_ids"],
             "attention_mask": batch["attention_mask"],
-            "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+            "decoder_input_ids": decoder_inputs(model, batch["labels"]),
         }
         return token_loss(
             model,
@@ -279,6 +285,17 @@ class Seq2SeqTask(Task):
             return None
         source = np.array(self._encoded(text=self.options.source_prefix + prompt)[0], np.int64)
         return self._generated(self._sources([{"input_ids": source}]), generate)[0]
+
+
+def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    """What the decoder of `model` reads, [B, T], to predict labels [B, T]: as the model shifts them itself."""
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is not None:
+        return shift(labels)  # type: ignore[no-any-return]
+    # A few architectures do so inside their forward pass alone, and all of these in this way (M2M100, NLLB).
+    shifted = labels.roll(1, dims=1)
+    shifted[:, 0] = model.config.decoder_start_token_id
+    return shifted.masked_fill(shifted == IGNORED, model.config.pad_token_id)
 
 
 def _cut(ids: Array, length: int, closing: int) -> Array:
