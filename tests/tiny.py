@@ -88,8 +88,8 @@ def llama(tokenizer: Any, num_layers: int = 2) -> Any:
         return LlamaForCausalLM(config)
 
 
-def bert(tokenizer: Any) -> Any:
-    """Random BERT encoder in fp32 for `tokenizer`, without a classifier: 2 layers, width 64."""
+def bert(tokenizer: Any, spread: float = 0.02) -> Any:
+    """Random BERT encoder in fp32 for `tokenizer`, without a classifier: 2 layers, width 64; weights deviate by `spread`."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -100,6 +100,7 @@ def bert(tokenizer: Any) -> Any:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=512,
+        initializer_range=spread,
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
@@ -155,6 +156,18 @@ def summaries() -> list[dict[str, str]]:
     return [
         {"source": text[: 20 + 37 * (number % 8)], "target": name.replace(".", " ")}
         for number, (name, _, text) in enumerate(documented()[:96])
+    ]
+
+
+def text_pairs() -> list[dict[str, Any]]:
+    """96 names, the first lines of their docstrings, those of other names, and a number from -1 to 1."""
+    found = [
+        (name.replace(".", " "), text.partition("\n")[0][: 20 + 13 * (number % 7)])
+        for number, (name, _, text) in enumerate(documented()[:97])
+    ]
+    return [
+        {"anchor": name, "positive": text, "negative": found[number + 1][1], "score": (number * 7 % 41) / 20 - 1.0}
+        for number, (name, text) in enumerate(found[:96])
     ]
 
 

@@ -241,10 +241,12 @@ def _tensor(model: Any, name: str) -> torch.Tensor:
 
 
 def _files_beside_the_weights(model_folder: Path, out: Path) -> None:
-    """The tokenizer with its chat template and the settings of generation, as the run wrote them when it began."""
-    for file in model_folder.iterdir():
+    """The tokenizer with its chat template, the settings of generation and the task's own, as the run wrote them when it began."""
+    for file in model_folder.rglob("*"):
+        place = out / file.relative_to(model_folder)
         if file.is_file() and file.name not in (CONFIG_NAME, UNTRAINED) and not file.name.startswith("."):
-            shutil.copyfile(file, out / file.name)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def _model_card(reader: CheckpointReader, dtype: str) -> str:

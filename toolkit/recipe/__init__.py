@@ -3,7 +3,7 @@
 from toolkit.recipe.inputs import Batch, Data, Model
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.recipe import Recipe
-from toolkit.recipe.tasks import CausalLM, MaskedLM, Seq2Seq, SequenceClassification, Task
+from toolkit.recipe.tasks import CausalLM, MaskedLM, SentenceEmbedding, Seq2Seq, SequenceClassification, Task
 from toolkit.recipe.tuning import Full, LoRA, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
@@ -23,6 +23,7 @@ __all__ = [
     "Precision",
     "Recipe",
     "Schedule",
+    "SentenceEmbedding",
     "Seq2Seq",
     "SequenceClassification",
     "Task",

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
-from toolkit.data import tokens
-from toolkit.data.example import IGNORED, Array, Example, Row
+from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
+from toolkit.data.tokens import cut
 from toolkit.errors import DataError, ModelError, RecipeError, plural
 from toolkit.models.causality import check_causal, foresight
 from toolkit.models.decoding import Generate, GenerationSettings
 from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
+from toolkit.models.pooler import freeze_pooler
 from toolkit.models.positions import check_sequence_length
 from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import Seq2Seq
@@ -162,7 +163,7 @@ class Seq2SeqTask(Task):
         if overlong == "truncate":
             counts.truncated += 1
             closings = dict(zip(limits, example["closing"].tolist(), strict=True))
-            return [example | {name: _cut(example[name], limits[name], closings[name]) for name in over}]
+            return [example | {name: cut(example[name], limits[name], closings[name]) for name in over}]
         if overlong == "drop":
             counts.dropped += 1
             return []
@@ -206,12 +207,13 @@ class Seq2SeqTask(Task):
     # The model
 
     def prepare(self, model: nn.Module) -> None:
-        """Let the output head compute the loss itself, so that the logits never exist in full."""
+        """Let the output head compute the loss itself, so that the logits never exist in full; leave a pooler as it is."""
+        freeze_pooler(model)
         use_loss_head(model)
 
     def settle(self, model: nn.Module) -> None:
         """Raise ModelError for a decoder that sees what it is to predict."""
-        check_causal(foresight(model), model.config, model, self.options.name)  # type: ignore[arg-type]
+        check_causal(foresight(model), model.config, model, self.options.name)
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
         """The losses of the targets' tokens."""
@@ -296,8 +298,3 @@ def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
     shifted = labels.roll(1, dims=1)
     shifted[:, 0] = model.config.decoder_start_token_id
     return shifted.masked_fill(shifted == IGNORED, model.config.pad_token_id)
-
-
-def _cut(ids: Array, length: int, closing: int) -> Array:
-    """The first `length` tokens, or fewer and the `closing` ones at the end."""
-    return tokens.truncated({"input_ids": ids, "closing": np.array([closing])}, length)["input_ids"]
