@@ -111,6 +111,8 @@ class Kind:
     answers: Callable[[Tensor, Tensor, Callable[[int, int], Tensor]], Batch]
     fields: dict[str, Any]
     """Of the model's config."""
+    without_effect: tuple[str, ...] = ()
+    """Parameters whose gradient is zero: what is computed for them is rounding alone."""
 
     def architectures(self) -> set[str]:
         return set(getattr(modeling_auto, self.mapping))
@@ -147,11 +149,14 @@ KINDS = {
     ),
     "masked_lm": Kind(AutoModelForMaskedLM, "MODEL_FOR_MASKED_LM_MAPPING_NAMES", masked_loss, some_tokens, {}),
     "question_answering": Kind(
-        AutoModelForQuestionAnswering, "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES", span_loss, span, {"num_labels": 2}
+        AutoModelForQuestionAnswering,
+        "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+        span_loss,
+        span,
+        {"num_labels": 2},
+        ("qa_outputs.bias", "classifier.bias"),  # adds the same to the scores of all tokens
     ),
-    "seq2seq": Kind(
-        AutoModelForSeq2SeqLM, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", labels_loss, answer, {}
-    ),
+    "seq2seq": Kind(AutoModelForSeq2SeqLM, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", labels_loss, answer, {}),
 }
 """By the name of the task."""
 

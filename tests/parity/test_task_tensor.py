@@ -70,7 +70,8 @@ def loss_and_gradients(kind: Kind, model: nn.Module) -> tuple[torch.Tensor, dict
     torch.manual_seed(2)
     loss = kind.loss(model, kind.batch())
     loss.backward()  # type: ignore[no-untyped-call]
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    parameters = {name: value for name, value in model.named_parameters() if name not in kind.without_effect}
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     model.zero_grad()
     return loss.detach(), gradients
 
@@ -98,7 +99,9 @@ def test_every_kind_of_head_on_two_ranks() -> None:
     check(run_distributed(walk, 2, timeout_s=300), UNSUPPORTED)
 
 
-def agreement_with_dropout(rank: int, world_size: int, cases: list[tuple[str, str]]) -> dict[str, tuple[float, float, bool]]:
+def agreement_with_dropout(
+    rank: int, world_size: int, cases: list[tuple[str, str]]
+) -> dict[str, tuple[float, float, bool]]:
     """Loss without and with dropout, and whether this rank's gradients of whole parameters are the first rank's."""
     results = {}
     for task, name in cases:

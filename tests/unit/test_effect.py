@@ -11,7 +11,7 @@ from toolkit.cli.flag_errors import OPTIONS
 from toolkit.cli.flags import flag_names, parse
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
-from toolkit.recipe.effect import FIELDS, check_effect, default
+from toolkit.recipe.effect import acting, check_effect, default
 from toolkit.recipe.load import load_recipe
 
 BASE: dict[str, Any] = {
@@ -29,12 +29,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "model.activation_offload": (True, {"model.activation_checkpointing": True}, {}),
     "data.evaluation_examples": (4, {}, HELD_OUT),
     "data.evaluation_split": ("validation", HELD_OUT, {"data.evaluation_examples": 4}),
-    "task.messages_field": ("turns", {}, CLASSES),
-    "task.prompt_field": ("question", {}, CLASSES),
-    "task.completion_field": ("answer", {}, CLASSES),
-    "task.label_field": ("kind", CLASSES, {}),
-    "task.train_on": ("all", {}, CLASSES),
-    "task.sample_tokens": (7, {"task.sample_prompt": "Hello?"}, {"task.sample_prompt": "A text.", **CLASSES}),
+    "task.sample_tokens": (7, {"task.sample_prompt": "Hello?"}, {}),
     "optimizer.betas": ((0.8, 0.9), {}, {"optimizer.type": "sgd"}),
     "optimizer.eps": (1e-6, {}, {"optimizer.type": "lion"}),
     "optimizer.momentum": (0.5, {"optimizer.type": "rmsprop"}, {}),
@@ -75,6 +70,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "parallel.param_persistence_threshold": (10, STAGE_3, {}),
     "checkpoint.keep_best": (True, {"evaluation.every_steps": 5, **HELD_OUT}, {}),
     "checkpoint.export_dtype": ("fp32", {}, {"checkpoint.export": False}),
+    "checkpoint.merge": (True, {"tuning.name": "lora"}, {}),
     "evaluation.every_steps": (5, HELD_OUT, {}),
     "evaluation.max_sequences": (5, {"data.evaluation_examples": 9}, {}),
     "evaluation.early_stopping_patience": (2, {"evaluation.every_steps": 5, **HELD_OUT}, {}),
@@ -98,8 +94,9 @@ def recipe(fields: dict[str, Any]) -> Recipe:
 
 
 def test_every_field_says_when_it_acts() -> None:
-    assert sorted(FIELDS) == sorted(name for name in flag_names(recipe({})) if name not in OPTIONS)
-    assert sorted(CASES) == sorted(name for name, acts in FIELDS.items() if acts is not None)
+    found = acting(recipe({}))
+    assert sorted(found) == sorted(name for name in flag_names(recipe({})) if name not in OPTIONS)
+    assert sorted(CASES) == sorted(name for name, acts in found.items() if acts is not None)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -112,6 +109,13 @@ def test_a_field_acts_or_is_refused(name: str) -> None:
     assert name in caught.value.what and repr(value) in caught.value.what, (caught.value.what, written)
     # Written out at its default it promises nothing, and may stay where it is.
     recipe({**idle, name: default(recipe({}), name)})
+
+
+def test_a_field_of_another_task_acts_or_is_refused() -> None:
+    asked = {"task.name": "question_answering", "data.packing": False, "task.null_threshold": 0.5}
+    recipe({**asked, "task.unanswerable": True})
+    with pytest.raises(RecipeError, match=r"task\.null_threshold=0\.5 has no effect with task\.unanswerable=False"):
+        recipe(asked)
 
 
 def test_the_message_names_every_field_and_the_flags_that_cure_it() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.cli import run
 from toolkit.cli.flags import flag_names
-from toolkit.recipe import Recipe
+from toolkit.recipe import LoRA, Recipe
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.synonyms import OTHER, SAME, answer
 
@@ -142,10 +142,11 @@ def test_ones_own_file_and_the_held_out_set_of_the_recipe(shown: Shown) -> None:
 
 def test_all_that_is_wrong_is_told_at_once(shown: Shown) -> None:
     batch = "error: batch.global_size=3 is not a multiple of batch.micro_size x world size = 2 x 2 = 4"
-    # The length, the world and the task.
+    # The task and the length; the world is looked at once there is a recipe.
     flags = "--steps 2 --schedule.warmup_steps 5 --batch.global_size 3 --task.name chat"
     warmup, task = "error: schedule.warmup_steps=5 in a run of 2 steps", "error: task.name='chat'"
-    assert shown.refused(QUICK, flags) == [warmup, task, batch]
+    assert shown.refused(QUICK, flags) == [task, warmup]
+    assert shown.refused(QUICK, flags.replace(" --task.name chat", "")) == [warmup, batch]
     # Fields of several sections, and of one.
     flags = "--steps 0 --optimizer.type sgd --optimizer.betas 0.9 0.9 --schedule.type step --seed -1"
     assert shown.refused(QUICK, flags) == [
@@ -193,6 +194,10 @@ def test_one_fault_is_told_once(shown: Shown) -> None:
         ("--zero_optimization.stage 3", "--parallel.zero_stage", "pass --parallel.zero_stage 3"),
         ("--optimizer.betas2 1", "--optimizer.betas", "see --help for every field"),
         ("--optimizer.warmup_steps 1", "--schedule.warmup_steps", "see --help for every field"),
+        ("--lora_r 8", "--tuning.rank", "pass --tuning.rank 8"),
+        ("--lora-target-modules q_proj", "--tuning.target_modules", "pass --tuning.target_modules q_proj"),
+        ("--use_peft True", "--tuning.name", "pass --tuning.name; see --help for every field"),
+        ("--lora_bias none", "--tuning.name", "pass --tuning.name; see --help for every field"),
     ],
 )  # fmt: skip
 def test_the_names_of_other_trainers_are_answered(
@@ -206,15 +211,15 @@ def test_the_names_of_other_trainers_are_answered(
 
 
 def test_what_is_not_offered_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    for flag in ("--lora_r", "--lora-alpha", "--use_peft", "--load_in_4bit", "--finetuning_type"):
+    for flag in ("--load_in_4bit", "--quantization-bit", "--qlora"):
         assert run.main(QUICK, [flag, "8"]) == 2
         said = capsys.readouterr().err
-        assert "adapters and quantised weights are not offered yet\n" in said
+        assert "quantised ones are not offered yet" in said
         assert f"do this:  leave out {flag.replace('-', '_').replace('__', '--')}\n" in said
 
 
 def test_the_table_names_fields_that_there_are() -> None:
-    known = flag_names(QUICK)
+    known = flag_names(QUICK) + flag_names(QUICK.model_copy(update={"tuning": LoRA()}))
     assert [ours for ours in [*SAME, *(ours for ours, _ in OTHER.values())] if ours and ours not in known] == []
     names = [name for words in [*SAME.values(), *OTHER] for name in words.split()]
     assert sorted(names) == sorted(set(names)) and len(names) > 150

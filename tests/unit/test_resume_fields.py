@@ -16,7 +16,8 @@ from tests.tiny import write_lines
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.manifest import Manifest, folder_name
 from toolkit.errors import CheckpointError
-from toolkit.recipe import Recipe
+from toolkit.recipe import Recipe, Task, Tuning
+from toolkit.recipe.dotted import CHOICES
 from toolkit.recipe.optimizers import DEFAULTS
 from toolkit.train import facts
 from toolkit.train.inputs import Inputs, prepare_inputs
@@ -43,6 +44,15 @@ def rows(kind: str, count: int = 24) -> list[dict[str, Any]]:
             made.append({"prompt": words[0], "completion": words[1], "question": words[1], "answer": words[0]})
         elif kind == "text":
             made.append({"text": words[1], "body": words[0]})
+        elif kind == "tagged":
+            cut, marks = words[1].split(), ["B-X", "I-X", "O"] * 6
+            made.append({"words": cut, "labels": marks[: len(cut)], "body": cut[::-1], "marks": marks[1 : len(cut) + 1]})
+        elif kind == "asked":
+            answers = {"text": [WORDS[(number + 3) % 8]], "answer_start": [0]}
+            other = {"text": ["of"], "answer_start": [words[1].find("of")]}
+            made.append({"question": words[0], "ask": "What?", "context": words[1], "page": words[1] + "!", "answers": answers, "others": other})
+        elif kind == "flags":
+            made.append({"text": words[1], "left": number % 2, "right": number % 3 // 2})
         else:
             made.append({"text": words[1], "body": words[0], "label": WORDS[number % 2], "other": number % 3})
     return made
@@ -57,7 +67,7 @@ class Ground:
     prepared: dict[str, Inputs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for kind in ("chat", "pairs", "text", "classes"):
+        for kind in ("chat", "pairs", "text", "classes", "tagged", "asked", "flags"):
             write_lines(self.folder / f"{kind}.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-copy.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-more.jsonl", rows(kind, 28))
@@ -119,6 +129,21 @@ BASES: dict[str, dict[str, Any]] = {
         "data.train": "{tmp}/classes.jsonl", "data.packing": False, "task.name": "sequence_classification",
         "model.path": "{bert}",
     },
+    "masked": {
+        "data.train": "{tmp}/text.jsonl", "data.packing": False, "task.name": "masked_lm", "model.path": "{bert}",
+    },
+    "tagged": {
+        "data.train": "{tmp}/tagged.jsonl", "data.packing": False, "task.name": "token_classification",
+        "model.path": "{bert}",
+    },
+    "asked": {
+        "data.train": "{tmp}/asked.jsonl", "data.packing": False, "task.name": "question_answering",
+        "model.path": "{bert}", "data.overlong": "split", "task.doc_stride": 2, "batch.sequence_length": 20,
+    },
+    "flags": {
+        "data.train": "{tmp}/flags.jsonl", "data.packing": False, "task.name": "sequence_classification",
+        "model.path": "{bert}", "task.label_fields": ("left", "right"),
+    },
     "scratch": {
         "data.train": "{tmp}/chat.jsonl", "model.path": None, "model.architecture": "llama", "model.weights": "random",
         "model.tokenizer": "{llama}", "model.config": {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8,
@@ -146,6 +171,7 @@ class Case:
 refused, said = partial(Case, right="refused"), partial(Case, right="said")
 BIG = {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}  # fmt: skip
 HELD_OUT = {"data.evaluation": "{tmp}/chat.jsonl", "data.evaluation_examples": 0}
+LORA = {"tuning.name": "lora"}
 CASES = [
     said("model.path", "{llama_copy}"),
     refused("model.path", "{llama_other}"),
@@ -187,7 +213,34 @@ CASES = [
     refused("task.completion_field", "answer", base="pairs"),
     refused("task.text_field", "body", base="text"),
     refused("task.label_field", "other", base="classes"),
+    refused("task.label_fields", ["right", "left"], base="flags"),
+    refused("task.second_text_field", "body", base="classes"),
+    said("task.problem_type", "single_label_classification", base="classes"),
+    refused("task.mask_probability", 0.25, base="masked"),
+    refused("task.mask_share", 0.5, base="masked"),
+    refused("task.random_share", 0.0, base="masked"),
+    refused("task.whole_word", True, base="masked"),
+    refused("task.words_field", "body", base="tagged"),
+    refused("task.labels_field", "marks", base="tagged"),
+    said("task.scheme", "tags", base="tagged"),
+    refused("task.label_all_tokens", True, base="tagged"),
+    refused("task.question_field", "ask", base="asked"),
+    refused("task.context_field", "page", base="asked"),
+    refused("task.answers_field", "others", base="asked"),
+    refused("task.doc_stride", 5, base="asked"),
+    said("task.unanswerable", True, base="asked"),
+    said("task.null_threshold", 0.5, base="asked", before={"task.unanswerable": True}),
+    said("task.max_answer_tokens", 3, base="asked"),
     Case("data.prefetch", 0, "same"),
+    refused("tuning.name", "lora"),
+    refused("tuning.rank", 8, before=LORA),
+    refused("tuning.alpha", 8.0, before=LORA),
+    said("tuning.dropout", 0.25, before=LORA),
+    refused("tuning.target_modules", ["q_proj"], before=LORA),
+    refused("tuning.use_rslora", True, before=LORA),
+    refused("tuning.use_dora", True, before=LORA),
+    refused("tuning.modules_to_save", ["norm"], before=LORA),
+    refused("tuning.initialisation", "gaussian", before=LORA),
     refused("task.name", "sequence_classification", base="text", also={"model.path": "{bert}", "data.train": "{tmp}/classes.jsonl"}),
     refused("task.train_on", "all"),
     said("task.label_smoothing", 0.125),
@@ -249,6 +302,7 @@ CASES = [
     said("checkpoint.keep_best", True),
     said("checkpoint.export", False),
     said("checkpoint.export_dtype", "fp32"),
+    said("checkpoint.merge", True, before=LORA),
     said("evaluation.every_steps", 2),
     Case("evaluation.max_sequences", 1, "watch"),
     Case("evaluation.metric", "perplexity", "watch", before={"checkpoint.keep_best": True}),
@@ -300,8 +354,12 @@ def _edit_weights(model: Path) -> None:
 def test_every_field_has_a_role_and_a_case(ground: Ground) -> None:
     """Made from the recipe itself: a field that nobody has thought about fails here."""
     fields = set(flatten(ground.recipe("chat", {})))
-    assert set(ROLES) == fields
-    assert {case.name for case in CASES} == fields
+    plain = {name for name in fields if name.partition(".")[0] not in CHOICES}
+    assert set(ROLES) == plain | {f"{section}.name" for section in CHOICES}
+    of_tasks = {f"task.{field}" for kind in Task.kinds.values() for field in kind.model_fields}
+    assert {case.name for case in CASES} == plain | of_tasks | {
+        f"tuning.{field}" for kind in Tuning.kinds.values() for field in kind.model_fields
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.right}-{case.base}")

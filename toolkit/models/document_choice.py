@@ -55,7 +55,8 @@ def use_packed_attention(model: nn.Module, name: str) -> str | None:
     """
     if not takes_positions(model):
         return "it takes no positions"
-    return _switch(model, name, lambda: _documents(model, packed=_implementation(model) == name), lambda _: None)
+    is_packed = iter((False, True))  # before the switch, and after it
+    return _switch(model, name, lambda: _documents(model, packed=next(is_packed)), lambda _: None)
 
 
 def _documents(model: nn.Module, *, packed: bool) -> torch.Tensor:
@@ -69,10 +70,6 @@ def _documents(model: nn.Module, *, packed: bool) -> torch.Tensor:
         for document in torch.split(row, list(lengths))
     ]
     return torch.cat(alone)
-
-
-def _implementation(model: nn.Module) -> str:
-    return str(model.config._attn_implementation)  # type: ignore[union-attr]
 
 
 def use_padded_attention(model: nn.Module, name: str) -> str | None:

@@ -46,7 +46,8 @@ class TextJudge:
         if "spans" in batch:
             start, end = batch["spans"][row]
             chances = [_log_softmax(logits[0]) for logits in (output.start_logits, output.end_logits)]
-            return -(chances[0][start] + chances[1][end]) / 2
+            both: Tensor = chances[0][start] + chances[1][end]
+            return -both / 2
         logits = output.logits[0].double()
         if "targets" in text:
             targets = text["targets"][0]
@@ -55,8 +56,8 @@ class TextJudge:
         if not wanted.is_floating_point():
             return _cross_entropy(logits[None], wanted[None], smoothing)
         if wanted.dim() == 0:
-            return (logits[0] - wanted.double()).square()
-        chance = logits.sigmoid()
+            return torch.square(logits[0] - wanted.double())
+        chance = torch.sigmoid(logits)
         return -torch.where(wanted > 0.5, chance.log(), (1.0 - chance).log()).mean()
 
 

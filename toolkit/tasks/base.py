@@ -18,6 +18,7 @@ from torch import nn
 
 from toolkit.data import tokens
 from toolkit.data.example import Example, Row
+from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName, plain_names
@@ -131,6 +132,10 @@ class Task(ABC):
         """The columns of `row`, one that `encode` takes, that it reads; the others have no effect."""
         return [column for name, column in self.options if name.endswith("_field") and column in row]
 
+    def recognised(self, row: Row) -> Recognised | None:
+        """As which format `row`, one that `encode` takes, is read; None where a task knows only one."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """JSON-able values that change what `encode` returns; part of the prepared data's identity."""
         settings = type(self.options).settings
@@ -241,7 +246,8 @@ class Task(ABC):
     def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
         """One record per example of `examples`, in their order, fillers included: they are dropped afterwards.
 
-        `batch`, on the device, is what `collate` has made of `examples` (those of a packed sequence follow each other).
+        `batch`, on the device, is what `collate` has made of `examples` (those of a packed sequence follow each other);
+        there fillers have no targets.
         Runs on every rank, without gradients and dropout, on whole sequences; each rank must call `model` and `generate`
         as often as the others. Under a pipeline `model` looks like the whole model.
         """

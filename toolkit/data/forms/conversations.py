@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from toolkit.data.example import Row
 from toolkit.data.forms.messages import Conversation, EmptyAnswer, not_text
@@ -17,11 +18,13 @@ _FORM = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "
 def in_column(value: object, column: str, *, takes_other_roles: bool = False) -> Conversation:
     """The messages in one column: a list, or JSON text of one. Raises DataError for anything else.
 
-    Messages may be ShareGPT's, with "from" and "value"; `takes_other_roles` takes its names of roles in all of them.
+    Messages may be one object of lists, {"role": [...], "content": [...]}, and ShareGPT's, with "from" and "value"; `takes_other_roles` takes its names of roles in all of them.
     """
     messages = value
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         messages = parsed(value, column, _FORM)
+    if isinstance(messages, Mapping) and (transposed := _transposed(messages)):
+        messages = transposed
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         given = (
             f"{kind_of(messages)} with the keys {sorted(map(str, messages))}" if isinstance(messages, Mapping) else ""
@@ -36,12 +39,21 @@ def in_column(value: object, column: str, *, takes_other_roles: bool = False) ->
     return Conversation(column, messages, labels, takes_other_roles=takes_other_roles)
 
 
+def _transposed(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The messages of {"role": [...], "content": [...]}, as older releases of datasets keep a list of objects."""
+    keys = [pair for pair in (("role", "content"), ("from", "value")) if {*pair} <= columns.keys()]
+    lengths = {len(value) if isinstance(value, list | tuple) else None for value in columns.values()}
+    if len(keys) != 1 or len(lengths) != 1 or None in lengths:
+        return None
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
 def completion_of(row: Row, prompt: str, completion: str) -> Conversation:
     """A prompt with what should follow, in two columns: two texts, or two lists of messages as TRL has them.
 
     Raises DataError for anything else, and for an empty completion.
     """
-    both = {column: _messages_in(row[column]) for column in (prompt, completion)}
+    both = {column: messages_in(row[column]) for column in (prompt, completion)}
     lists = [column for column, value in both.items() if isinstance(value, list | tuple)]
     if not lists:
         asked, answered = texts_of(row, prompt, completion)
@@ -77,7 +89,7 @@ def texts_of(row: Row, prompt: str, completion: str) -> tuple[str, str]:
     return row[prompt], row[completion]
 
 
-def _messages_in(value: object) -> object:
+def messages_in(value: object) -> object:
     """`value`, or the list of messages that it is the JSON text of (a text may look like a list and be none)."""
     if isinstance(value, str) and value.lstrip().startswith("[") and '"role"' in value:
         with contextlib.suppress(ValueError):
