@@ -90,6 +90,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     if said is not None:
         display.say(said)
     generation = decide_generation(recipe, task, tokenizer, config, source.rows, display.say)
+    task.meet(config, recipe.batch)
     preparing = Preparing(recipe, task, tokenizer, display)
     held_out = None
     if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
