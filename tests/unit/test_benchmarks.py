@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -505,3 +506,38 @@ def test_lora_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
     assert found[0]["left"] == 0
     ranks = {count: [float(cell) for cell in cells(printed, str(count))] for count in (1, 8)}
     assert ranks[1][0] == pytest.approx(14.96, abs=0.01) and ranks[8][0] == pytest.approx(14.96 / 8, abs=0.01)
+
+
+def test_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's evaluations are read; the least favourable seed decides."""
+    run_tiny("tasks", monkeypatch, tmp_path, "--tasks", "mails, spam or ham")
+    recipe, metric, before, after, least, goal, _ = cells(capsys.readouterr().out, "mails, spam or ham")
+    assert (recipe, metric, goal) == ("classify_minilm_spam_zero2", "accuracy", "at least 0.94")
+    assert 0 <= float(before) <= 1 and after == least
+    tasks = importlib.import_module("tasks")
+    lines = {
+        "rising": tasks.Line("x", "m", 0.5, rises=True),
+        "falling": tasks.Line("x", "m", 0.5, rises=False),
+        "halved": tasks.Line("x", "m", 0.5, rises=False, relative_to="start"),
+        "near": tasks.Line("x", "m", 1.03, rises=False, relative_to="falling"),
+        "alone": tasks.Line("x", "m", 1.03, rises=False, relative_to="not measured"),
+    }
+    monkeypatch.setattr(tasks, "TASKS", lines)
+    outcomes = [tasks.Outcome(before, after, 1.0) for before, after in ((1.0, 0.4), (1.0, 0.6))]
+    found = dict.fromkeys(lines, outcomes)
+    assert {name: tasks.worst(name, found) for name in lines} == {
+        "rising": 0.4, "falling": 0.6, "halved": 0.6, "near": 1.0, "alone": None,
+    }  # fmt: skip
+    assert [name for name in lines if tasks.reached(name, found)] == ["near", "alone"]
+    better = {**found, "rising": outcomes[1:], "falling": outcomes[:1], "halved": outcomes[:1], "near": outcomes[:1]}
+    assert all(tasks.reached(name, better) for name in lines)
+
+
+def test_every_task_is_of_a_recipe_and_of_data_that_can_be_fetched() -> None:
+    from toolkit.cli.fetch import names
+
+    tasks = importlib.import_module("tasks")
+    for line in tasks.TASKS.values():
+        assert (BENCHMARKS.parent / "recipes" / f"{line.recipe}.py").is_file()
+        for options in (line.options, line.tiny):
+            assert {value for name, value in pairwise(options) if name == "--data.train"} <= set(names())

@@ -85,6 +85,8 @@ def count_model_flops(
     What grows with the square of the length outside transformers' attention functions is taken for attention in the
     model's own code, causal where `is_causal`. Raises Uncountable.
     """
+    if getattr(config, "is_encoder_decoder", False):
+        raise Uncountable("the FLOPs of an encoder and a decoder follow from two lengths for each text")
     longest = min(sequence_length, LONGEST) // 4 * 4
     if longest == 0:
         raise Uncountable(f"sequences of {sequence_length} tokens are too short to trace")

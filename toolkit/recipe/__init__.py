@@ -3,7 +3,16 @@
 from toolkit.recipe.inputs import Batch, Data, Model
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.recipe import Recipe
-from toolkit.recipe.tasks import CausalLM, SequenceClassification, Task
+from toolkit.recipe.tasks import (
+    CausalLM,
+    MaskedLM,
+    QuestionAnswering,
+    SentenceEmbedding,
+    Seq2Seq,
+    SequenceClassification,
+    Task,
+    TokenClassification,
+)
 from toolkit.recipe.tuning import Full, LoRA, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
@@ -16,14 +25,19 @@ __all__ = [
     "Full",
     "Launch",
     "LoRA",
+    "MaskedLM",
     "Model",
     "Optimizer",
     "Parallel",
     "Precision",
+    "QuestionAnswering",
     "Recipe",
     "Schedule",
+    "SentenceEmbedding",
+    "Seq2Seq",
     "SequenceClassification",
     "Task",
+    "TokenClassification",
     "Tracking",
     "Tuning",
 ]

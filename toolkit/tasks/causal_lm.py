@@ -32,6 +32,7 @@ from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import CausalLM
 from toolkit.tasks.base import TRAINED, Batch, Loss, Sums, Task
+from toolkit.tasks.sequence_parts import part_of
 from toolkit.tasks.stop_tokens import trained_ends
 
 _NAMES = {"messages": "chat messages", "prompt_completion": "prompt and completion", "text": "plain text"}
@@ -48,6 +49,7 @@ class CausalLMTask(Task):
     can_pack = True
     is_causal = True
     cuts = frozenset(("tensor", "pipeline", "sequence"))
+    answers = frozenset(("targets", TARGET_ROWS, REAL))
 
     def __init__(self, options: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
@@ -185,26 +187,8 @@ class CausalLMTask(Task):
         return {REAL: (torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)).long()}
 
     def split(self, batch: Batch, index: int, count: int) -> Batch:
-        """Equal parts; sequences are filled up to a multiple of `count` with a document of padding.
-
-        document_lengths stay those of the whole sequences, which is what attention sees.
-        """
-        length = batch["input_ids"].shape[1]
-        size = -(-length // count)
-        extra = size * count - length
-        fill = {
-            "input_ids": torch.zeros(extra, dtype=torch.int64),
-            "position_ids": torch.arange(extra),
-            "targets": torch.full((extra,), IGNORED),
-        }
-        parts = {}
-        for name, values in batch.items():
-            if name == DOCUMENT_LENGTHS:
-                parts[name] = nn.functional.pad(values, (0, 1), value=extra) if extra else values
-            elif name != TARGET_ROWS:
-                padding = fill[name].expand(values.shape[0], extra)
-                parts[name] = torch.cat([values, padding], dim=1)[:, index * size : (index + 1) * size].contiguous()
-        return parts | {TARGET_ROWS: target_rows(parts["targets"])}
+        """Equal parts, see `toolkit.tasks.sequence_parts`."""
+        return part_of(batch, index, count)
 
     def count(self, batch: Batch) -> int:
         """Tokens that carry loss."""
@@ -237,11 +221,9 @@ class CausalLMTask(Task):
         label_smoothing: float,
         see: Callable[[Any], None] | None = None,
     ) -> torch.Tensor:
-        # A later pipeline stage has hidden states in the place of tokens.
-        inputs = {name: values for name, values in batch.items() if name not in ("targets", TARGET_ROWS, REAL)}
         return token_loss(
             model,
-            tell_documents(model, inputs),
+            tell_documents(model, self.inputs(batch)),
             batch["targets"],
             label_smoothing=label_smoothing,
             gradient_scale=gradient_scale,

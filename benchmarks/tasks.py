@@ -1,0 +1,162 @@
+"""Every task on real data with real weights: its metric before and after a short training, over several seeds.
+
+Each line trains a recipe of recipes/ as a user would, in processes of its own, and reads the run's evaluations: the one
+before the first step and the one after the last. Weights and data come by `toolkit fetch`; all figures are of the held-out split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.page import parser, publish, table, tracked
+
+ROOT = Path(__file__).parents[1]
+TINY = ("--steps", "2", "--evaluation.max_sequences", "8", "--checkpoint.export", "false")
+TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    recipe: str
+    """Stem of a file in recipes/."""
+    metric: str
+    """Of its evaluation."""
+    goal: float
+    """What the metric has to reach after training with every seed: itself, or in the unit of `relative_to`."""
+    rises: bool
+    """Whether it is better when it is higher."""
+    relative_to: str | None = None
+    """"start": `goal` is a share of the metric before training; another line: of that line's after training with the same seed."""
+    options: tuple[str, ...] = ()
+    """Of the command line, where the recipe as it stands is not what is measured."""
+    tiny: tuple[str, ...] = ()
+    """Further options with --tiny: data that is small and that every host has."""
+
+
+START = "start"
+TASKS = {
+    "mails, spam or ham": Line(
+        "classify_minilm_spam_zero2",
+        "accuracy",
+        0.94,
+        rises=True,
+        tiny=("--data.train", "python-packages", "--data.evaluation", "python-packages"),
+    ),
+    "names in sentences": Line("tag_minilm_brown_zero1", "f1", 0.5, rises=True),
+    "hidden words": Line("mlm_minilm_brown_zero1", "loss", 0.7, rises=False, relative_to=START),
+    "answers in a page": Line("qa_minilm_docstrings_zero3", "f1", 50.0, rises=True),
+    "chat, all weights": Line("sft_smollm2_zero2", "loss", 0.75, rises=False, relative_to=START),
+    "chat, LoRA": Line("lora_smollm2_zero2", "loss", 1.03, rises=False, relative_to="chat, all weights"),
+}
+"""By what is learned."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run has measured."""
+
+    before: float
+    after: float
+    seconds: float
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish; ends with an error where a goal is missed."""
+    made = parser(__doc__, __file__)
+    made.add_argument("--seeds", type=int, help="runs of each task (default 3; 1 with --tiny)")
+    made.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
+    options = made.parse_args(arguments)
+    seeds = range(options.seeds or (1 if options.tiny else 3))
+    runs = [(name, seed) for name in options.tasks for seed in seeds]
+    found: dict[str, list[Outcome]] = {name: [] for name in options.tasks}
+    for name, seed in tracked(runs, "runs"):
+        found[name].append(train(TASKS[name], seed, options))
+        print(
+            f"{name}, seed {seed}: {TASKS[name].metric} {found[name][-1].before:.4f} -> {found[name][-1].after:.4f}",
+            flush=True,
+        )
+    header = ["", "recipe", "metric", "before", "after", "least favourable", "goal", "seconds"]
+    rows = [row(name, found) for name in found]
+    about = (
+        f"Means over {len(seeds)} seeds, and the least favourable of them; seconds are of one run, its start included."
+    )
+    publish(options, "Every task on real data", [str(__doc__).strip(), table(header, rows), about])
+    missed = [name for name in found if not reached(name, found)]
+    if missed and not options.tiny:
+        sys.exit(f"goal missed: {', '.join(missed)}")
+
+
+def train(line: Line, seed: int, options: argparse.Namespace) -> Outcome:
+    """One run of the recipe, in one process, with what its evaluations say."""
+    with tempfile.TemporaryDirectory(prefix="tasks_") as folder:
+        output = Path(folder) / "run"
+        extra = (*line.options, *line.tiny, *TINY) if options.tiny else line.options
+        command = [sys.executable, str(ROOT / "recipes" / f"{line.recipe}.py"), *extra]
+        command += ["--seed", str(seed), "--output_dir", str(output), "--tracking.tensorboard", "false"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        start = time.perf_counter()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        before, *_, after = evaluations(output / "metrics.jsonl", line.metric)
+        return Outcome(before, after, time.perf_counter() - start)
+
+
+def evaluations(metrics: Path, name: str) -> list[float]:
+    """The metric `name` of each evaluation of a run, in order."""
+    records = [json.loads(text) for text in metrics.read_text(encoding="utf-8").splitlines()]
+    return [record["eval"][name] for record in records if "eval" in record]
+
+
+def row(name: str, found: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """The line of the table."""
+    line, outcomes = TASKS[name], found[name]
+    unit = "" if line.relative_to is None else f" of {'its start' if line.relative_to == START else line.relative_to}"
+    judged = worst(name, found)
+    return [
+        name,
+        line.recipe,
+        line.metric,
+        f"{statistics.mean(outcome.before for outcome in outcomes):.3f}",
+        f"{statistics.mean(outcome.after for outcome in outcomes):.3f}",
+        "not measured" if judged is None else f"{judged:.3f}{unit}",
+        f"{'at least' if line.rises else 'at most'} {line.goal:g}{unit}",
+        f"{statistics.mean(outcome.seconds for outcome in outcomes):.0f}",
+    ]
+
+
+def worst(name: str, found: Mapping[str, Sequence[Outcome]]) -> float | None:
+    """The least favourable figure over the seeds, in the unit of the goal; None where what it refers to was not measured."""
+    line, outcomes = TASKS[name], found[name]
+    if line.relative_to is None:
+        figures = [outcome.after for outcome in outcomes]
+    elif line.relative_to == START:
+        figures = [outcome.after / outcome.before for outcome in outcomes]
+    elif line.relative_to in found:
+        others = found[line.relative_to]
+        figures = [outcome.after / other.after for outcome, other in zip(outcomes, others, strict=True)]
+    else:
+        return None
+    return min(figures) if line.rises else max(figures)
+
+
+def reached(name: str, found: Mapping[str, Sequence[Outcome]]) -> bool:
+    """Whether every seed has reached the goal, as far as it was measured."""
+    line, judged = TASKS[name], worst(name, found)
+    return judged is None or (judged >= line.goal if line.rises else judged <= line.goal)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
