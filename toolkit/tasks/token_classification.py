@@ -26,6 +26,7 @@ from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numb
 from toolkit.tasks.metrics.entities import entity_scores
 from toolkit.tasks.metrics.labels import class_scores
 from toolkit.tasks.padded import EncoderTask, check_padding, closing_tokens, padded
+from toolkit.tasks.sequence_parts import part_of
 from toolkit.tasks.tagged_words import are_entities, counted, goes_on, tagged, word_numbers
 
 HEAD = "ForTokenClassification"
@@ -41,6 +42,7 @@ class TokenClassificationTask(EncoderTask):
 
     auto_class = AutoModelForTokenClassification
     answers = frozenset(("targets",))
+    cuts = frozenset(("tensor", "pipeline", "sequence"))
     makes_records = True
     legend = "each text as the model reads it; classes: of its words"
 
@@ -225,6 +227,10 @@ class TokenClassificationTask(EncoderTask):
         batch = padded(self.tokenizer, [sequence[0] for sequence in sequences], {"labels": IGNORED})
         batch["targets"] = batch.pop("labels")
         return batch
+
+    def split(self, batch: Batch, index: int, count: int) -> Batch:
+        """Equal parts, see `toolkit.tasks.sequence_parts`."""
+        return part_of(batch, index, count)
 
     def count(self, batch: Batch) -> int:
         """Tokens with a class to learn."""
