@@ -46,11 +46,22 @@ def rows(kind: str, count: int = 24) -> list[dict[str, Any]]:
             made.append({"text": words[1], "body": words[0]})
         elif kind == "tagged":
             cut, marks = words[1].split(), ["B-X", "I-X", "O"] * 6
-            made.append({"words": cut, "labels": marks[: len(cut)], "body": cut[::-1], "marks": marks[1 : len(cut) + 1]})
+            made.append(
+                {"words": cut, "labels": marks[: len(cut)], "body": cut[::-1], "marks": marks[1 : len(cut) + 1]}
+            )
         elif kind == "asked":
             answers = {"text": [WORDS[(number + 3) % 8]], "answer_start": [0]}
             other = {"text": ["of"], "answer_start": [words[1].find("of")]}
-            made.append({"question": words[0], "ask": "What?", "context": words[1], "page": words[1] + "!", "answers": answers, "others": other})
+            made.append(
+                {
+                    "question": words[0],
+                    "ask": "What?",
+                    "context": words[1],
+                    "page": words[1] + "!",
+                    "answers": answers,
+                    "others": other,
+                }
+            )
         elif kind == "flags":
             made.append({"text": words[1], "left": number % 2, "right": number % 3 // 2})
         else:
