@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from toolkit.data.example import IGNORED, Example
+from toolkit.data.example import IGNORED, Array, Example
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.errors import DataError, plural
@@ -70,6 +70,13 @@ def truncated(example: Example, capacity: int) -> Example:
     closing = min(int(example["closing"][0]), capacity) if "closing" in example else 0
     kept = np.r_[: capacity - closing, length - closing : length]
     return {name: column[kept] if len(column) == length else column for name, column in example.items()}
+
+
+def cut(ids: Array, length: int, closing: int) -> Array:
+    """The first `length` of `ids`, or fewer and the `closing` ones at their end; all of them where they fit."""
+    if len(ids) <= length:
+        return ids
+    return truncated({"input_ids": ids, "closing": np.array([closing])}, length)["input_ids"]
 
 
 def split_overlong(example: Example, capacity: int) -> list[Example]:

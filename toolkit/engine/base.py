@@ -15,6 +15,7 @@ from torch import nn
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
 from toolkit.engine.advice import ADVICE
+from toolkit.engine.comparison import Comparison
 from toolkit.engine.feed import Feed, on_device
 from toolkit.engine.grid import Grid, release
 from toolkit.engine.groups import inner_optimizer, regroup_adagrad, share_hyperparameters
@@ -55,6 +56,8 @@ class Training:
     """Names of the further sums that `loss` gives."""
     adds_loss: bool = False
     """Whether `loss` may add something that is trained besides the losses of the targets."""
+    comparison: Comparison | None = None
+    """What `loss` finds in its batch besides, where an example's loss depends on the others of the global batch."""
 
 
 @dataclass(frozen=True)

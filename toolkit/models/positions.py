@@ -29,8 +29,10 @@ def _limit(config: PretrainedConfig) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def check_sequence_length(kind: Any, config: PretrainedConfig, sequence_length: int) -> None:
-    """Raise ModelError when the model that `kind` makes of `config` has fewer positions than `sequence_length`."""
+def check_sequence_length(
+    kind: Any, config: PretrainedConfig, sequence_length: int, field: str = "batch.sequence_length"
+) -> None:
+    """Raise ModelError when the model that `kind` makes of `config` has fewer positions than `sequence_length`, which `field` says."""
     limit = _limit(config)
     # Only where it may matter: it takes a model without weights.
     if limit is None or sequence_length <= limit - 16:
@@ -40,9 +42,9 @@ def check_sequence_length(kind: Any, config: PretrainedConfig, sequence_length: 
         offset = limit - usable
         table = f" (max_position_embeddings={limit}, of which the first {offset} stand for padding)" if offset else ""
         raise ModelError(
-            f"batch.sequence_length={sequence_length} is longer than the model's {usable} positions{table}",
+            f"{field}={sequence_length} is longer than the model's {usable} positions{table}",
             expected=f"at most {usable}",
-            do=f"set batch.sequence_length={usable} or less",
+            do=f"set {field}={usable} or less",
         )
 
 

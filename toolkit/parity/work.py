@@ -20,6 +20,7 @@ from toolkit.models.isolation import check_isolation, leak
 from toolkit.parity import reference
 from toolkit.parity.adapted import adapted, exported_weights, trained_weights
 from toolkit.parity.optimizers import build_optimizer
+from toolkit.parity.pairs import EmbeddingJudge, TargetJudge
 from toolkit.parity.problem import (
     GLOBAL_SIZE,
     SEQUENCE_LENGTH,
@@ -34,7 +35,7 @@ from toolkit.parity.problem import (
 from toolkit.parity.scale import check_size, scale_down
 from toolkit.parity.texts import TextJudge
 from toolkit.parity.words import write_rows, write_tokenizer
-from toolkit.recipe import Model, Recipe, Task
+from toolkit.recipe import Model, Recipe, SentenceEmbedding, Seq2Seq, Task
 from toolkit.tasks import task_class
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.progress import Display
@@ -173,4 +174,8 @@ def judge_of(options: Task, model: nn.Module) -> reference.Judge:
     """What says the losses of the task `options`, for a model before its first step."""
     if options.name in ("masked_lm", "sequence_classification", "token_classification", "question_answering"):
         return TextJudge(options)
+    if isinstance(options, Seq2Seq):
+        return TargetJudge(options.label_smoothing)
+    if isinstance(options, SentenceEmbedding):
+        return EmbeddingJudge(options)
     return reference.TokenJudge(getattr(options, "label_smoothing", 0.0))

@@ -23,6 +23,7 @@ from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName, plain_names
 from toolkit.models.decoding import Generate
+from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import Task as Options
 
 Batch = dict[str, torch.Tensor]
@@ -67,6 +68,8 @@ class Task(ABC):
     """Entries of a batch that the loss alone reads."""
     logged: ClassVar[tuple[str, ...]] = ()
     """Names in Loss.sums."""
+    looks: ClassVar[bool] = False
+    """Whether held-out figures are those of all examples together: `look` at each, then `tally`."""
     transforms: ClassVar[bool] = False
     """Whether `transform` does anything."""
     may_lack_head: ClassVar[bool] = False
@@ -115,6 +118,9 @@ class Task(ABC):
     def config_overrides(self) -> dict[str, Any]:
         """Fields of the model's config that follow from the data."""
         return {}
+
+    def meet(self, config: Any, batch: BatchSizes) -> None:
+        """Look at the config of the model, before it is built. Raises ModelError for one that cannot do this task."""
 
     def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...] | None:
         """The tokens that these raw rows train as the end of an answer; None for a task that generates nothing."""
@@ -206,6 +212,34 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
         """The losses of the targets of `batch`. The caller multiplies their gradient by `gradient_scale`."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss of an example depends on the others of its global batch: `look` and `compare` come before it."""
+        return False
+
+    def look(self, model: nn.Module, batch: Batch) -> Batch:
+        """What has to be known of each example of `batch`: tensors [n, ...], in the order of the examples.
+
+        Called without gradients; in a training step under the dropout that `loss` will then draw for the same batch, so
+        what is drawn must be drawn in the same order.
+        """
+        raise NotImplementedError
+
+    def compare(self, found: Batch) -> Batch:
+        """Of what `look` found in a whole global batch, [N, ...] in its order, what `loss` needs of each example, [N, ...].
+
+        `loss` finds its part in its batch, by the names given here. The same on every rank.
+        """
+        raise NotImplementedError
+
+    def tally(self, found: Batch) -> Sums:
+        """Sums for `metrics` of what `look` found in all held-out examples, [N, ...] in data order, on the CPU. On rank 0."""
+        raise NotImplementedError
+
+    def files(self, config: Any, batch: BatchSizes) -> dict[str, Any]:
+        """Further files of an export: path in its folder -> JSON-able content."""
+        return {}
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:

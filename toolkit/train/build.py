@@ -18,6 +18,7 @@ from toolkit.checkpoint.export import UNTRAINED
 from toolkit.checkpoint.export_adapters import ADAPTER_CONFIG
 from toolkit.engine import device, process
 from toolkit.engine.base import Training
+from toolkit.engine.comparison import Comparison
 from toolkit.engine.experts import gather_layers_whole
 from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
@@ -205,6 +206,7 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         recipe.task.higher_is_better(recipe.evaluation.metric),
         task.logged,
         task.adds_loss,
+        Comparison(task.look, task.compare) if task.compares else None,
     )
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, me, training)
@@ -236,3 +238,6 @@ def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrain
             )
         if inputs.generation is not None:
             write_json(folder.model / GENERATION_CONFIG_NAME, inputs.generation)
+        for path, content in inputs.task.files(config, recipe.batch).items():
+            (folder.model / path).parent.mkdir(exist_ok=True)
+            write_json(folder.model / path, content)

@@ -4,6 +4,8 @@ from toolkit.recipe.tasks.base import Direction, Task
 from toolkit.recipe.tasks.causal_lm import CausalLM
 from toolkit.recipe.tasks.masked_lm import MaskedLM
 from toolkit.recipe.tasks.question_answering import QuestionAnswering
+from toolkit.recipe.tasks.sentence_embedding import SentenceEmbedding
+from toolkit.recipe.tasks.seq2seq import Seq2Seq
 from toolkit.recipe.tasks.sequence_classification import SequenceClassification
 from toolkit.recipe.tasks.token_classification import TokenClassification
 
@@ -12,6 +14,8 @@ __all__ = [
     "Direction",
     "MaskedLM",
     "QuestionAnswering",
+    "SentenceEmbedding",
+    "Seq2Seq",
     "SequenceClassification",
     "Task",
     "TokenClassification",
