@@ -74,6 +74,8 @@ class Task(ABC):
     """Whether `transform` does anything."""
     may_lack_head: ClassVar[bool] = False
     """Whether weights outside the base model are drawn where the checkpoint has none of them."""
+    trains_head: ClassVar[bool] = False
+    """Whether adapters leave what lies outside the base model to be trained whole, beside tasks that name classes."""
     settles: ClassVar[bool] = False
     """Whether `settle` does anything."""
     legend: ClassVar[str | None] = None

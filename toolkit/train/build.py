@@ -114,6 +114,8 @@ def build_engine(
     if recipe.data.packing and not task.is_causal:
         # No mask of transformers' keeps documents apart where tokens see what comes after them: attention must.
         check_isolation(engine.call(leak), type(model).__name__, attention="auto")
+        if me.mesh.pipeline == 1:
+            check_positions(engine.call(shift), model, "set data.packing=False for this model")
     if recipe.model.compile:
         # Last: attention is settled, and no probe's short texts are compiled for.
         compile_layers(engine.model)
