@@ -58,6 +58,11 @@ def _row(source: random.Random, task: str, kind: str, split: bool, longest: int,
         return {"words": words, "labels": [_tag(word, kind) for word in words]}
     if task == "question_answering":
         return _asked(source, words)
+    if task == "sentence_embedding":
+        return _compared(source, words, size)
+    if task == "seq2seq":
+        cut = source.randint(1, length - 2)
+        return {"source": " ".join(words[:cut]), "target": " ".join(words[cut:])}
     if split or task == "masked_lm":
         return {"text": " ".join(words)}
     cut = source.randint(1, length - 2)
@@ -86,6 +91,13 @@ def _asked(source: random.Random, words: list[str]) -> dict[str, Any]:
     start = sum(len(word) + 1 for word in context[:first])
     answers = {"text": [answer], "answer_start": [start]}
     return {"question": " ".join(question), "context": " ".join(context), "answers": answers}
+
+
+def _compared(source: random.Random, words: list[str], size: int) -> dict[str, Any]:
+    """A text, one that has half of its words, another one, and how alike the first two are said to be."""
+    positive = [*words[::2], *_words(source, 2, size)]
+    texts = {"anchor": words, "positive": positive, "negative": list(_words(source, len(words), size))}
+    return {**{name: " ".join(text) for name, text in texts.items()}, "score": source.random()}
 
 
 def _words(source: random.Random, length: int, size: int) -> Iterator[str]:

@@ -45,6 +45,7 @@ class Seq2SeqTask(Task):
     auto_class = AutoModelForSeq2SeqLM
     reads_padding = True
     settles = True
+    cuts = frozenset(("tensor",))
 
     def __init__(self, options: Seq2Seq, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
