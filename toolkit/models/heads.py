@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolkit.models.cross_entropy import IGNORED, linear_cross_entropy
+from toolkit.models.cross_entropy import linear_cross_entropy
+from toolkit.models.head_chunks import IGNORED
 
 SCALED_LOGITS = (
     "final_logit_softcapping",
