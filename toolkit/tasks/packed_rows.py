@@ -1,0 +1,99 @@
+"""Documents of tokens, several in a row: as tensors of one micro-batch, and cut along the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from toolkit.data.example import IGNORED, Array
+from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor
+from toolkit.models.heads import TARGET_ROWS, target_rows
+
+Batch = dict[str, torch.Tensor]
+
+TARGET_DOCUMENTS = "target_documents"
+"""Name in a batch: the document of each of its `target_rows`, int64 [M]; documents are numbered row by row, without padding."""
+
+
+class Document(NamedTuple):
+    """Tokens that see only each other."""
+
+    tokens: Array
+    """[T]"""
+    targets: Array
+    """[T], what each position predicts, -100 for nothing: labels shifted by one, for a model that predicts the next token."""
+
+
+def next_tokens(tokens: Array, labels: Array) -> Document:
+    """A document whose positions predict the label of the position after them."""
+    return Document(tokens, np.append(labels[1:], np.array(IGNORED, labels.dtype)))
+
+
+def pack_rows(rows: Sequence[Sequence[Document]], filler: int | None) -> Batch:
+    """input_ids, position_ids, targets, each [B, T] with T the longest row; document_lengths [B, N]; target_rows and
+    target_documents [M].
+
+    Positions restart with every document and the lengths say where, which keeps attention inside it (see
+    `toolkit.models.attention`); padding, of the token `filler`, is a document of its own.
+    """
+    shape = (len(rows), max(sum(len(document.tokens) for document in row) for row in rows))
+    tokens = np.full(shape, filler or 0, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    targets = np.full(shape, IGNORED, dtype=np.int64)
+    owners = np.full(shape, -1, dtype=np.int64)
+    lengths = []
+    number = 0
+    for index, row in enumerate(rows):
+        start = 0
+        lengths.append([len(document.tokens) for document in row])
+        for document in row:
+            stop = start + len(document.tokens)
+            tokens[index, start:stop] = document.tokens
+            positions[index, start:stop] = np.arange(stop - start)
+            targets[index, start:stop] = document.targets
+            owners[index, start:stop] = number
+            start, number = stop, number + 1
+        positions[index, start:] = np.arange(shape[1] - start)
+        lengths[-1] += [shape[1] - start] if start < shape[1] else []
+    found = target_rows(torch.from_numpy(targets))
+    return {
+        "input_ids": torch.from_numpy(tokens),
+        "position_ids": torch.from_numpy(positions),
+        "targets": torch.from_numpy(targets),
+        TARGET_ROWS: found,
+        TARGET_DOCUMENTS: torch.from_numpy(owners).flatten()[found],
+        DOCUMENT_LENGTHS: lengths_tensor(lengths),
+    }
+
+
+def split_rows(batch: Batch, index: int, count: int) -> Batch:
+    """Part `index` of `count` equal parts of every row that `pack_rows` made; other entries of `batch` are left out.
+
+    Rows are filled up to a multiple of `count` with a document of padding. document_lengths stay those of the whole rows,
+    which is what attention sees; targets stay with the positions that predict them.
+    """
+    height, length = batch["input_ids"].shape
+    size = -(-length // count)
+    extra = size * count - length
+    start = index * size
+    fill = {
+        "input_ids": torch.zeros(extra, dtype=torch.int64),
+        "position_ids": torch.arange(extra),
+        "targets": torch.full((extra,), IGNORED),
+    }
+    parts = {
+        name: torch.cat([batch[name], filler.expand(height, extra)], dim=1)[:, start : start + size].contiguous()
+        for name, filler in fill.items()
+    }
+    places = batch[TARGET_ROWS] % length
+    mine = (places >= start) & (places < start + size)
+    lengths = batch[DOCUMENT_LENGTHS]
+    return parts | {
+        TARGET_ROWS: target_rows(parts["targets"]),
+        TARGET_DOCUMENTS: batch[TARGET_DOCUMENTS][mine],
+        DOCUMENT_LENGTHS: nn.functional.pad(lengths, (0, 1), value=extra) if extra else lengths,
+    }
