@@ -41,7 +41,7 @@ def completion_of(row: Row, prompt: str, completion: str) -> Conversation:
 
     Raises DataError for anything else, and for an empty completion.
     """
-    both = {column: _messages_in(row[column]) for column in (prompt, completion)}
+    both = {column: messages_in(row[column]) for column in (prompt, completion)}
     lists = [column for column, value in both.items() if isinstance(value, list | tuple)]
     if not lists:
         asked, answered = texts_of(row, prompt, completion)
@@ -77,7 +77,7 @@ def texts_of(row: Row, prompt: str, completion: str) -> tuple[str, str]:
     return row[prompt], row[completion]
 
 
-def _messages_in(value: object) -> object:
+def messages_in(value: object) -> object:
     """`value`, or the list of messages that it is the JSON text of (a text may look like a list and be none)."""
     if isinstance(value, str) and value.lstrip().startswith("[") and '"role"' in value:
         with contextlib.suppress(ValueError):

@@ -32,6 +32,8 @@ class Format:
     """Further columns that are read where they hold something."""
     read: Callable[[Row], Conversation]
     """Raises DataError, with the column, for a row of another kind."""
+    question: Callable[[Row], Conversation]
+    """What an answer follows, for rows whose answers stand in columns of another kind."""
     joined: Callable[[Row], tuple[str, str]] | None = None
     """Prompt and completion as the format itself writes them for models without a chat template."""
 
@@ -60,6 +62,11 @@ def find(row: Row) -> Format | None:
     return found[0] if found else None
 
 
+def find_question(row: Row) -> Format | None:
+    """The format whose question `row` has, whatever its answers are called; None where it has none."""
+    return next((form for form in FORMATS if is_filled(row.get(form.needs[0]))), None)
+
+
 def is_filled(value: Any) -> bool:
     """Whether a field says something: in CSV an empty one cannot be left out."""
     return value is not None and value != ""
@@ -81,7 +88,8 @@ def _answer(row: Row, column: str) -> str:
     return text
 
 
-def _system(row: Row) -> list[tuple[str, dict[str, str]]]:
+def system_of(row: Row) -> list[tuple[str, dict[str, str]]]:
+    """The system message in a column of `row`, with the column; an empty list where it has none."""
     columns = [column for column in SYSTEM if is_filled(row.get(column))]
     return [(column, {"role": "system", "content": _text(row, column)}) for column in columns[:1]]
 
@@ -101,17 +109,22 @@ def _pair(
     """A question in one column, perhaps with more to it in another and turns before it, and its answer."""
     columns = [asked, *([context] if context else []), answered]
 
-    def read(row: Row) -> Conversation:
-        question = _text(row, asked)
+    def said(row: Row) -> list[tuple[str, dict[str, str]]]:
+        text = _text(row, asked)
         if context and is_filled(row.get(context)):
-            question = f"{question}\n\n{_text(row, context)}"
-        said = [*_system(row), *(_history(row.get(history), history) if history else [])]
-        said.append((asked, {"role": "user", "content": question}))
-        said.append((answered, {"role": "assistant", "content": _answer(row, answered)}))
-        return _conversation(" and ".join(columns), said)
+            text = f"{text}\n\n{_text(row, context)}"
+        before = _history(row.get(history), history) if history else []
+        return [*system_of(row), *before, (asked, {"role": "user", "content": text})]
+
+    def question(row: Row) -> Conversation:
+        return _conversation(" and ".join(columns[:-1]), said(row))
+
+    def read(row: Row) -> Conversation:
+        answer = (answered, {"role": "assistant", "content": _answer(row, answered)})
+        return _conversation(" and ".join(columns), [*said(row), answer])
 
     more = (column for column in (context, history) if column)
-    return Format(name, (asked, answered), (*more, *SYSTEM), read, joined)
+    return Format(name, (asked, answered), (*more, *SYSTEM), read, question, joined)
 
 
 def _history(value: Any, column: str) -> list[tuple[str, dict[str, str]]]:
@@ -162,11 +175,11 @@ def _list(name: str, column: str) -> Format:
     """A list of messages, ShareGPT's or OpenAI's."""
 
     def read(row: Row) -> Conversation:
-        talk, system = in_column(row[column], column, takes_other_roles=True), _system(row)
+        talk, system = in_column(row[column], column, takes_other_roles=True), system_of(row)
         messages, labels = [message for _, message in system], [label for label, _ in system]
         return replace(talk, messages=[*messages, *talk.messages], labels=[*labels, *talk.labels])
 
-    return Format(name, (column,), SYSTEM, read)
+    return Format(name, (column,), SYSTEM, read, read)
 
 
 FORMATS = (

@@ -25,6 +25,8 @@ OTHER_ROLES = {
     "observation": "tool",
 }
 """What ShareGPT's files and their kin call the roles. "function" is OpenAI's older name, taken everywhere."""
+ANSWERING = {"assistant", "function_call", *(other for other, role in OTHER_ROLES.items() if role == "assistant")}
+"""All names of the role whose messages are learned."""
 
 LEARNED_IF_TRUE = (
     "compute_loss",
