@@ -18,6 +18,9 @@ Batch = dict[str, torch.Tensor]
 TARGET_DOCUMENTS = "target_documents"
 """Name in a batch: the document of each of its `target_rows`, int64 [M]; documents are numbered row by row, without padding."""
 
+COUNTED = "counted"
+"""Name in a batch: whether each example is a target of this rank, bool [E]."""
+
 
 class Document(NamedTuple):
     """Tokens that see only each other."""
@@ -71,10 +74,11 @@ def pack_rows(rows: Sequence[Sequence[Document]], filler: int | None) -> Batch:
 
 
 def split_rows(batch: Batch, index: int, count: int) -> Batch:
-    """Part `index` of `count` equal parts of every row that `pack_rows` made; other entries of `batch` are left out.
+    """Part `index` of `count` equal parts of every row that `pack_rows` made; other entries of `batch` stay whole.
 
     Rows are filled up to a multiple of `count` with a document of padding. document_lengths stay those of the whole rows,
-    which is what attention sees; targets stay with the positions that predict them.
+    which is what attention sees; targets stay with the positions that predict them. An example that is COUNTED is so in
+    one part.
     """
     height, length = batch["input_ids"].shape
     size = -(-length // count)
@@ -92,7 +96,11 @@ def split_rows(batch: Batch, index: int, count: int) -> Batch:
     places = batch[TARGET_ROWS] % length
     mine = (places >= start) & (places < start + size)
     lengths = batch[DOCUMENT_LENGTHS]
-    return parts | {
+    counted = {COUNTED: batch[COUNTED] & (torch.arange(len(batch[COUNTED])) % count == index)} if COUNTED in batch else {}
+    return {
+        **batch,
+        **parts,
+        **counted,
         TARGET_ROWS: target_rows(parts["targets"]),
         TARGET_DOCUMENTS: batch[TARGET_DOCUMENTS][mine],
         DOCUMENT_LENGTHS: nn.functional.pad(lengths, (0, 1), value=extra) if extra else lengths,

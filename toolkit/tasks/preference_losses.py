@@ -71,23 +71,23 @@ def simpo(chosen_mean: Tensor, rejected_mean: Tensor, beta: float, gamma: float)
     return -logsigmoid(beta * (chosen_mean - rejected_mean) - gamma)
 
 
-def kto(reward: Tensor, baseline: Tensor, is_desirable: Tensor, desirable: float, undesirable: float) -> Tensor:
+def kto(reward: Tensor, baseline: float, is_desirable: Tensor, desirable: float, undesirable: float) -> Tensor:
     """Weight x (1 - sigmoid(reward - baseline)) of a desirable answer, weight x (1 - sigmoid(baseline - reward)) of another
     (Ethayarajh et al. 2024, arXiv 2402.01306, section 4.1, without the constant lambda_y).
 
-    reward [P] = beta x log(policy / reference), `baseline` 0-dim = beta x `kl_estimate`, through which no gradient flows.
+    reward [P] = beta x log(policy / reference), `baseline` = beta x `kl_estimate`, through which no gradient flows.
     """
     # Not from Python numbers: torch.where would round them to fp32.
     is_desirable = is_desirable.to(reward.dtype)
     signs = 2.0 * is_desirable - 1.0
     weights = desirable * is_desirable + undesirable * (1.0 - is_desirable)
-    return weights * (1.0 - torch.sigmoid(signs * (reward - baseline.detach())))
+    return weights * (1.0 - torch.sigmoid(signs * (reward - baseline)))
 
 
-def kl_estimate(total: Tensor, count: int) -> Tensor:
+def kl_estimate(total: float, count: float) -> float:
     """max(0, total / count), `total` being the sum of log(policy / reference) over `count` answers to other prompts than
     their own (arXiv 2402.01306, section 4.1); 0 where there are none."""
-    return (total / max(1, count)).clamp(min=0.0)
+    return max(0.0, total / max(1.0, count))
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centering: float = 0.0) -> Tensor:
