@@ -125,10 +125,9 @@ def first_use(options: argparse.Namespace) -> float:
     from toolkit.data.reading.sources import open_source
     from toolkit.data.store import prepare
     from toolkit.models.loading import load_tokenizer
-    from toolkit.tasks.causal_lm import CausalLM
 
     recipe = build_recipe(options, 1)
-    task = CausalLM(recipe.task, recipe.data, load_tokenizer(recipe.model))
+    task = CausalLMTask(recipe.task, load_tokenizer(recipe.model))
     with tempfile.TemporaryDirectory(prefix="data_path_") as folder:
         place = Path(folder)
         limit = 100 if options.tiny else None

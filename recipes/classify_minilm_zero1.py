@@ -16,7 +16,7 @@ from toolkit import (
     Precision,
     Recipe,
     Schedule,
-    Task,
+    SequenceClassification,
     main,
 )
 
@@ -24,8 +24,7 @@ recipe = Recipe(
     note="Sequence classification in fp32, ZeRO-1, dropout, label smoothing, early stopping on accuracy.",
     model=Model(path="minilm-l6", dropout=0.1),
     data=Data(train="python-packages", evaluation="python-packages", packing=False),
-    task=Task(
-        name="sequence_classification",
+    task=SequenceClassification(
         label_smoothing=0.05,
         sample_prompt="Return the next event loop task that is waiting on a future.",
     ),

@@ -6,6 +6,7 @@ accelerate launch --config_file ds_configs/sft_smollm2_zero1_fp16.yaml recipes/s
 
 from toolkit import (
     Batch,
+    CausalLM,
     Checkpoint,
     Data,
     Evaluation,
@@ -16,7 +17,6 @@ from toolkit import (
     Precision,
     Recipe,
     Schedule,
-    Task,
     main,
 )
 
@@ -24,7 +24,7 @@ recipe = Recipe(
     note="Supervised fine-tuning, ZeRO-1, fp16.",
     model=Model(path="smollm2-135m-instruct"),
     data=Data(train="python-docstrings", evaluation="python-docstrings"),
-    task=Task(sample_prompt="What does the Python function `os.path.join` do?"),
+    task=CausalLM(sample_prompt="What does the Python function `os.path.join` do?"),
     batch=Batch(global_size=4, micro_size=2, sequence_length=512),
     optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.01),
     schedule=Schedule(type="linear", warmup_steps=3),

@@ -8,18 +8,23 @@ install_hook()  # before the imports that take time
 
 from toolkit.recipe import (  # noqa: E402
     Batch,
+    CausalLM,
     Checkpoint,
     Data,
     Evaluation,
+    Full,
     Launch,
+    LoRA,
     Model,
     Optimizer,
     Parallel,
     Precision,
     Recipe,
     Schedule,
+    SequenceClassification,
     Task,
     Tracking,
+    Tuning,
 )
 
 
@@ -32,18 +37,23 @@ def main(recipe: Recipe) -> None:
 
 __all__ = [
     "Batch",
+    "CausalLM",
     "Checkpoint",
     "Data",
     "Evaluation",
+    "Full",
     "Launch",
+    "LoRA",
     "Model",
     "Optimizer",
     "Parallel",
     "Precision",
     "Recipe",
     "Schedule",
+    "SequenceClassification",
     "Task",
     "ToolkitError",
     "Tracking",
+    "Tuning",
     "main",
 ]

@@ -14,9 +14,7 @@ def configured(recipe: Any, ranks: int, model_config: Any) -> dict[str, Any]:
     from toolkit.tasks import task_class
 
     target = device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel))
-    return render(
-        recipe, target, model_size(task_class(recipe.task.name).auto_class, model_config, recipe.model.config)
-    )
+    return render(recipe, target, model_size(task_class(recipe.task).auto_class, model_config, recipe.model.config))
 
 
 def built(recipe: Any) -> Any:

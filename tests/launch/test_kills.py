@@ -18,7 +18,7 @@ from tests.launch.strike import Strike, train_until_killed, train_until_stopped
 from toolkit.checkpoint.export_folder import is_current, read_stamp
 from toolkit.checkpoint.manifest import complete_steps
 from toolkit.cli.output import exit_code_of
-from toolkit.recipe import Checkpoint, Data, Evaluation, Recipe, Task
+from toolkit.recipe import Checkpoint, Data, Evaluation, Recipe, SequenceClassification
 from toolkit.train.interrupts import ONE_PRESS_S, caught
 
 KILLS = 20
@@ -136,7 +136,7 @@ def test_a_new_head_is_the_same_when_the_run_is_resumed(
     """Of a checkpoint that has none: it is drawn anew, and nothing of it is in the run's folder before the first checkpoint."""
     new_head = tiny_recipe(tiny_bert_dir, classification_file, steps=SHORT, checkpoint=Checkpoint()).model_copy(
         update={
-            "task": Task(name="sequence_classification"),
+            "task": SequenceClassification(),
             "data": Data(train=str(classification_file), packing=False),
         }
     )

@@ -50,7 +50,7 @@ def recipe(task_name: str, model_dir: Path, data_file: Path, /, **changes: Any) 
     sections: dict[str, Any] = {
         "model": Model(path=str(model_dir), dropout=None if packed else 0.0),
         "data": Data(train=str(data_file), packing=packed, prefetch=0),
-        "task": Task(name=task_name),
+        "task": Task.kind(task_name)(),
         "batch": Batch(global_size=GLOBAL_SIZE, micro_size=1, sequence_length=128),
         "optimizer": OPTIMIZER,
         "schedule": SCHEDULE,

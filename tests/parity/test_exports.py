@@ -18,6 +18,7 @@ from toolkit.checkpoint.export import DTYPES, export, find_checkpoint
 from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.recipe import (
     Batch,
+    CausalLM,
     Checkpoint,
     Data,
     Model,
@@ -25,7 +26,7 @@ from toolkit.recipe import (
     Parallel,
     Precision,
     Recipe,
-    Task,
+    SequenceClassification,
     Tracking,
 )
 
@@ -51,7 +52,7 @@ def a_recipe(model: Model, data: Path, /, **changes: Any) -> Recipe:
 
 
 def classifier(model: Path, data: Path, /, **changes: Any) -> Recipe:
-    return a_recipe(Model(path=str(model), dropout=0.0), data, task=Task(name="sequence_classification"), **changes)
+    return a_recipe(Model(path=str(model), dropout=0.0), data, task=SequenceClassification(), **changes)
 
 
 class Ground:
@@ -144,7 +145,7 @@ def ground(
     one_answer = tiny.write_lines(ground.folder / "yes.jsonl", yes)
     named, nameless = ground.head("named", NAMES), ground.head("nameless", NAMES, described=False)
     answers = ground.answers(named)
-    ask = Task(sample_prompt="Is 7 a number?", sample_tokens=12)
+    ask = CausalLM(sample_prompt="Is 7 a number?", sample_tokens=12)
     size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     scratch = Model(
         architecture="llama",
@@ -303,7 +304,7 @@ def test_a_head_of_another_size_is_made_anew(ground: Ground) -> None:
 def test_labels_that_are_partly_the_heads_are_refused(ground: Ground) -> None:
     said = ground.results["some"].printed
     assert (
-        "error: data.label_field has classes that the checkpoint's head does not have: mangoes (all: apple, mangoes)"
+        "error: task.label_field has classes that the checkpoint's head does not have: mangoes (all: apple, mangoes)"
         in said
     )
     assert "expected: the classes of the checkpoint: 0 = zebra, 1 = apple, 2 = mango" in said

@@ -15,6 +15,7 @@ from tests.processor import require_number_format
 from toolkit.checkpoint.export import find_checkpoint
 from toolkit.recipe import (
     Batch,
+    CausalLM,
     Checkpoint,
     Data,
     Evaluation,
@@ -24,10 +25,8 @@ from toolkit.recipe import (
     Precision,
     Recipe,
     Schedule,
-    Task,
 )
 from toolkit.recipe.schedules import factor
-from toolkit.tasks.causal_lm import CausalLM
 
 
 def outcome(rank: int, world_size: int, run: Recipe, output_dir: str) -> tuple[int, str]:
@@ -166,7 +165,7 @@ def test_dropout_and_noise_do_not_depend_on_the_world_size(
         tiny_llama_dir,
         chat_file,
         model=Model(path=str(tiny_llama_dir), dropout=0.2),
-        task=Task(neftune_alpha=5.0, label_smoothing=0.1),
+        task=CausalLM(neftune_alpha=5.0, label_smoothing=0.1),
         steps=6,
         seed=20_241_126,
     )
@@ -200,7 +199,7 @@ def test_a_rank_that_stops_its_answer_early_waits(tiny_llama_dir: Path, chat_fil
         "causal_lm",
         tiny_llama_dir,
         chat_file,
-        task=Task(sample_prompt="What does heapq.merge do?"),
+        task=CausalLM(sample_prompt="What does heapq.merge do?"),
         parallel=Parallel(zero_stage=3, param_persistence_threshold=100),
         steps=4,
     )

@@ -17,8 +17,8 @@ from toolkit.errors import ModelError
 from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, Documents
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.parity.reference import token_losses
-from toolkit.recipe import Data, Task
-from toolkit.tasks.causal_lm import CausalLM
+from toolkit.recipe import CausalLM
+from toolkit.tasks.causal_lm import CausalLMTask
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 LLAMA_LIKE = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
@@ -71,7 +71,7 @@ def packed_batch() -> dict[str, torch.Tensor]:
         tokens = generator.integers(3, 64, length).astype(np.int32)
         return {"input_ids": tokens, "labels": tokens}
 
-    task = CausalLM(Task(name="causal_lm"), Data(train="none"), Tokenizer())  # type: ignore[arg-type]
+    task = CausalLMTask(CausalLM(), Tokenizer())  # type: ignore[arg-type]
     return task.collate([[example(length) for length in row] for row in ((7, 1, 8), (4, 9), (11,))])
 
 
@@ -83,7 +83,7 @@ class Tokenizer:
 
 def loss_and_gradients(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[float, torch.Tensor]:
     """Of the task's own loss."""
-    task = CausalLM(Task(name="causal_lm"), Data(train="none"), Tokenizer())  # type: ignore[arg-type]
+    task = CausalLMTask(CausalLM(), Tokenizer())  # type: ignore[arg-type]
     model.zero_grad()
     loss = task.loss(model, batch, 1.0)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -108,7 +108,7 @@ def test_every_attention_trains_the_same(kind: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("rows", [1, 3])
 def test_parts_of_a_sequence_keep_the_whole_documents(rows: int) -> None:
     """Cut for two ranks, the lengths stay those of the row; what is filled up is a document of its own."""
-    task = CausalLM(Task(name="causal_lm"), Data(train="none"), Tokenizer())  # type: ignore[arg-type]
+    task = CausalLMTask(CausalLM(), Tokenizer())  # type: ignore[arg-type]
     batch = {name: values[:rows] for name, values in packed_batch().items()}
     parts = [task.split(batch, index, 3) for index in range(3)]
     assert [part["input_ids"].shape for part in parts] == [(rows, 6)] * 3

@@ -30,7 +30,7 @@ from toolkit.models.agreement import hidden_states
 from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.parity.report import deviation as curve_deviation
-from toolkit.recipe import Batch, Data, Model, Parallel, Recipe, Task
+from toolkit.recipe import Batch, CausalLM, Data, Model, Parallel, Recipe
 
 Case = tuple[str, dict[str, Any]]
 """model_type, and changes to its tiny config."""
@@ -290,7 +290,7 @@ def noise_tokens(rank: int, world_size: int, run: Recipe, folder: str) -> list[f
 
 def test_noise_is_that_of_the_whole_row(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
     """NEFTune on halves of rows: bounds as in one process, where a row may be a token shorter (it need not divide)."""
-    task = Task(name="causal_lm", neftune_alpha=5.0)
+    task = CausalLM(neftune_alpha=5.0)
     common: dict[str, Any] = {
         "data": Data(train=str(chat_file), packing=False, prefetch=0),
         "batch": Batch(global_size=4, micro_size=2, sequence_length=128),

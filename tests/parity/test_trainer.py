@@ -13,7 +13,7 @@ from tests.parity.strategies import recipe
 from tests.parity.worker import global_batches, run_recipe
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
-from toolkit.recipe import Batch, Data, Recipe, Task
+from toolkit.recipe import Batch, CausalLM, Data, Recipe
 
 STEPS, LENGTH = 8, 16
 # Without decay: given an optimizer in the DeepSpeed JSON the Trainer decays norm weights too, which we never do.
@@ -74,7 +74,7 @@ def test_same_losses_as_the_hugging_face_trainer(tiny_llama_dir: Path, chat_file
         tiny_llama_dir,
         chat_file,
         data=Data(train=str(chat_file), packing=False, overlong="truncate", prefetch=0),
-        task=Task(train_on="all"),
+        task=CausalLM(train_on="all"),
         optimizer=OPTIMIZER,
         batch=Batch(global_size=4, micro_size=1, sequence_length=LENGTH),
         steps=STEPS,

@@ -24,12 +24,10 @@ STEPS = 4
 
 def attentions(rank: int, world_size: int, runs: list[tuple[Recipe, str]]) -> list[tuple[str | None, str]]:
     """Of each run: the implementation that its model has in training, and what was printed or refused."""
-    from toolkit.tasks.causal_lm import CausalLM
-    from toolkit.tasks.sequence_classification import SequenceClassification
 
     found, seen = [], []
     patch = pytest.MonkeyPatch()
-    for task in (CausalLM, SequenceClassification):
+    for task in (CausalLMTask, SequenceClassificationTask):
         loss = task.loss
 
         def watched(self: Any, model: Any, *rest: Any, loss: Any = loss) -> Any:

@@ -11,8 +11,8 @@ from tests.unit.test_data_tokens import make_tokenizer
 from tests.unit.test_tools import DEEPSEEK, HERMES, LLAMA, MISTRAL, PARTS, QWEN
 from toolkit.data.example import IGNORED
 from toolkit.errors import DataError
-from toolkit.recipe import Data, Task
-from toolkit.tasks.causal_lm import CausalLM
+from toolkit.recipe import CausalLM
+from toolkit.tasks.causal_lm import CausalLMTask
 
 NO_VALUE = [
     None,
@@ -94,7 +94,7 @@ def test_a_row_is_learned_or_refused(template: str | None) -> None:
     learned = refused = 0
     for number in range(150):
         row = rows.row()
-        task = CausalLM(Task(train_on="all" if number % 3 == 0 else "assistant"), Data(train="x"), tokenizer)
+        task = CausalLMTask(CausalLM(train_on="all" if number % 3 == 0 else "assistant"), tokenizer)
         assert all(line for line in task.remarks([row]))
         try:
             [example] = task.encode(row)

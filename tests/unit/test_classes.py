@@ -15,9 +15,9 @@ from toolkit.data.reading.described import as_described
 from toolkit.data.reading.row_names import plain_names
 from toolkit.errors import DataError, RecipeError
 from toolkit.models.config import load_config
-from toolkit.recipe import Data, Model, Task
+from toolkit.recipe import Model, SequenceClassification
 from toolkit.tasks.classes import Head, alike, head_of, in_order, match, number
-from toolkit.tasks.sequence_classification import SequenceClassification
+from toolkit.tasks.sequence_classification import SequenceClassificationTask
 
 SENTIMENT = Head(3, ("negative", "neutral", "positive"))
 NAMELESS = Head(3, None)
@@ -118,7 +118,7 @@ def test_the_recipe_names_the_outputs_of_a_head(tmp_path: Path) -> None:
     BertConfig(architectures=["BertForSequenceClassification"], **polar).save_pretrained(tmp_path)
     stored = AutoConfig.from_pretrained(tmp_path)
     rows = [{"text": "a", "label": "pos"}, {"text": "b", "label": "neg"}]
-    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    task = SequenceClassificationTask(SequenceClassification(), TOKENIZER)
     for fields, classes, is_new in (
         ({"id2label": '{"0": "neg", "1": "pos"}'}, ["neg", "pos"], False),
         ({"id2label": '{"0": "pos", "1": "neg"}'}, ["pos", "neg"], False),
@@ -182,7 +182,7 @@ def test_numbers_with_names_in_the_data_set_become_names() -> None:
 
 def labels(values: list[object]) -> SequenceClassification:
     rows = [{"text": f"text {number}", "label": value} for number, value in enumerate(values)]
-    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    task = SequenceClassificationTask(SequenceClassification(), TOKENIZER)
     task.fit(rows)
     return task
 
@@ -232,14 +232,14 @@ def test_labels_of_every_kind(values: list[object], classes: list[str]) -> None:
 def test_labels_that_are_no_class(value: object, what: str, do: str) -> None:
     with pytest.raises(DataError) as refused:
         labels(["a", "b", value])
-    assert refused.value.what == f"row 3 of data.train: data.label_field='label' {what}"
+    assert refused.value.what == f"row 3 of data.train: task.label_field='label' {what}"
     assert refused.value.do == do
 
 
 def test_rows_without_a_label_are_counted() -> None:
     with pytest.raises(DataError) as refused:
         labels(["a", "b", None, "a", "", " ", "b"])
-    assert refused.value.what == "row 3 of data.train: data.label_field='label' is null (there, and in 3 of 7 rows)"
+    assert refused.value.what == "row 3 of data.train: task.label_field='label' is null (there, and in 3 of 7 rows)"
 
 
 def test_names_of_the_data_set_reach_the_config() -> None:
@@ -248,7 +248,7 @@ def test_names_of_the_data_set_reach_the_config() -> None:
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["up", "down", "across"])}
     )
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, 1]}, features=features)
-    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    task = SequenceClassificationTask(SequenceClassification(), TOKENIZER)
     task.fit(rows)
     assert task.config_overrides()["id2label"] == {0: "up", 1: "down", 2: "across"}
     assert task.majority == 1
@@ -278,7 +278,7 @@ def test_a_data_set_that_names_its_classes_may_call_them_anything() -> None:
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["none", "0.5", "1.0"])}
     )
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, 2]}, features=features)
-    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    task = SequenceClassificationTask(SequenceClassification(), TOKENIZER)
     task.fit(rows)
     assert task.remarks([]) == ["classes: 0 = none, 1 = 0.5, 2 = 1.0"]
     assert [as_described(task.encode, rows)(row)[0]["labels"].tolist() for row in rows] == [[1], [0], [2]]
@@ -292,19 +292,19 @@ UNLABELLED = "which stands for 'no label' (as in the test splits of GLUE)"
     [
         (
             [0, 1, -1, -1],
-            f"row 3 of data.train: data.label_field='label' is -1 (there, and in 2 of 4 rows), {UNLABELLED}",
+            f"row 3 of data.train: task.label_field='label' is -1 (there, and in 2 of 4 rows), {UNLABELLED}",
         ),
         (
             ["0", "1", "-1"],
-            f"row 3 of data.train: data.label_field='label' is -1 (there, and in 1 of 3 rows), {UNLABELLED}",
+            f"row 3 of data.train: task.label_field='label' is -1 (there, and in 1 of 3 rows), {UNLABELLED}",
         ),
         (
             ["a", -1, "b"],
-            f"row 2 of data.train: data.label_field='label' is -1 (there, and in 1 of 3 rows), {UNLABELLED}",
+            f"row 2 of data.train: task.label_field='label' is -1 (there, and in 1 of 3 rows), {UNLABELLED}",
         ),
         (
             [-1, -1],
-            f"row 1 of data.train: data.label_field='label' is -1, {UNLABELLED}, there and in all 2 rows: the data is not labelled",
+            f"row 1 of data.train: task.label_field='label' is -1, {UNLABELLED}, there and in all 2 rows: the data is not labelled",
         ),
     ],
 )
@@ -331,21 +331,21 @@ def test_held_out_rows_without_labels_are_said_to_be_that() -> None:
     with pytest.raises(DataError) as refused:
         task.check([{"text": "a", "label": -1}] * 3, name)
     assert refused.value.what == (
-        f"row 1 of data.evaluation: data.label_field='label' is -1, {UNLABELLED}, there and in all 3 rows: "
+        f"row 1 of data.evaluation: task.label_field='label' is -1, {UNLABELLED}, there and in all 3 rows: "
         "the data is not labelled"
     )
     assert "data.evaluation_split" in refused.value.do
     with pytest.raises(DataError, match=r"^row 2 of data.evaluation: .* is -1 \(there, and in 1 of 2 rows\)"):
         task.check([{"text": "a", "label": 1}, {"text": "a", "label": -1}], name)
-    with pytest.raises(DataError, match=r"^row 1 of data.evaluation: data.label_field='label' is null"):
+    with pytest.raises(DataError, match=r"^row 1 of data.evaluation: task.label_field='label' is null"):
         task.check([{"text": "a", "label": None}, {"text": "a", "label": 1}], name)
     for value, said in ((None, "null"), ("", "''")):
         with pytest.raises(DataError) as refused:
             task.check([{"text": "a", "label": value}] * 3, name)
         assert refused.value.what == (
-            f"row 1 of data.evaluation: data.label_field='label' is {said} there and in all 3 rows: the data is not labelled"
+            f"row 1 of data.evaluation: task.label_field='label' is {said} there and in all 3 rows: the data is not labelled"
         )
-    with pytest.raises(DataError, match=r"^data.label_field='label' is -1, which stands for 'no label'"):
+    with pytest.raises(DataError, match=r"^task.label_field='label' is -1, which stands for 'no label'"):
         task.encode({"text": "a", "label": -1})
 
 
@@ -360,7 +360,7 @@ def test_a_row_without_the_label_that_others_have(place: int) -> None:
     assert refused.value.what == f"row {place + 1} of data.train: {what}"
     assert refused.value.do == "write it there, or remove the row"
     with pytest.raises(
-        DataError, match=r"^row 1 of data.train: data.label_field='label' is not there; the columns are t"
+        DataError, match=r"^row 1 of data.train: task.label_field='label' is not there; the columns are t"
     ):
         task.check([{"text": "a"}] * 3, name)
 
@@ -368,23 +368,23 @@ def test_a_row_without_the_label_that_others_have(place: int) -> None:
 def test_numbers_without_a_name_in_a_described_data_set() -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 0]}, features=features)
-    task = SequenceClassification(Task(name="sequence_classification"), Data(train="x", packing=False), TOKENIZER)
+    task = SequenceClassificationTask(SequenceClassification(), TOKENIZER)
     with pytest.raises(DataError, match=r"^row 2 of data.train: .* is -1 \(there, and in 1 of 3 rows\)"):
         task.fit(rows)
     numbers = rows.cast_column("label", datasets.ClassLabel(names=["0", "1"])).select([0, 1])
     with pytest.raises(DataError, match=r"^row 2 of data.train: .* is -1 \(there, and in 1 of 2 rows\)"):
         task.fit(numbers)
     task.fit(rows.select([0, 2]))
-    with pytest.raises(DataError, match=r"^data.label_field='label' is -1, which stands for 'no label'"):
+    with pytest.raises(DataError, match=r"^task.label_field='label' is -1, which stands for 'no label'"):
         as_described(task.encode, rows)(rows[1])
 
 
 @pytest.mark.parametrize(
     ("row", "what", "do"),
     [
-        ({"sentence": "s", "label": "a"}, "data.text_field='text' is not there; the columns are sentence, label", "set data.text_field to the column that holds the text, 'sentence' perhaps"),
-        ({"text": None, "label": "a"}, "data.text_field='text' gives None", "write the value as a string, or remove the row"),
-        ({"text": 7, "label": "a"}, "data.text_field='text' gives 7", "write the value as a string, or remove the row"),
+        ({"sentence": "s", "label": "a"}, "task.text_field='text' is not there; the columns are sentence, label", "set task.text_field to the column that holds the text, 'sentence' perhaps"),
+        ({"text": None, "label": "a"}, "task.text_field='text' gives None", "write the value as a string, or remove the row"),
+        ({"text": 7, "label": "a"}, "task.text_field='text' gives 7", "write the value as a string, or remove the row"),
     ],
 )  # fmt: skip
 def test_a_row_without_its_text(row: Row, what: str, do: str) -> None:

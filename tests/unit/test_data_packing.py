@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from toolkit.data.example import num_targets
 from toolkit.data.order import Order, shard
-from toolkit.data.packing import Counts, best_fit, efficiency, fit, one_each
+from toolkit.data.packing import Counts, best_fit, efficiency, one_each
 from toolkit.data.reading.built import resolve
 from toolkit.data.reading.docstrings import standard_library
+from toolkit.data.tokens import fit, num_targets
 from toolkit.errors import DataError
 from toolkit.models.loading import load_tokenizer
-from toolkit.recipe import Data, Model, Task
-from toolkit.tasks.sequence_classification import SequenceClassification
+from toolkit.recipe import Data, Model, SequenceClassification
 
 
 def example(length: int, trained_from: int = 1):
@@ -159,7 +158,7 @@ def test_what_closes_a_text_is_not_cut():
 
 def test_a_cut_text_still_ends_as_the_tokenizer_ends_texts():
     tokenizer = tiny.wordpiece_tokenizer()
-    options = Task(name="sequence_classification")
+    options = SequenceClassification()
     task = SequenceClassification(options, Data(train="rows.jsonl", packing=False), tokenizer)
     rows = [{"text": "Return the path of a file.", "label": label} for label in ("class", "function")]
     task.fit(rows)

@@ -15,8 +15,8 @@ from toolkit.data.forms.row_kind import row_kind
 from toolkit.data.preview import preview
 from toolkit.data.store import fingerprint, tokenizer_hash
 from toolkit.errors import DataError
-from toolkit.recipe import Data, Task
-from toolkit.tasks.causal_lm import CausalLM
+from toolkit.recipe import CausalLM
+from toolkit.tasks.causal_lm import CausalLMTask
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -96,7 +96,7 @@ def encode(tokenizer, messages, train_on="assistant"):
 
 def encode_pair(tokenizer, prompt, completion):
     """As a row with these two columns is encoded."""
-    task = CausalLM(Task(), Data(train="x"), tokenizer)
+    task = CausalLMTask(CausalLM(), tokenizer)
     [example] = task.encode({"prompt": prompt, "completion": completion})
     return example
 
@@ -264,21 +264,21 @@ def test_row_kind_names_the_columns_there_are():
     with pytest.raises(DataError) as caught:
         row_kind({"mesages": TALK, "id": 3}, **FIELDS)
     assert caught.value.what.startswith("the columns id, mesages hold no training text")
-    assert caught.value.do == "mesages holds a list of messages: set data.messages_field='mesages'"
+    assert caught.value.do == "mesages holds a list of messages: set task.messages_field='mesages'"
     with pytest.raises(DataError) as caught:
         row_kind({"messages": None, "id": 3}, **FIELDS)
     assert caught.value.what == "messages is null, and no other column holds training text"
     both = {"messages": TALK, "text": "a"}
     with pytest.raises(DataError, match="several forms of training text: messages, text") as caught:
         row_kind(both, **FIELDS)
-    assert "--data.messages_field none_of_them leaves messages out, " in caught.value.do
-    assert caught.value.do.endswith("--data.text_field none_of_them leaves the plain text of text out")
+    assert "--task.messages_field none_of_them leaves messages out, " in caught.value.do
+    assert caught.value.do.endswith("--task.text_field none_of_them leaves the plain text of text out")
     assert row_kind(both, **{**FIELDS, "text_field": "none_of_them"}) == "messages"
     pair = {"messages": TALK, "prompt": "a", "completion": "b"}
     with pytest.raises(DataError) as caught:
         row_kind(pair, **FIELDS)
-    assert "--data.messages_field none_of_them leaves messages out, " in caught.value.do
-    assert caught.value.do.endswith("--data.completion_field none_of_them leaves prompt with completion out")
+    assert "--task.messages_field none_of_them leaves messages out, " in caught.value.do
+    assert caught.value.do.endswith("--task.completion_field none_of_them leaves prompt with completion out")
     assert row_kind(pair, **{**FIELDS, "messages_field": "none_of_them"}) == "prompt_completion"
     assert row_kind(pair, **{**FIELDS, "completion_field": "none_of_them"}) == "messages"
 

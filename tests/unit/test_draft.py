@@ -156,7 +156,7 @@ def test_open_columns_are_listed_with_a_value_and_the_flags() -> None:
         roles(rows(frage=SENTENCE, antwort=SENTENCE, nummer=str))
     assert "    frage    'Some words to read, number 0.'\n" in failure.value.what
     assert "    nummer   '0'" in failure.value.what
-    assert "--data.prompt_field frage --data.completion_field antwort" in failure.value.do
+    assert "--task.prompt_field frage --task.completion_field antwort" in failure.value.do
     with pytest.raises(DataError) as failure:
         roles(rows(**{f"c{n}": str for n in range(3000)}))
     assert failure.value.what.endswith("    c11  '0'\n    and 2,988 more columns")

@@ -15,8 +15,8 @@ from tests.unit.test_data_tokens import make_tokenizer, trained_runs
 from tests.unit.test_rows import Said, alone, cache, prepared, previewed, recipe, trained  # noqa: F401
 from toolkit.data.forms.formats import FORMATS, find
 from toolkit.errors import DataError
-from toolkit.recipe import Data, Task
-from toolkit.tasks.causal_lm import CausalLM
+from toolkit.recipe import CausalLM
+from toolkit.tasks.causal_lm import CausalLMTask
 from toolkit.train.inputs import prepare_inputs
 
 TOKENIZER = make_tokenizer()
@@ -26,7 +26,7 @@ def made(
     row: dict[str, Any], tokenizer: Any = TOKENIZER, train_on: str = "assistant", **fields: str
 ) -> tuple[str, list[str]]:
     """The whole text that `row` becomes, and what of it is learned."""
-    task = CausalLM(Task(train_on=train_on), Data(train="x", **fields), tokenizer)
+    task = CausalLMTask(CausalLM(train_on=train_on, **fields), tokenizer)
     [example] = task.encode(row)
     return tokenizer.decode(example["input_ids"].tolist()), trained_runs(tokenizer, example)
 
@@ -208,20 +208,20 @@ def test_answers_in_a_row_and_first_are_learned():
 @pytest.mark.parametrize(
     ("row", "what", "do"),
     [
-        ({"body": "long text", "title": "t"}, "the columns body, title hold no training text", "set data.text_field='body' if it is plain text to learn, or data.prompt_field and data.completion_field to the columns of question and answer (body, title)"),
-        ({"chat": [HUMAN, GPT]}, "the columns chat hold no training text", "chat holds a list of messages: set data.messages_field='chat'"),
-        ({"txt": "a"}, "the columns txt hold no training text", "set data.text_field='txt' if 'txt' is meant for it"),
-        ({"message": "hello there"}, "the columns message hold no training text", "set data.text_field='message' if it is plain text to learn"),
-        ({"prompt": "p", "response": "r"}, "prompt holds something, but completion is not there", "set data.completion_field to the column that holds it, for instance data.completion_field='response'"),
-        ({"input": "i", "output": "o"}, "the columns input, output hold no training text", "set data.text_field='input' if it is plain text to learn, or data.prompt_field and data.completion_field to the columns of question and answer (input, output)"),
+        ({"body": "long text", "title": "t"}, "the columns body, title hold no training text", "set task.text_field='body' if it is plain text to learn, or task.prompt_field and task.completion_field to the columns of question and answer (body, title)"),
+        ({"chat": [HUMAN, GPT]}, "the columns chat hold no training text", "chat holds a list of messages: set task.messages_field='chat'"),
+        ({"txt": "a"}, "the columns txt hold no training text", "set task.text_field='txt' if 'txt' is meant for it"),
+        ({"message": "hello there"}, "the columns message hold no training text", "set task.text_field='message' if it is plain text to learn"),
+        ({"prompt": "p", "response": "r"}, "prompt holds something, but completion is not there", "set task.completion_field to the column that holds it, for instance task.completion_field='response'"),
+        ({"input": "i", "output": "o"}, "the columns input, output hold no training text", "set task.text_field='input' if it is plain text to learn, or task.prompt_field and task.completion_field to the columns of question and answer (input, output)"),
         ({"id": 3}, "the columns id hold no training text", "give a file with text in it"),
         ({}, "the columns (none) hold no training text", "give a file with text in it"),
-        ({"prompt": "p", "id": 3}, "prompt holds something, but completion is not there (the columns are id, prompt)", "set data.completion_field to the column that holds it"),
-        ({"prompt": "p", "answer": "a"}, "prompt holds something, but completion is not there", "set data.completion_field to the column that holds it, for instance data.completion_field='answer'"),
+        ({"prompt": "p", "id": 3}, "prompt holds something, but completion is not there (the columns are id, prompt)", "set task.completion_field to the column that holds it"),
+        ({"prompt": "p", "answer": "a"}, "prompt holds something, but completion is not there", "set task.completion_field to the column that holds it, for instance task.completion_field='answer'"),
         ({"prompt": "p", "completion": None}, "prompt holds something, but completion is null", "fill it in, or remove the row"),
         ({"completion": "c", "prompt": None}, "completion holds something, but prompt is null", "fill it in, or remove the row"),
-        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "prompt holds something, but completion is not there", "these are preferences; to learn the chosen answers alone, set data.completion_field='chosen'"),
-        ({"prompt": "p", "chosen": [ASK, SAY], "rejected": [ASK, SAY]}, "prompt holds something", "these are preferences; to learn the chosen answers alone, set data.messages_field='chosen'"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "prompt holds something, but completion is not there", "these are preferences; to learn the chosen answers alone, set task.completion_field='chosen'"),
+        ({"prompt": "p", "chosen": [ASK, SAY], "rejected": [ASK, SAY]}, "prompt holds something", "these are preferences; to learn the chosen answers alone, set task.messages_field='chosen'"),
         ({"instruction": "i", "output": "o", "question": "q", "answer": "a"}, "the columns answer, instruction, output, question hold several forms of training text: Alpaca (instruction, output), questions with answers (question, answer)", "say which columns are meant"),
     ],
 )  # fmt: skip
@@ -305,7 +305,7 @@ def test_plain_text_beside_the_columns_of_a_format_is_said(recipe, tmp_path):
     assert trained(inputs)[0].endswith(": 3<|im_end|>")
     assert notes[0] == (
         "note: text is learned as plain text, all of it; to learn the answers of Alpaca (instruction, output) alone, "
-        "name a column that is not there: --data.text_field none_of_them"
+        "name a column that is not there: --task.text_field none_of_them"
     )
     path.write_text(json.dumps({**ALPACA[0], "text": "Add 1 2: 3"}) + "\n")
     assert trained(prepared(recipe(path, text_field="none_of_them"))[0]) == LEARNED[:1]

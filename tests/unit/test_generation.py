@@ -23,14 +23,14 @@ from toolkit.models.generation import (
     train_shared_padding,
     use_special_ids,
 )
-from toolkit.recipe import Data, Model, Task
-from toolkit.tasks.causal_lm import CausalLM
+from toolkit.recipe import CausalLM, Model
+from toolkit.tasks.causal_lm import CausalLMTask
 
 CHAT = [{"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes,\nit is."}]}] * 3
 
 
 def ends(rows: list[dict[str, Any]], tokenizer: Any, train_on: str = "assistant") -> tuple[int, ...]:
-    task = CausalLM(Task(train_on=train_on), Data(train="x"), tokenizer)
+    task = CausalLMTask(CausalLM(train_on=train_on), tokenizer)
     return task.stop_tokens(rows)
 
 

@@ -96,12 +96,12 @@ def test_what_is_given_stays(make: Callable[..., tuple[Recipe, str]], here: Path
     write_lines(
         here / "odd.jsonl", [{"a": f"Question {number}?", "b": "Answer.", "c": "Other."} for number in range(40)]
     )
-    recipe, printed = make("--data.prompt_field", "a", "--data.completion_field", "c", data="odd.jsonl")
-    assert (recipe.data.prompt_field, recipe.data.completion_field) == ("a", "c")
+    recipe, printed = make("--task.prompt_field", "a", "--task.completion_field", "c", data="odd.jsonl")
+    assert (recipe.task.prompt_field, recipe.task.completion_field) == ("a", "c")
     assert recipe.task.sample_prompt == "Question 0?" and "in a and c; not read: b" in printed
     (here / "pairs.csv").write_text("prompt,completion\n" + "".join(f"q{n},a{n}\n" for n in range(40)))
-    recipe, printed = make("--data.text_field", "completion", data="pairs.csv")
-    assert recipe.data.text_field == "completion" and "of texts, in completion; not read: prompt" in printed
+    recipe, printed = make("--task.text_field", "completion", data="pairs.csv")
+    assert recipe.task.text_field == "completion" and "of texts, in completion; not read: prompt" in printed
     assert start(recipe, ["--preview", "1"]) == 0
     recipe, printed = make("--batch.sequence_length", "128")
     assert recipe.batch.sequence_length == 128 and "as you said; holds 169 of 200" in printed
@@ -178,13 +178,13 @@ def test_formats_of_the_field_need_no_columns(make: Callable[..., tuple[Recipe, 
         "40 rows of prompts with completions as Alpaca has them, in instruction and input and output; not read: nr"
         in printed
     )
-    assert (recipe.task.sample_prompt, recipe.data.prompt_field) == (None, "prompt")  # of two lines: not asked
+    assert (recipe.task.sample_prompt, recipe.task.prompt_field) == (None, "prompt")  # of two lines: not asked
     write_lines(here / "pairs.jsonl", [{"question": "Who?", "answer": "Me."}] * 40)
     assert "completions as questions with answers have them, in question and answer\n" in make(data="pairs.jsonl")[1]
     talk = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]
     write_lines(here / "share.jsonl", [{"conversations": talk, "id": str(number)} for number in range(40)])
     recipe, printed = make(data="share.jsonl")
-    assert (recipe.data.messages_field, recipe.task.sample_prompt) == ("messages", "Who?")
+    assert (recipe.task.messages_field, recipe.task.sample_prompt) == ("messages", "Who?")
     assert "conversations as ShareGPT has them, in conversations; not read: id" in printed
 
 
@@ -218,7 +218,7 @@ def test_the_model_alone_may_be_new(make: Callable[..., tuple[Recipe, str]], her
     ("flags", "cure"),
     [
         ([], "a classifier takes names, or integers from 0 on, that come again"),
-        (["--from", "sft_smollm2_zero2"], f"for a classifier: --from {new.CLASSES} --data.label_field label"),
+        (["--from", "sft_smollm2_zero2"], f"for a classifier: --from {new.CLASSES} --task.label_field label"),
     ],
 )  # fmt: skip
 def test_labels_that_a_language_model_leaves_out_are_said(
@@ -276,15 +276,15 @@ def test_every_suggestion_works_as_it_is_printed(
         recipe = load_recipe("recipes/mine.py")
         assert (recipe.task.name == "sequence_classification") == ("label_field" in choice)
     if {"label", "group", "its kind", "sorte"} & OPEN[name][0].keys():
-        assert any("--data.label_field" in choice for choice in choices), said
+        assert any("--task.label_field" in choice for choice in choices), said
 
 
 @pytest.mark.parametrize(
     ("label", "what"),
     [
-        (lambda n: float(n % 2), "row 1 of data.train, 'faulty.jsonl': data.label_field='label' gives 0.0"),
-        (lambda n: None if n == 4 else n % 2, "row 5 of data.train, 'faulty.jsonl': data.label_field='label' is null"),
-        (lambda n: -1 if n == 4 else n % 2, "row 5 of data.train, 'faulty.jsonl': data.label_field='label' is -1"),
+        (lambda n: float(n % 2), "row 1 of data.train, 'faulty.jsonl': task.label_field='label' gives 0.0"),
+        (lambda n: None if n == 4 else n % 2, "row 5 of data.train, 'faulty.jsonl': task.label_field='label' is null"),
+        (lambda n: -1 if n == 4 else n % 2, "row 5 of data.train, 'faulty.jsonl': task.label_field='label' is -1"),
     ],
     ids=["floats", "null", "-1"],
 )
@@ -333,7 +333,7 @@ WRONG = [
     ("x", "--data lacking.jsonl", "row 1 of data.train, 'lacking.jsonl': output is not there, while other rows have it", "write it there"),
     ("x", "--data context.jsonl", "no token of the 3 rows of data.train carries loss (left out: 3 with nothing to learn)\n  expected: answers to learn: those with \"weight\": 0 are only context", "take \"weight\": 0 from"),
     ("x", "--data blank.jsonl", "none of the 3 rows of data.train gave an example (left out: 3 empty)\n  expected: text in the rows\n", "check the columns"),
-    ("x", "--data odd.csv", "'odd.csv': its columns do not say by themselves what is to be learned:\n    a  '1'\n    b  'x'", "--data.text_field a"),
+    ("x", "--data odd.csv", "'odd.csv': its columns do not say by themselves what is to be learned:\n    a  '1'\n    b  'x'", "--task.text_field a"),
     ("x", "--evaluation odd.csv", "row 1 of data.evaluation, 'odd.csv': the columns a, b", "set"),
     ("x", "--model nowhere", "model.path='nowhere'", "check the path"),
     ("x", "--model notokenizer", "model.path='notokenizer': its tokenizer cannot be loaded", "set model.tokenizer"),
@@ -456,5 +456,5 @@ def test_help_teaches_fields_and_examples(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         verbs.main(["new", "--help"])
     printed = capsys.readouterr().out
-    assert "--data.prompt_field frage --data.completion_field antwort" in printed
+    assert "--task.prompt_field frage --task.completion_field antwort" in printed
     assert all(example.split("   ")[0] in printed for example in new.EXAMPLES)

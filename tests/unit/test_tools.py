@@ -19,8 +19,8 @@ from toolkit.data.forms.conversations import in_column
 from toolkit.data.forms.tool_calls import tools_of
 from toolkit.data.reading.described import as_described, described_rows, leaves_out_nulls
 from toolkit.errors import DataError
-from toolkit.recipe import Data, Task
-from toolkit.tasks.causal_lm import CausalLM
+from toolkit.recipe import CausalLM
+from toolkit.tasks.causal_lm import CausalLMTask
 
 # As of Qwen 2.5, without its default system message.
 QWEN = """
@@ -212,7 +212,7 @@ def tokenizers() -> dict[str, Any]:
 
 
 def encode(tokenizer: Any, row: dict[str, Any]) -> Any:
-    [example] = CausalLM(Task(), Data(train="x"), tokenizer).encode(row)
+    [example] = CausalLMTask(CausalLM(), tokenizer).encode(row)
     return example
 
 
@@ -366,14 +366,14 @@ def test_what_the_template_itself_asks_for_is_quoted(tokenizers):
 
 def test_tools_that_the_template_does_not_show_are_said_once(tokenizers):
     rows = [{"messages": ASKED[:1] + ASKED[3:], "tools": TOOLS}] * 3
-    said = {name: CausalLM(Task(), Data(train="x"), tokenizers[name]).remarks(rows) for name in ("plain", "qwen")}
+    said = {name: CausalLMTask(CausalLM(), tokenizers[name]).remarks(rows) for name in ("plain", "qwen")}
     assert said["plain"] == [
         "note: the tokenizer's chat template does not show the model the tools of the column tools: they are not read"
     ]
     assert said["qwen"] == []
     # A column of that name may be meant for something else: nobody reads it then.
     names = {"messages": ASKED[:1] + ASKED[3:], "tools": "search, calculator"}
-    task = CausalLM(Task(), Data(train="x"), tokenizers["plain"])
+    task = CausalLMTask(CausalLM(), tokenizers["plain"])
     assert learned(tokenizers["plain"], names) == ["Cold.<|im_end|>"] and task.remarks([names]) == said["plain"]
     with pytest.raises(DataError, match=r"^tools is text, but no JSON .*: 'search, calculator'") as caught:
         encode(tokenizers["qwen"], names)
@@ -382,7 +382,7 @@ def test_tools_that_the_template_does_not_show_are_said_once(tokenizers):
 
 def test_the_columns_that_are_read(tokenizers):
     """All others are named as not used."""
-    qwen, base = (CausalLM(Task(), Data(train="x"), tokenizer) for tokenizer in (tokenizers["qwen"], bare(tokenizers)))
+    qwen, base = (CausalLMTask(CausalLM(), tokenizer) for tokenizer in (tokenizers["qwen"], bare(tokenizers)))
     tools = {"tools", "functions"}
     for row, read in (
         ({"messages": ASKED, "id": 3}, {"messages"}),
@@ -405,7 +405,7 @@ def test_keys_of_messages_that_the_template_does_not_read_are_said_once(tokenize
         {"role": "assistant", "content": "b"},
     ]
     messages[1] |= {"reasoning_content": "c", "weight": 1, "train": True, "refusal": None, "wieght": 1, "tool_call": []}
-    task = CausalLM(Task(), Data(train="x"), tokenizers["plain"])
+    task = CausalLMTask(CausalLM(), tokenizers["plain"])
     assert task.remarks([{"messages": messages}] * 2) == [
         "note: the tokenizer's chat template does not read the messages' name, id, tool_call_id, reasoning_content, "
         "wieght (did you mean 'weight'?), tool_call (did you mean 'tool_calls'?)"
@@ -425,7 +425,7 @@ def test_nulls_that_arrow_adds_are_not_learned(tokenizers):
     assert unified == {"place": "Oslo", "day": None, "n": None}
     for source in (table, table.to_iterable_dataset()):
         tokenizer = tokenizers["qwen"]
-        encode_row = as_described(CausalLM(Task(), Data(train="x"), tokenizer).encode, source)
+        encode_row = as_described(CausalLMTask(CausalLM(), tokenizer).encode, source)
         for row, plain in zip(source, rows, strict=True):
             [example] = encode_row(row)
             assert tokenizer.decode(example["input_ids"].tolist()) == whole(tokenizer, plain)

@@ -238,7 +238,7 @@ CLASSIFY = "--task.name sequence_classification --data.packing False --model.pat
 DATA_AND_MODEL = [
     Wrong("bad-line", "--data.train {tmp}/bad_line.jsonl", "data.train='{tmp}/bad_line.jsonl', line 3 is not JSON", "one JSON object per line", "repair or remove the line"),
     Wrong("empty-data", "--data.train {tmp}/empty.jsonl", "data.train='{tmp}/empty.jsonl' has no rows", "at least one row", "point data.train to another one"),
-    Wrong("other-columns", "--data.train {tmp}/columns.jsonl", "row 1 of data.train, '{tmp}/columns.jsonl': the columns body, subject hold no training text", "data.messages_field='messages'", "set data.text_field='body' if it is plain text to learn, or data.prompt_field and data.completion_field to the columns of question and answer (subject, body)"),
+    Wrong("other-columns", "--data.train {tmp}/columns.jsonl", "row 1 of data.train, '{tmp}/columns.jsonl': the columns body, subject hold no training text", "task.messages_field='messages'", "set task.text_field='body' if it is plain text to learn, or task.prompt_field and task.completion_field to the columns of question and answer (subject, body)"),
     Wrong("everything-masked", "--data.train {tmp}/long_prompts.jsonl", "no token of the 3 rows of data.train carries loss (left out: 3 with all there is to learn beyond batch.sequence_length)", "examples with tokens to learn", "raise batch.sequence_length"),
     Wrong("overlong", "--data.overlong error --batch.sequence_length 16", "tokens and batch.sequence_length is 16", "examples that fit, since data.overlong='error'", "raise batch.sequence_length"),
     Wrong("all-rows-held-out", "--data.train {tmp}/good.jsonl --data.evaluation_examples 3", "data.evaluation_examples=3 of 3 rows", "fewer than there are rows", "lower data.evaluation_examples"),
@@ -261,9 +261,9 @@ DATA_AND_MODEL = [
     Wrong("sequence-and-eager", "--parallel.sequence 2 --model.attention eager", "eager attention with parallel.sequence=2", "'sdpa' or a flash_attention", "set model.attention='auto'", TWO_RANKS),
     Wrong("sequence-of-a-recurrent-model", "--model.path None --model.architecture mamba --model.weights random --model.tokenizer {llama} --parallel.sequence 2", "parallel.sequence=2: MambaConfig has linear_attention", "tokens meet in causal attention only", "set parallel.sequence=1", TWO_RANKS),
     Wrong("packed-classes", CLASSIFY + "--data.packing True", "data.packing=True with task.name='sequence_classification'", "False: every text has its own sequence and label", "set data.packing=False"),
-    Wrong("no-label-column", CLASSIFY + "--data.label_field kind", "row 1 of data.train, '{classes}': data.label_field='kind' is not there; the columns are text, label", "an integer or a class name", "set data.label_field to the column that holds the class"),
+    Wrong("no-label-column", CLASSIFY + "--task.label_field kind", "row 1 of data.train, '{classes}': task.label_field='kind' is not there; the columns are text, label", "an integer or a class name", "set task.label_field to the column that holds the class"),
     Wrong("class-only-in-evaluation", CLASSIFY + "--data.evaluation {tmp}/other_class.jsonl", "row 1 of data.evaluation, '{tmp}/other_class.jsonl': label='module' does not occur in the training rows", "one of class, function", "add the class to the training data"),
-    Wrong("one-class", CLASSIFY + "--data.train {tmp}/other_class.jsonl", "data.label_field='label' has 1 distinct values", "between 2 and 10000 classes", "check data.label_field"),
+    Wrong("one-class", CLASSIFY + "--data.train {tmp}/other_class.jsonl", "task.label_field='label' has 1 distinct values", "between 2 and 10000 classes", "check task.label_field"),
     Wrong("no-padding-token", CLASSIFY + "--model.tokenizer {tmp}/no_padding", "no_padding' has no padding token", "texts of a batch are padded", "add it to tokenizer_config.json"),
 ]  # fmt: skip
 

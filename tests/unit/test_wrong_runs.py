@@ -19,7 +19,7 @@ from tests.disks import read_only, small_disk
 from tests.distributed import run_distributed
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest, verify_hashes
 from toolkit.cli import run, verbs
-from toolkit.recipe import Batch, Checkpoint, Data, Model, Optimizer, Precision, Recipe, Tracking
+from toolkit.recipe import Batch, CausalLM, Checkpoint, Data, Model, Optimizer, Precision, Recipe, Tracking
 
 ROOT = Path(__file__).parents[2]
 QUICK_START = "recipes/sft_smollm2_zero2.py"
@@ -301,7 +301,6 @@ def test_a_padding_token_that_is_the_end_token_trains_the_end(
     from transformers import AutoTokenizer
 
     from toolkit.data.example import IGNORED
-    from toolkit.tasks.causal_lm import CausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
     tokenizer.pad_token = tokenizer.eos_token
@@ -312,7 +311,7 @@ def test_a_padding_token_that_is_the_end_token_trains_the_end(
     assert run.main(recipe, ["--preview", "1"]) == 0
     assert "<|im_end|>]]" in capfd.readouterr().out
 
-    task = CausalLM(recipe.task, recipe.data, tokenizer)
+    task = CausalLMTask(recipe.task, tokenizer)
     answers = ("Yes.", "Yes, and there is more to say about it.")
     turns = [[{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}] for answer in answers]
     examples = [task.encode({"messages": messages})[0] for messages in turns]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME
@@ -20,6 +21,7 @@ from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manife
 from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.engine.fragments import WEIGHT
 from toolkit.errors import CheckpointError, RunFailed
+from toolkit.recipe import Task as Options
 from toolkit.storage import RUN, Remedy, storage_errors, why_unwritable
 from toolkit.tasks import task_class
 
@@ -150,7 +152,7 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
     config = _config(model_folder)
     config.dtype = dtype
     with torch.device("meta"):
-        model = task_class(reader.manifest.run["task"]).auto_class.from_config(config, dtype=dtype)
+        model = _auto_class(reader.manifest.run).from_config(config, dtype=dtype)
     weights = {name: _finite(reader, name, dtype).to(dtype) for name in reader.manifest.shapes}
     if (model_folder / UNTRAINED).is_file():
         # In the format they were loaded in: architectures keep such corrections in fp32.
@@ -159,6 +161,12 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
     model.tie_weights()
     _check_whole(model, weights, unexpected, reader.folder)
     return model
+
+
+def _auto_class(run: Mapping[str, Any]) -> Any:
+    """transformers' class for the run's task. Checkpoints of older versions name the task alone."""
+    name = run.get("auto_class")
+    return getattr(transformers, name) if name is not None else task_class(Options.kind(run["task"])).auto_class
 
 
 def _config(model_folder: Path) -> Any:

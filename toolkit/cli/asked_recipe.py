@@ -83,14 +83,12 @@ def _own_data(wanted: Wanted, start: Mapping[str, Any]) -> dict[str, Any]:
         return (
             {} if wanted.evaluation is None else {"data.evaluation": wanted.evaluation, "data.evaluation_examples": 0}
         )
-    fields = [name for name in start if name.startswith("data.") and name.endswith("_field")]
+    fields = [name for name in start if name.startswith("task.") and (name.endswith("_field") or "sample_" in name)]
     fields += [f"data.{name}" for name in ABOUT_THE_DATA]
     return {
-        **{name: default(name) for name in fields},
+        **{name: default(name, start) for name in fields},
         "data.train": wanted.data,
         "data.evaluation": wanted.evaluation,
-        "task.sample_prompt": None,
-        "task.sample_tokens": default("task.sample_tokens"),
         "evaluation.max_sequences": None,
     }
 

@@ -7,10 +7,12 @@ import ast
 import inspect
 import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 import toolkit
 from toolkit.cli.flag_errors import OPTIONS
@@ -18,7 +20,8 @@ from toolkit.cli.flags import Invocation
 from toolkit.ds_config import golden
 from toolkit.ds_config.rules import RULES
 from toolkit.recipe import Recipe
-from toolkit.recipe.effect import FIELDS
+from toolkit.recipe.dotted import CHOICES
+from toolkit.recipe.effect import acts_when
 from toolkit.recipe.field_type import describe_field
 from toolkit.recipe.load import load_recipe
 
@@ -81,13 +84,17 @@ several hosts, a SLURM script.
 
 
 def _fields(root: Path) -> str:
-    sections = {name: getattr(field.annotation, "model_fields", None) for name, field in Recipe.model_fields.items()}
-    parts = [
-        f"## {name}\n\n{inspect.getdoc(Recipe.model_fields[name].annotation)}\n\n{_field_table(inner, f'{name}.')}"
-        for name, inner in sections.items()
-        if inner is not None
-    ]
-    plain = {name: Recipe.model_fields[name] for name, inner in sections.items() if inner is None}
+    parts, plain = [], {}
+    for name, field in Recipe.model_fields.items():
+        if name in CHOICES:
+            parts.append(
+                f"## {name}\n\n{inspect.getdoc(CHOICES[name])} One of the following, told apart by `{name}.name`."
+            )
+            parts += [_section(f"### {kind.__name__}", kind, name) for kind in CHOICES[name].kinds.values()]
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            parts.append(_section(f"## {name}", field.annotation, name))
+        else:
+            plain[name] = field
     return f"""# Recipe fields
 
 Every field of a recipe, by section. On the command line a field is a flag with its dotted name:
@@ -95,7 +102,7 @@ Every field of a recipe, by section. On the command line a field is a flag with 
 
 ## The run
 
-{_field_table(plain, "")}
+{_field_table(plain, None, "")}
 
 ## Flags of a start
 
@@ -106,10 +113,14 @@ These are no part of the recipe.
 {chr(10).join(f"{part}{chr(10)}" for part in parts)}"""
 
 
-def _field_table(found: dict[str, Any], prefix: str) -> str:
+def _section(title: str, kind: type[BaseModel], name: str) -> str:
+    return f"{title}\n\n{inspect.getdoc(kind)}\n\n{_field_table(kind.model_fields, kind, f'{name}.')}"
+
+
+def _field_table(found: Mapping[str, Any], kind: type[BaseModel] | None, prefix: str) -> str:
     rows = []
     for name, field in found.items():
-        acts = FIELDS[f"{prefix}{name}"]
+        acts = acts_when(f"{prefix}{name}", kind)
         condition = f" Acts with {acts.needs} only." if acts else ""
         default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
         rows.append([f"`{prefix}{name}`", describe_field(field), default, f"{field.description}{condition}"])

@@ -19,6 +19,7 @@ from toolkit.cli.flag_errors import OPTIONS, field_of, refusal, values_of
 from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
 from toolkit.errors import RecipeError, did_you_mean, nearest, together
 from toolkit.recipe import Recipe
+from toolkit.recipe.dotted import CHOICES
 from toolkit.recipe.field_type import is_mapping, is_switch
 from toolkit.recipe.location import path
 from toolkit.recipe.recipe import InconsistentRecipe
@@ -113,6 +114,7 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
 
     A shorter run on the command line takes along what the file fitted to its own length.
     """
+    recipe = _of_kind(recipe, argv)
     _check_names(argv, recipe)
     given = given_flags(argv)
     more, notes = other_length(recipe, argv, given)
@@ -140,6 +142,16 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
             f"--preview {found.preview}", expected=OPTIONS["preview"], do="pass --preview 2, or leave it out"
         )
     return replace(found, output_dir=output_dir, resume=resume)
+
+
+def _of_kind(recipe: Recipe, argv: Sequence[str]) -> Recipe:
+    """`recipe` with the kinds of sections that `argv` names (--task.name), whose fields are then its flags."""
+    for section in CHOICES:
+        names, now = values_of(f"{section}.name", argv), getattr(recipe, section)
+        if len(names) == 1 and names[0] != now.name:
+            # What the new kind lacks elsewhere in the recipe is found when all flags are read.
+            recipe = recipe.model_copy(update={section: now.switched(names[0])})
+    return recipe
 
 
 def _read_with_what_follows(start: Invocation, argv: Sequence[str], description: str, prog: str) -> Invocation:
@@ -270,12 +282,21 @@ def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
         if (problem := removed_field(plain, value)) is not None:
             found.append(problem)
         elif plain not in known and _without_no(plain) not in known:
-            found.append(synonym(plain, value) or _unknown(name, plain, known))
+            found.append(synonym(plain, value) or _unknown(name, plain, known, recipe))
     if found:
         raise together(found)
 
 
-def _unknown(name: str, plain: str, known: Sequence[str]) -> RecipeError:
+def _unknown(name: str, plain: str, known: Sequence[str], recipe: Recipe) -> RecipeError:
+    section, _, field = plain.partition(".")
+    owners = CHOICES[section].owners(field) if section in CHOICES else []
+    if owners:
+        kind = getattr(recipe, section).name
+        return RecipeError(
+            f"unknown flag {name} for {section}.name={kind!r} ({', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it)",
+            expected=f"a field of {kind}: {', '.join(CHOICES[section].kind(kind).model_fields)}",
+            do=f"leave it out, or choose the other with --{section}.name {owners[0]}",
+        )
     options = ", ".join(f"--{option}" for option in OPTIONS)
     return RecipeError(
         f"unknown flag {name}{suggest(plain, known)}",

@@ -20,14 +20,13 @@ from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import assumed_target, rendering_of
 from toolkit.ds_config.render import render
 from toolkit.errors import InputError, did_you_mean
-from toolkit.recipe import Recipe
-from toolkit.recipe.dotted import flat, recipe_of, written
+from toolkit.recipe import CausalLM, Recipe, SequenceClassification, Task
+from toolkit.recipe.dotted import CHOICES, flat, recipe_of, switched, written
 from toolkit.recipe.effect import FIELDS
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.recipe_file import file_text
 from toolkit.recipe.synonyms import answer, synonym
 from toolkit.storage import HERE, storage_errors, write_together
-from toolkit.tasks import check_metric
 
 if TYPE_CHECKING:
     from toolkit.cli.asked_recipe import Wanted
@@ -57,7 +56,7 @@ EXAMPLES = [
 ]
 ABOUT_FIELDS = """
 Every field of a recipe is a flag as well, for what is not to be chosen by looking:
-    --data.prompt_field frage --data.completion_field antwort --optimizer.learning_rate 1e-5"""
+    --task.prompt_field frage --task.completion_field antwort --optimizer.learning_rate 1e-5"""
 
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
@@ -200,11 +199,17 @@ def _unknown(name: str, plain: str) -> InputError:
     from toolkit.cli.flags import suggest  # with what reads the fields' flags
 
     return InputError(
-        f"unknown flag {name}{suggest(plain, [*(flag[2:] for flag in OWN_FLAGS), *FIELDS])}",
+        f"unknown flag {name}{suggest(plain, [*(flag[2:] for flag in OWN_FLAGS), *FIELDS, *_fields_of_kinds()])}",
         expected=f"one of {', '.join(OWN_FLAGS)}, or a field of the recipe with its section, such as "
         "--optimizer.learning_rate",
         do="see `toolkit new --help`; docs/fields.md lists the fields",
     )
+
+
+def _fields_of_kinds() -> list[str]:
+    """Dotted names of the fields of sections that are of one of several kinds."""
+    kinds = [(section, kind) for section, base in CHOICES.items() for kind in base.kinds.values()]
+    return [f"{section}.{field}" for section, kind in kinds for field in kind.model_fields]
 
 
 def find_source(word: str) -> Path:
@@ -235,14 +240,16 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     from toolkit.models.positions import check_sequence_length
     from toolkit.train.inputs import load_task
 
-    names_classes = wanted.data is not None and "data.label_field" in given_flags(wanted.fields)
+    names_classes = wanted.data is not None and "task.label_field" in given_flags(wanted.fields)
     source = find_source(wanted.source or (CLASSES if names_classes else LANGUAGE))
     begun = asked(source, wanted)
     look = survey.look_at(begun.recipe.data)
-    columns = {name.removeprefix("data.") for name in begun.given if name.startswith("data.")}
+    columns = {name.removeprefix("task.") for name in begun.given if name.startswith("task.")}
     is_settled = wanted.source is not None or wanted.data is None or "task.name" in begun.given
     task_name = begun.recipe.task.name if is_settled else None
-    roles = find_roles([row for _, row in look.rows], begun.recipe.data, columns, task_name)
+    roles = find_roles(
+        [row for _, row in look.rows], begun.recipe.data, _columns(begun.recipe.task), columns, task_name
+    )
     if roles.kind == "classification" and wanted.source is None and wanted.data is not None:
         source = find_source(CLASSES)
         begun = asked(source, wanted)
@@ -250,7 +257,8 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     recipe = begun.recipe
     if wanted.data is not None:
         proposal.set_columns(sheet, roles)
-        recipe = recipe_of(flat(recipe) | {name: sheet[name] for name in flat(recipe) if _is_about_rows(name)})
+        values = switched(flat(recipe), "task", sheet["task.name"])
+        recipe = recipe_of(values | {name: sheet[name] for name in values if _is_about_rows(name)})
     tokenizer, task = load_task(recipe)
     survey.fit_task(look, task, recipe, tokenizer)
     model = survey.look_at_model(recipe.model, task, tokenizer)
@@ -264,10 +272,10 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     seen = proposal.Seen(roles, look, measured, model, wanted.data is not None, wanted.model is not None, split)
     remarks = [*look.source.remarks, *task.remarks(look.source.rows, row_names(look.source, "data.train"))]
     if "task.name" not in begun.given:
-        remarks += _about_labels(roles, recipe.data.text_field, wanted.source)
+        remarks += _about_labels(roles, recipe.task, wanted.source)
     report.seen(recipe, source, seen, remarks)
     recipe = proposal.propose(sheet, seen, steps=wanted.steps, epochs=wanted.epochs)
-    check_metric(recipe.task.name, recipe.evaluation.metric)
+    recipe.task.check_metric(recipe.evaluation.metric)
     check_sequence_length(model.kind, model.config, recipe.batch.sequence_length)
     headline = proposal.headline(roles.kind, recipe)
     note = f"{headline.rstrip('.')}; drafted from {source.stem}."
@@ -277,15 +285,15 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     return recipe, file_text(recipe, wanted.name, headline, keep=keep, comments=comments(sheet))
 
 
-def _about_labels(roles: Roles, text: str, source: str | None) -> list[str]:
+def _about_labels(roles: Roles, task: Task, source: str | None) -> list[str]:
     """A line on each column that may have been meant as classes where texts are learned."""
     start = "" if source is None else f"--from {CLASSES} "
     return [
-        f"note: column {label!r} looks like classes or scores; this trains a language model on {text}; "
+        f"note: column {label!r} looks like classes or scores; this trains a language model on {getattr(task, 'text_field', 'text')}; "
         + (
             "a classifier takes names, or integers from 0 on, that come again"
             if label in roles.scores
-            else f"for a classifier: {start}--data.label_field {shlex.quote(label)}"
+            else f"for a classifier: {start}--task.label_field {shlex.quote(label)}"
         )
         for label in roles.labels
     ]
@@ -293,8 +301,14 @@ def _about_labels(roles: Roles, text: str, source: str | None) -> list[str]:
 
 def _is_about_rows(name: str) -> bool:
     return name in ("task.name", "data.packing", "data.overlong") or (
-        name.startswith("data.") and name.endswith("_field")
+        name.startswith("task.") and name.endswith("_field")
     )
+
+
+def _columns(task: Task) -> dict[str, str]:
+    """The columns that fields name, of `task` where it has them, else by their default."""
+    kinds = (CausalLM(), SequenceClassification(), task)
+    return {name: value for kind in kinds for name, value in kind if name.endswith("_field")}
 
 
 def _notes(name: str, recipe: Recipe) -> list[str]:

@@ -38,13 +38,12 @@ def print_preview(recipe: Recipe, count: int) -> int:
         columns=task.columns,
         row_name=row_names(source, "data.train"),
         rows=source.rows,
+        kind=task,
     )
     least_rows, least_tokens = (ROWS_PER_SEQUENCE * count, count * capacity) if packing else (count, 1)
     examples, num_rows = _examples(source.rows, encoder, count, least_rows, least_tokens)
-    groups = (
-        best_fit([len(example["input_ids"]) for example in examples], capacity) if packing else one_each(len(examples))
-    )
-    preview(tokenizer, [[examples[index] for index in group] for group in groups[:count]], stream=sys.stdout)
+    groups = best_fit([task.size(example) for example in examples], capacity) if packing else one_each(len(examples))
+    preview(task, [[examples[index] for index in group] for group in groups[:count]], stream=sys.stdout)
     if said := encoder.counts.describe():
         display.say(f"of the {num_rows:,} rows looked at: {said}")
     remark = unused_remark("data.train", encoder.unused, num_rows, first=True)
@@ -62,7 +61,7 @@ def _examples(
     for number, row in enumerate(rows, start=1):
         found = encoder.examples(row, number)
         examples += found
-        tokens += sum(len(example["input_ids"]) for example in found)
+        tokens += sum(map(encoder.kind.size, found))
         if number >= least_rows and len(examples) >= count and tokens >= least_tokens:
             break
     encoder.check(number)

@@ -23,7 +23,6 @@ from toolkit.library_messages import are_shown, show_all
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import mesh_of
 from toolkit.recipe.recipe import InconsistentRecipe
-from toolkit.tasks import check_metric, check_task
 
 
 def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
@@ -136,5 +135,4 @@ def _faults(recipe: Recipe, world_size: int) -> list[InputError]:
 
 
 def _check_task(recipe: Recipe) -> None:
-    check_task(recipe.task.name)
-    check_metric(recipe.task.name, recipe.evaluation.metric)
+    recipe.task.check_metric(recipe.evaluation.metric)

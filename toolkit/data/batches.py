@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from toolkit.data.columns import update_digest
 from toolkit.data.encoding import Encoder, Exchange, TeamEncoder
-from toolkit.data.example import Collate, Example, Sequences, masked
+from toolkit.data.example import Collate, Example, Kind, Sequences
 from toolkit.data.order import Order, shard
 from toolkit.data.packing import Counts, best_fit, one_each
 from toolkit.data.prefetch import ahead
 from toolkit.data.store import Store
+from toolkit.data.tokens import TOKENS
 from toolkit.errors import CheckpointError
 
 KNOWN_ROWS = 64
@@ -72,6 +73,7 @@ class StoredBatches:
     rank: int
     world_size: int
     micro_size: int
+    kind: Kind = TOKENS
 
     def contents(self) -> Contents:
         """The examples and the sequences packed from them."""
@@ -94,13 +96,29 @@ class StoredBatches:
         return {"step": step}
 
     def _batch(self, step: int) -> StepBatch:
-        chosen = [self.sequences[position] for position in self.order.positions(step)]
+        placed = self.order.places(step)
+        chosen = [self.sequences[position] for _, position in placed]
         micro_batches = [
-            self.collate([[self.store[index] for index in chosen[position]] for position in positions])
+            self.collate([[self._drawn(index, placed[place][0]) for index in chosen[place]] for place in positions])
             for positions in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
         ]
         lengths = self.store.lengths[list(itertools.chain.from_iterable(chosen))]
         return StepBatch(step, self.order.epoch(step + 1), micro_batches, lengths)
+
+    def _drawn(self, index: int, passes: int) -> Example:
+        example = self.store[index]
+        return drawn(self.kind, example, self.order.seed, passes, index)
+
+
+Placed: TypeAlias = tuple[tuple[int, ...], Example]
+"""An example of a stream and its place: seed, pass, rows before its window, its number in the window."""
+
+
+def drawn(kind: Kind, example: Example, *place: int) -> Example:
+    """`example` as it is collated; its `place` (seed, pass, number) alone decides what is drawn for it."""
+    if not kind.transforms:
+        return example
+    return kind.transform(example, np.random.Generator(np.random.PCG64(list(place))))
 
 
 @dataclass(frozen=True)
@@ -180,19 +198,20 @@ class StreamedBatches:
         return Position(state["passes"], state["rows"], state["offset"])
 
     def _steps(self, start: int, stop: int, position: Position, skipped: int) -> Iterator[tuple[StepBatch, Position]]:
+        kind = self.encoder.kind
         with TeamEncoder(self.encoder, self.exchange) as team:
             dealt = itertools.islice(self._sequences(position, team), skipped, None)
             for step in range(start, stop):
                 chosen, positions = zip(*itertools.islice(dealt, self.global_size), strict=True)
                 micro_batches = [
-                    self.collate([chosen[index] for index in indices])
+                    self.collate([[drawn(kind, example, *place) for place, example in chosen[at]] for at in indices])
                     for indices in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
                 ]
-                lengths = np.array([len(example["input_ids"]) for sequence in chosen for example in sequence], np.int64)
+                lengths = np.array([kind.size(example) for sequence in chosen for _, example in sequence], np.int64)
                 after = positions[-1]
                 yield StepBatch(step, float(after.passes), micro_batches, lengths), after
 
-    def _sequences(self, position: Position, team: TeamEncoder) -> Iterator[tuple[list[Example], Position]]:
+    def _sequences(self, position: Position, team: TeamEncoder) -> Iterator[tuple[list[Placed], Position]]:
         """Every sequence from `position` on, with the position after it; never ends."""
         passes, rows_read, offset = position.passes, position.rows, position.offset
         while True:
@@ -205,14 +224,15 @@ class StreamedBatches:
             self.encoder.check(rows_read)
             passes, rows_read = passes + 1, 0
 
-    def _window(self, examples: list[Example], passes: int, rows_read: int) -> list[list[Example]]:
+    def _window(self, examples: list[Example], passes: int, rows_read: int) -> list[list[Placed]]:
         """The sequences of one window, in the order in which they are dealt."""
-        lengths = [len(example["input_ids"]) for example in examples]
+        lengths = [self.encoder.kind.size(example) for example in examples]
         groups = best_fit(lengths, self.encoder.capacity) if self.packing else one_each(len(examples))
         order = np.arange(len(groups))
         if self.shuffle:
             order = np.random.Generator(np.random.PCG64([self.seed, passes, rows_read])).permutation(len(groups))
-        return [[examples[index] for index in groups[position]] for position in order]
+        place = (self.seed, passes, rows_read)
+        return [[((*place, index), examples[index]) for index in groups[position]] for position in order]
 
 
 def evaluation_batches(
@@ -223,20 +243,24 @@ def evaluation_batches(
     world_size: int,
     micro_size: int,
     max_sequences: int | None = None,
+    kind: Kind = TOKENS,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Micro-batches of `micro_size` of the first `max_sequences` sequences (None: of all) for one rank, in order.
 
     Each of those is on exactly one rank, however many ranks there are. Every rank gets the same number of micro-batches
     (a ZeRO-3 rank alone in a forward pass waits for ever): where sequences run out, a copy of the first one fills up,
-    with every label ignored.
+    without a target. What is drawn for an example is the same in every evaluation.
     """
     sequences = sequences[:max_sequences]
     width = world_size * micro_size
     for batch in range(math.ceil(len(sequences) / width)):
         start = batch * width + rank * micro_size
-        chosen = [[store[index] for index in sequence] for sequence in sequences[start : start + micro_size]]
+        chosen = [
+            [drawn(kind, store[index], 0, 0, index) for index in sequence]
+            for sequence in sequences[start : start + micro_size]
+        ]
         while len(chosen) < micro_size:
-            chosen.append([masked(store[index]) for index in sequences[0]])
+            chosen.append([kind.ignored(drawn(kind, store[index], 0, 0, index)) for index in sequences[0]])
         yield collate(chosen)
 
 

@@ -1,4 +1,4 @@
-"""Flat columns of integers on disk: one growing .npy file per column, one for where each example ends."""
+"""Columns of arrays on disk: one growing .npy file per column, one for where each example ends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FLUSH_TOKENS = 1 << 20
 
 
 class GrowingArray:
-    """A 1-D .npy file whose length is not known in advance: data first, the header's shape at the end."""
+    """A .npy file whose length is not known in advance: data first, the header's shape at the end."""
 
-    def __init__(self, path: Path, dtype: type[np.generic]) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, path: Path, dtype: Any, item: tuple[int, ...] = ()) -> None:
+        self.dtype, self.item = np.dtype(dtype), item
         self.size = 0
         self._waiting: list[NDArray[Any]] = []
         self._num_waiting = 0
@@ -52,7 +52,11 @@ class GrowingArray:
 
     def _write_header(self) -> None:
         # numpy pads the header so that a longer shape still fits in the same bytes (GROWTH_AXIS_MAX_DIGITS).
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.size,)}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (self.size, *self.item),
+        }
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
@@ -72,7 +76,7 @@ class ColumnWriter:
     def append(self, example: Example) -> None:
         """Add one example."""
         if not self._columns:
-            self._columns = {name: self._open(name) for name in example}
+            self._columns = {name: self._open(name, values) for name, values in example.items()}
         if set(example) != set(self._columns):
             raise DataError(
                 f"an example has the columns {sorted(example)}, the ones before it {sorted(self._columns)}",
@@ -80,7 +84,12 @@ class ColumnWriter:
                 do="let the task's encode return the same keys for every row",
             )
         for name, (values, ends) in self._columns.items():
-            values.append(example[name])
+            found = example[name]
+            if (found.dtype, found.shape[1:]) != (values.dtype, values.item):
+                raise TypeError(
+                    f"{name} is {found.dtype}{list(found.shape[1:])}, before it was {values.dtype}{list(values.item)}"
+                )
+            values.append(found)
             ends.append(np.array([values.size]))
         update_digest(self._digest, example)
 
@@ -91,18 +100,20 @@ class ColumnWriter:
             ends.close()
         (self.directory / "columns.json").write_text(json.dumps(sorted(self._columns)))
 
-    def _open(self, name: str) -> tuple[GrowingArray, GrowingArray]:
+    def _open(self, name: str, first: NDArray[Any]) -> tuple[GrowingArray, GrowingArray]:
+        if not first.ndim:
+            raise TypeError(f"{name} has no dimension: an example holds arrays of at least one")
         return (
-            GrowingArray(self.directory / f"{name}.npy", np.int32),
+            GrowingArray(self.directory / f"{name}.npy", first.dtype, first.shape[1:]),
             GrowingArray(self.directory / f"{name}.ends.npy", np.int64),
         )
 
 
 def update_digest(digest: Any, example: Example) -> None:
-    """Add the columns of `example`, as they are stored, to a hash of hashlib."""
+    """Add the arrays of `example`, with their names, types and shapes, to a hash of hashlib."""
     for name in sorted(example):
-        values = np.ascontiguousarray(example[name], dtype=np.int32)
-        digest.update(f"{name}:{values.size}:".encode())
+        values = np.ascontiguousarray(example[name])
+        digest.update(f"{name}:{values.dtype.str}{list(values.shape)}:".encode())
         digest.update(values.tobytes())
 
 
@@ -115,15 +126,11 @@ class ColumnReader:
         self._ends = {name: np.load(directory / f"{name}.ends.npy") for name in names}
 
     def __len__(self) -> int:
-        return len(self._ends["input_ids"])
+        return len(next(iter(self._ends.values()), ()))
 
     def __getitem__(self, index: int) -> Example:
         # Copies: the maps are read-only and a tensor over them would be, too.
         return {name: np.array(values[self._slice(name, index)]) for name, values in self._values.items()}
-
-    def lengths(self, name: str) -> NDArray[np.int64]:
-        """Entries of column `name` in every example."""
-        return np.asarray(np.diff(self._ends[name], prepend=0), dtype=np.int64)
 
     def _slice(self, name: str, index: int) -> slice:
         ends = self._ends[name]

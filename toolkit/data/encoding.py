@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from toolkit.data.example import Encode, Example, Row, num_targets
+from toolkit.data.example import Encode, Example, Kind, Row
 from toolkit.data.forms.messages import EmptyAnswer
-from toolkit.data.packing import Counts, fit
+from toolkit.data.packing import Counts
 from toolkit.data.reading.column_names import ColumnMissing, missing, unused_columns
 from toolkit.data.reading.row_names import RowName, named, plain_names
+from toolkit.data.tokens import TOKENS
 from toolkit.errors import DataError, ToolkitError
 
 COUNT_IN = 1000
@@ -25,7 +26,7 @@ LEAVE_S = 60.0
 
 @dataclass
 class Encoder:
-    """Applies a task's `encode`, makes the examples fit `capacity` tokens, leaves out what trains nothing, counts."""
+    """Applies a task's `encode`, makes the examples fit `capacity`, leaves out what trains nothing, counts."""
 
     encode: Encode
     capacity: int
@@ -42,11 +43,13 @@ class Encoder:
     rows: Iterable[Row] | None = None
     """All rows, which can be read once more: an error that others share says how many, and one about columns which of them
     other rows have; None: it speaks of one."""
+    kind: Kind = TOKENS
+    """What the examples are."""
 
     def examples(self, row: Row, number: int) -> list[Example]:
         """The examples kept of row `number` (1 is the first). Raises DataError that names the row."""
         try:
-            found = [example for example in self.encode(row) if len(example["input_ids"])]
+            found = [example for example in self.encode(row) if self.kind.size(example)]
             kept = [piece for example in found for piece in self._fitted(example)]
         except EmptyAnswer as error:
             what = error.what + self._share(number, EmptyAnswer)
@@ -97,11 +100,11 @@ class Encoder:
     def _fitted(self, example: Example) -> list[Example]:
         """What of `example` fits and has something to learn; counts what became of it."""
         cut = self.counts.truncated
-        fitted = fit(example, self.capacity, self.overlong, self.counts)
-        kept = [piece for piece in fitted if num_targets(piece)]
+        fitted = self.kind.fitted(example, self.capacity, self.overlong, self.counts)
+        kept = [piece for piece in fitted if self.kind.targets(piece)]
         if len(kept) == len(fitted):
             return kept
-        if self.counts.truncated > cut and num_targets(example):
+        if self.counts.truncated > cut and self.kind.targets(example):
             self.counts.truncated -= 1
             self.counts.cut_off += 1
         else:

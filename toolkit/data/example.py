@@ -1,40 +1,55 @@
-"""What one training example is, and the two functions a task gives to this package.
-
-Causal LM: "input_ids" [T] and "labels" [T], where -100 marks a token without loss and labels are not shifted.
-Classification: "input_ids" [T] and "labels" [1]. Further 1-D columns are carried along. "closing" [1] says how many
-tokens at the end stay when the example is cut to a length: those that a tokenizer puts after every text.
-"""
+"""What one training example is, and what this package has to be told about its kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from toolkit.data.packing import Counts
+
 IGNORED = -100
+"""A label that carries no loss."""
 
 Ints: TypeAlias = NDArray[np.int32]
-Example: TypeAlias = dict[str, Ints]
+Array: TypeAlias = NDArray[Any]
+Example: TypeAlias = dict[str, Array]
+"""Named arrays of any type with at least one dimension; the first one's length may differ between examples."""
 Row: TypeAlias = Mapping[str, Any]
 Encode: TypeAlias = Callable[[Row], list[Example]]
 Collate: TypeAlias = Callable[[list[list[Example]]], dict[str, torch.Tensor]]
 Sequences: TypeAlias = Sequence[Sequence[int]]
 
 
-def num_targets(example: Example) -> int:
-    """Label positions of `example` that carry loss.
+class Kind(Protocol):
+    """What a task says about its examples; this package knows no names of arrays. `toolkit.data.tokens` is the usual one."""
 
-    A causal LM predicts label t from the tokens before t, so the first label of a token-level example never counts.
-    """
-    labels = example["labels"]
-    if len(labels) == len(example["input_ids"]) and len(labels) > 1:
-        labels = labels[1:]
-    return int(np.count_nonzero(labels != IGNORED))
+    transforms: ClassVar[bool]
+    """Whether `transform` does anything."""
 
+    def size(self, example: Example) -> int:
+        """What packing and length limits count: tokens, frames, pixels."""
+        ...
 
-def masked(example: Example) -> Example:
-    """The same example with every label ignored: it takes part in a forward pass and adds nothing to the loss."""
-    return {**example, "labels": np.full_like(example["labels"], IGNORED)}
+    def targets(self, example: Example) -> int:
+        """What of `example` carries loss: tokens, or labels."""
+        ...
+
+    def fitted(self, example: Example, capacity: int, overlong: str, counts: Counts) -> list[Example]:
+        """`example` as the examples of at most `capacity` that `overlong` (data.overlong) makes of it; `counts` what it did."""
+        ...
+
+    def ignored(self, example: Example) -> Example:
+        """The same example without a target: it takes part in a forward pass and adds nothing to the loss."""
+        ...
+
+    def transform(self, example: Example, random: np.random.Generator) -> Example:
+        """What is costly to store, or drawn anew each time, made when `example` is collated.
+
+        `random` depends on the seed, the pass over the data and the example alone.
+        """
+        ...

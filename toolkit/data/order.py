@@ -21,12 +21,17 @@ class Order:
 
     def positions(self, step: int) -> list[int]:
         """Indices of the `global_size` sequences of optimizer step `step` (0 is the first)."""
+        return [position for _, position in self.places(step)]
+
+    def places(self, step: int) -> list[tuple[int, int]]:
+        """(pass over the data, index) of those sequences; 0 is the first pass."""
         first, last = step * self.global_size, (step + 1) * self.global_size
-        found: list[int] = []
+        found: list[tuple[int, int]] = []
         while first < last:
             epoch, offset = divmod(first, self.num_sequences)
             taken = min(last - first, self.num_sequences - offset)
-            found += _permutation(self.num_sequences, self.seed, epoch, self.shuffle)[offset : offset + taken].tolist()
+            order = _permutation(self.num_sequences, self.seed, epoch, self.shuffle)[offset : offset + taken]
+            found += [(epoch, index) for index in order.tolist()]
             first += taken
         return found
 

@@ -1,4 +1,4 @@
-"""Fill sequences of fixed capacity with several examples, and make examples fit."""
+"""Fill sequences of fixed capacity with several examples."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from toolkit.data.example import IGNORED, Example
-from toolkit.errors import DataError
 
 FULL_ENOUGH = 0.99
 """Share of the tokens that is no padding from which on no second way of packing is tried."""
@@ -195,62 +192,3 @@ def efficiency(lengths: Sequence[int] | np.ndarray, sequences: Sequence[Sequence
         return 0.0
     sizes = np.asarray(lengths, dtype=np.int64)
     return float(sum(int(sizes[list(group)].sum()) for group in sequences)) / (len(sequences) * capacity)
-
-
-def fit(example: Example, capacity: int, overlong: str, counts: Counts) -> list[Example]:
-    """`example` as the examples of at most `capacity` tokens that `overlong` makes of it; counts what it did.
-
-    `overlong` is data.overlong. Raises DataError for "error", and for "split" where cutting would lose the meaning.
-    """
-    length = len(example["input_ids"])
-    if length <= capacity:
-        return [example]
-    if overlong == "truncate":
-        counts.truncated += 1
-        return [_truncated(example, capacity)]
-    if overlong == "drop":
-        counts.dropped += 1
-        return []
-    if overlong == "split":
-        counts.split += 1
-        return split_overlong(example, capacity)
-    raise DataError(
-        f"an example has {length} tokens and batch.sequence_length is {capacity}",
-        expected="examples that fit, since data.overlong='error'",
-        do="raise batch.sequence_length, or set data.overlong to 'truncate', 'drop' or 'split'",
-    )
-
-
-def _truncated(example: Example, capacity: int) -> Example:
-    """The first `capacity` tokens, or fewer and the ones that close the example."""
-    length = len(example["input_ids"])
-    closing = min(int(example["closing"][0]), capacity) if "closing" in example else 0
-    kept = np.r_[: capacity - closing, length - closing : length]
-    return {name: column[kept] if len(column) == length else column for name, column in example.items()}
-
-
-def split_overlong(example: Example, capacity: int) -> list[Example]:
-    """Cut plain text into consecutive examples of `capacity` tokens, the last one shorter.
-
-    Raises DataError for anything but plain text: the later parts of a conversation would lose what they answer.
-    """
-    length = len(example["input_ids"])
-    labels = example["labels"]
-    if len(labels) != length or (labels[1:] == IGNORED).any():
-        raise DataError(
-            f"an example of {length} tokens that is not plain text (only some of its tokens carry loss) "
-            "would be split, data.overlong='split'",
-            expected="plain text, where every part is trained on its own",
-            do="set data.overlong to 'truncate' or 'drop', or raise batch.sequence_length",
-        )
-    pieces = [_piece(example, start, start + capacity) for start in range(0, length, capacity)]
-    for piece in pieces[1:]:
-        # What predicts a piece's first token is in the piece before.
-        piece["labels"] = np.concatenate([np.array([IGNORED], dtype=np.int32), piece["labels"][1:]])
-    return pieces
-
-
-def _piece(example: Example, start: int, stop: int) -> Example:
-    """Tokens [start, stop) of `example`: every column as long as "input_ids" is cut, others are kept whole."""
-    length = len(example["input_ids"])
-    return {name: column[start:stop] if len(column) == length else column for name, column in example.items()}

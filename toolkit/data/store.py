@@ -19,15 +19,16 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.columns import ColumnReader, ColumnWriter, GrowingArray
+from toolkit.data.columns import ColumnReader, ColumnWriter, GrowingArray, update_digest
 from toolkit.data.encoding import Encoder
-from toolkit.data.example import Encode, Example, Row, num_targets
+from toolkit.data.example import Encode, Example, Kind, Row
 from toolkit.data.packing import Counts
 from toolkit.data.reading.row_names import RowName
+from toolkit.data.tokens import TOKENS
 from toolkit.errors import DataError, StorageError
 from toolkit.storage import CLOSED, FULL
 
-_FORMAT = 6  # part of every fingerprint: raise it when the files or the encoding in this package change
+_FORMAT = 7  # part of every fingerprint: raise it when the files or the encoding in this package change
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with the rows encoded so far and, where known, the rows there are."""
@@ -47,9 +48,10 @@ class Store:
         self.unused: dict[str, int] = summary["unused"]
         """Columns that were not read, by name, and the rows in which they hold something."""
         self._columns = ColumnReader(directory)
-        self.lengths: NDArray[np.int64] = self._columns.lengths("input_ids")
+        self.lengths: NDArray[np.int64] = np.load(directory / "sizes.npy")
+        """Size of each example."""
         self.digests: NDArray[np.int64] = np.load(directory / "digests.npy")
-        """One of each example: equal where tokens and labels are."""
+        """One of each example: equal where all arrays are."""
 
     def __len__(self) -> int:
         return len(self._columns)
@@ -77,17 +79,18 @@ def prepare(
     progress: Progress | None = None,
     name: str = "data.train",
     row_name: RowName | None = None,
+    kind: Kind = TOKENS,
 ) -> Store:
     """The store of `rows` at `cache_dir`/`fingerprint`, encoded now unless it is there already.
 
-    `columns` says which columns of a row `encode` reads. Several processes may ask at once: one writes, the others wait. A
+    `kind` says what the examples are, `columns` which columns of a row `encode` reads. Several processes may ask at once: one writes, the others wait. A
     killed writer leaves nothing that counts.
     Raises DataError for a bad row (as `row_name` calls it), for a data set without a token to train on and for a cache
     directory that cannot be written; StorageError when the disk is full.
     """
     final = cache_dir / fingerprint
     if not final.exists():
-        encoder = Encoder(encode, capacity, overlong, name, columns, row_name=row_name, rows=_again(rows))
+        encoder = Encoder(encode, capacity, overlong, name, columns, row_name=row_name, rows=_again(rows), kind=kind)
         with _storage_errors(cache_dir), _lock(cache_dir, fingerprint):
             if not final.exists():
                 _write(rows, encoder, final, progress)
@@ -150,12 +153,14 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
     with (
         contextlib.closing(ColumnWriter(directory)) as writer,
         contextlib.closing(GrowingArray(directory / "digests.npy", np.int64)) as digests,
+        contextlib.closing(GrowingArray(directory / "sizes.npy", np.int64)) as sizes,
     ):
         for num_rows, row in enumerate(rows, start=1):
             for example in encoder.examples(row, num_rows):
                 writer.append(example)
                 digests.append(np.array([_digest(example)]))
-                num_trained += num_targets(example)
+                sizes.append(np.array([encoder.kind.size(example)]))
+                num_trained += encoder.kind.targets(example)
             if progress is not None and (num_rows % 100 == 0 or num_rows == total):
                 progress(num_rows, total)
         encoder.check(num_rows)
@@ -171,8 +176,8 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
 
 
 def _digest(example: Example) -> int:
-    content = hashlib.blake2b(example["input_ids"].astype(np.int32).tobytes(), digest_size=8)
-    content.update(example["labels"].astype(np.int32).tobytes())
+    content = hashlib.blake2b(digest_size=8)
+    update_digest(content, example)
     return int.from_bytes(content.digest(), "little", signed=True)
 
 

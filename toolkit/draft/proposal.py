@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.data.example import num_targets
-from toolkit.data.packing import Counts, best_fit, fit
+from toolkit.data.packing import Counts, best_fit
 from toolkit.draft import sizes
 from toolkit.draft.question import first_question
 from toolkit.draft.roles import FIELDS_OF, WORDS, Kind, Roles
@@ -64,7 +63,7 @@ def set_columns(sheet: Sheet, roles: Roles) -> None:
         sheet.set("data.packing", False)
     for name in FIELDS_OF[roles.kind]:
         if name in roles.fields:
-            sheet.set(f"data.{name}", roles.fields[name], roles.why[name])
+            sheet.set(f"task.{name}", roles.fields[name], roles.why[name])
     if roles.kind == "text":
         sheet.set(
             "data.overlong", "split", "a text longer than a sequence becomes several examples: nothing is cut off"
@@ -118,11 +117,12 @@ def _sequence_length(sheet: Sheet, seen: Seen) -> None:
 
 def _what_becomes(seen: Seen, tokens: int, overlong: str) -> str:
     """Of the examples that are longer than `tokens`."""
-    longer = [example for example in seen.measured.examples if len(example["input_ids"]) > tokens]
+    task = seen.measured.task
+    longer = [example for example in seen.measured.examples if task.size(example) > tokens]
     if overlong == "error":
         return f"{len(longer):,} stop the run, data.overlong='error'"
-    pieces = [piece for example in longer for piece in fit(example, tokens, overlong, Counts())]
-    lost = sum(not num_targets(piece) for piece in pieces)
+    pieces = [piece for example in longer for piece in task.fitted(example, tokens, overlong, Counts())]
+    lost = sum(not task.targets(piece) for piece in pieces)
     said = {"truncate": "cut off", "drop": "left out", "split": "cut into several"}[overlong]
     return f"{len(longer):,} {'is' if len(longer) == 1 else 'are'} {said}" + (
         f", {lost:,} of them before anything to learn" if lost else ""

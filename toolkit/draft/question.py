@@ -15,7 +15,7 @@ LONGEST_PROMPT = 200
 def first_question(sheet: Sheet, roles: Roles, row: Row) -> str | None:
     """What `row` asks, where it is short and the columns of `sheet` hold something that can be asked."""
     kind, form = roles.kind, roles.form
-    columns: dict[str, str] = {name: sheet[f"data.{name}"] for name in FIELDS_OF[kind]}
+    columns: dict[str, str] = {name: sheet[f"task.{name}"] for name in FIELDS_OF[kind]}
     if kind == "text":
         return None
     if kind == "classification":

@@ -18,6 +18,9 @@ from toolkit.errors import DataError
 from toolkit.recipe import Data
 from toolkit.tasks.labels import is_fraction
 
+Names: TypeAlias = Mapping[str, str]
+"""Field of a task that names a column -> that column."""
+
 Kind: TypeAlias = Literal["messages", "prompt_completion", "text", "classification"]
 
 FIELDS_OF: dict[Kind, tuple[str, ...]] = {
@@ -26,7 +29,7 @@ FIELDS_OF: dict[Kind, tuple[str, ...]] = {
     "text": ("text_field",),
     "classification": ("text_field", "label_field"),
 }
-"""Fields of the data section that say where a kind of row has what it needs."""
+"""Fields of the task that say where a kind of row has what it needs."""
 
 WORDS: dict[Kind, str] = {
     "messages": "conversations",
@@ -69,7 +72,7 @@ class Roles:
 
     kind: Kind
     fields: dict[str, str] = field(default_factory=dict)
-    """Field of the data section -> column; only those that the reader does not find by itself."""
+    """Field of the task -> column; only those that the reader does not find by itself."""
     why: dict[str, str] = field(default_factory=dict)
     """What told, for a reader, by the keys of `fields`."""
     form: Format | None = None
@@ -80,25 +83,26 @@ class Roles:
     """Those of them that no classifier takes."""
 
 
-def find_roles(rows: Sequence[Row], data: Data, given: Collection[str], task: str | None) -> Roles:
+def find_roles(rows: Sequence[Row], data: Data, names: Names, given: Collection[str], task: str | None) -> Roles:
     """The kind of `rows` and its columns.
 
-    `given` are the fields of the data section that the user has set, `task` the task where it is settled. Raises
+    `names` are the columns that fields of a task name, `given` those of them that the user has set, `task` the task where it
+    is settled. Raises
     DataError, with every column and a value of it, where names and values leave it open.
     """
     columns = {name: [row[name] for row in rows if row.get(name) is not None] for row in rows for name in row}
     columns = {name: values for name, values in columns.items() if values}
     wants_classes = task == "sequence_classification" or "label_field" in given
     if not wants_classes:
-        known = _known(rows, data, columns)
-        if known is not None and not (known.kind == "text" and task is None and _labels(columns, data, given)):
+        known = _known(rows, names, columns)
+        if known is not None and not (known.kind == "text" and task is None and _labels(columns, names, given)):
             return _with_labels(known, columns)
     guesses: list[Roles | None] = []
     if not wants_classes:
         guesses.append(_conversations(columns))
-        guesses.append(_pairs(columns, data, given))
+        guesses.append(_pairs(columns, names, given))
     if task != "causal_lm":
-        guesses.append(_classified(columns, data, given, anyhow=wants_classes))
+        guesses.append(_classified(columns, names, given, anyhow=wants_classes))
     if not wants_classes:
         guesses.append(_texts(columns))
     found = next((guess for guess in guesses if guess is not None), None)
@@ -125,13 +129,12 @@ def _may_be_labels(values: list[Any], *, of_any_numbers: bool = True) -> bool:
     return short and 2 <= len(set(map(str, values))) < len(values)
 
 
-def _known(rows: Sequence[Row], data: Data, columns: Collection[str]) -> Roles | None:
+def _known(rows: Sequence[Row], names: Names, columns: Collection[str]) -> Roles | None:
     """What the reader makes of the first row that it takes; None where it finds nothing that it knows.
 
     A row before that one is refused when it is encoded, which tells what it lacks of the others.
     """
-    fields = {name: value for name, value in data if name in ("messages_field", "prompt_field", "completion_field")}
-    fields["text_field"] = data.text_field
+    fields = {name: names[name] for name in ("messages_field", "prompt_field", "completion_field", "text_field")}
     first: DataError | None = None
     for row in rows:
         try:
@@ -142,8 +145,12 @@ def _known(rows: Sequence[Row], data: Data, columns: Collection[str]) -> Roles |
         if isinstance(kind, Format):
             return Roles("messages" if len(kind.needs) == 1 else "prompt_completion", form=kind)
         return Roles(kind)
-    complete = [{data.messages_field}, {data.prompt_field, data.completion_field}, {data.text_field}]
-    if first is None or not any(names <= set(columns) for names in complete):
+    complete = [
+        {fields["messages_field"]},
+        {fields["prompt_field"], fields["completion_field"]},
+        {fields["text_field"]},
+    ]
+    if first is None or not any(one <= set(columns) for one in complete):
         return None
     raise DataError(f"row 1 of data.train: {first.what}", expected=first.expected, do=first.do)
 
@@ -168,10 +175,10 @@ def _is_conversation(value: object) -> bool:
     return all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in messages)
 
 
-def _pairs(columns: dict[str, list[Any]], data: Data, given: Collection[str]) -> Roles | None:
-    prompts = _candidates("prompt_field", columns, data, given, _is_text)
+def _pairs(columns: dict[str, list[Any]], names: Names, given: Collection[str]) -> Roles | None:
+    prompts = _candidates("prompt_field", columns, names, given, _is_text)
     completions = [
-        name for name in _candidates("completion_field", columns, data, given, _is_text) if name not in prompts
+        name for name in _candidates("completion_field", columns, names, given, _is_text) if name not in prompts
     ]
     if len(prompts) != 1 or len(completions) != 1:
         return None
@@ -179,12 +186,12 @@ def _pairs(columns: dict[str, list[Any]], data: Data, given: Collection[str]) ->
     return Roles("prompt_completion", fields, dict.fromkeys(fields, "by their names"))
 
 
-def _classified(columns: dict[str, list[Any]], data: Data, given: Collection[str], *, anyhow: bool) -> Roles | None:
+def _classified(columns: dict[str, list[Any]], names: Names, given: Collection[str], *, anyhow: bool) -> Roles | None:
     """Texts and classes; with `anyhow` the classes' column need not have a usual name."""
-    labels = _labels(columns, data, given)
+    labels = _labels(columns, names, given)
     if not labels and anyhow:
         labels = [name for name, values in columns.items() if _is_class(values) and not _is_prose(values)]
-    texts = [name for name in _candidates("text_field", columns, data, given, _is_text) if name not in labels]
+    texts = [name for name in _candidates("text_field", columns, names, given, _is_text) if name not in labels]
     text_why = BY_NAME
     if not texts:
         text_why = ONLY_TEXT
@@ -202,8 +209,8 @@ def _classified(columns: dict[str, list[Any]], data: Data, given: Collection[str
     )
 
 
-def _labels(columns: dict[str, list[Any]], data: Data, given: Collection[str]) -> list[str]:
-    return _candidates("label_field", columns, data, given, _is_class)
+def _labels(columns: dict[str, list[Any]], names: Names, given: Collection[str]) -> list[str]:
+    return _candidates("label_field", columns, names, given, _is_class)
 
 
 def _texts(columns: dict[str, list[Any]]) -> Roles | None:
@@ -214,9 +221,9 @@ def _texts(columns: dict[str, list[Any]]) -> Roles | None:
     return Roles("text", {"text_field": prose[0]}, {"text_field": ONLY_TEXT}) if len(prose) == 1 else None
 
 
-def _candidates(role: str, columns: dict[str, list[Any]], data: Data, given: Collection[str], test: Any) -> list[str]:
+def _candidates(role: str, columns: dict[str, list[Any]], names: Names, given: Collection[str], test: Any) -> list[str]:
     """The column that the user has named for `role`, or those that have one of its usual names and values that fit."""
-    own = getattr(data, role)
+    own = names[role]
     if role in given:
         return [own]
     found = [name for name, values in columns.items() if name.casefold() in NAMES[role] and test(values)]
@@ -300,7 +307,7 @@ def _choices(columns: dict[str, list[Any]], task: str | None) -> list[str]:
 
 
 def _flags(**fields: str) -> str:
-    return " ".join(f"--data.{field} {shlex.quote(column)}" for field, column in fields.items())
+    return " ".join(f"--task.{field} {shlex.quote(column)}" for field, column in fields.items())
 
 
 def _longest(names: Sequence[str], columns: Mapping[str, list[Any]]) -> str:

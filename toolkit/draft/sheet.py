@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.recipe import Recipe
-from toolkit.recipe.dotted import chosen, default, recipe_of, sections_of
-from toolkit.recipe.effect import FIELDS
+from toolkit.recipe.dotted import CHOICES, chosen, default, recipe_of, sections_of, switched
+from toolkit.recipe.effect import acting
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Sheet:
             return
         if why:
             self.reasons.append(Reason(name, value, why))
+        section, _, field = name.rpartition(".")
+        if section in CHOICES and field == "name" and self.values.get(name) != value:
+            self.values = switched(self.values, section, value)
         self.values[name] = value
 
     def __getitem__(self, name: str) -> Any:
@@ -46,13 +49,14 @@ class Sheet:
     def recipe(self) -> Recipe:
         """The recipe. What of the source has no effect any more goes back to its default."""
         while idle := [name for name in self._idle() if name not in self.given]:
-            self.values |= {name: default(name) for name in idle}
+            self.values |= {name: default(name, self.values) for name in idle}
         return recipe_of(self.values)
 
     def _idle(self) -> list[str]:
         """The fields that are not at their default and cannot act."""
-        unchecked = Recipe.model_construct(**sections_of(chosen(self.values), built=True))
-        changed = {name: FIELDS[name] for name, value in self.values.items() if value != default(name)}
+        unchecked = Recipe.model_construct(**sections_of(chosen(self.values), self.values, built=True))
+        needed = acting(unchecked)
+        changed = {name: needed.get(name) for name, value in self.values.items() if value != default(name, self.values)}
         return [name for name, acts in changed.items() if acts is not None and not acts.when(unchecked)]
 
 

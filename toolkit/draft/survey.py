@@ -37,7 +37,7 @@ from toolkit.models.output_layer import parameter_shapes
 from toolkit.models.positions import usable_positions
 from toolkit.models.weight_files import chosen
 from toolkit.recipe import Data, Model, Recipe
-from toolkit.tasks.protocol import Task
+from toolkit.tasks.base import Task
 from toolkit.train.inputs import check_vocabulary, fit
 
 MOST_ROWS = 1000
@@ -139,11 +139,12 @@ class Measured:
     """Columns that hold something and are not read."""
     used: list[str]
     """Columns that hold something and are read."""
+    task: Task
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example."""
-        return [len(example["input_ids"]) for example in self.examples]
+        return [self.task.size(example) for example in self.examples]
 
 
 def fit_task(look: Look, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -158,7 +159,13 @@ def measure(look: Look, task: Task, progress: Progress) -> Measured:
     encode = as_described(task.encode, look.source.rows)
     name = row_names(look.source, "data.train")
     encoder = Encoder(
-        encode, capacity=2**31, overlong="truncate", columns=task.columns, row_name=name, rows=look.source.rows
+        encode,
+        capacity=2**31,
+        overlong="truncate",
+        columns=task.columns,
+        row_name=name,
+        rows=look.source.rows,
+        kind=task,
     )
     examples: list[Example] = []
     used: dict[str, None] = {}
@@ -167,13 +174,13 @@ def measure(look: Look, task: Task, progress: Progress) -> Measured:
         found = encoder.examples(row, number)
         examples += found
         used |= dict.fromkeys(used_columns(row, task.columns))
-        tokens += sum(len(example["input_ids"]) for example in found)
+        tokens += sum(map(task.size, found))
         if count % 20 == 0:
             progress(count, len(look.rows))
         if tokens > MOST_TOKENS and count >= LEAST_ROWS:
             break
     encoder.check(count)
-    return Measured(count, examples, encoder.counts.empty + encoder.counts.masked, [*encoder.unused], [*used])
+    return Measured(count, examples, encoder.counts.empty + encoder.counts.masked, [*encoder.unused], [*used], task)
 
 
 def held_out_split(data: Data, look: Look) -> str | None:
@@ -212,7 +219,7 @@ def check_held_out(data: Data, task: Task) -> None:
     )
     encode, name = as_described(task.encode, source.rows), row_names(source, "data.evaluation")
     encoder = Encoder(
-        encode, 2**31, "truncate", "data.evaluation", columns=task.columns, row_name=name, rows=source.rows
+        encode, 2**31, "truncate", "data.evaluation", columns=task.columns, row_name=name, rows=source.rows, kind=task
     )
     count = 0
     for count, row in enumerate(islice(source.rows, HELD_OUT_ROWS), start=1):

@@ -23,9 +23,10 @@ from toolkit.engine.schedule import EngineSchedule
 from toolkit.engine.stopwatch import OPTIMIZER, Stopwatch
 from toolkit.errors import RunFailed
 from toolkit.recipe import Optimizer, Schedule
+from toolkit.tasks.base import Loss
 
-LossFunction = Callable[[nn.Module, Batch, float], torch.Tensor]
-"""(model, batch, gradient scale) -> SUM of the losses of the batch's targets, a 0-dim fp32 tensor."""
+LossFunction = Callable[[nn.Module, Batch, float], Loss]
+"""(model, batch, gradient scale) -> what the batch's targets give."""
 
 MOST_SKIPPED = 5
 """Steps in a row that DeepSpeed may leave out, in fp32 and bf16, because a gradient was not finite."""
@@ -45,8 +46,18 @@ class Training:
     """Targets of a batch that lies on the CPU."""
     higher_is_better: bool = False
     """Of the metric that a schedule may listen to."""
-    auxiliary: Callable[[], torch.Tensor | float] | None = None
-    """Sum, since its last call, of what `loss` added to the losses of the targets."""
+    logged: tuple[str, ...] = ()
+    """Names of the further sums that `loss` gives."""
+    adds_loss: bool = False
+    """Whether `loss` may add something that is trained besides the losses of the targets."""
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """Means over the targets of a step, besides their loss."""
+
+    added: float | None
+    means: Mapping[str, float]
 
 
 class DeepSpeedRun:
@@ -62,6 +73,8 @@ class DeepSpeedRun:
         self._norm_is_true = training.optimizer.type != "muon"
         self._skipped_in_a_row = 0
         self._feed = Feed()
+        self._sums: list[torch.Tensor] = []
+        """Of the step so far, over this rank's micro-batches: losses of the targets, what was added, training.logged."""
 
     def _adopt(self, engine: Any, config: Mapping[str, Any]) -> None:
         """Take over the engine that DeepSpeed has made."""
@@ -93,6 +106,30 @@ class DeepSpeedRun:
         """fp16's loss scale; None in other formats."""
         return float(self.engine.optimizer.loss_scale) if self._is_fp16 else None
 
+    def _begin_step(self) -> None:
+        self._sums = [torch.zeros((), dtype=torch.float64, device=device.current()) for _ in range(self._num_sums)]
+
+    @property
+    def _num_sums(self) -> int:
+        return 2 + len(self.training.logged)
+
+    def _loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
+        """What the gradient of a micro-batch is taken of; its sums are booked."""
+        loss = self.training.loss(model, batch, gradient_scale)
+        values = (loss.total, loss.added, *(loss.sums[name] for name in self.training.logged))
+        for total, value in zip(self._sums, values, strict=True):
+            total += value.detach().double() if torch.is_tensor(value) else value
+        return loss.trained
+
+    def _step_means(self, targets: float, copies: int, group: dist.ProcessGroup | None) -> tuple[float, _Logged]:
+        """Loss of a target in the global batch, and the other means; `copies` ranks of `group` compute the same."""
+        sums = self._read([value / copies for value in self._sums], group)
+        loss, added, *others = (value / max(1.0, targets) for value in sums)
+        self._check_finite("loss", loss)
+        return loss, _Logged(
+            added if self.training.adds_loss else None, dict(zip(self.training.logged, others, strict=True))
+        )
+
     def _count(self, batches: Sequence[Batch]) -> float:
         """Targets of the global batch, of which `batches`, on the CPU, are this rank's part."""
         counted = sum(self.training.count(batch) for batch in batches)
@@ -114,7 +151,7 @@ class DeepSpeedRun:
         return found
 
     def _finish_step(
-        self, loss: float, norm: float | None, rate: float, targets: float, scale: float | None
+        self, loss: float, norm: float | None, rate: float, targets: float, scale: float | None, logged: _Logged
     ) -> StepResult:
         """Book the step that the engine has just taken; `norm` where it was known before."""
         if norm is None and self._norm_is_true:
@@ -129,6 +166,8 @@ class DeepSpeedRun:
             targets=int(targets),
             loss_scale=scale,
             skipped_in_a_row=self._skipped_in_a_row,
+            aux_loss=logged.added,
+            means=logged.means,
         )
 
     def _check_finite(self, name: str, value: float) -> None:

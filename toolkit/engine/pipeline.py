@@ -160,19 +160,16 @@ class PipelineEngine(DeepSpeedRun):
         # DeepSpeed averages over replicas and divides by the number of micro-batches.
         weight = self.mesh.data / max(1.0, targets)
         rate, scale = self.schedule.learning_rate, self.loss_scale
-        total = torch.zeros((), dtype=torch.float64, device=device.current())
+        self._begin_step()
 
         def finish(model: nn.Module, batch: Batch) -> torch.Tensor:
-            loss = self.training.loss(model, batch, weight * (scale or 1.0))
-            total.add_(loss.detach().double())
-            return loss * (weight * len(batches))
+            return self._loss(model, batch, weight * (scale or 1.0)) * (weight * len(batches))
 
         self._hidden.expect(batches)
         self.stage.load(batches, [part_seed(seed, self.mesh, self.process.rank) for seed in seeds], finish)
         self._guarded(lambda: self.engine.train_batch(_pulled(batches)))
-        mean = self._read([total / self.mesh.tensor], None)[0] / max(1.0, targets)
-        self._check_finite("loss", mean)
-        return self._finish_step(mean, None, rate, targets, scale)
+        mean, logged = self._step_means(targets, self.mesh.tensor, None)
+        return self._finish_step(mean, None, rate, targets, scale, logged)
 
     def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""

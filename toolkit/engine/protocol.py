@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +38,9 @@ class StepResult:
     """Steps up to and with this one that were not applied, because gradients overflowed."""
     aux_loss: float | None = None
     """What was trained on top of `loss` (the balancing loss of a mixture's routers, times its coefficient); None: nothing."""
+
+    means: Mapping[str, float] = field(default_factory=dict)
+    """Further means over the targets, by the names of the task."""
 
     @property
     def skipped(self) -> bool:

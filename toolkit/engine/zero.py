@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from toolkit.engine import device, process
+from toolkit.engine import process
 from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.experts import gather_experts_whole
 from toolkit.engine.groups import client_optimizer, parameter_groups
@@ -54,7 +53,7 @@ class ZeroEngine(DeepSpeedRun):
         process: process.Process,
         training: Training,
         *,
-        split: Split | None,
+        split: Split,
         attention: SequenceAttention | None = None,
     ) -> None:
         super().__init__(model, process, training)
@@ -88,24 +87,20 @@ class ZeroEngine(DeepSpeedRun):
         weight = self.mesh.gradient_ranks / max(1.0, targets)
         rate = self.schedule.learning_rate
         scale = self.loss_scale
-        total = torch.zeros((), dtype=torch.float64, device=device.current())
+        self._begin_step()
         for index, (batch, seed) in enumerate(zip(self._feed(micro_batches), seeds, strict=True)):
             torch.manual_seed(part_seed(seed, self.mesh, self.process.rank))
-            loss = self.engine(self.training.loss, batch, weight * (scale or 1.0))
-            total += loss.detach().double()
+            loss = self.engine(self._loss, batch, weight * (scale or 1.0))
             # Our weight already holds the accumulation; DeepSpeed must not divide again.
             self.engine.backward(loss * weight, scale_wrt_gas=False)
             if index < len(micro_batches) - 1:
                 self.engine.step()
-        added = self.training.auxiliary() if self.training.auxiliary is not None else 0.0
-        mean, auxiliary = (value / max(1.0, targets) for value in self._read([total - added, added], self._replicas))
-        self._check_finite("loss", mean)
+        mean, logged = self._step_means(targets, 1, self._replicas)
         norm = self._plain_norm()
         if norm is not None:
             self._check_finite("grad_norm", norm)
         self._guarded(self.engine.step)
-        result = self._finish_step(mean, norm, rate, targets, scale)
-        return result if self.training.auxiliary is None else replace(result, aux_loss=auxiliary)
+        return self._finish_step(mean, norm, rate, targets, scale, logged)
 
     def _plain_norm(self) -> float | None:
         # fp32 at stage 0 is the one engine that clips without telling the norm. Gradients are already averaged here.
@@ -125,7 +120,7 @@ class ZeroEngine(DeepSpeedRun):
 
     def _mine(self, batch: Batch) -> Batch:
         """What this rank computes of a micro-batch of its replica."""
-        if self.mesh.sequence > 1 and self.split is not None:
+        if self.mesh.sequence > 1:
             batch = self.split(batch, self.mesh.coordinate(self.process.rank, "sequence"), self.mesh.sequence)
         return batch
 

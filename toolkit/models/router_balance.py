@@ -71,12 +71,11 @@ def _function(network: type) -> Callable[..., Any] | None:
 
 
 class RouterBalance:
-    """The balancing loss of one model, and a meter of what it has added."""
+    """The balancing loss of one model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._function = _function(type(model))
         self._coefficient = coefficient(model.config)
-        self._added: float | torch.Tensor = 0.0
 
     def added(self, model: Any, router_logits: tuple[torch.Tensor, ...], real: torch.Tensor, targets: int) -> Any:
         """What to add to the summed loss of `targets` targets; router_logits [B x T, experts] of each layer, real [B, T]."""
@@ -84,14 +83,7 @@ class RouterBalance:
             return 0.0
         assert self._function is not None and self._coefficient is not None, "checked when the config was read"
         loss = self._function(router_logits, model.num_experts, model.num_experts_per_tok, real)
-        added = self._coefficient * targets * loss
-        self._added = self._added + added.detach().double()
-        return added
-
-    def take(self) -> torch.Tensor | float:
-        """Sum of what was added since the last call, a 0-dim fp64 tensor, or 0.0."""
-        taken, self._added = self._added, 0.0
-        return taken
+        return self._coefficient * targets * loss
 
 
 def balance_excess(model: nn.Module) -> float:

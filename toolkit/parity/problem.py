@@ -87,7 +87,7 @@ def scaled_recipe(recipe: Recipe, wanted: Wanted, folder: Path) -> Recipe:
             shuffle=recipe.data.shuffle,
             prefetch=0,
         ),
-        task=Task(name=recipe.task.name, train_on=recipe.task.train_on, label_smoothing=recipe.task.label_smoothing),
+        task=_task(recipe.task),
         batch=Batch(global_size=GLOBAL_SIZE, micro_size=MICRO_SIZE, sequence_length=SEQUENCE_LENGTH),
         optimizer=_optimizer(recipe.optimizer),
         schedule=Schedule(type="linear", warmup_steps=WARMUP_STEPS),
@@ -103,6 +103,16 @@ def scaled_recipe(recipe: Recipe, wanted: Wanted, folder: Path) -> Recipe:
 def attention(model: Model) -> Literal["auto", "eager", "sdpa"]:
     """The implementation of attention that stands for the recipe's on a CPU: "auto" for those it does not have."""
     return model.attention if model.attention in ("eager", "sdpa") else "auto"
+
+
+def _task(task: Task) -> Task:
+    """`task` on our columns, without noise and samples."""
+    kept = {
+        name: getattr(task, name)
+        for name in type(task).model_fields
+        if not (name.endswith("_field") or name in ("neftune_alpha", "sample_prompt", "sample_tokens"))
+    }
+    return type(task)(**kept)
 
 
 def _optimizer(optimizer: Optimizer) -> Optimizer:

@@ -20,7 +20,6 @@ from toolkit.parity.report import Report, Row, Tolerance
 from toolkit.parity.strategies import Strategy
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
-from toolkit.tasks import check_task
 
 # By name: this process would need ten seconds to import what only the ranks use.
 PREPARE, TRAIN = "toolkit.parity.work:prepare", "toolkit.parity.work:train_strategy"
@@ -48,7 +47,6 @@ def compare(
     `timeout_s` seconds. Raises InputError for a recipe or an architecture that cannot be compared at all, RunFailed
     when the reference itself fails.
     """
-    check_task(recipe.task.name)
     wanted = Wanted(steps, dtype, architecture, num_layers(strategies), key_value_heads(strategies))
     with tempfile.TemporaryDirectory(prefix="parity_") as folder:
         with watch("plain PyTorch"):

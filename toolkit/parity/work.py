@@ -52,7 +52,7 @@ def prepare(rank: int, world_size: int, recipe: Recipe, wanted: Wanted, folder: 
         key_value_heads=wanted.key_value_heads,
         vocabulary_size=VOCABULARY,
     )
-    kind = task_class(recipe.task.name).auto_class
+    kind = task_class(recipe.task).auto_class
     num_parameters = check_size(kind, config)
     config.save_pretrained(place / "model")
     write_tokenizer(place / "tokenizer", VOCABULARY)
@@ -79,7 +79,7 @@ def train_strategy(rank: int, world_size: int, recipe: Recipe, folder: str, name
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if "loss" in record]
     norms = [None if record.get("skipped") else record["grad_norm"] for record in records]
-    kind = task_class(recipe.task.name).auto_class
+    kind = task_class(recipe.task).auto_class
     exported = kind.from_pretrained(run / "export", dtype=torch.float32)
     wanted = torch.load(place / WEIGHTS, weights_only=True)
     return Curves([record["loss"] for record in records], norms, weight_deviation(exported, wanted))
@@ -160,5 +160,5 @@ def _train(model: nn.Module, steps: list[Any], recipe: Recipe, *, clip: bool = T
         dtype=recipe.precision.dtype,
         max_grad_norm=optimizer.max_grad_norm if clip else 0.0,
         weight_decay=optimizer.weight_decay,
-        label_smoothing=recipe.task.label_smoothing,
+        label_smoothing=getattr(recipe.task, "label_smoothing", 0.0),
     )

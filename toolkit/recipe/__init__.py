@@ -1,22 +1,29 @@
 """What a run is: frozen, typed sections, readable and checkable without torch."""
 
-from toolkit.recipe.inputs import Batch, Data, Model, Task
+from toolkit.recipe.inputs import Batch, Data, Model
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.recipe import Recipe
+from toolkit.recipe.tasks import CausalLM, SequenceClassification, Task
+from toolkit.recipe.tuning import Full, LoRA, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
 __all__ = [
     "Batch",
+    "CausalLM",
     "Checkpoint",
     "Data",
     "Evaluation",
+    "Full",
     "Launch",
+    "LoRA",
     "Model",
     "Optimizer",
     "Parallel",
     "Precision",
     "Recipe",
     "Schedule",
+    "SequenceClassification",
     "Task",
     "Tracking",
+    "Tuning",
 ]

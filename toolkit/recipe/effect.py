@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from toolkit.errors import RecipeError
+from toolkit.recipe.choice import Choice
 from toolkit.recipe.optimizers import COMMON_FIELDS, DEFAULTS
 
 if TYPE_CHECKING:
@@ -45,10 +46,6 @@ def watches(recipe: Recipe) -> bool:
 
 def _schedule(*types: str) -> Acts:
     return Acts(lambda recipe: recipe.schedule.type in types, f"schedule.type {_either(types)}", ("schedule.type",))
-
-
-def _task(name: str) -> Acts:
-    return Acts(lambda recipe: recipe.task.name == name, f"task.name {name!r}", ("task.name",))
 
 
 def _optimizer(name: str) -> Acts:
@@ -92,23 +89,11 @@ FIELDS: dict[str, Acts | None] = {
     # split and subset: whether a source has several is known when it is opened.
     **dict.fromkeys(f"data.{name}" for name in ("train", "evaluation", "split", "subset", "max_examples")),
     **dict.fromkeys(f"data.{name}" for name in ("streaming", "shuffle", "packing", "overlong", "prefetch")),
-    "data.text_field": None,
     "data.evaluation_examples": Acts(
         lambda recipe: recipe.data.evaluation is None, "data.evaluation None", ("data.evaluation",)
     ),
     "data.evaluation_split": Acts(
         lambda recipe: recipe.data.evaluation is not None, "data.evaluation", ("data.evaluation",)
-    ),
-    "data.messages_field": _task("causal_lm"),
-    "data.prompt_field": _task("causal_lm"),
-    "data.completion_field": _task("causal_lm"),
-    "data.label_field": _task("sequence_classification"),
-    **dict.fromkeys(f"task.{name}" for name in ("name", "label_smoothing", "neftune_alpha", "sample_prompt")),
-    "task.train_on": _task("causal_lm"),
-    "task.sample_tokens": Acts(
-        lambda recipe: recipe.task.name == "causal_lm" and recipe.task.sample_prompt is not None,
-        "task.sample_prompt and task.name 'causal_lm'",
-        ("task.sample_prompt", "task.name"),
     ),
     **dict.fromkeys(f"batch.{name}" for name in ("global_size", "micro_size", "sequence_length")),
     **dict.fromkeys(f"optimizer.{name}" for name in COMMON_FIELDS),
@@ -187,7 +172,34 @@ FIELDS: dict[str, Acts | None] = {
     **dict.fromkeys(("steps", "epochs", "seed", "note")),
 }
 """Dotted name of every field -> when it acts; None: always, or what decides lies outside the recipe (a checkpoint's
-architecture, a data file) and is looked at there."""
+architecture, a data file) and is looked at there. The sections `task` and `tuning` say it themselves (Choice.needs)."""
+
+
+def acts_when(name: str, kind: type[BaseModel] | None) -> Acts | None:
+    """What the field with the dotted `name`, of a section of class `kind`, needs to act; None: nothing."""
+    if kind is None or not issubclass(kind, Choice):
+        return FIELDS[name]
+    section, _, field = name.partition(".")
+    other = kind.needs.get(field)
+    if other is None:
+        return None
+    return Acts(
+        lambda recipe: bool(value_of(recipe, f"{section}.{other}")), f"{section}.{other}", (f"{section}.{other}",)
+    )
+
+
+def acting(recipe: Recipe) -> dict[str, Acts | None]:
+    """Dotted name of every field of `recipe` -> what it needs to act."""
+    found: dict[str, Acts | None] = {}
+    for name in type(recipe).model_fields:
+        value = getattr(recipe, name, None)
+        if isinstance(value, BaseModel):
+            found |= {
+                f"{name}.{field}": acts_when(f"{name}.{field}", type(value)) for field in type(value).model_fields
+            }
+        else:
+            found[name] = acts_when(name, None)
+    return found
 
 
 @dataclass(frozen=True)
@@ -211,7 +223,7 @@ def check_effect(recipe: Recipe) -> None:
     """Raise RecipeError for fields that are not at their default and cannot act, all of them at once."""
     idle = {
         name: acts
-        for name, acts in FIELDS.items()
+        for name, acts in acting(recipe).items()
         if acts is not None and value_of(recipe, name) != default(recipe, name) and not acts.when(recipe)
     }
     if not idle:

@@ -1,10 +1,10 @@
-"""What is trained on what: the model, the data, the task, the batch."""
+"""What is trained on what: the model, the data, the batch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -114,35 +114,8 @@ class Data(Section):
     """Fill each sequence with several examples; attention and positions stay inside each example. Tasks that cannot pack ignore nothing: they refuse."""
     overlong: Literal["error", "truncate", "drop", "split"] = "truncate"
     """What to do with an example longer than batch.sequence_length; "split" cuts it into several (plain text only)."""
-    messages_field: str = "messages"
-    """Column with a list of {"role", "content"} messages, or JSON text of one; a column `tools` beside it is given to the chat template. A file with none of these columns is read as Alpaca, ShareGPT, question and answer, ... if it has theirs."""
-    prompt_field: str = "prompt"
-    """Column with the prompt of a prompt/completion pair: text, or a list of messages."""
-    completion_field: str = "completion"
-    """Column with the completion of a prompt/completion pair: text, or a list of messages."""
-    text_field: str = "text"
-    """Column with plain text. Where a row has the columns of several forms (messages, a pair, plain text), the form counts whose column is named otherwise than by default."""
-    label_field: str = "label"
-    """Column with the class of a classification example (an integer or a name)."""
     prefetch: NonNegative = 4
     """Micro-batches built ahead of time by a background thread; 0: build them in the training thread."""
-
-
-class Task(Section):
-    """What is learned from the examples. `name` selects a file of toolkit/tasks/."""
-
-    name: str = "causal_lm"
-    """The task: causal_lm or sequence_classification."""
-    train_on: Literal["assistant", "all"] = "assistant"
-    """Tokens that carry loss: the assistant's (the completion's), or all of them."""
-    label_smoothing: Rate = 0.0
-    """Share of the target's probability spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567)."""
-    neftune_alpha: Annotated[float, Field(ge=0.0)] = 0.0
-    """Uniform noise added to the embeddings in training, scaled by alpha / sqrt(tokens x width) (NEFTune, arXiv 2310.05914); 0: none."""
-    sample_prompt: str | None = None
-    """A prompt answered before and after training, to look at."""
-    sample_tokens: Positive = 48
-    """Longest answer to `sample_prompt`, in tokens."""
 
 
 class Batch(Section):

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from toolkit.errors import InputError, RecipeError, SeveralErrors, collect, joined
 from toolkit.recipe.effect import check_effect, has_held_out
-from toolkit.recipe.inputs import Batch, Data, Model, Task
+from toolkit.recipe.inputs import Batch, Data, Model
 from toolkit.recipe.length import check_length
 from toolkit.recipe.numbers import Positive
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.section import Section
+from toolkit.recipe.tasks import CausalLM, Task
+from toolkit.recipe.tuning import Full, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
 
@@ -27,7 +29,8 @@ class Recipe(Section):
 
     model: Model
     data: Data
-    task: Task = Task()
+    task: SerializeAsAny[Annotated[Task, BeforeValidator(Task.made)]] = CausalLM()
+    tuning: SerializeAsAny[Annotated[Tuning, BeforeValidator(Tuning.made)]] = Full()
     batch: Batch
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

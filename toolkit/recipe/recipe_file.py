@@ -18,6 +18,7 @@ ORDER = [
     "model",
     "data",
     "task",
+    "tuning",
     "batch",
     "optimizer",
     "schedule",
@@ -53,8 +54,11 @@ def file_text(
     Fields stand there that are not at their default, and those named in `keep`; `comments` stand above the part that
     they are about ("batch", "epochs").
     """
-    parts = sections_of(chosen(flat(recipe), keep), built=False)
-    classes = sorted({"Recipe", *(section_class(part).__name__ for part, value in parts.items() if _is_section(value))})
+    values = flat(recipe)
+    keep = {name for name in keep if not name.endswith(".name")}  # the class says it
+    parts = sections_of(chosen(values, keep), values, built=False)
+    kinds = {part: section_class(part, values).__name__ for part, value in parts.items() if _is_section(value)}
+    classes = sorted({"Recipe", *kinds.values()})
     lines = [
         f'"""{_docstring(headline)}',
         "",
@@ -69,7 +73,7 @@ def file_text(
     for part in sorted(parts, key=ORDER.index):
         for comment in comments.get(part, ()):
             lines += textwrap.wrap(comment, WIDTH, initial_indent="    # ", subsequent_indent="    # ")
-        lines += _part(part, parts[part])
+        lines += _part(part, parts[part], kinds.get(part))
     return "\n".join([*lines, ")", "", 'if __name__ == "__main__":', "    main(recipe)", ""])
 
 
@@ -95,10 +99,10 @@ def _import(names: Sequence[str]) -> list[str]:
     return ["from toolkit import (", *(f"    {name}," for name in names), ")"]
 
 
-def _part(name: str, value: Any) -> list[str]:
-    if not _is_section(value):
+def _part(name: str, value: Any, kind: str | None) -> list[str]:
+    """The lines of one part, a section where it has a `kind`."""
+    if kind is None:
         return [f"    {name}={literal(value)},"]
-    kind = section_class(name).__name__
     line = f"    {name}={kind}({', '.join(f'{field}={literal(inner)}' for field, inner in value.items())}),"
     if len(line) <= WIDTH:
         return [line]

@@ -15,6 +15,13 @@ REMOVED = {
         "nothing: the task knows which way each of its metrics improves (loss falls, accuracy rises)",
         "remove evaluation.higher_is_better",
     ),
+    **{
+        f"data.{name}": (
+            f"task.{name}: the columns that a task reads are fields of that task",
+            f"write task.{name} (in a recipe: task=CausalLM({name}=...), or the section of the task that reads it)",
+        )
+        for name in ("messages_field", "prompt_field", "completion_field", "text_field", "label_field")
+    },
 }
 """Dotted name -> what there is now, and what to do."""
 

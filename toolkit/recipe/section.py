@@ -63,6 +63,9 @@ def _describe(section: type[pydantic.BaseModel], detail: Any) -> tuple[str, str]
         last = str(detail["loc"][-1])
         known = answer(name)
         hint = f" (here it is {known[0]})" if known and known[0] else did_you_mean(last, section.model_fields)
+        owners = section.owners(last) if hasattr(section, "owners") else []
+        if owners:
+            hint = f" of {section.model_fields['name'].default} ({', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it)"
         return f"unknown field {name}{hint}", (
             known[1] if known and known[1] else f"one of {', '.join(section.model_fields)}"
         )
@@ -76,7 +79,7 @@ def _name(section: type[pydantic.BaseModel], detail: Any) -> str:
 
 
 def _dotted(section: type[pydantic.BaseModel], name: str) -> str:
-    return name if section.__name__ == "Recipe" else f"{section.__name__.lower()}.{name}"
+    return name if section.__name__ == "Recipe" else f"{getattr(section, 'section', section.__name__.lower())}.{name}"
 
 
 def _lower_first(text: str) -> str:

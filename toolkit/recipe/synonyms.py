@@ -31,7 +31,7 @@ SAME = {
     "data.evaluation_split": "dataset_test_split eval_split",
     "data.max_examples": "max_samples max_train_samples",
     "data.packing": "sample_packing",
-    "data.text_field": "dataset_text_field text_column",
+    "task.text_field": "dataset_text_field text_column",
     "schedule.type": "lr_scheduler_type lr_scheduler scheduler_type",
     "schedule.warmup_steps": "warmup num_warmup_steps lr_warmup_steps warmup_num_steps",
     "precision.dtype": "torch_dtype dtype mixed_precision",

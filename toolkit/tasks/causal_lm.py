@@ -29,40 +29,26 @@ from toolkit.errors import DataError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
 from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
-from toolkit.recipe import Data
-from toolkit.recipe import Task as Options
-from toolkit.tasks.protocol import NO_FIELDS, TRAINED, Batch, Sums
+from toolkit.recipe import CausalLM
+from toolkit.tasks.base import TRAINED, Batch, Loss, Sums, Task
 from toolkit.tasks.stop_tokens import trained_ends
 
 
-class CausalLM:
+class CausalLMTask(Task):
     """Predict each token from those before it inside the same example.
 
     Rows hold messages, a prompt with a completion, or text (columns named in the data section), or have a format of the
     field that is known by its columns (`toolkit.data.forms.formats`).
     """
 
-    auto_class: Any = AutoModelForCausalLM
+    auto_class = AutoModelForCausalLM
     can_pack = True
     is_causal = True
-    reads_padding = False
-    new_head = False
+    cuts = frozenset(("tensor", "pipeline", "sequence"))
 
-    def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.options, self.data, self.tokenizer = options, data, tokenizer
+    def __init__(self, options: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(options, tokenizer)
         self.balance: RouterBalance | None = None
-
-    def fit(
-        self,
-        rows: Iterable[Row],
-        checkpoint: Any = None,
-        fields: Mapping[str, Any] = NO_FIELDS,
-        row_name: RowName = TRAINED,
-    ) -> None:
-        """Nothing to learn from the rows."""
-
-    def check(self, rows: Iterable[Row], row_name: RowName) -> None:
-        """Rows are looked at one by one, when they are encoded."""
 
     def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
         """How the rows are read where that is not what the recipe says, and what of them reaches no model."""
@@ -72,7 +58,7 @@ class CausalLM:
                 kind = self._kind(row)
                 said_there = None if kind == "text" else self._conversation(row, kind)
                 seen.add(number, kind, self._columns(row, kind), row, said_there)
-        said = seen.remarks(self.tokenizer, text_field=self.data.text_field, row_name=row_name)
+        said = seen.remarks(self.tokenizer, text_field=self.options.text_field, row_name=row_name)
         if leaves_out_nulls(rows, LOOK_AT):
             said.append(
                 "note: arguments of tool calls that are null are left out, since a table has a null for every key that only "
@@ -80,24 +66,15 @@ class CausalLM:
             )
         return said
 
-    def config_overrides(self) -> dict[str, Any]:
-        """Nothing in the config follows from the data."""
-        return {}
-
     def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...]:
         """The tokens that carry loss at the ends of answers: of chats, completions or texts."""
         return trained_ends(rows, self.encode, self.tokenizer)
-
-    def describe(self) -> dict[str, Any]:
-        """The columns read and the tokens that carry loss."""
-        fields = self.data.model_dump(include={"messages_field", "prompt_field", "completion_field", "text_field"})
-        return {"task": "causal_lm", "train_on": self.options.train_on, **fields}
 
     def encode(self, row: Row) -> list[Example]:
         """One example: tokens, and labels that are -100 where nothing is learned."""
         kind = self._kind(row)
         if kind == "text":
-            return [encode_text(self.tokenizer, row[self.data.text_field], where=self.data.text_field)]
+            return [encode_text(self.tokenizer, row[self.options.text_field], where=self.options.text_field)]
         train_on = self.options.train_on
         if not self.tokenizer.chat_template and (pair := self._pair(row, kind)) is not None:
             prompt, completion, where = pair
@@ -106,18 +83,18 @@ class CausalLM:
 
     def _conversation(self, row: Row, kind: RowKind) -> Conversation:
         """What `row` says, of any form but plain text, with its tools where the chat template shows them."""
-        data = self.data
+        options = self.options
         if isinstance(kind, Format):
             found = kind.read(row)
         elif kind == "messages":
-            found = in_column(row[data.messages_field], data.messages_field)
+            found = in_column(row[options.messages_field], options.messages_field)
         else:
-            found = completion_of(row, data.prompt_field, data.completion_field)
+            found = completion_of(row, options.prompt_field, options.completion_field)
         return replace(found, tools=tools_of(row)) if takes_tools(self.tokenizer) else found
 
     def _pair(self, row: Row, kind: RowKind) -> tuple[str, str, str] | None:
         """Prompt, completion and their name, where words for a tokenizer without a chat template are known."""
-        prompt, completion = self.data.prompt_field, self.data.completion_field
+        prompt, completion = self.options.prompt_field, self.options.completion_field
         if isinstance(kind, Format):
             return None if kind.joined is None else (*kind.joined(row), kind.name)
         if (
@@ -136,21 +113,21 @@ class CausalLM:
 
     def _columns(self, row: Row, kind: RowKind) -> list[str]:
         """The columns of the form `kind` that `row` has."""
-        data = self.data
+        options = self.options
         if isinstance(kind, Format):
             return kind.columns(row)
         if kind == "prompt_completion":
-            return [data.prompt_field, data.completion_field]
-        return [data.messages_field if kind == "messages" else data.text_field]
+            return [options.prompt_field, options.completion_field]
+        return [options.messages_field if kind == "messages" else options.text_field]
 
     def _kind(self, row: Row) -> RowKind:
-        data = self.data
+        options = self.options
         return row_kind(
             row,
-            messages_field=data.messages_field,
-            prompt_field=data.prompt_field,
-            completion_field=data.completion_field,
-            text_field=data.text_field,
+            messages_field=options.messages_field,
+            prompt_field=options.prompt_field,
+            completion_field=options.completion_field,
+            text_field=options.text_field,
         )
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
@@ -224,18 +201,18 @@ class CausalLM:
         self.balance = RouterBalance(model) if is_asked_for(model.config) else None
 
     @property
-    def auxiliary(self) -> Callable[[], torch.Tensor | float] | None:
-        """The balancing loss of the routers, where the model's config asks for it."""
-        return None if self.balance is None else self.balance.take
+    def adds_loss(self) -> bool:
+        """Whether routers are balanced, as the model's config asks for."""
+        return self.balance is not None
 
-    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
-        """Sum of the token losses, and of the auxiliary ones."""
+    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
+        """The token losses, and the balancing loss of the routers."""
         seen: list[Any] = []
         loss = self._loss(model, batch, gradient_scale, self.options.label_smoothing, seen.append)
         if self.balance is None:
-            return loss
-        added: torch.Tensor = self.balance.added(model, seen[0].router_logits, batch[REAL], self.count(batch))
-        return loss + added
+            return Loss(loss)
+        added = self.balance.added(model, seen[0].router_logits, batch[REAL], self.count(batch))
+        return Loss(loss, added=added)
 
     def _loss(
         self,

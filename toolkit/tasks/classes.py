@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from toolkit.errors import DataError, RecipeError
-from toolkit.tasks.protocol import NO_FIELDS
+from toolkit.tasks.base import NO_FIELDS
 
 BOOLEANS = {"False": 0, "True": 1}
 INTEGER = r"-?[0-9]{1,18}"
@@ -114,7 +114,7 @@ def match(labels: Sequence[str], head: Head | None, fields: Mapping[str, Any] = 
     _check_overlap(labels, head)
     if wanted is None and len(labels) == head.size:
         raise DataError(
-            f"data.label_field has none of the classes of the checkpoint's head, but as many: {_listed(labels)}",
+            f"task.label_field has none of the classes of the checkpoint's head, but as many: {_listed(labels)}",
             expected=f"the classes of the checkpoint: {numbered(head.names or ())}",
             do="write the labels as the checkpoint does, or name its outputs as the data does, in their order, with "
             """model.config={'id2label': '{"0": ..., "1": ...}'}, """
@@ -191,7 +191,7 @@ def _check_overlap(labels: Sequence[str], head: Head) -> None:
         return
     other = len(labels) != head.size
     raise DataError(
-        f"data.label_field has classes that the checkpoint's head does not have: {_listed(foreign)} (all: {_listed(labels)})",
+        f"task.label_field has classes that the checkpoint's head does not have: {_listed(foreign)} (all: {_listed(labels)})",
         expected=f"the classes of the checkpoint: {numbered(head.names or ())}",
         do="write the labels as the checkpoint does"
         + (f", or set num_labels={len(labels)} in model.config to train a new head" if other else ""),

@@ -32,13 +32,13 @@ def label_of(row: Row, column: str) -> str:
         return str(label)
     if column not in row:
         raise ColumnMissing(
-            f"data.label_field={column!r} is not there; the columns are {first_few(list(row))}",
-            expected="an integer or a class name in data.label_field",
-            do="set data.label_field to the column that holds the class",
+            f"task.label_field={column!r} is not there; the columns are {first_few(list(row))}",
+            expected="an integer or a class name in task.label_field",
+            do="set task.label_field to the column that holds the class",
         )
     if label is None or isinstance(label, str):
         raise DataError(
-            f"data.label_field={column!r} is {'null' if label is None else 'empty'}",
+            f"task.label_field={column!r} is {'null' if label is None else 'empty'}",
             expected="a class in every row",
             do="remove the row, or write its class",
         )
@@ -46,7 +46,7 @@ def label_of(row: Row, column: str) -> str:
         raise _fraction(column, label)
     several = isinstance(label, list | tuple)
     raise DataError(
-        f"data.label_field={column!r} gives {label!r:.80}{', several classes for one text' if several else ''}",
+        f"task.label_field={column!r} gives {label!r:.80}{', several classes for one text' if several else ''}",
         expected="one class per text: an integer, a name, true or false",
         do="write the class as an integer or a name"
         + (": a text with several classes at once is not what this task learns" if several else ""),
@@ -61,7 +61,7 @@ def is_fraction(label: object) -> bool:
 def _fraction(column: str, label: object) -> DataError:
     is_nan = isinstance(label, float) and math.isnan(label)
     return DataError(
-        f"data.label_field={column!r} gives {label!r}, a number with a fraction",
+        f"task.label_field={column!r} gives {label!r}, a number with a fraction",
         expected="one class per text: an integer, a name, true or false",
         do="remove the row: it has no label"
         if is_nan
@@ -126,7 +126,7 @@ def unlabelled(column: str, row: str, count: int | None = None, total: int | Non
         return _none_labelled(column, row, f"{NO_LABEL}, {meaning},", total)
     share = "" if count is None else f" (there, and in {count:,} of {total:,} rows)"
     return DataError(
-        f"{row + ': ' if row else ''}data.label_field={column!r} is {NO_LABEL}{share}, {meaning}",
+        f"{row + ': ' if row else ''}task.label_field={column!r} is {NO_LABEL}{share}, {meaning}",
         expected="a class in every row",
         do="remove the rows without a label; if -1 is a class of its own, give it a name, 'negative' for instance",
     )
@@ -135,7 +135,7 @@ def unlabelled(column: str, row: str, count: int | None = None, total: int | Non
 def _none_labelled(column: str, row: str, value: str, total: int) -> DataError:
     """The error for `total` rows that all have `value` for a label; `row` is the first."""
     return DataError(
-        f"{row}: data.label_field={column!r} is {value} there and in all {total:,} rows: the data is not labelled",
+        f"{row}: task.label_field={column!r} is {value} there and in all {total:,} rows: the data is not labelled",
         expected="a class in every row",
         do="choose rows that have labels: another file, or another split (data.split, data.evaluation_split)",
     )

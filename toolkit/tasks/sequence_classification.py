@@ -18,43 +18,33 @@ from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, RecipeError, did_you_mean, first_few
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
 from toolkit.models.config import parsed
-from toolkit.recipe import Data
-from toolkit.recipe import Task as Options
+from toolkit.recipe import SequenceClassification
+from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Sums, Task
 from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
 from toolkit.tasks.labels import NO_LABEL, NOT_A_NAME, counted, label_of, labels_of, unlabelled
-from toolkit.tasks.protocol import NO_FIELDS, TRAINED, Batch, Sums
 
 MOST_CLASSES = 10_000
-"""More distinct labels than this are taken for a mistake in data.label_field."""
+"""More distinct labels than this are taken for a mistake in task.label_field."""
 PROBLEM_TYPE = "single_label_classification"
 
 
-class SequenceClassification:
+class SequenceClassificationTask(Task):
     """Rows hold a text and a label, an integer or a name.
 
     Classes are those of the checkpoint's own head where the labels are its classes, else those of the data, sorted.
     """
 
-    auto_class: Any = AutoModelForSequenceClassification
-    can_pack = False
-    is_causal = False
+    auto_class = AutoModelForSequenceClassification
     reads_padding = True  # decoders classify the last real token
-    split = None
-    auxiliary = None
+    legend = "each text as the model reads it; label: the number of its class"
 
-    def __init__(self, options: Options, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.options, self.data, self.tokenizer = options, data, tokenizer
+    def __init__(self, options: SequenceClassification, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(options, tokenizer)
         self.mapping = Classes(())
         self.classes: list[str] = []
         self.doubtful: dict[str, str] = {}
         self.majority = 0
         self.checkpoint: Any = None
-        if data.packing:
-            raise RecipeError(
-                "data.packing=True with task.name='sequence_classification'",
-                expected="False: every text has its own sequence and label",
-                do="set data.packing=False",
-            )
         if tokenizer.pad_token_id is None:
             raise RecipeError(
                 f"the tokenizer at {tokenizer.name_or_path!r} has no padding token",
@@ -70,15 +60,15 @@ class SequenceClassification:
         row_name: RowName = TRAINED,
     ) -> None:
         """Find the classes, those of the checkpoint's head where it has one that fits, and the most frequent one."""
-        column = self.data.label_field
+        column = self.options.label_field
         classes = class_names(rows).get(column)
         counts = counted(labels_of(rows, column, row_name), column, row_name, signs=classes is None)
         if len(counts) < 2 or len(counts) > MOST_CLASSES:
             found = f": {next(iter(counts))!r}" if len(counts) == 1 else ""
             raise DataError(
-                f"data.label_field={column!r} has {len(counts)} distinct values{found}",
+                f"task.label_field={column!r} has {len(counts)} distinct values{found}",
                 expected=f"between 2 and {MOST_CLASSES} classes",
-                do="check data.label_field and the training rows",
+                do="check task.label_field and the training rows",
             )
         self.checkpoint = checkpoint
         given = {name: parsed(value) for name, value in fields.items()}
@@ -91,17 +81,17 @@ class SequenceClassification:
 
     def check(self, rows: Iterable[Row], row_name: RowName) -> None:
         """Raise DataError for held-out rows without labels."""
-        column = self.data.label_field
+        column = self.options.label_field
         if self.mapping.index(NO_LABEL) is None:
             counted(labels_of(rows, column, row_name), column, row_name)
 
     def _index(self, label: str) -> int:
         index = self.mapping.index(label)
         if index is None and label == NO_LABEL:
-            raise unlabelled(self.data.label_field, "")
+            raise unlabelled(self.options.label_field, "")
         if index is None:
             raise DataError(
-                f"{self.data.label_field}={label!r} does not occur in the training rows{did_you_mean(label, self.classes)}",
+                f"{self.options.label_field}={label!r} does not occur in the training rows{did_you_mean(label, self.classes)}",
                 expected=f"one of {', '.join(self.classes[:12])}",
                 do="remove the row, or add the class to the training data",
             )
@@ -137,33 +127,24 @@ class SequenceClassification:
             "problem_type": PROBLEM_TYPE,
         }
 
-    def stop_tokens(self, rows: Iterable[Row]) -> None:
-        """A classifier generates nothing."""
-
     def describe(self) -> dict[str, Any]:
         """The columns read and the classes."""
-        return {
-            "task": "sequence_classification",
-            "text_field": self.data.text_field,
-            "label_field": self.data.label_field,
-            "classes": self.classes,
-            "matched_by": self.mapping.matched_by,
-        }
+        return {**super().describe(), "classes": self.classes, "matched_by": self.mapping.matched_by}
 
     def encode(self, row: Row) -> list[Example]:
         """One example: the text between the tokenizer's own special tokens, and the class."""
-        text, label = row.get(self.data.text_field), label_of(row, self.data.label_field)
+        text, label = row.get(self.options.text_field), label_of(row, self.options.label_field)
         if not isinstance(text, str):
-            column = self.data.text_field
-            texts = [name for name, value in row.items() if isinstance(value, str) and name != self.data.label_field]
+            column = self.options.text_field
+            texts = [name for name, value in row.items() if isinstance(value, str) and name != self.options.label_field]
             raise (DataError if column in row else ColumnMissing)(
-                f"data.text_field={column!r} "
+                f"task.text_field={column!r} "
                 + (f"gives {text!r:.60}" if column in row else "is not there")
                 + f"; the columns are {first_few(list(row))}",
-                expected="text in data.text_field",
+                expected="text in task.text_field",
                 do="write the value as a string, or remove the row"
                 if column in row
-                else "set data.text_field to the column that holds the text"
+                else "set task.text_field to the column that holds the text"
                 + (f", {texts[0]!r} perhaps" if texts else ""),
             )
         index = self._index(label)
@@ -175,7 +156,7 @@ class SequenceClassification:
 
     def columns(self, row: Row) -> Collection[str]:
         """The text and its class."""
-        return (self.data.text_field, self.data.label_field)
+        return (self.options.text_field, self.options.label_field)
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids and attention_mask [B, T], labels [B], document_lengths [B, 2]; T is the longest text.
@@ -204,22 +185,21 @@ class SequenceClassification:
         """Texts with a class (fillers of an evaluation have none)."""
         return int((batch["labels"] != IGNORED).sum())
 
-    def prepare(self, model: nn.Module) -> None:
-        """Nothing to change: everything the model relies on is in its config."""
-
     def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         inputs = {name: values for name, values in batch.items() if name != "labels"}
         logits: torch.Tensor = model(**tell_documents(model, inputs)).logits
         return logits.float()
 
-    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> torch.Tensor:
-        """Sum of the cross-entropies of the texts."""
-        return nn.functional.cross_entropy(
-            self._logits(model, batch),
-            batch["labels"],
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=self.options.label_smoothing,
+    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
+        """The cross-entropies of the texts."""
+        return Loss(
+            nn.functional.cross_entropy(
+                self._logits(model, batch),
+                batch["labels"],
+                ignore_index=IGNORED,
+                reduction="sum",
+                label_smoothing=self.options.label_smoothing,
+            )
         )
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:

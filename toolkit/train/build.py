@@ -41,8 +41,7 @@ from toolkit.models.router_balance import balance_excess, check_balance
 from toolkit.models.tiling import check_tiles, tile_mlps
 from toolkit.recipe import Recipe
 from toolkit.storage import storage_errors
-from toolkit.tasks import higher_is_better
-from toolkit.tasks.protocol import Task
+from toolkit.tasks.base import Task
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
@@ -72,8 +71,9 @@ def build_engine(
             ActivationOffload(device.current()).use_in(model)
     tiles = tile_mlps(model, recipe.model.mlp_tiles) if recipe.model.mlp_tiles > 1 else None
     is_first_stage = me.mesh.coordinate(me.rank, "pipeline") == 0
-    if recipe.task.neftune_alpha and is_first_stage:
-        add_neftune(model, recipe.task.neftune_alpha, me.mesh.sequence)
+    neftune_alpha = getattr(recipe.task, "neftune_alpha", 0.0)
+    if neftune_alpha and is_first_stage:
+        add_neftune(model, neftune_alpha, me.mesh.sequence)
     task.prepare(model)
     untrained = untrained_tensors(model)
     if me.mesh.pipeline > 1:
@@ -85,7 +85,7 @@ def build_engine(
     engine = _engine(recipe, inputs, config, me, model)
     if kernels is not None:
         _probe_kernels(recipe, engine, kernels, type(model).__name__, display)
-    if task.auxiliary is not None:
+    if getattr(task, "balance", None) is not None:
         check_balance(engine.call(balance_excess), type(model).__name__)
     if tiles is not None:
         check_tiles(engine.call(tiles.excess), type(model).__name__)
@@ -179,8 +179,9 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         inputs.total_steps,
         task.loss,
         task.count,
-        higher_is_better(recipe.task.name, recipe.evaluation.metric),
-        task.auxiliary,
+        recipe.task.higher_is_better(recipe.evaluation.metric),
+        task.logged,
+        task.adds_loss,
     )
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, me, training)

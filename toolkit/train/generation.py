@@ -18,7 +18,7 @@ from toolkit.models.generation import (
     use_special_ids,
 )
 from toolkit.recipe import Recipe
-from toolkit.tasks.protocol import Task
+from toolkit.tasks.base import Task
 
 
 def decide_generation(

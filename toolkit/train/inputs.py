@@ -30,8 +30,8 @@ from toolkit.models.positions import check_sequence_length
 from toolkit.models.router_balance import COEFFICIENTS, explain_balance, is_asked_for
 from toolkit.recipe import Recipe
 from toolkit.recipe.length import check_length
-from toolkit.tasks import check_metric, check_task, task_class
-from toolkit.tasks.protocol import Task
+from toolkit.tasks import task_class
+from toolkit.tasks.base import Task
 from toolkit.train.generation import decide_generation
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
@@ -58,14 +58,20 @@ class Inputs:
 
 def load_task(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Task]:
     """The tokenizer and the task of the recipe."""
+    kind = task_class(recipe.task)
+    if recipe.data.packing and not kind.can_pack:
+        raise RecipeError(
+            f"data.packing=True with task.name={recipe.task.name!r}",
+            expected="False: every example of this task has a sequence of its own",
+            do="set data.packing=False",
+        )
     tokenizer = load_tokenizer(recipe.model)
-    return tokenizer, task_class(recipe.task.name)(recipe.task, recipe.data, tokenizer)
+    return tokenizer, kind(recipe.task, tokenizer)
 
 
 def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display) -> Inputs:
     """Tokenise, pack and order the recipe's data. Needs no process group: ranks meet at a lock on the cache."""
-    check_task(recipe.task.name)
-    check_metric(recipe.task.name, recipe.evaluation.metric)
+    recipe.task.check_metric(recipe.evaluation.metric)
     tokenizer, task = load_task(recipe)
     source, held_out_source = open_rows(recipe, display.say)
     fit(task, source, recipe, tokenizer)
@@ -161,10 +167,10 @@ def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
     parallel = recipe.parallel
     for name in ("sequence", "pipeline", "tensor"):
         degree = getattr(parallel, name)
-        if degree > 1 and task.split is None:
+        if degree > 1 and name not in task.cuts:
             raise RecipeError(
                 f"parallel.{name}={degree} with task.name={recipe.task.name!r}",
-                expected="causal language modelling; other tasks train with data parallelism and ZeRO",
+                expected="a task that can be cut so; this one trains with data parallelism and ZeRO",
                 do=f"set parallel.{name}=1 (parallel.zero_stage=3 saves the most memory)",
             )
     if parallel.sequence > 1:
@@ -233,10 +239,11 @@ def _store(
         columns=task.columns,
         name=name,
         row_name=row_names(source, read_from or name),
+        kind=task,
     )
     counts = store.counts.describe()
     display.say(
-        f"  {len(store):,} examples, {store.num_tokens:,} tokens, {store.num_trained_tokens:,} with loss"
+        f"  {len(store):,} examples, {store.num_tokens:,} {task.unit}s, {store.num_trained_tokens:,} with loss"
         + (f" ({counts})" if counts else "")
     )
     return store
@@ -258,7 +265,7 @@ def _stored(
             f"  packed into {len(sequences):,} sequences of {recipe.batch.sequence_length} tokens, {full:.1%} full"
         )
     display.say(f"  {plural(total, 'step')} = {order.epoch(total):.2f} epochs")
-    batches = StoredBatches(store, sequences, order, task.collate, rank, world_size, recipe.batch.micro_size)
+    batches = StoredBatches(store, sequences, order, task.collate, rank, world_size, recipe.batch.micro_size, task)
     return batches, total
 
 
@@ -267,7 +274,9 @@ def _streamed(recipe: Recipe, source: Source, task: Task, rank: int, world_size:
     encode, name = as_described(task.encode, rows), row_names(source, "data.train")
     return StreamedBatches(
         rows=rows,
-        encoder=Encoder(encode, capacity, recipe.data.overlong, columns=task.columns, row_name=name, rows=rows),
+        encoder=Encoder(
+            encode, capacity, recipe.data.overlong, columns=task.columns, row_name=name, rows=rows, kind=task
+        ),
         packing=recipe.data.packing,
         shuffle=recipe.data.shuffle,
         seed=recipe.seed,

@@ -136,6 +136,7 @@ class Loop:
             record["bubble"] = self.me.mesh.bubble(len(batch.micro_batches))
         if result.aux_loss is not None:
             record["aux_loss"] = result.aux_loss
+        record |= result.means
         if result.loss_scale is not None:
             record["loss_scale"] = result.loss_scale
         if result.loss_scale is not None or result.skipped:
@@ -251,6 +252,7 @@ class Loop:
             self.me.mesh.data,
             self.recipe.batch.micro_size,
             self.recipe.evaluation.max_sequences,
+            task,
         )
         metrics = task.metrics(self.engine.evaluate(batches, task.evaluate))
         self.evaluations.append({"step": step, **metrics})
@@ -271,12 +273,13 @@ class Loop:
         return self.watch.observe(watched, step)
 
     def _sample(self, step: int) -> None:
-        if self.recipe.task.sample_prompt is None or step not in (0, self.inputs.total_steps):
+        prompt = getattr(self.recipe.task, "sample_prompt", None)
+        if prompt is None or step not in (0, self.inputs.total_steps):
             return
         answer = self.engine.call(self.inputs.task.sample)
-        self._write({"step": step, "sample": {"prompt": self.recipe.task.sample_prompt, "answer": answer}})
+        self._write({"step": step, "sample": {"prompt": prompt, "answer": answer}})
         when = "before" if step == 0 else "after"
-        self.display.say(f"sample {when} training: {self.recipe.task.sample_prompt}\n  -> {answer}")
+        self.display.say(f"sample {when} training: {prompt}\n  -> {answer}")
 
     def save(self, step: int) -> None:
         """Write a checkpoint and drop those that are no longer kept. Collective."""

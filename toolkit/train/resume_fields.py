@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from toolkit.recipe import Recipe
+from toolkit.recipe.dotted import CHOICES
 from toolkit.recipe.optimizers import DEFAULTS, optimizer_parameters
 
 Flat = dict[str, Any]
@@ -31,18 +32,16 @@ class Role(Enum):
 
 _TABLE: dict[Role, str] = {
     Role.IDENTITY: """
-        model.weights data.streaming data.shuffle data.packing task.name batch.global_size batch.sequence_length
+        model.weights data.streaming data.shuffle data.packing task.name tuning.name batch.global_size batch.sequence_length
         optimizer.type optimizer.momentum optimizer.centered optimizer.initial_accumulator_value seed
         """,
     Role.CONTENT: """
         model.path model.architecture model.config model.tokenizer
         data.train data.evaluation data.evaluation_examples data.split data.evaluation_split data.subset
-        data.max_examples data.overlong data.messages_field data.prompt_field data.completion_field data.text_field
-        data.label_field task.train_on
+        data.max_examples data.overlong
         """,
     Role.SETTING: """
         model.dropout
-        task.label_smoothing task.neftune_alpha task.sample_prompt task.sample_tokens
         optimizer.learning_rate optimizer.weight_decay optimizer.max_grad_norm optimizer.betas optimizer.eps
         optimizer.nesterov optimizer.dampening optimizer.alpha optimizer.lr_decay optimizer.adam_learning_rate
         schedule.type schedule.warmup_steps schedule.min_ratio schedule.decay_steps schedule.power schedule.gamma
@@ -68,12 +67,24 @@ _TABLE: dict[Role, str] = {
         """,
 }
 ROLES: dict[str, Role] = {name: role for role, names in _TABLE.items() for name in names.split()}
+"""Of the fields of all sections but those that are of one of several kinds, which say it themselves; see `role_of`."""
+_OF_CHOICES = {"task": Role.CONTENT, "tuning": Role.IDENTITY}
+"""What the fields of such a section decide, other than its settings."""
 
 DATA_IDENTITY = ("data.streaming", "data.shuffle", "data.packing")
 """Fields of Role.IDENTITY that --resume_changed_data lets change: which examples come next, not what a step is."""
 
 DEPENDS_ON_MICRO_BATCHES = "the batches are the same; dropout and noise are drawn anew"
 """What a change of batch.micro_size does."""
+
+
+def role_of(name: str) -> Role:
+    """What a change of the field with the dotted `name` means."""
+    if name in ROLES:
+        return ROLES[name]
+    section, _, field = name.partition(".")
+    is_setting = any(field in kind.settings for kind in CHOICES[section].kinds.values())
+    return Role.SETTING if is_setting else _OF_CHOICES[section]
 
 
 def flatten(recipe: Recipe) -> Flat:
@@ -110,7 +121,7 @@ class Change:
     @property
     def role(self) -> Role:
         """What the change means."""
-        return ROLES[self.name]
+        return role_of(self.name)
 
     def refusal(self) -> str:
         """For an error."""
@@ -146,11 +157,11 @@ def refused(found: list[Change], *, streaming: bool) -> Iterator[Change]:
     that say so count by themselves.
     """
     for change in found:
-        by_name = streaming and (change.name in ("data.overlong", "task.train_on") or change.name.endswith("_field"))
+        by_name = streaming and change.name.startswith(("data.overlong", "task."))
         if change.role is Role.IDENTITY or (change.role is Role.CONTENT and by_name):
             yield change
 
 
 def is_about_data(name: str) -> bool:
     """Whether --resume_changed_data lets the field `name` change."""
-    return name in DATA_IDENTITY or (ROLES[name] is Role.CONTENT and not name.startswith("model."))
+    return name in DATA_IDENTITY or (role_of(name) is Role.CONTENT and not name.startswith("model."))

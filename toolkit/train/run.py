@@ -27,6 +27,7 @@ from toolkit.models.model_size import model_size
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.storage import storage_errors
+from toolkit.tasks import task_class
 from toolkit.train import facts
 from toolkit.train.build import build_engine
 from toolkit.train.claim import claimed
@@ -186,6 +187,7 @@ def _identity(recipe: Recipe, options: RunOptions, start: Start) -> dict[str, An
     return {
         "name": options.name,
         "task": recipe.task.name,
+        "auto_class": task_class(recipe.task).auto_class.__name__,
         "card": card,
         "recipe": values,
         "facts": start.found,

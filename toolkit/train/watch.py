@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.recipe import Recipe
-from toolkit.tasks import higher_is_better
 from toolkit.train.inputs import Inputs
 
 HELD_OUT = ("held_out", "sequences", "limit")
@@ -103,7 +102,7 @@ def watch_of(recipe: Recipe, inputs: Inputs) -> Watch:
     evaluation, held_out = recipe.evaluation, inputs.held_out
     return Watch(
         evaluation.metric,
-        higher_is_better(recipe.task.name, evaluation.metric),
+        recipe.task.higher_is_better(evaluation.metric),
         held_out=held_out.digest if held_out is not None else None,
         sequences=len(inputs.held_out_sequences),
         limit=evaluation.max_sequences,

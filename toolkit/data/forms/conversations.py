@@ -30,7 +30,7 @@ def in_column(value: object, column: str, *, takes_other_roles: bool = False) ->
         raise DataError(
             f"{column} is {given}",
             expected=f"a list of messages, {_FORM}",
-            do="write conversations in that form, or choose another column with data.messages_field",
+            do="write conversations in that form, or choose another column with task.messages_field",
         )
     labels = [f"{column}[{index}]" for index in range(len(messages))]
     return Conversation(column, messages, labels, takes_other_roles=takes_other_roles)
@@ -52,7 +52,7 @@ def completion_of(row: Row, prompt: str, completion: str) -> Conversation:
         raise DataError(
             f"{lists[0]} is a list, but {other} is {kind_of(row[other])}: {str(row[other])[:40]!r}",
             expected="two texts, or two lists of messages",
-            do="write both in one form, or move the whole conversation to one column, data.messages_field",
+            do="write both in one form, or move the whole conversation to one column, task.messages_field",
         )
     before, after = (in_column(both[column], column) for column in (prompt, completion))
     return Conversation(

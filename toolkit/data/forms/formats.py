@@ -57,7 +57,7 @@ def find(row: Row) -> Format | None:
             f"the columns {', '.join(columns)} hold several forms of training text: "
             f"{', '.join(form.describe(form.needs) for form in found)}",
             expected="one of them",
-            do="say which columns are meant, with data.prompt_field and data.completion_field (or data.messages_field)",
+            do="say which columns are meant, with task.prompt_field and task.completion_field (or task.messages_field)",
         )
     return found[0] if found else None
 

@@ -116,7 +116,7 @@ def _other_half(row: Row, half: str, other: str, name_of: Mapping[str, str]) -> 
         return (
             f"these are preferences; to learn the chosen answers alone, set data.{name_of[other]}='chosen'"
             if isinstance(row["chosen"], str)
-            else "these are preferences; to learn the chosen answers alone, set data.messages_field='chosen'"
+            else "these are preferences; to learn the chosen answers alone, set task.messages_field='chosen'"
         )
     if other in row:
         return "fill it in, or remove the row"
@@ -131,7 +131,7 @@ def _what_to_write(row: Row, fields: Mapping[str, str]) -> str:
     for name, value in row.items():
         first = value[0] if isinstance(value, list | tuple) and value else None
         if isinstance(first, Mapping) and ({"role", "content"} <= first.keys() or {"from", "value"} <= first.keys()):
-            return f"{name} holds a list of messages: set data.messages_field={name!r}"
+            return f"{name} holds a list of messages: set task.messages_field={name!r}"
     for field, column in fields.items():
         fitting = [name for name, value in row.items() if isinstance(value, list if field == "messages_field" else str)]
         if near := difflib.get_close_matches(column, fitting, n=1, cutoff=0.75):
@@ -141,10 +141,10 @@ def _what_to_write(row: Row, fields: Mapping[str, str]) -> str:
         return "give a file with text in it: no column of this row holds any"
     longest = _longest(row, texts)
     pair = [name for name in texts if name != longest]
-    plain = f"set data.text_field={longest!r} if it is plain text to learn"
+    plain = f"set task.text_field={longest!r} if it is plain text to learn"
     if not pair:
         return plain
-    return f"{plain}, or data.prompt_field and data.completion_field to the columns of question and answer ({', '.join(texts[:6])})"
+    return f"{plain}, or task.prompt_field and task.completion_field to the columns of question and answer ({', '.join(texts[:6])})"
 
 
 def _longest(row: Row, names: list[str]) -> str:

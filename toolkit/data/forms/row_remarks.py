@@ -75,7 +75,7 @@ class Seen:
         said = self._forms(row_name)
         said += [
             f"note: {text_field} is learned as plain text, all of it; to learn the answers of {form.describe(form.needs)} "
-            "alone, name a column that is not there: --data.text_field none_of_them"
+            "alone, name a column that is not there: --task.text_field none_of_them"
             for form in self._beside_text
         ]
         if self._answers and tokenizer.chat_template:

@@ -1,0 +1,7 @@
+"""What can be learned: one typed section per task, each with only its own fields and the columns it reads."""
+
+from toolkit.recipe.tasks.base import Direction, Task
+from toolkit.recipe.tasks.causal_lm import CausalLM
+from toolkit.recipe.tasks.sequence_classification import SequenceClassification
+
+__all__ = ["CausalLM", "Direction", "SequenceClassification", "Task"]

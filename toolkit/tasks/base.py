@@ -1,0 +1,194 @@
+"""What every task provides. The loop, the engines and the checkpoints know no more of a task than this.
+
+A task overrides what it needs: `encode`, `collate`, `loss`, `evaluate` and `metrics` at least (docs/adding.md).
+"""
+
+# ruff: noqa: B027 (what a task may leave as it is does nothing)
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from toolkit.data import tokens
+from toolkit.data.example import Example, Row
+from toolkit.data.packing import Counts
+from toolkit.data.preview import Shown
+from toolkit.data.reading.row_names import RowName, plain_names
+from toolkit.recipe import Task as Options
+
+Batch = dict[str, torch.Tensor]
+Sums = dict[str, float]
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
+TRAINED = plain_names("data.train")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one micro-batch gives."""
+
+    total: torch.Tensor
+    """Sum of the losses over the batch's targets, 0-dim fp32."""
+    sums: Mapping[str, torch.Tensor | float] = field(default_factory=dict)
+    """Further sums over the targets, 0-dim, by the names of Task.logged: each step logs their means over the global batch."""
+    added: torch.Tensor | float = 0.0
+    """What is trained besides, such as a loss that balances experts: a sum that is logged apart, as aux_loss."""
+
+    @property
+    def trained(self) -> torch.Tensor:
+        """What the gradient is taken of."""
+        return self.total + self.added
+
+
+class Task(ABC):
+    """Examples -> features, batches, loss, metrics."""
+
+    auto_class: ClassVar[Any]
+    """transformers' auto class that loads the right head."""
+    can_pack: ClassVar[bool] = False
+    """Whether several examples may share one sequence."""
+    is_causal: ClassVar[bool] = False
+    """Whether a token may see only those before it; the model is then asked whether it keeps to that."""
+    reads_padding: ClassVar[bool] = False
+    """Whether the model itself looks for padding tokens, so that its config must name them."""
+    cuts: ClassVar[frozenset[str]] = frozenset()
+    """The degrees of the parallel section above 1 that the task takes: "tensor", "pipeline", "sequence"."""
+    logged: ClassVar[tuple[str, ...]] = ()
+    """Names in Loss.sums."""
+    transforms: ClassVar[bool] = False
+    """Whether `transform` does anything."""
+    legend: ClassVar[str | None] = None
+    """What a preview shows; None: text of which some tokens are trained."""
+    unit: ClassVar[str] = "token"
+    """What `size` counts."""
+
+    def __init__(self, options: Options, tokenizer: Any) -> None:
+        self.options: Any = options
+        """The task's section of the recipe, of its own type."""
+        self.tokenizer = tokenizer
+
+    # The rows as a whole
+
+    def fit(
+        self,
+        rows: Iterable[Row],
+        checkpoint: Any = None,
+        fields: Mapping[str, Any] = NO_FIELDS,
+        row_name: RowName = TRAINED,
+    ) -> None:
+        """Look once at the training rows, before any is encoded (to find the classes, for instance).
+
+        `checkpoint` is the config of the checkpoint whose weights are loaded, None for a model from scratch; `fields`
+        are those of its config that the recipe sets; `row_name` is what messages call a row.
+        """
+
+    def check(self, rows: Iterable[Row], row_name: RowName) -> None:
+        """Look once at the held-out rows, after `fit`. Raises DataError where they as a whole cannot be measured on."""
+
+    def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
+        """Lines to say about how the training rows, which `row_name` names, are read, and about what `fit` decided."""
+        return []
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the layer whose shape follows from num_labels starts at random values, whatever the checkpoint has."""
+        return False
+
+    def config_overrides(self) -> dict[str, Any]:
+        """Fields of the model's config that follow from the data."""
+        return {}
+
+    def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...] | None:
+        """The tokens that these raw rows train as the end of an answer; None for a task that generates nothing."""
+        return None
+
+    # One row, one example
+
+    @abstractmethod
+    def encode(self, row: Row) -> list[Example]:
+        """Examples of one raw row. Raises DataError for a row it cannot use."""
+
+    def columns(self, row: Row) -> Collection[str]:
+        """The columns of `row`, one that `encode` takes, that it reads; the others have no effect."""
+        return [column for name, column in self.options if name.endswith("_field") and column in row]
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able values that change what `encode` returns; part of the prepared data's identity."""
+        settings = type(self.options).settings
+        return {"task": self.options.name, **self.options.model_dump(mode="json", exclude={"name", *settings})}
+
+    def size(self, example: Example) -> int:
+        """What packing and length limits count: tokens, frames, pixels."""
+        return tokens.size(example)
+
+    def targets(self, example: Example) -> int:
+        """What of `example` carries loss: tokens, or labels. An example without any is left out."""
+        return tokens.num_targets(example)
+
+    def fitted(self, example: Example, capacity: int, overlong: str, counts: Counts) -> list[Example]:
+        """`example` as those of at most `capacity` that `overlong` (data.overlong) makes of it; `counts` what it did."""
+        return tokens.fit(example, capacity, overlong, counts)
+
+    def ignored(self, example: Example) -> Example:
+        """The same example without a target: it takes part in a forward pass and adds nothing to the loss."""
+        return tokens.masked(example)
+
+    def transform(self, example: Example, random: np.random.Generator) -> Example:
+        """What is costly to store, or drawn anew each time, made when `example` is collated; see `transforms`.
+
+        `random` depends on the seed, the pass over the data and the example alone: the same on any number of ranks.
+        """
+        return example
+
+    def show(self, example: Example) -> Shown:
+        """`example` for a reader, as --preview prints it."""
+        return tokens.show(self.tokenizer, example)
+
+    # A batch
+
+    @abstractmethod
+    def collate(self, sequences: list[list[Example]]) -> Batch:
+        """One micro-batch; each inner list is one sequence, of one example or a pack."""
+
+    @abstractmethod
+    def count(self, batch: Batch) -> int:
+        """Targets in `batch`, which lies on the CPU: what the loss is averaged over. Fillers of an evaluation have none."""
+
+    def split(self, batch: Batch, index: int, count: int) -> Batch:
+        """Part `index` of `count` of every sequence in `batch`; targets stay with the positions that predict them.
+
+        Asked for by tasks whose `cuts` have "sequence".
+        """
+        raise NotImplementedError
+
+    # The model
+
+    def prepare(self, model: nn.Module) -> None:
+        """Change the loaded model before DeepSpeed sees it: no new parameters, nothing in its config, which is saved already."""
+
+    @property
+    def adds_loss(self) -> bool:
+        """Whether `loss` may return something in Loss.added; known after `prepare`."""
+        return False
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
+        """The losses of the targets of `batch`. The caller multiplies their gradient by `gradient_scale`."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
+        """Sums over the targets of `batch` that `metrics` turns into metrics; always with "loss"."""
+
+    @abstractmethod
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of a whole evaluation; always with "loss"."""
+
+    def sample(self, model: nn.Module) -> str | None:
+        """Something to look at: the model's answer to task.sample_prompt, or None."""
+        return None
