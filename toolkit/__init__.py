@@ -7,6 +7,9 @@ from toolkit.errors import ToolkitError, install_hook
 install_hook()  # before the imports that take time
 
 from toolkit.recipe import (  # noqa: E402
+    DPO,
+    KTO,
+    ORPO,
     Batch,
     CausalLM,
     Checkpoint,
@@ -20,8 +23,10 @@ from toolkit.recipe import (  # noqa: E402
     Parallel,
     Precision,
     Recipe,
+    RewardModel,
     Schedule,
     SequenceClassification,
+    SimPO,
     Task,
     Tracking,
     Tuning,
@@ -36,6 +41,9 @@ def main(recipe: Recipe) -> None:
 
 
 __all__ = [
+    "DPO",
+    "KTO",
+    "ORPO",
     "Batch",
     "CausalLM",
     "Checkpoint",
@@ -49,8 +57,10 @@ __all__ = [
     "Parallel",
     "Precision",
     "Recipe",
+    "RewardModel",
     "Schedule",
     "SequenceClassification",
+    "SimPO",
     "Task",
     "ToolkitError",
     "Tracking",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import json
@@ -52,6 +53,7 @@ class Store:
         """Size of each example."""
         self.digests: NDArray[np.int64] = np.load(directory / "digests.npy")
         """One of each example: equal where all arrays are."""
+        self._beside: dict[str, NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return len(self._columns)
@@ -59,7 +61,13 @@ class Store:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        return self._columns[index]
+        return self._columns[index] | {name: values[index] for name, values in self._beside.items()}
+
+    def beside(self, name: str, values: NDArray[Any]) -> Store:
+        """The same examples with an array `name` more, which is values[index] of each."""
+        found = copy.copy(self)
+        found._beside = {**self._beside, name: values}
+        return found
 
     @property
     def num_tokens(self) -> int:

@@ -3,11 +3,14 @@
 from toolkit.recipe.inputs import Batch, Data, Model
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.recipe import Recipe
-from toolkit.recipe.tasks import CausalLM, SequenceClassification, Task
+from toolkit.recipe.tasks import DPO, KTO, ORPO, CausalLM, RewardModel, SequenceClassification, SimPO, Task
 from toolkit.recipe.tuning import Full, LoRA, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
 __all__ = [
+    "DPO",
+    "KTO",
+    "ORPO",
     "Batch",
     "CausalLM",
     "Checkpoint",
@@ -21,8 +24,10 @@ __all__ = [
     "Parallel",
     "Precision",
     "Recipe",
+    "RewardModel",
     "Schedule",
     "SequenceClassification",
+    "SimPO",
     "Task",
     "Tracking",
     "Tuning",

@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from toolkit.data import documents
 from toolkit.data.example import Example, Row
-from toolkit.models.adapters import adapters_off
 from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
 from toolkit.models.heads import TARGET_ROWS, token_log_probabilities, use_loss_head
 from toolkit.models.log_probabilities import segment_sum
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import Task as Options
 from toolkit.tasks.base import Batch, Task
+from toolkit.tasks.greedy import greedy_answer
 from toolkit.tasks.packed_rows import COUNTED, TARGET_DOCUMENTS
 from toolkit.tasks.stop_tokens import trained_ends
 
@@ -71,6 +71,8 @@ def reference_sums(model: nn.Module, batch: Batch, group: Any) -> Tensor:
     """Log-probabilities [D] fp64 of the answers under the model that training began with, without gradients."""
     if REFERENCE in batch:
         return batch[REFERENCE]
+    from toolkit.models.adapters import adapters_off
+
     was_training = model.training
     # Without dropout, and without keeping activations for gradients that nobody takes.
     model.eval()

@@ -61,12 +61,18 @@ class Task(ABC):
     """The degrees of the parallel section above 1 that the task takes: "tensor", "pipeline", "sequence"."""
     logged: ClassVar[tuple[str, ...]] = ()
     """Names in Loss.sums."""
+    reads_reference: ClassVar[bool] = False
+    """Whether the loss compares with the model that training begins with; see `reference`."""
+    surveys: ClassVar[bool] = False
+    """Whether the loss needs to know something of the whole global batch; see `survey`."""
     transforms: ClassVar[bool] = False
     """Whether `transform` does anything."""
     legend: ClassVar[str | None] = None
     """What a preview shows; None: text of which some tokens are trained."""
     unit: ClassVar[str] = "token"
     """What `size` counts."""
+    sequence_group: Any = None
+    """The process group whose ranks share the sequences of a batch, where they are cut (`split`); None: they are whole."""
 
     def __init__(self, options: Options, tokenizer: Any) -> None:
         self.options: Any = options
@@ -180,6 +186,25 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
         """The losses of the targets of `batch`. The caller multiplies their gradient by `gradient_scale`."""
+
+    def summary(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What a step logs of the means of its `logged` sums."""
+        return dict(means)
+
+    def reference(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """What `model`, which training is to begin with, gives to each example of `batch`: [E, n] fp64.
+
+        Asked for by tasks that read a reference, once before training, where the model keeps no copy of its first weights:
+        examples then have an array "reference" [n] more.
+        """
+        raise NotImplementedError
+
+    def survey(self, model: nn.Module, batch: Batch) -> Sums:
+        """Sums over `batch`, without gradients and dropout, before any of its global batch is trained or evaluated."""
+        raise NotImplementedError
+
+    def surveyed(self, sums: Mapping[str, float]) -> None:
+        """Take over the sums of `survey` over the whole global batch, or the whole held-out set."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:

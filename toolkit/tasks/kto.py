@@ -101,9 +101,14 @@ class KTOTask(AnswersTask):
 
     def _packed(self, sequences: list[list[Example]], place: int) -> Batch:
         """Rows of documents; `place` is that of what the reference gives to them in the examples."""
-        rows = [[next_tokens(example["input_ids"], example["labels"]) for example in sequence] for sequence in sequences]
+        rows = [
+            [next_tokens(example["input_ids"], example["labels"]) for example in sequence] for sequence in sequences
+        ]
         examples = [example for sequence in sequences for example in sequence]
-        batch = {**pack_rows(rows, self.tokenizer.pad_token_id), ANSWER_TOKENS: answer_tokens(examples)}
+        batch = {
+            **pack_rows(rows, self.tokenizer.pad_token_id, by_document=True),
+            ANSWER_TOKENS: answer_tokens(examples),
+        }
         if REFERENCE in examples[0]:
             batch[REFERENCE] = torch.tensor([example[REFERENCE][place] for example in examples], dtype=torch.float64)
         return batch
@@ -204,4 +209,3 @@ def _start(labels: Array) -> int:
 
 def _others(batch: Batch) -> Batch:
     return {name.removeprefix(OTHERS): values for name, values in batch.items() if name.startswith(OTHERS)}
-

@@ -36,9 +36,9 @@ def next_tokens(tokens: Array, labels: Array) -> Document:
     return Document(tokens, np.append(labels[1:], np.array(IGNORED, labels.dtype)))
 
 
-def pack_rows(rows: Sequence[Sequence[Document]], filler: int | None) -> Batch:
-    """input_ids, position_ids, targets, each [B, T] with T the longest row; document_lengths [B, N]; target_rows and
-    target_documents [M].
+def pack_rows(rows: Sequence[Sequence[Document]], filler: int | None, *, by_document: bool = False) -> Batch:
+    """input_ids, position_ids, targets, each [B, T] with T the longest row; document_lengths [B, N]; target_rows [M] and,
+    where they are wanted `by_document`, target_documents [M].
 
     Positions restart with every document and the lengths say where, which keeps attention inside it (see
     `toolkit.models.attention`); padding, of the token `filler`, is a document of its own.
@@ -63,12 +63,13 @@ def pack_rows(rows: Sequence[Sequence[Document]], filler: int | None) -> Batch:
         positions[index, start:] = np.arange(shape[1] - start)
         lengths[-1] += [shape[1] - start] if start < shape[1] else []
     found = target_rows(torch.from_numpy(targets))
+    documents = {TARGET_DOCUMENTS: torch.from_numpy(owners).flatten()[found]} if by_document else {}
     return {
         "input_ids": torch.from_numpy(tokens),
         "position_ids": torch.from_numpy(positions),
         "targets": torch.from_numpy(targets),
         TARGET_ROWS: found,
-        TARGET_DOCUMENTS: torch.from_numpy(owners).flatten()[found],
+        **documents,
         DOCUMENT_LENGTHS: lengths_tensor(lengths),
     }
 
@@ -93,15 +94,15 @@ def split_rows(batch: Batch, index: int, count: int) -> Batch:
         name: torch.cat([batch[name], filler.expand(height, extra)], dim=1)[:, start : start + size].contiguous()
         for name, filler in fill.items()
     }
-    places = batch[TARGET_ROWS] % length
-    mine = (places >= start) & (places < start + size)
+    if TARGET_DOCUMENTS in batch:
+        places = batch[TARGET_ROWS] % length
+        parts[TARGET_DOCUMENTS] = batch[TARGET_DOCUMENTS][(places >= start) & (places < start + size)]
+    if COUNTED in batch:
+        parts[COUNTED] = batch[COUNTED] & (torch.arange(len(batch[COUNTED])) % count == index)
     lengths = batch[DOCUMENT_LENGTHS]
-    counted = {COUNTED: batch[COUNTED] & (torch.arange(len(batch[COUNTED])) % count == index)} if COUNTED in batch else {}
     return {
         **batch,
         **parts,
-        **counted,
         TARGET_ROWS: target_rows(parts["targets"]),
-        TARGET_DOCUMENTS: batch[TARGET_DOCUMENTS][mine],
         DOCUMENT_LENGTHS: nn.functional.pad(lengths, (0, 1), value=extra) if extra else lengths,
     }

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +44,9 @@ class PairsTask(Task):
     is_causal = True
     cuts = frozenset(("tensor", "sequence"))
     logged = REWARDS
-    legend = "each pair: the prompt with the chosen answer, then with the rejected one; answers stand in [[double brackets]]"
+    legend = (
+        "each pair: the prompt with the chosen answer, then with the rejected one; answers stand in [[double brackets]]"
+    )
 
     def encode(self, row: Row) -> list[Example]:
         """One example of two documents: the prompt with the chosen answer, and with the rejected one."""
@@ -86,7 +87,9 @@ class PairsTask(Task):
             tokens.show(self.tokenizer, {"input_ids": ids, "labels": labels})
             for ids, labels in documents.apart(example)
         )
-        heading = f"{plural(self.size(example), 'token')} in a pair; chosen {chosen.heading}, rejected {rejected.heading}"
+        heading = (
+            f"{plural(self.size(example), 'token')} in a pair; chosen {chosen.heading}, rejected {rejected.heading}"
+        )
         return Shown(heading, [*chosen.parts, ("\n--- rejected ---\n", False), *rejected.parts])
 
     @abstractmethod
@@ -101,7 +104,11 @@ class PairsTask(Task):
         ]
         examples = [example for sequence in sequences for example in sequence]
         counted = torch.tensor([bool(self.targets(example)) for example in examples])
-        return {**pack_rows(rows, self.tokenizer.pad_token_id), COUNTED: counted, **self.beside(examples)}
+        return {
+            **pack_rows(rows, self.tokenizer.pad_token_id, by_document=True),
+            COUNTED: counted,
+            **self.beside(examples),
+        }
 
     def beside(self, examples: list[Example]) -> Batch:
         """Further entries of a batch, about its examples or documents: whole on every rank of a sequence group."""

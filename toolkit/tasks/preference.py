@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from toolkit.data.example import Array, Example
 from toolkit.recipe import DPO, ORPO, SimPO
 from toolkit.tasks import preference_losses as losses
-from toolkit.tasks.answers import ANSWER_TOKENS, Answers, AnswersTask, answer_tokens, answers, reference_sums, references
+from toolkit.tasks.answers import (
+    ANSWER_TOKENS,
+    Answers,
+    AnswersTask,
+    answer_tokens,
+    answers,
+    reference_sums,
+    references,
+)
 from toolkit.tasks.base import Batch
 from toolkit.tasks.packed_rows import Document, next_tokens
 from toolkit.tasks.pairs import Compared, PairsTask
@@ -61,7 +69,7 @@ class DPOTask(PreferenceTask):
         chosen, rejected = losses.implicit_reward(found.sums, reference, options.beta).view(-1, 2).unbind(1)
         if options.loss == "ipo":
             ratios = (found.sums - reference) / batch[ANSWER_TOKENS].clamp(min=1)
-            loss = losses.ipo(*ratios.view(-1, 2).unbind(1), options.beta)
+            loss = losses.ipo(ratios[0::2], ratios[1::2], options.beta)
         elif options.loss == "hinge":
             loss = losses.dpo_hinge(chosen - rejected)
         elif options.loss == "robust":

@@ -15,7 +15,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
-from toolkit.engine.base import Training
+from toolkit.engine.base import Survey, Training
 from toolkit.engine.experts import gather_layers_whole
 from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
@@ -182,12 +182,14 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         recipe.task.higher_is_better(recipe.evaluation.metric),
         task.logged,
         task.adds_loss,
+        Survey(task.survey, task.surveyed) if task.surveys else None,
     )
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, me, training)
     if me.mesh.sequence == 1:
         return ZeroEngine(model, config, me, training, split=task.split)
-    attention = SequenceAttention(model.config, Grid(me.mesh, me.rank).sequence)
+    task.sequence_group = Grid(me.mesh, me.rank).sequence
+    attention = SequenceAttention(model.config, task.sequence_group)
     engine = ZeroEngine(model, config, me, training, split=task.split, attention=attention)
     excess = engine.call(use_sequence_attention, attention, recipe.batch.sequence_length)
     check_sequence_attention(excess, type(model).__name__)

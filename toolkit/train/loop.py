@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ class Loop:
             record["bubble"] = self.me.mesh.bubble(len(batch.micro_batches))
         if result.aux_loss is not None:
             record["aux_loss"] = result.aux_loss
-        record |= result.means
+        record |= self.inputs.task.summary(result.means)
         if result.loss_scale is not None:
             record["loss_scale"] = result.loss_scale
         if result.loss_scale is not None or result.skipped:
@@ -244,7 +245,8 @@ class Loop:
         self._sample(step)
         if inputs.held_out is None:
             return None
-        batches = evaluation_batches(
+        batches = partial(
+            evaluation_batches,
             inputs.held_out,
             inputs.held_out_sequences,
             task.collate,
@@ -254,7 +256,9 @@ class Loop:
             self.recipe.evaluation.max_sequences,
             task,
         )
-        metrics = task.metrics(self.engine.evaluate(batches, task.evaluate))
+        if task.surveys:
+            task.surveyed(self.engine.evaluate(batches(), task.survey))
+        metrics = task.metrics(self.engine.evaluate(batches(), task.evaluate))
         self.evaluations.append({"step": step, **metrics})
         self.watch.first = self.watch.first or self.evaluations[0]
         self._write({"step": step, "eval": metrics})

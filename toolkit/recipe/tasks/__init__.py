@@ -2,6 +2,17 @@
 
 from toolkit.recipe.tasks.base import Direction, Task
 from toolkit.recipe.tasks.causal_lm import CausalLM
+from toolkit.recipe.tasks.preference import DPO, KTO, ORPO, RewardModel, SimPO
 from toolkit.recipe.tasks.sequence_classification import SequenceClassification
 
-__all__ = ["CausalLM", "Direction", "SequenceClassification", "Task"]
+__all__ = [
+    "DPO",
+    "KTO",
+    "ORPO",
+    "CausalLM",
+    "Direction",
+    "RewardModel",
+    "SequenceClassification",
+    "SimPO",
+    "Task",
+]

@@ -1,0 +1,191 @@
+"""What the model that training begins with gives to every example: computed once before training, and kept.
+
+So the reference of DPO and KTO is never a second model in memory. A run whose adapters can be switched off has its
+reference in the model and needs none of this (`toolkit.tasks.answers.reference_sums`). The values are kept by content: of
+the examples and how they are packed, of the weights and their number format. A pass that was interrupted goes on where it
+was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from toolkit.cache import cache_dir
+from toolkit.data.batches import StreamedBatches, evaluation_batches
+from toolkit.data.example import Sequences
+from toolkit.data.store import Store
+from toolkit.engine import process
+from toolkit.engine.protocol import Batch, Engine
+from toolkit.errors import RecipeError, plural
+from toolkit.models.weights_digest import weights_digest
+from toolkit.recipe import LoRA, Recipe
+from toolkit.storage import storage_errors
+from toolkit.tasks.answers import REFERENCE
+from toolkit.tasks.base import Task
+from toolkit.train.inputs import Inputs
+from toolkit.train.progress import Display
+
+FORMAT = 1
+"""Part of every key: raise it when the values, or the files, become others."""
+BLOCK = 32
+"""Micro-batches of each rank between two times that values are exchanged and written down."""
+
+Values = NDArray[np.float64]
+
+
+def keeps_reference(recipe: Recipe) -> bool:
+    """Whether the model in training still has in it the one that it began with."""
+    return isinstance(recipe.tuning, LoRA) and not recipe.tuning.modules_to_save
+
+
+def check_reference(recipe: Recipe, task: Task) -> None:
+    """Raise RecipeError where the task needs a reference that can neither be kept nor computed before training."""
+    if task.reads_reference and recipe.data.streaming and not keeps_reference(recipe):
+        raise RecipeError(
+            f"data.streaming=True with task.name={recipe.task.name!r} and tuning.name={recipe.tuning.name!r}",
+            expected="examples that are there before training, since what the first weights give to them is computed then; or "
+            "adapters, without which the model is the one it was",
+            do="set data.streaming=False, or tuning=LoRA(...) without modules_to_save",
+        )
+
+
+def add_reference(
+    recipe: Recipe, inputs: Inputs, engine: Engine, me: process.Process, display: Display
+) -> Inputs:
+    """`inputs` whose examples have what the model in `engine`, not trained yet, gives to them; as they are where no task
+    asks for it, or the model keeps it. Collective.
+    """
+    task, batches, held_out = inputs.task, inputs.batches, inputs.held_out
+    if not task.reads_reference or keeps_reference(recipe):
+        return inputs
+    assert not isinstance(batches, StreamedBatches), "refused before"
+    scorer = _Scorer(engine, task, me, recipe.batch.micro_size, display, _weights(recipe))
+    if held_out is not None:
+        held_out = scorer.added(held_out, inputs.held_out_sequences[: recipe.evaluation.max_sequences], "data.evaluation")
+    store = scorer.added(batches.store, batches.sequences, "data.train")
+    return replace(inputs, batches=replace(batches, store=store), held_out=held_out)
+
+
+def _weights(recipe: Recipe) -> dict[str, Any]:
+    """JSON-able: what decides the first weights, and the numbers that they compute."""
+    model = recipe.model
+    found = weights_digest(str(model.path)) if model.weights == "pretrained" else None
+    drawn = {"seed": recipe.seed, "path": model.path, "architecture": model.architecture} if found is None else {}
+    return {"weights": found, **drawn, "config": model.config, "dtype": recipe.precision.dtype}
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Goes through examples with a model that is not trained yet."""
+
+    engine: Engine
+    task: Task
+    me: process.Process
+    micro_size: int
+    display: Display
+    weights: dict[str, Any]
+
+    def added(self, store: Store, sequences: Sequences, name: str) -> Store:
+        """`store` with the array REFERENCE, of the examples in `sequences`."""
+        rows = list(itertools.chain.from_iterable(sequences))
+        values = self._values(store, sequences, name)
+        column = np.full((len(store), values.shape[1]), np.nan)
+        column[rows] = values
+        return store.beside(REFERENCE, column)
+
+    def _values(self, store: Store, sequences: Sequences, name: str) -> Values:
+        """[examples in `sequences`, n], in their order: from the cache as far as they are there."""
+        path = cache_dir() / "references" / f"{self._key(store, sequences)}.npy"
+        done = process.from_main(lambda: _read(path))
+        total = sum(map(len, sequences))
+        what = f"reference log-probabilities of {name}"
+        if done is not None and len(done) == total:
+            self.display.say(f"{what}: {total:,} examples, known from before")
+            return done
+        found = [] if done is None else [done]
+        count = sum(map(len, found))
+        self.display.say(
+            f"{what}: the model as it is before training looks at {plural(total - count, 'example')}"
+            + (f" ({count:,} are known from before)" if count else "")
+        )
+        width = self.me.mesh.data * self.micro_size * BLOCK
+        with self.display.counting("reference", total) as advance:
+            advance(count)
+            for start in range(_sequences_of(sequences, count), len(sequences), width):
+                block = self._block(store, sequences[start : start + width])
+                found.append(block)
+                everything = np.concatenate(found)
+                process.from_main(lambda values=everything: _write(path, values))  # type: ignore[misc]
+                advance(len(block))
+        return np.concatenate(found)
+
+    def _block(self, store: Store, sequences: Sequences) -> Values:
+        """[examples in `sequences`, n], in their order, on every rank."""
+        mesh, rank = self.me.mesh, self.me.data_rank
+        values: list[Values] = []
+
+        def look(model: nn.Module, batch: Batch) -> dict[str, float]:
+            values.append(self.task.reference(model, batch).cpu().numpy())
+            return {"batches": 1.0}
+
+        batches = evaluation_batches(
+            store, sequences, self.task.collate, rank, mesh.data, self.micro_size, kind=self.task
+        )
+        self.engine.evaluate(batches, look)
+        by_rank = dict(process.gather_objects((rank, values)))
+        places = _places(sequences, mesh.data, self.micro_size)
+        return np.concatenate([by_rank[owner][number][first : first + count] for owner, number, first, count in places])
+
+    def _key(self, store: Store, sequences: Sequences) -> str:
+        packs = hashlib.sha256(json.dumps([list(map(int, sequence)) for sequence in sequences]).encode()).hexdigest()
+        parts = {"format": FORMAT, "task": self.task.options.name, "examples": store.digest, "sequences": packs, **self.weights}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _places(sequences: Sequences, world_size: int, micro_size: int) -> list[tuple[int, int, int, int]]:
+    """Where `evaluation_batches` puts each of `sequences`: rank, number of its batch, first example in it, examples."""
+    found = []
+    first = 0
+    for place, sequence in enumerate(sequences):
+        batch, within = divmod(place, world_size * micro_size)
+        rank, slot = divmod(within, micro_size)
+        first = 0 if slot == 0 else first
+        found.append((rank, batch, first, len(sequence)))
+        first += len(sequence)
+    return found
+
+
+def _sequences_of(sequences: Sequences, count: int) -> int:
+    """How many of `sequences`, from the first on, hold the first `count` examples."""
+    for number, sequence in enumerate(sequences):
+        if count <= 0:
+            return number
+        count -= len(sequence)
+    return len(sequences)
+
+
+def _read(path: Path) -> Values | None:
+    """What was written to `path`, also by a pass that was interrupted; None: nothing, or nothing that can be used."""
+    try:
+        found: Values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.ndim == 2 and found.dtype == np.float64 and math.isfinite(float(found.sum())) else None
+
+
+def _write(path: Path, values: Values) -> None:
+    with storage_errors("keeping reference log-probabilities", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.writing.npy")
+        np.save(temporary, values)
+        temporary.replace(path)
