@@ -61,7 +61,8 @@ def evaluate(rank: int, world_size: int, recipes: list[Recipe], folder: str) -> 
                 micro_size,
                 run.evaluation.max_sequences,
             )
-            metrics.append(inputs.task.metrics(engine.evaluate(batches, inputs.task.evaluate)))
+            tensors = (batch.tensors for batch in batches)
+            metrics.append(inputs.task.metrics(engine.evaluate(tensors, inputs.task.evaluate)))
         engine.close()
         found.append(metrics)
     return found

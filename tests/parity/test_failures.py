@@ -181,11 +181,11 @@ def sample_unevenly(rank: int, world_size: int, run: Recipe, folder: str) -> lis
     """A run whose first rank stops its answer after three tokens, as rounding may let a rank end it."""
     plain = CausalLM.sample
 
-    def sample(task: CausalLM, model: Any) -> str | None:
+    def sample(task: CausalLM, model: Any, generate: Any) -> str | None:
         whole = task.options
         task.options = whole.model_copy(update={"sample_tokens": 3 if rank == 0 else 6})
         try:
-            return plain(task, model)
+            return plain(task, model, generate)
         finally:
             task.options = whole
 

@@ -186,6 +186,13 @@ def test_evaluation_gives_every_rank_the_same_number_and_every_sequence_once(sto
     ranks = [
         list(evaluation_batches(store, sequences, collate, rank, world_size, micro_size)) for rank in range(world_size)
     ]
+    numbers = [number for batches in ranks for batch in batches for number in batch.numbers if number is not None]
+    assert sorted(numbers) == list(range(len(store))), "each example once"
+    for batch in (batch for batches in ranks for batch in batches):
+        assert len(batch.numbers) == len(batch.examples)
+        for number, example in zip(batch.numbers, batch.examples, strict=True):
+            assert number is None or example["input_ids"].tolist() == store[number]["input_ids"].tolist()
+    ranks = [[batch.tensors for batch in batches] for batches in ranks]
     assert len({len(batches) for batches in ranks}) == 1
     assert all(batch["input_ids"].shape == (micro_size, CAPACITY) for batches in ranks for batch in batches)
     real, fillers = [], 0
@@ -204,7 +211,12 @@ def test_evaluation_stops_at_max_sequences(store):
     sequences = best_fit(store.lengths, CAPACITY)
     for world_size, micro_size, batches in ((1, 1, 3), (2, 1, 2), (2, 2, 1), (4, 8, 1)):
         found = [
-            list(evaluation_batches(store, sequences, collate, rank, world_size, micro_size, max_sequences=3))
+            [
+                batch.tensors
+                for batch in evaluation_batches(
+                    store, sequences, collate, rank, world_size, micro_size, max_sequences=3
+                )
+            ]
             for rank in range(world_size)
         ]
         assert {len(of_rank) for of_rank in found} == {batches}

@@ -19,7 +19,7 @@ from tests.disks import read_only, small_disk
 from tests.distributed import run_distributed
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest, verify_hashes
 from toolkit.cli import run, verbs
-from toolkit.recipe import Batch, CausalLM, Checkpoint, Data, Model, Optimizer, Precision, Recipe, Tracking
+from toolkit.recipe import Batch, Checkpoint, Data, Model, Optimizer, Precision, Recipe, Tracking
 
 ROOT = Path(__file__).parents[2]
 QUICK_START = "recipes/sft_smollm2_zero2.py"

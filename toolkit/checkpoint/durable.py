@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ VISIBLE_S = 90.0
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` so that readers see the old content or the new, never a part."""
+    write_text(path, json.JSONEncoder(indent=1).iterencode(value))
+
+
+def write_text(path: Path, pieces: Iterable[str]) -> None:
+    """Write `pieces` of text to `path` so that readers see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.writing")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

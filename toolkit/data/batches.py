@@ -235,6 +235,18 @@ class StreamedBatches:
         return [[((*place, index), examples[index]) for index in groups[position]] for position in order]
 
 
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """One micro-batch of an evaluation, and what each of its examples is."""
+
+    tensors: dict[str, torch.Tensor]
+    """What the task's collate has made of `examples`."""
+    examples: list[Example]
+    """Sequence by sequence, those of a pack in their order."""
+    numbers: list[int | None]
+    """Index in the held-out store of each example; None for one that only fills up."""
+
+
 def evaluation_batches(
     store: Store,
     sequences: Sequences,
@@ -244,7 +256,7 @@ def evaluation_batches(
     micro_size: int,
     max_sequences: int | None = None,
     kind: Kind = TOKENS,
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Iterator[EvaluationBatch]:
     """Micro-batches of `micro_size` of the first `max_sequences` sequences (None: of all) for one rank, in order.
 
     Each of those is on exactly one rank, however many ranks there are. Every rank gets the same number of micro-batches
@@ -255,13 +267,14 @@ def evaluation_batches(
     width = world_size * micro_size
     for batch in range(math.ceil(len(sequences) / width)):
         start = batch * width + rank * micro_size
-        chosen = [
-            [drawn(kind, store[index], 0, 0, index) for index in sequence]
-            for sequence in sequences[start : start + micro_size]
-        ]
+        mine = sequences[start : start + micro_size]
+        numbers: list[int | None] = [index for sequence in mine for index in sequence]
+        chosen = [[drawn(kind, store[index], 0, 0, index) for index in sequence] for sequence in mine]
         while len(chosen) < micro_size:
             chosen.append([kind.ignored(drawn(kind, store[index], 0, 0, index)) for index in sequences[0]])
-        yield collate(chosen)
+        examples = list(itertools.chain.from_iterable(chosen))
+        numbers += [None] * (len(examples) - len(numbers))
+        yield EvaluationBatch(collate(chosen), examples, numbers)
 
 
 def _depth(prefetch: int, global_size: int, world_size: int, micro_size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,16 @@ from torch import nn
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
 from toolkit.engine.advice import ADVICE
-from toolkit.engine.feed import Feed
+from toolkit.engine.feed import Feed, on_device
 from toolkit.engine.grid import Grid, release
 from toolkit.engine.groups import inner_optimizer, regroup_adagrad, share_hyperparameters
 from toolkit.engine.norm import NormReader
 from toolkit.engine.protocol import Batch, Losses, StepResult
+from toolkit.engine.relay import SameTokens
 from toolkit.engine.schedule import EngineSchedule
 from toolkit.engine.stopwatch import OPTIMIZER, Stopwatch
 from toolkit.errors import RunFailed
+from toolkit.models.decoding import GenerationSettings
 from toolkit.recipe import Optimizer, Schedule
 from toolkit.tasks.base import Loss
 
@@ -85,6 +88,7 @@ class DeepSpeedRun:
         self._norm_is_true = training.optimizer.type != "muon"
         self._skipped_in_a_row = 0
         self._feed = Feed()
+        self._whole: nn.Module | None = None
         self._sums: list[torch.Tensor] = []
         """Of the step so far, over this rank's micro-batches: losses of the targets, what was added, training.logged."""
 
@@ -112,6 +116,41 @@ class DeepSpeedRun:
     def model(self) -> nn.Module:
         """The Hugging Face model, or this rank's stage of it."""
         return self._model
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(model, *arguments)` without gradients and dropout, on every rank alike."""
+        raise NotImplementedError
+
+    def _decode(self, model: nn.Module, batch: Batch, settings: GenerationSettings) -> list[list[int]]:
+        """Generate with `model`, inside a call."""
+        raise NotImplementedError
+
+    def generate(self, batch: Batch, settings: GenerationSettings) -> list[list[int]]:
+        """Answers to the rows of `batch`: see `toolkit.models.decoding.Generate`. May be used inside `call`, too.
+
+        Every rank must take part, with as many batches as the others; ranks of one replica with the same rows.
+        """
+        batch = on_device(batch)
+        if self._whole is not None:
+            return self._decode(self._whole, batch, settings)
+        found: list[list[int]] = self.call(self._decode, batch, settings)
+        return found
+
+    @contextmanager
+    def _calling(self, model: nn.Module) -> Iterator[None]:
+        """Remember, for a while, that a call is in progress, and what it sees as the model."""
+        self._whole = model
+        try:
+            yield
+        finally:
+            self._whole = None
+
+    @property
+    def _same_tokens(self) -> SameTokens | None:
+        """Makes ranks that compute the same rows choose the same tokens; None where each rank computes alone."""
+        if self.grid is None or self.mesh.tensor * self.mesh.pipeline == 1:
+            return None
+        return SameTokens(self.grid.model, self.mesh.tensor)
 
     @property
     def loss_scale(self) -> float | None:

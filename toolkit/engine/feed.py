@@ -15,6 +15,11 @@ STAYS = {DOCUMENT_LENGTHS}
 """Entries of a batch that stay on the CPU, so that reading them waits for nothing."""
 
 
+def on_device(batch: Batch) -> Batch:
+    """`batch` on this rank's device, at once."""
+    return {name: values if name in STAYS else values.to(device.current()) for name, values in batch.items()}
+
+
 class Feed:
     """Copies batches to this rank's device while others compute there; on a CPU device it hands them on."""
 

@@ -23,9 +23,11 @@ from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.groups import client_optimizer, parameter_groups
 from toolkit.engine.known_shapes import KnownShapes
 from toolkit.engine.protocol import Batch, Losses, StepResult
+from toolkit.engine.relay import relayed
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.staged_model import StagedModel
 from toolkit.models.attention import tell_documents
+from toolkit.models.decoding import GenerationSettings, generate
 from toolkit.models.heads import TARGET_ROWS
 from toolkit.models.stages import tied_parameters
 
@@ -189,10 +191,15 @@ class PipelineEngine(DeepSpeedRun):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` in evaluation mode on every rank alike; the model runs through all stages."""
         self.engine.module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._calling(self.staged):
             result = function(self.staged, *arguments)
         self.engine.module.train()
         return result
+
+    def _decode(self, model: nn.Module, batch: Batch, settings: GenerationSettings) -> list[list[int]]:
+        assert self.grid is not None, "a pipeline has more than one rank"
+        with relayed(self.stage.model, self.grid.pipeline) as use_cache:
+            return generate(self.stage.model, batch, settings, agree=self._same_tokens, use_cache=use_cache)
 
     def shapes(self) -> dict[str, list[int]]:
         """Whole shape of every trainable parameter of all stages, by Hugging Face name."""

@@ -227,6 +227,15 @@ def gather_objects(value: Any) -> list[Any]:
     return everything
 
 
+def gather_on_main(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on rank 0; nothing on the others."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    everything: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, everything, dst=0, group=_hosts_group)
+    return everything or []
+
+
 class GlooExchange:
     """`gather_objects` over a group of its own, for a thread beside the one that trains. Making it is collective."""
 

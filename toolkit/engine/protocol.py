@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.engine.fragments import Fragment, Read, ReadScalars
 from toolkit.engine.stopwatch import Stopwatch
+from toolkit.models.decoding import GenerationSettings
 
 Batch = dict[str, torch.Tensor]
 """One micro-batch, as the task's collate made it."""
@@ -68,6 +69,8 @@ class Engine(Protocol):
     def forget_observed(self) -> None: ...
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
+
+    def generate(self, batch: Batch, settings: GenerationSettings) -> list[list[int]]: ...
 
     def fragments(self) -> Iterator[Fragment]: ...
 

@@ -1,4 +1,4 @@
-"""A model whose layers are on other ranks, for the few callers that want a whole one: generation and probes."""
+"""A model whose layers are on other ranks, for the few callers that want a whole one: predictions and probes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch.distributed as dist
 from torch import nn
 
 from toolkit.engine import device
-from toolkit.engine.protocol import Batch
 from toolkit.recipe.mesh import Mesh
+
+Inputs = dict[str, Any]
+"""Of a model: input_ids [B, T], position_ids [B, T] and what else it takes, by name."""
 
 
 class StagedModel(nn.Module):
-    """Looks like a Hugging Face causal LM; every rank of a pipeline must call it alike. No cache: it is for short texts."""
+    """Looks like a Hugging Face causal LM; every rank of a pipeline must call it alike. It computes without a cache."""
 
     def __init__(self, stage: Any, mesh: Mesh, rank: int, group: dist.ProcessGroup) -> None:
         super().__init__()
@@ -35,54 +37,57 @@ class StagedModel(nn.Module):
         """As in transformers, on this rank's stage."""
         self._stage[0].model.set_attn_implementation(name)
 
-    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Final hidden states [B, T, D] for input_ids [B, T], on every rank."""
-        return self._walk(input_ids, position_ids, self._hand_over, **options)
+    def forward(self, **inputs: Any) -> Any:
+        """The tensors that the whole model returns for its inputs (logits, ...), by name, on every rank."""
+        found: dict[str, torch.Tensor] = {}
 
-    def _walk(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        finish: Callable[[Batch], torch.Tensor],
-        **options: Any,
-    ) -> torch.Tensor:
+        def finish(received: Inputs) -> torch.Tensor:
+            output = self._stage[0].model(**received)
+            found.update({name: value for name, value in output.items() if torch.is_tensor(value)})
+            return torch.zeros((), device=device.current())
+
+        self._walk({**inputs, "use_cache": False}, finish)
+        names = self._told(list(found))
+        nothing = torch.zeros((), device=device.current())
+        return SimpleNamespace(**{name: self._from(self._ranks[-1], found.get(name, nothing)) for name in names})
+
+    def hidden(self, **inputs: Any) -> torch.Tensor:
+        """Final hidden states [B, T, D] for input_ids [B, T], on every rank."""
+        return self._walk({**inputs, "use_cache": False}, self._hand_over)
+
+    def _walk(self, inputs: Inputs, finish: Callable[[Inputs], torch.Tensor]) -> torch.Tensor:
         """What `finish` makes of the last stage's inputs, on every rank."""
-        current = tokens
+        current = inputs.pop("input_ids")
         for index, source in enumerate(self._ranks):
             if index == self._index:
-                inputs = {"input_ids" if index == 0 else "inputs_embeds": current, "position_ids": positions} | options
-                current = finish(inputs) if source == self._ranks[-1] else self._hand_over(inputs)
+                received = {"input_ids" if index == 0 else "inputs_embeds": current, **inputs}
+                current = finish(received) if source == self._ranks[-1] else self._hand_over(received)
             current = self._from(source, current)
-        return current
+        result: torch.Tensor = current
+        return result
 
-    def _hand_over(self, inputs: Batch) -> torch.Tensor:
-        hidden: torch.Tensor = self._stage[0].model.base_model(**inputs, use_cache=False).last_hidden_state
+    def _hand_over(self, inputs: Inputs) -> torch.Tensor:
+        hidden: torch.Tensor = self._stage[0].model.base_model(**inputs).last_hidden_state
         return hidden.contiguous()
 
-    def _likeliest(self, inputs: Batch) -> torch.Tensor:
-        logits: torch.Tensor = self._stage[0].model(**inputs, use_cache=False).logits
-        return logits[:, -1:].argmax(-1)
+    def _told(self, value: Any) -> Any:
+        """`value` of the last stage, on every rank of the pipeline."""
+        about: list[Any] = [value]
+        dist.broadcast_object_list(about, self._ranks[-1], group=self._group, device=device.current())
+        return about[0]
 
     def _from(self, source: int, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` of rank `source`, on every rank of the pipeline."""
         about: list[Any] = [(tensor.shape, tensor.dtype)]
         dist.broadcast_object_list(about, source, group=self._group, device=device.current())
         shape, dtype = about[0]
-        mine = tensor if dist.get_rank() == source else torch.empty(shape, dtype=dtype, device=device.current())
+        mine = (
+            tensor.contiguous()
+            if dist.get_rank() == source
+            else torch.empty(shape, dtype=dtype, device=device.current())
+        )
         dist.broadcast(mine, source, group=self._group)
         return mine
-
-    def generate(self, tokens: torch.Tensor, *, max_new_tokens: int, **_: Any) -> torch.Tensor:
-        """Greedy continuation of tokens [1, T]; ends after a token that ends a text."""
-        ends = getattr(self._stage[0].model.generation_config, "eos_token_id", None)
-        stops = set(ends if isinstance(ends, list) else [ends])
-        for _step in range(max_new_tokens):
-            positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-            chosen = self._walk(tokens, positions, self._likeliest)
-            tokens = torch.cat([tokens, chosen], dim=1)
-            if int(chosen) in stops:
-                break
-        return tokens
 
 
 class _Base(nn.Module):
@@ -96,4 +101,5 @@ class _Base(nn.Module):
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool = False, **options: Any
     ) -> Any:
         """Hidden states as transformers returns them."""
-        return SimpleNamespace(last_hidden_state=self._whole[0].hidden(input_ids, position_ids, **options))
+        found = self._whole[0].hidden(input_ids=input_ids, position_ids=position_ids, **options)
+        return SimpleNamespace(last_hidden_state=found)

@@ -20,6 +20,7 @@ from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.sequence import SequenceAttention, whole_sequences
 from toolkit.engine.tensor import gradient_norm
+from toolkit.models.decoding import GenerationSettings, generate
 
 Split = Callable[[Batch, int, int], Batch]
 """(batch, index, count) -> the part of each sequence that rank `index` of `count` computes."""
@@ -149,10 +150,15 @@ class ZeroEngine(DeepSpeedRun):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` in evaluation mode, on every rank alike (generation, for instance)."""
         self.engine.eval()
-        with torch.no_grad(), whole_sequences(self.attention):
+        with torch.no_grad(), whole_sequences(self.attention), self._calling(self.model):
             result = self.engine(function, *arguments)["result"]
         self.engine.train()
         return result
+
+    def _decode(self, model: nn.Module, batch: Batch, settings: GenerationSettings) -> list[list[int]]:
+        # Ranks that gather weights from each other run as many forward passes. transformers cannot see that they do.
+        in_step = self.engine.zero_optimization_stage() == 3 and self.process.world_size > 1
+        return generate(model, batch, settings, in_step=in_step, agree=self._same_tokens)
 
     def close(self) -> None:
         """Free what DeepSpeed holds (hooks), and the disk: this rank's swap files, which no other run can use."""

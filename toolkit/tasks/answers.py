@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from toolkit.data import documents
 from toolkit.data.example import Example, Row
 from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
+from toolkit.models.decoding import Generate
 from toolkit.models.heads import TARGET_ROWS, token_log_probabilities, use_loss_head
 from toolkit.models.log_probabilities import segment_sum
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
@@ -123,6 +124,6 @@ class AnswersTask(Task):
         added: Tensor = self.balance.added(model, seen[0].router_logits, batch[REAL], len(batch[COUNTED]))
         return added
 
-    def sample(self, model: nn.Module) -> str | None:
+    def sample(self, model: nn.Module, generate: Generate) -> str | None:
         """The greedy answer to task.sample_prompt. Collective."""
-        return greedy_answer(model, self.tokenizer, self.options.sample_prompt, self.options.sample_tokens)
+        return greedy_answer(generate, self.tokenizer, self.options.sample_prompt, self.options.sample_tokens)

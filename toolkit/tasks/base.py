@@ -7,7 +7,7 @@ A task overrides what it needs: `encode`, `collate`, `loss`, `evaluate` and `met
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -21,10 +21,13 @@ from toolkit.data.example import Example, Row
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName, plain_names
+from toolkit.models.decoding import Generate
 from toolkit.recipe import Task as Options
 
 Batch = dict[str, torch.Tensor]
 Sums = dict[str, float]
+Record = dict[str, Any]
+"""What a task says of one held-out example, JSON-able: {"prediction": "...", "reference": "..."}, for instance."""
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 TRAINED = plain_names("data.train")
 
@@ -214,6 +217,24 @@ class Task(ABC):
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Metrics of a whole evaluation; always with "loss"."""
 
-    def sample(self, model: nn.Module) -> str | None:
-        """Something to look at: the model's answer to task.sample_prompt, or None."""
+    @property
+    def makes_records(self) -> bool:
+        """Whether an evaluation asks for `predict` and `score`, beside the sums."""
+        return False
+
+    def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
+        """One record per example of `examples`, in their order, fillers included: they are dropped afterwards.
+
+        `batch`, on the device, is what `collate` has made of `examples` (those of a packed sequence follow each other).
+        Runs on every rank, without gradients and dropout, on whole sequences; each rank must call `model` and `generate`
+        as often as the others. Under a pipeline `model` looks like the whole model.
+        """
+        raise NotImplementedError
+
+    def score(self, records: Sequence[Record]) -> dict[str, float]:
+        """Metrics of the records of all held-out examples, each once, in data order; see `toolkit.tasks.metrics`. On rank 0."""
+        raise NotImplementedError
+
+    def sample(self, model: nn.Module, generate: Generate) -> str | None:
+        """Something to look at: the model's answer to task.sample_prompt, or None. Every rank must take part."""
         return None

@@ -25,6 +25,7 @@ from toolkit.data.reading.described import leaves_out_nulls
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.models.attention import tell_documents
+from toolkit.models.decoding import Generate
 from toolkit.models.heads import TARGET_ROWS, token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import CausalLM
@@ -205,6 +206,6 @@ class CausalLMTask(Task):
         loss = sums["loss"] / max(1.0, sums["targets"])
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
-    def sample(self, model: nn.Module) -> str | None:
+    def sample(self, model: nn.Module, generate: Generate) -> str | None:
         """The greedy answer to task.sample_prompt (through the chat template where there is one). Collective."""
-        return greedy_answer(model, self.tokenizer, self.options.sample_prompt, self.options.sample_tokens)
+        return greedy_answer(generate, self.tokenizer, self.options.sample_prompt, self.options.sample_tokens)

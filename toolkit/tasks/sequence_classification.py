@@ -18,6 +18,7 @@ from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, RecipeError, did_you_mean, first_few
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
 from toolkit.models.config import parsed
+from toolkit.models.decoding import Generate
 from toolkit.recipe import SequenceClassification
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Sums, Task
 from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
@@ -223,7 +224,7 @@ class SequenceClassificationTask(Task):
             "majority_accuracy": sums["majority"] / texts,
         }
 
-    def sample(self, model: nn.Module) -> str | None:
+    def sample(self, model: nn.Module, generate: Generate) -> str | None:
         """The class of task.sample_prompt."""
         if self.options.sample_prompt is None:
             return None

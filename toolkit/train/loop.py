@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.finite import check_weights
 from toolkit.checkpoint.writer import retain, save
-from toolkit.data.batches import StepBatch, evaluation_batches
+from toolkit.data.batches import StepBatch
 from toolkit.engine import device, process
 from toolkit.engine.advice import ADVICE, ADVICE_FP16
 from toolkit.engine.protocol import Engine, StepResult
@@ -21,6 +20,7 @@ from toolkit.engine.stopwatch import COMPUTE, Stopwatch, shares_line, split
 from toolkit.errors import RunFailed
 from toolkit.recipe import Recipe
 from toolkit.train.divergence import with_way_back
+from toolkit.train.evaluate import HeldOut, held_out
 from toolkit.train.inputs import Inputs
 from toolkit.train.interrupts import Interrupt
 from toolkit.train.metrics import MetricsLog
@@ -56,9 +56,14 @@ class Loop:
     utilization: Utilization | None = None
     """None: the steps' FLOPs are not known, or this rank records nothing."""
     stopwatch: Stopwatch = field(init=False, default_factory=Stopwatch)
+    evaluation: HeldOut | None = field(init=False)
+    """None: nothing is held out."""
     _reached: int = field(init=False, default=0)
     """The step in progress, or the last one."""
     _is_trained: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.evaluation = held_out(self.recipe, self.inputs, self.engine, self.me, self.folder, self.display)
 
     def run(self, first_step: int, data_state: Mapping[str, Any] | None) -> int:
         """Train from optimizer step `first_step` (0-based); returns the number of steps taken in all.
@@ -239,26 +244,12 @@ class Loop:
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
         """Evaluate if there is a held-out set; its metrics."""
-        inputs, task = self.inputs, self.inputs.task
         if step:
             check_weights(self.engine, step)
         self._sample(step)
-        if inputs.held_out is None:
+        if self.evaluation is None:
             return None
-        batches = partial(
-            evaluation_batches,
-            inputs.held_out,
-            inputs.held_out_sequences,
-            task.collate,
-            self.me.data_rank,
-            self.me.mesh.data,
-            self.recipe.batch.micro_size,
-            self.recipe.evaluation.max_sequences,
-            task,
-        )
-        if task.surveys:
-            task.surveyed(self.engine.evaluate(batches(), task.survey))
-        metrics = task.metrics(self.engine.evaluate(batches(), task.evaluate))
+        metrics = self.evaluation(step)
         self.evaluations.append({"step": step, **metrics})
         self.watch.first = self.watch.first or self.evaluations[0]
         self._write({"step": step, "eval": metrics})
@@ -266,7 +257,7 @@ class Loop:
             self.trackers.log(metrics, step, prefix="eval")
         self.display.say(f"eval at step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
         # Nothing comes of a start that computes no number. Later, it is known only after this whether the run ends here.
-        self._check_loss(step, metrics["loss"], "the held-out loss", ends=step in (0, inputs.total_steps))
+        self._check_loss(step, metrics["loss"], "the held-out loss", ends=step in (0, self.inputs.total_steps))
         return metrics
 
     def _observe(self, step: int, metrics: Mapping[str, float]) -> bool:
@@ -280,7 +271,7 @@ class Loop:
         prompt = getattr(self.recipe.task, "sample_prompt", None)
         if prompt is None or step not in (0, self.inputs.total_steps):
             return
-        answer = self.engine.call(self.inputs.task.sample)
+        answer = self.engine.call(self.inputs.task.sample, self.engine.generate)
         self._write({"step": step, "sample": {"prompt": prompt, "answer": answer}})
         when = "before" if step == 0 else "after"
         self.display.say(f"sample {when} training: {prompt}\n  -> {answer}")

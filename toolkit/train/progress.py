@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +20,9 @@ WIDE = 120
 
 PLAIN_LINES = 50
 """Without a terminal, a long run prints about this many step lines."""
+
+SILENT_S = 30.0
+"""Without a terminal, what counts beside the steps prints a line so often."""
 
 
 class _Console(Console):
@@ -50,18 +54,45 @@ class Display:
         if not self.console.is_terminal or self.console.quiet:
             yield
             return
+        with self._new_bar() as self._bar:
+            self._task = self._bar.add_task("step", total=self.total_steps, completed=self._first, line="")
+            yield
+        self._bar = None
+
+    def _new_bar(self) -> Progress:
         columns = (
             SpinnerColumn(),
-            TextColumn("step"),
+            TextColumn("{task.description}"),
             MofNCompleteColumn(),
             BarColumn(bar_width=max(5, min(40, self.console.width - WIDE))),
             TextColumn("{task.fields[line]}"),
             TimeRemainingColumn(compact=True),
         )
-        with Progress(*columns, console=self.console) as self._bar:
-            self._task = self._bar.add_task("train", total=self.total_steps, completed=self._first, line="")
-            yield
-        self._bar = None
+        return Progress(*columns, console=self.console)
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show, for a while, how many of `total` are done; the value is to be called with the number of those just done."""
+        if not self.console.is_terminal or self.console.quiet:
+            yield self._lines(what, total)
+            return
+        with contextlib.ExitStack() as stack:
+            bar = self._bar or stack.enter_context(self._new_bar())
+            task = bar.add_task(what, total=total, line="")
+            stack.callback(bar.remove_task, task)
+            yield lambda count: bar.advance(task, count)
+
+    def _lines(self, what: str, total: int) -> Callable[[int], None]:
+        done, said = 0, time.monotonic()
+
+        def advance(count: int) -> None:
+            nonlocal done, said
+            done += count
+            if time.monotonic() - said >= SILENT_S:
+                said = time.monotonic()
+                self.say(f"{what} {done:,} of {total:,}")
+
+        return advance
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Show one optimizer step."""

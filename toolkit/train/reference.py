@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,7 @@ def check_reference(recipe: Recipe, task: Task) -> None:
         )
 
 
-def add_reference(
-    recipe: Recipe, inputs: Inputs, engine: Engine, me: process.Process, display: Display
-) -> Inputs:
+def add_reference(recipe: Recipe, inputs: Inputs, engine: Engine, me: process.Process, display: Display) -> Inputs:
     """`inputs` whose examples have what the model in `engine`, not trained yet, gives to them; as they are where no task
     asks for it, or the model keeps it. Collective.
     """
@@ -71,7 +69,9 @@ def add_reference(
     assert not isinstance(batches, StreamedBatches), "refused before"
     scorer = _Scorer(engine, task, me, recipe.batch.micro_size, display, _weights(recipe))
     if held_out is not None:
-        held_out = scorer.added(held_out, inputs.held_out_sequences[: recipe.evaluation.max_sequences], "data.evaluation")
+        held_out = scorer.added(
+            held_out, inputs.held_out_sequences[: recipe.evaluation.max_sequences], "data.evaluation"
+        )
     store = scorer.added(batches.store, batches.sequences, "data.train")
     return replace(inputs, batches=replace(batches, store=store), held_out=held_out)
 
@@ -105,7 +105,7 @@ class _Scorer:
 
     def _values(self, store: Store, sequences: Sequences, name: str) -> Values:
         """[examples in `sequences`, n], in their order: from the cache as far as they are there."""
-        path = cache_dir() / "references" / f"{self._key(store, sequences)}.npy"
+        path = cache_dir() / "references" / f"{self._key(store, sequences)}.f64"
         done = process.from_main(lambda: _read(path))
         total = sum(map(len, sequences))
         what = f"reference log-probabilities of {name}"
@@ -123,46 +123,54 @@ class _Scorer:
             advance(count)
             for start in range(_sequences_of(sequences, count), len(sequences), width):
                 block = self._block(store, sequences[start : start + width])
+                process.from_main(partial(_append, path, block, count))
                 found.append(block)
-                everything = np.concatenate(found)
-                process.from_main(lambda values=everything: _write(path, values))  # type: ignore[misc]
+                count += len(block)
                 advance(len(block))
         return np.concatenate(found)
 
     def _block(self, store: Store, sequences: Sequences) -> Values:
         """[examples in `sequences`, n], in their order, on every rank."""
-        mesh, rank = self.me.mesh, self.me.data_rank
+        batches = list(
+            evaluation_batches(
+                store,
+                sequences,
+                self.task.collate,
+                self.me.data_rank,
+                self.me.mesh.data,
+                self.micro_size,
+                kind=self.task,
+            )
+        )
         values: list[Values] = []
 
         def look(model: nn.Module, batch: Batch) -> dict[str, float]:
             values.append(self.task.reference(model, batch).cpu().numpy())
             return {"batches": 1.0}
 
-        batches = evaluation_batches(
-            store, sequences, self.task.collate, rank, mesh.data, self.micro_size, kind=self.task
-        )
-        self.engine.evaluate(batches, look)
-        by_rank = dict(process.gather_objects((rank, values)))
-        places = _places(sequences, mesh.data, self.micro_size)
-        return np.concatenate([by_rank[owner][number][first : first + count] for owner, number, first, count in places])
+        self.engine.evaluate((batch.tensors for batch in batches), look)
+        mine = {
+            number: value
+            for batch, found in zip(batches, values, strict=True)
+            for number, value in zip(batch.numbers, found, strict=True)
+            if number is not None
+        }
+        # Ranks that compute parts of the same examples have the same values.
+        everything: dict[int, Values] = {}
+        for found in process.gather_objects(mine):
+            everything |= found
+        return np.stack([everything[number] for number in itertools.chain.from_iterable(sequences)])
 
     def _key(self, store: Store, sequences: Sequences) -> str:
         packs = hashlib.sha256(json.dumps([list(map(int, sequence)) for sequence in sequences]).encode()).hexdigest()
-        parts = {"format": FORMAT, "task": self.task.options.name, "examples": store.digest, "sequences": packs, **self.weights}
+        parts = {
+            "format": FORMAT,
+            "task": self.task.options.name,
+            "examples": store.digest,
+            "sequences": packs,
+            **self.weights,
+        }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-def _places(sequences: Sequences, world_size: int, micro_size: int) -> list[tuple[int, int, int, int]]:
-    """Where `evaluation_batches` puts each of `sequences`: rank, number of its batch, first example in it, examples."""
-    found = []
-    first = 0
-    for place, sequence in enumerate(sequences):
-        batch, within = divmod(place, world_size * micro_size)
-        rank, slot = divmod(within, micro_size)
-        first = 0 if slot == 0 else first
-        found.append((rank, batch, first, len(sequence)))
-        first += len(sequence)
-    return found
 
 
 def _sequences_of(sequences: Sequences, count: int) -> int:
@@ -175,17 +183,23 @@ def _sequences_of(sequences: Sequences, count: int) -> int:
 
 
 def _read(path: Path) -> Values | None:
-    """What was written to `path`, also by a pass that was interrupted; None: nothing, or nothing that can be used."""
+    """What `_append` wrote to `path`, without a row that a killed pass left unfinished; None: nothing."""
     try:
-        found: Values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        found = np.fromfile(path, np.float64)
+    except OSError:
         return None
-    return found if found.ndim == 2 and found.dtype == np.float64 and math.isfinite(float(found.sum())) else None
+    if len(found) < 2 or not found[0] >= 1:
+        return None
+    width = int(found[0])
+    rows = (len(found) - 1) // width
+    return found[1 : 1 + rows * width].reshape(rows, width)
 
 
-def _write(path: Path, values: Values) -> None:
+def _append(path: Path, values: Values, before: int) -> None:
+    """Write `values` [n, width] behind the first `before` rows in `path`: fp64 numbers, the first of all the width."""
     with storage_errors("keeping reference log-probabilities", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing.npy")
-        np.save(temporary, values)
-        temporary.replace(path)
+        with path.open("r+b" if before else "wb") as file:
+            file.seek(8 * (1 + before * values.shape[1]) if before else 0)
+            file.truncate()
+            file.write(values.tobytes() if before else np.float64(values.shape[1]).tobytes() + values.tobytes())

@@ -31,11 +31,13 @@ from toolkit.tasks import task_class
 from toolkit.train import facts
 from toolkit.train.build import build_engine
 from toolkit.train.claim import claimed
+from toolkit.train.evaluate import forget_predictions
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
 from toolkit.train.metrics import MetricsLog, cut_after
 from toolkit.train.progress import Display
+from toolkit.train.reference import add_reference
 from toolkit.train.resume import Start, adopt, find_start, rate_line, why_complete
 from toolkit.train.resume_fields import flatten
 from toolkit.train.run_folder import RunFolder
@@ -115,6 +117,7 @@ def _train(
     if isinstance(inputs.batches, StreamedBatches):
         inputs.batches.exchange = process.GlooExchange()
     engine = build_engine(recipe, inputs, config, me, folder, display)
+    inputs = add_reference(recipe, inputs, engine, me, display)
     loop = Loop(recipe, inputs, engine, me, folder, display, interrupt, watch, _identity(recipe, options, start))
     if start.checkpoint is not None:
         manifest = _restore(engine, start, start.checkpoint, me, display)
@@ -143,6 +146,7 @@ def _run(loop: Loop, start: Start, config: Mapping[str, Any]) -> int:
             write_json(folder.path / "recipe.json", recipe.model_dump(mode="json"))
             (folder.path / "ds_config.json").write_text(to_json(config), encoding="utf-8")
         cut_after(folder.metrics, start.step)
+        forget_predictions(folder.predictions, start.step)
         loop.log = MetricsLog(folder.metrics)
         loop.utilization = prepare_utilization(recipe, loop.inputs, config, loop.me.world_size, loop.display)
         loop.trackers = Trackers(recipe.tracking, folder.path, flatten(recipe), start.step, loop.display.say)

@@ -1,6 +1,6 @@
 """The folder of a run: who may write to it, and whether it is the run that a start wants to continue. Imports no torch.
 
-recipe.json  ds_config.json  metrics.jsonl  model/  checkpoints/  export/  tensorboard/
+recipe.json  ds_config.json  metrics.jsonl  model/  checkpoints/  predictions/  export/  tensorboard/
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from toolkit.storage import why_unwritable
 from toolkit.train import run_lock
 from toolkit.train.resume_fields import Change, Flat, changes, flatten_json, is_about_data, refused
 
-OWN = {"recipe.json", "ds_config.json", "metrics.jsonl", "model", "checkpoints", "export", "tensorboard"}
+OWN = {"recipe.json", "ds_config.json", "metrics.jsonl", "model", "checkpoints", "predictions", "export", "tensorboard"}
 """What a run writes into its folder."""
 LOGS = {".log", ".out", ".err"}
 
@@ -36,6 +36,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON object per line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of what the model said of each held-out example, by step."""
+        return self.path / "predictions"
 
     @property
     def export(self) -> Path:

@@ -1,0 +1,138 @@
+"""One evaluation of the held-out set: sums over its targets, and records of its examples where the task makes any.
+
+Both are the same whatever the world size, the micro-batch and the strategy: what only fills batches up is left out, and
+the records of all ranks are put into the order of the data before they are judged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from toolkit.checkpoint.durable import write_text
+from toolkit.checkpoint.manifest import folder_name
+from toolkit.data.batches import EvaluationBatch, evaluation_batches
+from toolkit.data.example import Sequences
+from toolkit.data.store import Store
+from toolkit.engine import process
+from toolkit.engine.feed import on_device
+from toolkit.engine.protocol import Batch, Engine
+from toolkit.models.decoding import Generate
+from toolkit.recipe import Recipe
+from toolkit.storage import storage_errors
+from toolkit.tasks.base import Record, Task
+from toolkit.train.inputs import Inputs
+from toolkit.train.metrics import strict
+from toolkit.train.progress import Display
+from toolkit.train.run_folder import RunFolder
+
+ENDING = ".jsonl"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out set of a run, and how it is gone through."""
+
+    engine: Engine
+    task: Task
+    store: Store
+    sequences: Sequences
+    """Those that are evaluated: indices into the store, one list per packed sequence."""
+    me: process.Process
+    micro_size: int
+    predictions: Path
+    """Folder of the records, one file per evaluation."""
+    display: Display
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Metrics of the weights as they are after `step` steps. Collective."""
+        if self.task.surveys:
+            self.task.surveyed(self._sums(self.task.survey))
+        metrics = self.task.metrics(self._sums(self.task.evaluate))
+        if self.task.makes_records:
+            metrics |= self._scored(step)
+        return metrics
+
+    def _sums(self, function: Callable[[nn.Module, Batch], dict[str, float]]) -> dict[str, float]:
+        return self.engine.evaluate((batch.tensors for batch in self._batches()), function)
+
+    def _batches(self) -> Iterator[EvaluationBatch]:
+        return evaluation_batches(
+            self.store,
+            self.sequences,
+            self.task.collate,
+            self.me.data_rank,
+            self.me.mesh.data,
+            self.micro_size,
+            kind=self.task,
+        )
+
+    def _scored(self, step: int) -> dict[str, float]:
+        """The metrics of the records, which rank 0 gathers, judges and writes down; the same on every rank."""
+        records: dict[int, Record] = {}
+        with self.display.counting("predictions", sum(map(len, self.sequences))) as advance:
+            for batch in self._batches():
+                function = partial(_predicted, self.task, batch)
+                mine = self.engine.call(function, on_device(batch.tensors), self.engine.generate)
+                # After each batch, so that no rank runs further ahead than a collective waits.
+                for found in process.gather_on_main(mine if self._speaks_for_replica else {}):
+                    records |= found
+                    advance(len(found))
+        return process.from_main_at_length(lambda: self._judged(step, records))
+
+    @property
+    def _speaks_for_replica(self) -> bool:
+        """Whether this is the one of the ranks with the same batches whose records count."""
+        mesh, rank = self.me.mesh, self.me.rank
+        return all(mesh.coordinate(rank, axis) == 0 for axis in ("pipeline", "sequence", "tensor"))
+
+    def _judged(self, step: int, records: dict[int, Record]) -> dict[str, float]:
+        """For rank 0."""
+        in_order = sorted(records)
+        lines = (json.dumps(strict({"example": number, **records[number]}), allow_nan=False) for number in in_order)
+        with storage_errors("writing predictions", self.predictions.parent):
+            self.predictions.mkdir(exist_ok=True)
+            write_text(self.predictions / f"{folder_name(step)}{ENDING}", (f"{line}\n" for line in lines))
+        return self.task.score([records[number] for number in in_order])
+
+
+def _predicted(
+    task: Task, batch: EvaluationBatch, model: nn.Module, tensors: Batch, generate: Generate
+) -> dict[int, Record]:
+    """What `task` says of the real examples of `batch`, by their numbers."""
+    found = task.predict(model, tensors, batch.examples, generate)
+    if len(found) != len(batch.examples):
+        raise ValueError(f"{type(task).__name__}.predict has {len(found)} records for {len(batch.examples)} examples")
+    return {number: record for number, record in zip(batch.numbers, found, strict=True) if number is not None}
+
+
+def held_out(
+    recipe: Recipe, inputs: Inputs, engine: Engine, me: process.Process, folder: RunFolder, display: Display
+) -> HeldOut | None:
+    """The held-out set of a run, as far as evaluation.max_sequences goes; None: nothing is held out."""
+    if inputs.held_out is None:
+        return None
+    return HeldOut(
+        engine,
+        inputs.task,
+        inputs.held_out,
+        inputs.held_out_sequences[: recipe.evaluation.max_sequences],
+        me,
+        recipe.batch.micro_size,
+        folder.predictions,
+        display,
+    )
+
+
+def forget_predictions(folder: Path, step: int) -> None:
+    """Drop the records that a run resumed at `step` writes again: of later steps, and at step 0 of all."""
+    with storage_errors("clearing predictions", folder.parent):
+        for file in folder.glob(f"step-*{ENDING}"):
+            number = file.name.removeprefix("step-").removesuffix(ENDING)
+            if number.isdigit() and (int(number) > step or step == 0):
+                file.unlink()
