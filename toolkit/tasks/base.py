@@ -64,8 +64,6 @@ class Task(ABC):
     """The degrees of the parallel section above 1 that the task takes: "tensor", "pipeline", "sequence"."""
     logged: ClassVar[tuple[str, ...]] = ()
     """Names in Loss.sums."""
-    reads_reference: ClassVar[bool] = False
-    """Whether the loss compares with the model that training begins with; see `reference`."""
     surveys: ClassVar[bool] = False
     """Whether the loss needs to know something of the whole global batch; see `survey`."""
     transforms: ClassVar[bool] = False
@@ -197,8 +195,8 @@ class Task(ABC):
     def reference(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """What `model`, which training is to begin with, gives to each example of `batch`: [E, n] fp64.
 
-        Asked for by tasks that read a reference, once before training, where the model keeps no copy of its first weights:
-        examples then have an array "reference" [n] more.
+        Asked for once before training, by tasks whose section `reads_reference`, where the model in training does not keep
+        its first weights: examples then have an array "reference" [n] more.
         """
         raise NotImplementedError
 

@@ -42,7 +42,6 @@ class KTOTask(AnswersTask):
     """Rows hold a prompt, an answer, and whether the answer is good."""
 
     options: KTO
-    reads_reference = True
     surveys = True
     logged = SUMS
 

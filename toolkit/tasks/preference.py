@@ -56,7 +56,6 @@ class DPOTask(PreferenceTask):
     """Direct preference optimization, against the model that training began with."""
 
     options: DPO
-    reads_reference = True
 
     def reference(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probabilities of both answers of each pair, [P, 2] fp64."""

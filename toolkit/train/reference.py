@@ -26,9 +26,9 @@ from toolkit.data.example import Sequences
 from toolkit.data.store import Store
 from toolkit.engine import process
 from toolkit.engine.protocol import Batch, Engine
-from toolkit.errors import RecipeError, plural
+from toolkit.errors import plural
 from toolkit.models.weights_digest import weights_digest
-from toolkit.recipe import LoRA, Recipe
+from toolkit.recipe import Recipe
 from toolkit.storage import storage_errors
 from toolkit.tasks.answers import REFERENCE
 from toolkit.tasks.base import Task
@@ -43,28 +43,12 @@ BLOCK = 32
 Values = NDArray[np.float64]
 
 
-def keeps_reference(recipe: Recipe) -> bool:
-    """Whether the model in training still has in it the one that it began with."""
-    return isinstance(recipe.tuning, LoRA) and not recipe.tuning.modules_to_save
-
-
-def check_reference(recipe: Recipe, task: Task) -> None:
-    """Raise RecipeError where the task needs a reference that can neither be kept nor computed before training."""
-    if task.reads_reference and recipe.data.streaming and not keeps_reference(recipe):
-        raise RecipeError(
-            f"data.streaming=True with task.name={recipe.task.name!r} and tuning.name={recipe.tuning.name!r}",
-            expected="examples that are there before training, since what the first weights give to them is computed then; or "
-            "adapters, without which the model is the one it was",
-            do="set data.streaming=False, or tuning=LoRA(...) without modules_to_save",
-        )
-
-
 def add_reference(recipe: Recipe, inputs: Inputs, engine: Engine, me: process.Process, display: Display) -> Inputs:
     """`inputs` whose examples have what the model in `engine`, not trained yet, gives to them; as they are where no task
     asks for it, or the model keeps it. Collective.
     """
     task, batches, held_out = inputs.task, inputs.batches, inputs.held_out
-    if not task.reads_reference or keeps_reference(recipe):
+    if not recipe.task.reads_reference or recipe.tuning.keeps_base:
         return inputs
     assert not isinstance(batches, StreamedBatches), "refused before"
     scorer = _Scorer(engine, task, me, recipe.batch.micro_size, display, _weights(recipe))

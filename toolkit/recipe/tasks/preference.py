@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from toolkit.errors import RecipeError
 from toolkit.recipe.numbers import Positive
 from toolkit.recipe.tasks.base import Direction, Task
+
+if TYPE_CHECKING:
+    from toolkit.recipe.recipe import Recipe
 
 REWARDS: dict[str, Direction] = {
     "rewards/chosen": "rises",
@@ -63,6 +66,8 @@ class DPO(_Answering, _Pairs):
     """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): raise the chosen answer's log-probability above the rejected one's, against those of the model that training began with."""
 
     implementation: ClassVar[str] = "toolkit.tasks.preference:DPOTask"
+
+    reads_reference: ClassVar[bool] = True
 
     name: Literal["dpo"] = "dpo"
     """Direct preference optimization."""
@@ -119,6 +124,8 @@ class KTO(_Answering, _Preferences):
 
     implementation: ClassVar[str] = "toolkit.tasks.kto:KTOTask"
 
+    reads_reference: ClassVar[bool] = True
+
     name: Literal["kto"] = "kto"
     """Kahneman-Tversky optimization."""
     completion_field: str = "completion"
@@ -131,6 +138,16 @@ class KTO(_Answering, _Preferences):
     """Weight of good answers; the paper wants good x their weight : bad x theirs between 1 : 1 and 4 : 3."""
     undesirable_weight: Above = 1.0
     """Weight of bad answers."""
+
+    def check_with(self, recipe: Recipe) -> None:
+        """The baseline is made inside packed sequences."""
+        super().check_with(recipe)
+        if not recipe.data.packing:
+            raise RecipeError(
+                "data.packing=False with task.name='kto'",
+                expected="True: rewards are measured against answers to other prompts, taken from the same sequence",
+                do="set data.packing=True, with a batch.sequence_length that holds several examples",
+            )
 
 
 class RewardModel(_Pairs):
