@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from toolkit.models.config import load_config
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.parity import reference
 from toolkit.parity.optimizers import build_optimizer
+from toolkit.parity.preferences import PreferenceJudge
 from toolkit.parity.problem import (
     GLOBAL_SIZE,
     SEQUENCE_LENGTH,
@@ -31,7 +33,7 @@ from toolkit.parity.problem import (
 )
 from toolkit.parity.scale import check_size, scale_down
 from toolkit.parity.words import write_rows, write_tokenizer
-from toolkit.recipe import Model, Recipe
+from toolkit.recipe import Model, Recipe, Task
 from toolkit.tasks import task_class
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.progress import Display
@@ -160,5 +162,12 @@ def _train(model: nn.Module, steps: list[Any], recipe: Recipe, *, clip: bool = T
         dtype=recipe.precision.dtype,
         max_grad_norm=optimizer.max_grad_norm if clip else 0.0,
         weight_decay=optimizer.weight_decay,
-        label_smoothing=getattr(recipe.task, "label_smoothing", 0.0),
+        judge=partial(judge_of, recipe.task),
     )
+
+
+def judge_of(options: Task, model: nn.Module) -> reference.Judge:
+    """What says the losses of the task `options`, for a model before its first step."""
+    if options.name in ("dpo", "orpo", "simpo", "kto", "reward_model"):
+        return PreferenceJudge(options, model)
+    return reference.TokenJudge(getattr(options, "label_smoothing", 0.0))

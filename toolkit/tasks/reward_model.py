@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from toolkit.data.example import IGNORED, Array, Example, Row
+from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
 from toolkit.models.heads import TARGET_ROWS
 from toolkit.models.log_probabilities import segment_sum
 from toolkit.recipe import RewardModel
 from toolkit.tasks import preference_losses as losses
-from toolkit.tasks.base import Batch
+from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch
+from toolkit.tasks.classes import head_of
 from toolkit.tasks.packed_rows import COUNTED, TARGET_DOCUMENTS, Document
 from toolkit.tasks.pairs import Compared, PairsTask
 
@@ -36,6 +38,7 @@ class RewardModelTask(PairsTask):
 
     def __init__(self, options: RewardModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
+        self._has_head = False
         if tokenizer.pad_token_id is None:
             raise RecipeError(
                 f"the tokenizer at {tokenizer.name_or_path!r} has no padding token",
@@ -43,10 +46,21 @@ class RewardModelTask(PairsTask):
                 do="use a checkpoint whose tokenizer names a pad_token, or add it to tokenizer_config.json",
             )
 
+    def fit(
+        self,
+        rows: Iterable[Row],
+        checkpoint: Any = None,
+        fields: Mapping[str, Any] = NO_FIELDS,
+        row_name: RowName = TRAINED,
+    ) -> None:
+        """See whether the checkpoint is a reward model, whose head is kept."""
+        head = head_of(checkpoint)
+        self._has_head = head is not None and head.size == 1
+
     @property
     def new_head(self) -> bool:
-        """Always: a checkpoint's own head says something else."""
-        return True
+        """Unless the checkpoint's own head has one output."""
+        return not self._has_head
 
     def config_overrides(self) -> dict[str, Any]:
         """One output."""
