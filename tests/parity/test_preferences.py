@@ -1,0 +1,135 @@
+"""Preference tuning against plain PyTorch, answer by answer and unpacked, under every strategy it takes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tests import tiny
+from tests.distributed import run_distributed
+from tests.parity.strategies import OPTIMIZER, SCHEDULE
+from tests.parity.worker import global_batches, run_recipe
+from toolkit.parity import reference
+from toolkit.parity.reference import Curve
+from toolkit.parity.report import deviation
+from toolkit.parity.work import judge_of
+from toolkit.recipe import (
+    DPO,
+    KTO,
+    ORPO,
+    Batch,
+    Checkpoint,
+    Data,
+    Model,
+    Parallel,
+    Precision,
+    Recipe,
+    RewardModel,
+    SimPO,
+    Task,
+    Tracking,
+)
+from toolkit.recipe.schedules import factor
+
+STEPS = 4
+LIMITS = (1e-6, 2e-6)
+"""Largest relative deviation of losses and of gradient norms, whatever the strategy."""
+
+TASKS: dict[str, Task] = {
+    "dpo": DPO(beta=0.3, label_smoothing=0.1),
+    "dpo_ipo": DPO(beta=0.3, loss="ipo"),
+    "dpo_hinge": DPO(beta=2.0, loss="hinge"),
+    "dpo_robust": DPO(beta=0.3, loss="robust", label_smoothing=0.1),
+    "orpo": ORPO(beta=0.5),
+    "simpo": SimPO(),
+    "kto": KTO(beta=0.3, desirable_weight=1.3, undesirable_weight=0.7),
+    "reward_model": RewardModel(margin_field="gap", centering=0.01),
+}
+STRATEGIES = {
+    "zero1": Parallel(zero_stage=1),
+    "zero2": Parallel(zero_stage=2),
+    "zero3": Parallel(zero_stage=3),
+    "tensor": Parallel(zero_stage=1, tensor=2),
+    "sequence": Parallel(zero_stage=1, sequence=2),
+}
+"""On two ranks."""
+UNDER = {
+    "dpo": tuple(STRATEGIES),
+    "kto": ("zero3", "tensor", "sequence"),
+    "reward_model": ("zero3", "sequence"),
+    "orpo": ("zero2", "sequence"),
+    "simpo": ("zero3",),
+}
+
+
+@pytest.fixture(scope="module")
+def problem(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models and data by kind of task."""
+    folder = tmp_path_factory.mktemp("preferences")
+    rows = [{**row, "gap": number % 5 / 4} for number, row in enumerate(tiny.preferences())]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    torch.manual_seed(1)
+    scorer = AutoModelForSequenceClassification.from_pretrained(tiny_llama_dir, num_labels=1)
+    return {
+        "model": tiny_llama_dir,
+        "scorer": tiny.save(scorer, tokenizer, folder / "scorer"),
+        "pairs": tiny.write_lines(folder / "pairs.jsonl", rows),
+        "judged": tiny.write_lines(folder / "judged.jsonl", tiny.judged()),
+    }
+
+
+def recipe(problem: dict[str, Path], task: Task, **changes: Any) -> Recipe:
+    """Ragged pairs, packed; clipping that bites; weight decay; warm-up."""
+    sections: dict[str, Any] = {
+        "model": Model(path=str(problem["scorer" if task.name == "reward_model" else "model"])),
+        "data": Data(train=str(problem["judged" if task.name == "kto" else "pairs"]), prefetch=0),
+        "task": task,
+        "batch": Batch(global_size=8, micro_size=1, sequence_length=300),
+        "optimizer": OPTIMIZER,
+        "schedule": SCHEDULE,
+        "precision": Precision(dtype="fp32"),
+        "parallel": Parallel(zero_stage=1),
+        "checkpoint": Checkpoint(export=False),
+        "tracking": Tracking(tensorboard=False),
+        "steps": STEPS,
+    }
+    return Recipe(**{**sections, **changes})
+
+
+def plain_curve(rank: int, world_size: int, wanted: Recipe) -> Curve:
+    """What the judge makes of `wanted`."""
+    inputs, steps = global_batches(wanted, STEPS)
+    model = inputs.task.auto_class.from_pretrained(wanted.model.path, dtype=torch.float32)
+    curve = reference.train(
+        model,
+        steps,
+        lambda groups: torch.optim.AdamW(groups, lr=1.0),
+        lambda step: OPTIMIZER.learning_rate * factor(SCHEDULE, step, STEPS),
+        max_grad_norm=OPTIMIZER.max_grad_norm,
+        weight_decay=OPTIMIZER.weight_decay,
+        judge=partial(judge_of, wanted.task),
+    )
+    curve.weights = {}
+    return curve
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_losses_and_gradients_equal_plain_pytorch(name: str, problem: dict[str, Path], tmp_path: Path) -> None:
+    """On one rank in micro-batches of two sequences, and on two ranks of one, under the strategies of UNDER."""
+    task = TASKS[name]
+    wanted = run_distributed(plain_curve, 1, recipe(problem, task))[0]
+    assert len(set(wanted.losses)) >= STEPS - 1 and max(wanted.norms) > 2 * OPTIMIZER.max_grad_norm, wanted
+    alone = recipe(problem, task, batch=Batch(global_size=8, micro_size=2, sequence_length=300))
+    found = {"alone": run_distributed(run_recipe, 1, [(alone, str(tmp_path / "alone"), None)])[0][0]}
+    runs = {under: recipe(problem, task, parallel=STRATEGIES[under]) for under in UNDER.get(name, ())}
+    if runs:
+        given = [(run, str(tmp_path / under), None) for under, run in runs.items()]
+        found |= dict(zip(runs, run_distributed(run_recipe, 2, given, timeout_s=300)[0], strict=True))
+    for under, records in found.items():
+        assert deviation([record["loss"] for record in records], wanted.losses) < LIMITS[0], under
+        assert deviation([record["grad_norm"] for record in records], wanted.norms) < LIMITS[1], under
