@@ -121,10 +121,11 @@ def build_recipe(options: argparse.Namespace, world_size: int, **changes: Any) -
 
 def first_use(options: argparse.Namespace) -> float:
     """Tokens per second of encoding the instruction set into a new store."""
-    from toolkit.data.reading.built import resolve
     from toolkit.data.reading.sources import open_source
+    from toolkit.data.sets.catalog import resolve
     from toolkit.data.store import prepare
     from toolkit.models.loading import load_tokenizer
+    from toolkit.tasks.causal_lm import CausalLMTask
 
     recipe = build_recipe(options, 1)
     task = CausalLMTask(recipe.task, load_tokenizer(recipe.model))

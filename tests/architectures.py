@@ -58,10 +58,19 @@ SIZES: dict[str, Any] = {
 LONG = {"max_position_embeddings": 131072}
 """For rotary tables that are stretched from a length of their own."""
 
+_BART: dict[str, Any] = {
+    "d_model": 32,
+    **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in (("layers", 2), ("ffn_dim", 48))},
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), HEADS),
+    "decoder_start_token_id": 2,
+}
+_RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
     "apertus": LONG,
     "aria_text": {"moe_num_experts": 4, "moe_topk": 2},
     "bailing_hybrid": {"layer_group_size": 2},
+    **dict.fromkeys(("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus"), _BART),
     "cohere_compass_text": {
         "rope_parameters": {
             "full_attention": None,
@@ -79,6 +88,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "o_groups": 2,
         "o_lora_rank": 8,
     },
+    "deberta": _RELATIVE,
+    "deberta-v2": {**_RELATIVE, "position_buckets": 4, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3},
     "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 1},
     "dots3_note_text": {
         "head_dim": 12,
@@ -130,6 +141,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "index_topk_blocks": 2,
     },
     "ministral3": LONG,
+    "modernbert": {"layer_types": ["full_attention", "sliding_attention"] * 2, "local_attention": 6},
+    **dict.fromkeys(("mt5", "t5", "umt5"), {"d_ff": 48, "d_kv": 8, "decoder_start_token_id": 0}),
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},
     "phi4_multimodal": {
         "original_max_position_embeddings": 64,

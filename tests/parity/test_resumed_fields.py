@@ -32,8 +32,9 @@ from toolkit.engine import device
 from toolkit.errors import ToolkitError
 from toolkit.models.model_size import model_size
 from toolkit.recipe import Recipe
+from toolkit.recipe.dotted import CHOICES
 from toolkit.recipe.schedules import factor
-from toolkit.train.resume_fields import ROLES, Role, flatten
+from toolkit.train.resume_fields import ROLES, Role, flatten, role_of
 
 HALF, STEPS = 2, 4
 PEAK, STILL = 1e-2, 1e-12
@@ -401,12 +402,14 @@ NOTHING_TO_SEE: dict[str, str] = {
 
 def test_every_field_that_may_change_is_observed_or_excused() -> None:
     """Made from the table of roles: a new field without an entry fails here."""
-    may_change = {name for name, role in ROLES.items() if role in (Role.SETTING, Role.PLACEMENT, Role.SURROUNDING)}
+    kinds = [(section, kind) for section, base in CHOICES.items() for kind in base.kinds.values()]
+    names = {*ROLES, *(f"{section}.{field}" for section, kind in kinds for field in kind.model_fields)}
+    may_change = {name for name in names if role_of(name) in (Role.SETTING, Role.PLACEMENT, Role.SURROUNDING)}
     observed = {name for _, name in CHANGED}
     assert observed | NOTHING_TO_SEE.keys() == may_change
     assert not observed & NOTHING_TO_SEE.keys()
     for name in NOTHING_TO_SEE:
-        assert ROLES[name] in (Role.PLACEMENT, Role.SURROUNDING), "a setting must show"
+        assert role_of(name) in (Role.PLACEMENT, Role.SURROUNDING), "a setting must show"
 
 
 TRACKIO = '''
@@ -525,7 +528,7 @@ def test_a_changed_field_takes_effect(case: Case, name: str, seen: Callable[[Cas
     assert straight.code == 0, straight.said
     assert resumed.code == 0, resumed.said
     assert flatten(straight.recipe)[name] != flatten(resumed.recipe)[name]
-    assert ROLES[name] is Role.SURROUNDING or f"{name} " in resumed.said
+    assert role_of(name) is Role.SURROUNDING or f"{name} " in resumed.said
     case.effects[name][1](straight, resumed, name)
 
 

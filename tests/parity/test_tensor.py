@@ -24,6 +24,9 @@ from toolkit.models.tensor_plan import tensor_plan
 Case = tuple[str, dict[str, Any]]
 """model_type, and changes to its tiny config."""
 
+Computed = tuple[torch.Tensor, dict[str, torch.Tensor]]
+"""A loss, and the gradient of each parameter."""
+
 PLANNED: dict[str, Case] = {
     kind: (kind, {})
     for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -127,12 +130,17 @@ def loss_and_gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.
 
 
 def deviation(whole: nn.Module, cut: nn.Module) -> float:
+    """As `gradients_apart`, of one batch."""
+    return gradients_apart(loss_and_gradients(whole), loss_and_gradients(cut), cut)
+
+
+def gradients_apart(wanted_both: Computed, found_both: Computed, cut: nn.Module) -> float:
     """Largest relative difference of the loss and of any parameter's gradient, on this rank's part of it.
 
     A gradient that is a thousand times smaller than the model's is measured against that thousandth: what should be
     zero (the bias of a key) is rounding.
     """
-    (wanted_loss, wanted), (found_loss, found) = loss_and_gradients(whole), loss_and_gradients(cut)
+    (wanted_loss, wanted), (found_loss, found) = wanted_both, found_both
     assert wanted.keys() == found.keys()
     total = float(torch.nn.utils.get_total_norm(list(wanted.values())))
     shards = {name: shard_of(parameter) for name, parameter in cut.named_parameters()}

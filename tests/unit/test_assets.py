@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from toolkit.cli import fetch as verb
-from toolkit.data.reading import built
+from toolkit.data.sets import catalog
 from toolkit.errors import DataError, InputError, ModelError, StorageError
 from toolkit.install import install
 from toolkit.models import assets
@@ -230,24 +230,26 @@ def test_unknown_names() -> None:
     with pytest.raises(InputError) as caught:
         verb.fetch(["python-docstring"])
     assert caught.value.what == "unknown name 'python-docstring' (did you mean 'python-docstrings'?)"
-    assert caught.value.expected == "one of smollm2-135m-instruct, minilm-l6, python-docstrings, python-packages"
+    assert caught.value.expected == f"one of {', '.join([*assets.ASSETS, *catalog.DATA_SETS])}"
 
 
 def test_list_of_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert verb.fetch([]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(verb.names())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(verb.names())
+    assert "MIT" in next(line for line in lines if line.startswith("brown-tags")) and "3 MB to download" in lines[-6]
 
 
 def test_data_sets_are_built_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="data set 'python-packages' is not fetched yet") as caught:
-        built.resolve("python-packages")
+        catalog.resolve("python-packages")
     assert caught.value.do == "run `toolkit fetch python-packages`"
     console = Console(quiet=True)
     assert verb.fetch(["python-packages"], console) == 0
     place = Path(capsys.readouterr().out.strip())
-    assert built.resolve("python-packages") == str(place)
+    assert catalog.resolve("python-packages") == str(place)
     assert all(set(json.loads(line)) == {"text", "label"} for line in (place / "test.jsonl").open())
     before = (place / "train.jsonl").stat().st_mtime_ns
     verb.fetch(["python-packages"], console)
     assert (place / "train.jsonl").stat().st_mtime_ns == before
-    assert built.resolve("some/file.jsonl") == "some/file.jsonl"
+    assert catalog.resolve("some/file.jsonl") == "some/file.jsonl"

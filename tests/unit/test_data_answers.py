@@ -242,6 +242,17 @@ def test_an_answer_of_weight_0_is_context_and_one_of_weight_1_is_trained(tokeniz
         assert found == everything[0].split("London.<|im_end|>")
 
 
+@pytest.mark.parametrize("key", ["weight", "train", "training"])
+def test_every_flag_of_a_message_is_followed(tokenizers, key):
+    messages = talk("d", "e")
+    messages[1][key], messages[3][key] = False, True
+    assert runs(tokenizers["chatml"], messages) == ["e<|im_end|>"]
+    messages[1]["weight"] = 1
+    if key != "weight":
+        with pytest.raises(DataError, match=rf"^messages\[1\] says weight=1 and {key}=False"):
+            runs(tokenizers["chatml"], messages)
+
+
 @pytest.mark.parametrize("earlier", ["", "{{ m['content'] }}"], ids=["left out", "not marked"])
 def test_a_template_with_blocks_may_leave_out_or_not_mark_earlier_answers(tokenizers, monkeypatch, earlier):
     monkeypatch.setattr(tokenizers["block"], "chat_template", LAST_ONLY.replace("EARLIER", earlier))
@@ -280,8 +291,8 @@ def test_an_earlier_answer_may_end_otherwise_than_the_last_one(tokenizers, monke
         (1, "weight", 0.5, "messages[1].weight=0.5 of a message with the role 'assistant'"),
         (1, "weight", "0", "messages[1].weight='0'"),
         (0, "weight", 1, "messages[0].weight=1 of a message with the role 'user'"),
-        (1, "train", False, "messages[1].train=False: this key is not read, and the message would be learned"),
-        (0, "train", True, "messages[0].train=True: this key is not read, and the message would not be learned"),
+        (0, "train", True, "messages[0].train=True of a message with the role 'user'"),
+        (1, "training", "no", "messages[1].training='no' of a message with the role 'assistant'"),
         (1, "loss", 0, "messages[1].loss=0: this key is not read"),
         (1, "trainable", False, "messages[1].trainable=False: this key is not read"),
         (1, "wieght", 0, "messages[1].wieght=0: this key is not read, and the message would be learned"),

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tests import tiny
 from toolkit.data.order import Order, shard
 from toolkit.data.packing import Counts, best_fit, efficiency, one_each
-from toolkit.data.reading.built import resolve
-from toolkit.data.reading.docstrings import standard_library
+from toolkit.data.sets.catalog import resolve
+from toolkit.data.sets.docstrings import LIBRARY, standard_library
 from toolkit.data.tokens import fit, num_targets
 from toolkit.errors import DataError
 from toolkit.models.loading import load_tokenizer
-from toolkit.recipe import Data, Model, SequenceClassification
+from toolkit.recipe import Model, SequenceClassification
+from toolkit.tasks.sequence_classification import SequenceClassificationTask
 
 
 def example(length: int, trained_from: int = 1):
@@ -69,7 +71,7 @@ def test_groups_are_closed_by_the_best_pair():
 
 def test_real_ragged_lengths_fill_98_percent():
     # Bytes / 4 is about the number of tokens of English text.
-    sizes = [len(item.text) // 4 + 1 for item in standard_library()]
+    sizes = [len(item.text) // 4 + 1 for item in standard_library(LIBRARY.fetch(Console(quiet=True)))]
     assert len(sizes) > 4000 and len(set(sizes)) > 150
     for capacity in (512, 1024):
         lengths = [min(capacity, size) for size in sizes]
@@ -159,7 +161,7 @@ def test_what_closes_a_text_is_not_cut():
 def test_a_cut_text_still_ends_as_the_tokenizer_ends_texts():
     tokenizer = tiny.wordpiece_tokenizer()
     options = SequenceClassification()
-    task = SequenceClassification(options, Data(train="rows.jsonl", packing=False), tokenizer)
+    task = SequenceClassificationTask(options, tokenizer)
     rows = [{"text": "Return the path of a file.", "label": label} for label in ("class", "function")]
     task.fit(rows)
     [example] = task.encode(rows[1])

@@ -15,8 +15,9 @@ from toolkit.data.forms.row_kind import row_kind
 from toolkit.data.preview import preview
 from toolkit.data.store import fingerprint, tokenizer_hash
 from toolkit.errors import DataError
-from toolkit.recipe import CausalLM
+from toolkit.recipe import CausalLM, SequenceClassification
 from toolkit.tasks.causal_lm import CausalLMTask
+from toolkit.tasks.sequence_classification import SequenceClassificationTask
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -303,7 +304,7 @@ def test_preview_marks_trained_tokens_and_the_ends_of_packed_examples():
     tokenizer = make_tokenizer()
     short = [{"role": "user", "content": "Name [b]a[/b]"}, {"role": "assistant", "content": "Red."}]
     stream = io.StringIO()
-    preview(tokenizer, [[encode(tokenizer, short), encode(tokenizer, TALK)]], stream=stream)
+    preview(CausalLMTask(CausalLM(), tokenizer), [[encode(tokenizer, short), encode(tokenizer, TALK)]], stream=stream)
     said = stream.getvalue()
     assert "<|im_start|>user\nName [b]a[/b]<|im_end|>\n<|im_start|>assistant\n[[Red.<|im_end|>]]\n" in said
     assert "in 2 examples" in said and said.index("--- example 1:") < said.index("--- example 2:")
@@ -315,7 +316,7 @@ def test_preview_on_a_terminal_uses_colour(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     tokenizer, stream = make_tokenizer(), io.StringIO()
-    preview(tokenizer, [[encode(tokenizer, TALK)]], stream=stream)
+    preview(CausalLMTask(CausalLM(), tokenizer), [[encode(tokenizer, TALK)]], stream=stream)
     assert "\x1b[1;32mRed.<|im_end|>\x1b[0m" in stream.getvalue()
     assert "[[" not in stream.getvalue()
 
@@ -323,7 +324,10 @@ def test_preview_on_a_terminal_uses_colour(monkeypatch):
 def test_preview_of_a_classification_example():
     stream = io.StringIO()
     ids = np.array(make_tokenizer()("Name a colour")["input_ids"], dtype=np.int32)
-    preview(make_tokenizer(), [[{"input_ids": ids, "labels": np.array([3], dtype=np.int32)}]], stream=stream)
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    task = SequenceClassificationTask(SequenceClassification(), tokenizer)
+    preview(task, [[{"input_ids": ids, "labels": np.array([3], dtype=np.int32)}]], stream=stream)
     assert f"{len(ids)} tokens, label 3" in stream.getvalue() and "Name a colour" in stream.getvalue()
     assert stream.getvalue().startswith("each text as the model reads it; label: the number of its class\n")
     assert "[[" not in stream.getvalue()

@@ -10,7 +10,7 @@ import pytest
 from toolkit.draft import sizes
 from toolkit.draft.roles import Roles, find_roles
 from toolkit.errors import DataError
-from toolkit.recipe import Data
+from toolkit.recipe import CausalLM, Data, SequenceClassification
 
 SENTENCE = "Some words to read, number {}."
 
@@ -24,7 +24,8 @@ def rows(count: int = 40, **columns: Any) -> list[dict[str, Any]]:
 
 
 def roles(found: list[dict[str, Any]], task: str | None = None, **fields: str) -> Roles:
-    return find_roles(found, Data(train="x.jsonl", **fields), set(fields), task)
+    names = {name: value for kind in (CausalLM(), SequenceClassification()) for name, value in kind if "_field" in name}
+    return find_roles(found, Data(train="x.jsonl"), names | fields, set(fields), task)
 
 
 def chat(number: int) -> list[dict[str, str]]:

@@ -308,7 +308,10 @@ def test_plain_text_beside_the_columns_of_a_format_is_said(recipe, tmp_path):
         "name a column that is not there: --task.text_field none_of_them"
     )
     path.write_text(json.dumps({**ALPACA[0], "text": "Add 1 2: 3"}) + "\n")
-    assert trained(prepared(recipe(path, text_field="none_of_them"))[0]) == LEARNED[:1]
+    assert (
+        trained(prepared(recipe(path).model_copy(update={"task": CausalLM(text_field="none_of_them")}))[0])
+        == LEARNED[:1]
+    )
 
 
 def complaint(recipe: Any, path: Path, **options: Any) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from tests.unit.test_effect import CLASSES, HELD_OUT, recipe
 from toolkit.errors import RecipeError
-from toolkit.tasks import METRICS, TASKS, check_metric, higher_is_better, task_class
+from toolkit.recipe import Task
+from toolkit.tasks import task_class
 
 BETTER = {
     "causal_lm": {"loss": 10.0, "targets": 10.0},
@@ -22,17 +22,17 @@ WORSE = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", Task.kinds)
 def test_directions_are_those_of_the_metrics_themselves(task: str) -> None:
-    self: Any = SimpleNamespace()
-    better, worse = (task_class(task).metrics(self, defaultdict(float, sums[task])) for sums in (BETTER, WORSE))
-    assert METRICS.keys() == TASKS.keys() and list(METRICS[task]) == list(better)
+    options, self = Task.kind(task)(), SimpleNamespace()
+    better, worse = (task_class(options).metrics(self, defaultdict(float, sums[task])) for sums in (BETTER, WORSE))  # type: ignore[arg-type]
+    assert list(options.metrics) == list(better)
     for name in better:
         found = "stays" if better[name] == worse[name] else ("rises" if better[name] > worse[name] else "falls")
-        assert METRICS[task][name] == found
+        assert options.metrics[name] == found
         if found != "stays":
-            check_metric(task, name)
-            assert higher_is_better(task, name) == (found == "rises")
+            options.check_metric(name)
+            assert options.higher_is_better(name) == (found == "rises")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_directions_are_those_of_the_metrics_themselves(task: str) -> None:
 )
 def test_no_such_target(task: str, metric: str, what: str, expected: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        check_metric(task, metric)
+        Task.kind(task)().check_metric(metric)
     assert (caught.value.what, caught.value.expected) == (what, expected)
 
 

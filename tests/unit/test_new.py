@@ -267,7 +267,7 @@ def test_every_suggestion_works_as_it_is_printed(
     code = verbs.main([*start, "--model", str(tiny_llama_dir)])
     printed = capsys.readouterr()
     said = printed.err.partition("do this:")[2] if code else "".join(re.findall("note: .*", printed.out))
-    flag = r"--(?:data\.\w+_field|task\.name) (?:'[^']*'|[^\s,]+)"
+    flag = r"--(?:task\.\w+_field|task\.name) (?:'[^']*'|[^\s,]+)"
     choices = re.findall(rf"{flag}(?: {flag})*", said)
     assert choices or name == "noted.jsonl", printed
     for choice in choices:

@@ -12,31 +12,37 @@ import pytest
 from tests.unit.test_effect import BASE, recipe
 from toolkit.cli.flags import parse
 from toolkit.errors import RecipeError
-from toolkit.recipe import Evaluation, Recipe
+from toolkit.recipe import CausalLM, Data, Evaluation, Recipe, SequenceClassification
 from toolkit.recipe.removed import REMOVED
 from toolkit.train.run_folder import compare, stored_recipe
 
-VALUES = {"evaluation.max_batches": 8, "evaluation.higher_is_better": True}
+MOVED = ("messages_field", "prompt_field", "completion_field", "text_field", "label_field")
+VALUES = {
+    "evaluation.max_batches": 8,
+    "evaluation.higher_is_better": True,
+    **{f"data.{name}": "column" for name in MOVED},
+}
 
 
 def test_every_removed_field_is_gone_and_its_stand_in_exists() -> None:
     assert sorted(VALUES) == sorted(REMOVED)
     for name in REMOVED:
-        assert name.rpartition(".")[2] not in Evaluation.model_fields
+        assert name.rpartition(".")[2] not in {**Evaluation.model_fields, **Data.model_fields}
     assert "max_sequences" in Evaluation.model_fields
+    assert {*MOVED} <= {**CausalLM.model_fields, **SequenceClassification.model_fields}.keys()
 
 
 @pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize("way", ["section", "recipe", "flag", "flag=value"])
 def test_one_message(name: str, way: str, tmp_path: Path) -> None:
-    value, last = VALUES[name], name.rpartition(".")[2]
+    value, (section, _, last) = VALUES[name], name.rpartition(".")
 
     def flags(*words: str) -> Any:
         return parse(recipe({}), words, output_dir=tmp_path, description="", prog="x.py")
 
     ways: dict[str, Callable[[], Any]] = {
-        "section": lambda: Evaluation(**{last: value}),
-        "recipe": lambda: Recipe(**BASE, evaluation={last: value, "every_steps": -1}),
+        "section": lambda: (Data if name.startswith("data") else Evaluation)(**{last: value}),
+        "recipe": lambda: Recipe(**BASE | {section: {**BASE.get(section, {}), last: value, "every_steps": -1}}),
         "flag": lambda: flags(f"--{name}", str(value)),
         "flag=value": lambda: flags(f"--{name.replace('_', '-')}={value}"),
     }

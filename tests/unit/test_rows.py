@@ -14,7 +14,7 @@ from pyarrow import parquet
 from toolkit.cli import run
 from toolkit.data.store import Store
 from toolkit.errors import DataError
-from toolkit.recipe import Batch, Data, Model, Recipe
+from toolkit.recipe import Batch, Data, Model, Recipe, SequenceClassification
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
@@ -116,7 +116,7 @@ def test_names_of_classes_in_a_table_are_those_of_the_held_out_rows(recipe, tmp_
     plain = recipe(tmp_path / "rows.parquet", evaluation=tmp_path / "rows.parquet", packing=False, streaming=streaming)
     update = {
         "model": Model(path=str(tiny_bert_dir)),
-        "task": plain.task.model_copy(update={"name": "sequence_classification"}),
+        "task": SequenceClassification(),
     }
     inputs, _ = prepared(plain.model_copy(update=update))
     assert inputs.task.classes == ["neg", "pos"] and len(inputs.held_out) == 3
@@ -216,7 +216,7 @@ def test_columns_that_a_classifier_does_not_use_are_named(recipe, tmp_path, tiny
     plain = recipe(path, packing=False)
     update = {
         "model": Model(path=str(tiny_bert_dir)),
-        "task": plain.task.model_copy(update={"name": "sequence_classification"}),
+        "task": SequenceClassification(),
     }
     assert prepared(plain.model_copy(update=update))[1][-1] == (
         "note: data.train has columns that are not used: loss_mask, title, weight; "
@@ -339,7 +339,7 @@ def test_classes_of_a_table_are_text(recipe, tmp_path, tiny_bert_dir):
     plain = recipe(path, packing=False)
     update = {
         "model": Model(path=str(tiny_bert_dir)),
-        "task": plain.task.model_copy(update={"name": "sequence_classification"}),
+        "task": SequenceClassification(),
     }
     task = prepared(plain.model_copy(update=update))[0].task
     assert task.classes == ["007", "012", "NA"]

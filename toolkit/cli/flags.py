@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from toolkit.cli.flag_errors import OPTIONS, field_of, refusal, values_of
 from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
-from toolkit.errors import RecipeError, did_you_mean, nearest, together
+from toolkit.errors import InputError, RecipeError, collect, did_you_mean, nearest, together
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import CHOICES
 from toolkit.recipe.field_type import is_mapping, is_switch
@@ -114,7 +114,9 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
 
     A shorter run on the command line takes along what the file fitted to its own length.
     """
-    recipe = _of_kind(recipe, argv)
+    recipe, argv, unknown = _of_kind(recipe, argv)
+    if unknown:
+        raise together(unknown + collect(lambda: parse(recipe, argv, output_dir=output_dir, description="", prog=prog)))
     _check_names(argv, recipe)
     given = given_flags(argv)
     more, notes = other_length(recipe, argv, given)
@@ -144,14 +146,39 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
     return replace(found, output_dir=output_dir, resume=resume)
 
 
-def _of_kind(recipe: Recipe, argv: Sequence[str]) -> Recipe:
-    """`recipe` with the kinds of sections that `argv` names (--task.name), whose fields are then its flags."""
+def _of_kind(recipe: Recipe, argv: Sequence[str]) -> tuple[Recipe, list[str], list[InputError]]:
+    """`recipe` with the kinds of sections that `argv` names (--task.name), the flags for it, and what is wrong with the kinds.
+
+    A kind's fields are its flags; --task.name itself has done its work then.
+    """
+    faults: list[InputError] = []
+    words = list(argv)
     for section in CHOICES:
-        names, now = values_of(f"{section}.name", argv), getattr(recipe, section)
-        if len(names) == 1 and names[0] != now.name:
+        names, now = values_of(f"{section}.name", words), getattr(recipe, section)
+        if len(names) != 1 or names[0] == now.name:
+            continue
+        try:
             # What the new kind lacks elsewhere in the recipe is found when all flags are read.
             recipe = recipe.model_copy(update={section: now.switched(names[0])})
-    return recipe
+        except RecipeError as error:
+            faults.append(error)
+        words = _without(f"{section}.name", words)
+    return recipe, words, faults
+
+
+def _without(name: str, words: Sequence[str]) -> list[str]:
+    """`words` without the flag `name` and its value."""
+    kept: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            if not equals:
+                waiting.pop(0)
+        else:
+            kept.append(word)
+    return kept
 
 
 def _read_with_what_follows(start: Invocation, argv: Sequence[str], description: str, prog: str) -> Invocation:

@@ -7,11 +7,14 @@ from collections.abc import Iterable
 
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
+from toolkit.data.forms.recognised import recognised_lines
 from toolkit.data.packing import best_fit, one_each
 from toolkit.data.preview import preview
 from toolkit.data.reading.described import as_described
-from toolkit.data.reading.row_names import row_names
+from toolkit.data.reading.row_names import RowName
+from toolkit.data.reading.sources import Source
 from toolkit.recipe import Recipe
+from toolkit.tasks.base import Task
 from toolkit.train.inputs import fit, load_task
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
@@ -22,34 +25,43 @@ ROWS_PER_SEQUENCE = 64
 
 
 def print_preview(recipe: Recipe, count: int) -> int:
-    """Print `count` sequences of the first rows of the training data, made as training makes them; returns the exit code."""
-    capacity, packing = recipe.batch.sequence_length, recipe.data.packing
+    """Print `count` sequences of the first rows of each source, made as training makes them; returns the exit code."""
     tokenizer, task = load_task(recipe)
     display = Display(is_main=True)
-    source, _ = open_rows(recipe, display.say)
-    fit(task, source, recipe, tokenizer)
-    for line in task.remarks(source.rows, row_names(source, "data.train")):
+    mixture, _ = open_rows(recipe, display.say)
+    fit(task, mixture, recipe, tokenizer)
+    for line in task.remarks(mixture.rows, mixture.row_name("data.train")):
         display.say(line)
-    encode = as_described(task.encode, source.rows)
+    for part in mixture.parts:
+        if mixture.weights != (1.0,):
+            display.say(f"{part.location}, weight {part.weight:g}:")
+        _print_part(recipe, task, part.source, mixture.part_row_name(part, "data.train"), count, display)
+    return 0
+
+
+def _print_part(recipe: Recipe, task: Task, source: Source, row_name: RowName, count: int, display: Display) -> None:
+    capacity, packing = recipe.batch.sequence_length, recipe.data.packing
     encoder = Encoder(
-        encode,
+        as_described(task.encode, source.rows),
         capacity,
         recipe.data.overlong,
         columns=task.columns,
-        row_name=row_names(source, "data.train"),
+        recognised=task.recognised,
+        row_name=row_name,
         rows=source.rows,
         kind=task,
     )
     least_rows, least_tokens = (ROWS_PER_SEQUENCE * count, count * capacity) if packing else (count, 1)
     examples, num_rows = _examples(source.rows, encoder, count, least_rows, least_tokens)
     groups = best_fit([task.size(example) for example in examples], capacity) if packing else one_each(len(examples))
+    for line in recognised_lines(encoder.forms, first=True):
+        display.say(line)
     preview(task, [[examples[index] for index in group] for group in groups[:count]], stream=sys.stdout)
     if said := encoder.counts.describe():
         display.say(f"of the {num_rows:,} rows looked at: {said}")
     remark = unused_remark("data.train", encoder.unused, num_rows, first=True)
     if remark is not None:
         display.say(remark)
-    return 0
 
 
 def _examples(

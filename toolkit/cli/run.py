@@ -16,6 +16,7 @@ from toolkit.cli.launcher_config import check_launcher_config, check_process_cou
 from toolkit.cli.launcher_environment import check_launcher_environment
 from toolkit.cli.output import exit_code_of
 from toolkit.data.reading.find_files import check_location
+from toolkit.data.reading.weighted import weighted
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import accumulation_steps, render
 from toolkit.errors import InputError, collect, together
@@ -73,9 +74,11 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
             target = target_here(recipe, target)
             print_dry_run(recipe, target, render(recipe, target), name)
         return 0
-    check_location(recipe.data.train, recipe.data.split, "data.train")
+    for part in weighted(recipe.data.train, "data.train"):
+        check_location(part.location, recipe.data.split, "data.train")
     if recipe.data.evaluation is not None:
-        check_location(recipe.data.evaluation, recipe.data.evaluation_split, "data.evaluation")
+        for part in weighted(recipe.data.evaluation, "data.evaluation"):
+            check_location(part.location, recipe.data.evaluation_split, "data.evaluation")
     # Heavy imports only now: a typo must not wait for torch.
     if invocation.preview:
         from toolkit.cli.preview import print_preview

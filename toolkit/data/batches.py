@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from toolkit.data.columns import update_digest
 from toolkit.data.encoding import Encoder, Exchange, TeamEncoder
 from toolkit.data.example import Collate, Example, Kind, Sequences
+from toolkit.data.joined_store import AnyStore
 from toolkit.data.order import Order, shard
 from toolkit.data.packing import Counts, best_fit, one_each
 from toolkit.data.prefetch import ahead
-from toolkit.data.store import Store
 from toolkit.data.tokens import TOKENS
 from toolkit.errors import CheckpointError
 
@@ -65,7 +65,7 @@ class StepBatch:
 class StoredBatches:
     """Batches from a store. The position is the step, so there is nothing else to save."""
 
-    store: Store
+    store: AnyStore
     sequences: Sequences
     """Indices into the store, one list per packed sequence."""
     order: Order
@@ -248,7 +248,7 @@ class EvaluationBatch:
 
 
 def evaluation_batches(
-    store: Store,
+    store: AnyStore,
     sequences: Sequences,
     collate: Collate,
     rank: int,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from toolkit.data.example import Encode, Example, Kind, Row
 from toolkit.data.forms.messages import EmptyAnswer
+from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.reading.column_names import ColumnMissing, missing, unused_columns
 from toolkit.data.reading.row_names import RowName, named, plain_names
@@ -38,6 +39,10 @@ class Encoder:
     counts: Counts = field(default_factory=Counts)
     unused: Counter[str] = field(default_factory=Counter)
     """The rows in which a column holds something that is not read, by its name; without `columns` nothing is counted."""
+    recognised: Callable[[Row], Recognised | None] | None = None
+    """The format of a row that `encode` takes; None: nobody asks."""
+    forms: Counter[Recognised] = field(default_factory=Counter)
+    """The rows of each format; without `recognised` nothing is counted."""
     row_name: RowName | None = None
     """What messages call a row; None: its number and `name`."""
     rows: Iterable[Row] | None = None
@@ -65,6 +70,8 @@ class Encoder:
             raise
         if self.columns is not None:
             self.unused.update(unused_columns(row, self.columns))
+        if self.recognised is not None and (form := self.recognised(row)) is not None:
+            self.forms[form] += 1
         self.counts.empty += not found
         self.counts.kept += len(kept)
         return kept
@@ -181,7 +188,7 @@ class TeamEncoder:
             return _encode(self._encoder, rows, rows_before)
         bounds = [len(rows) * rank // exchange.size for rank in range(exchange.size + 1)]
         start, stop = bounds[exchange.rank], bounds[exchange.rank + 1]
-        mine = replace(self._encoder, counts=Counts(), unused=Counter())
+        mine = replace(self._encoder, counts=Counts(), unused=Counter(), forms=Counter())
         problem: ToolkitError | None = None
         encoded: list[Example] = []
         try:

@@ -11,45 +11,80 @@ from numpy.typing import NDArray
 
 
 class Order:
-    """The endless concatenation of one permutation per epoch, cut into steps of `global_size` sequences."""
+    """The endless concatenation of one permutation per epoch, cut into steps of `global_size` sequences.
 
-    def __init__(self, num_sequences: int, global_size: int, seed: int, shuffle: bool) -> None:
-        if num_sequences < 1 or global_size < 1:
+    An epoch has each sequence once. Of several sources, in the order of their sequences, it has those of source i
+    `weights[i]` times: whole passes, and for what is left of the weight so many of its sequences, none of them twice, drawn
+    anew in every epoch by the seed. Without `shuffle` the sources follow one another, pass by pass.
+    """
+
+    def __init__(
+        self,
+        num_sequences: int | Sequence[int],
+        global_size: int,
+        seed: int,
+        shuffle: bool,
+        weights: Sequence[float] = (1.0,),
+    ) -> None:
+        sizes = (num_sequences,) if isinstance(num_sequences, int) else tuple(num_sequences)
+        if min(sizes, default=0) < 1 or global_size < 1:
             raise ValueError(f"an order needs sequences and a batch size: {num_sequences=}, {global_size=}")
-        self.num_sequences, self.global_size = num_sequences, global_size
-        self.seed, self.shuffle = seed, shuffle
+        self._sources = tuple(zip(sizes, map(float, weights), strict=True))
+        self.num_sequences = sum(num_passed(size, weight) for size, weight in self._sources)
+        """Sequences of one epoch."""
+        if not self.num_sequences:
+            raise ValueError(f"an epoch without a sequence: {num_sequences=}, {weights=}")
+        self.global_size, self.seed, self.shuffle = global_size, seed, shuffle
 
     def positions(self, step: int) -> list[int]:
         """Indices of the `global_size` sequences of optimizer step `step` (0 is the first)."""
         return [position for _, position in self.places(step)]
 
     def places(self, step: int) -> list[tuple[int, int]]:
-        """(pass over the data, index) of those sequences; 0 is the first pass."""
+        """(pass, index) of those sequences: 0 is the first pass over its source, and each has another number."""
         first, last = step * self.global_size, (step + 1) * self.global_size
         found: list[tuple[int, int]] = []
         while first < last:
             epoch, offset = divmod(first, self.num_sequences)
             taken = min(last - first, self.num_sequences - offset)
-            order = _permutation(self.num_sequences, self.seed, epoch, self.shuffle)[offset : offset + taken]
-            found += [(epoch, index) for index in order.tolist()]
+            order = _epoch(self._sources, self.seed, epoch, self.shuffle)[offset : offset + taken]
+            found += [(passes, index) for passes, index in order.tolist()]
             first += taken
         return found
 
     def epoch(self, step: int) -> float:
-        """Passes over the data that lie behind when `step` steps are done."""
+        """Epochs that lie behind when `step` steps are done."""
         return step * self.global_size / self.num_sequences
 
     def steps_for(self, epochs: float) -> int:
-        """Optimizer steps that see every sequence `epochs` times; the last batch is filled from the next pass."""
+        """Optimizer steps of `epochs` epochs; the last batch is filled from the next one."""
         # 1e-9: a product such as 0.1 * 30 must not become a step more through rounding.
         return max(1, math.ceil(epochs * self.num_sequences / self.global_size - 1e-9))
 
 
+def num_passed(num_sequences: int, weight: float) -> int:
+    """How many sequences an epoch has of a source with `num_sequences`; whole passes count each of them once."""
+    return round(num_sequences * weight)
+
+
 @lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
-    if not shuffle:
-        return np.arange(size)
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
+def _epoch(sources: tuple[tuple[int, float], ...], seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
+    """(pass, index) of the sequences of one epoch, in order; [L, 2]."""
+    dealt, start = [], 0
+    for source, (size, weight) in enumerate(sources):
+        whole, left = divmod(num_passed(size, weight), size)
+        first = epoch * math.ceil(weight)  # the numbers of this epoch's passes through the source
+        dealt += [_pass(first + number, start + np.arange(size)) for number in range(whole)]
+        if left:
+            drawn = np.random.Generator(np.random.PCG64([seed, epoch, source])).permutation(size)[:left]
+            dealt.append(_pass(first + whole, start + np.sort(drawn)))
+        start += size
+    places = np.concatenate(dealt)
+    return places[np.random.Generator(np.random.PCG64([seed, epoch])).permutation(len(places))] if shuffle else places
+
+
+def _pass(number: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.stack([np.full(len(indices), number), indices], axis=1)
 
 
 def shard(indices: Sequence[int], rank: int, world_size: int, micro_size: int) -> list[list[int]]:

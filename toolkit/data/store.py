@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from toolkit.data.columns import ColumnReader, ColumnWriter, GrowingArray, update_digest
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Encode, Example, Kind, Row
+from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.reading.row_names import RowName
 from toolkit.data.tokens import TOKENS
 from toolkit.errors import DataError, StorageError
 from toolkit.storage import CLOSED, FULL
 
-_FORMAT = 7  # part of every fingerprint: raise it when the files or the encoding in this package change
+_FORMAT = 8  # part of every fingerprint: raise it when the files or the encoding in this package change
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with the rows encoded so far and, where known, the rows there are."""
@@ -48,6 +49,10 @@ class Store:
         """SHA-256 of the encoded examples: the same wherever their source lies and whoever encoded it."""
         self.unused: dict[str, int] = summary["unused"]
         """Columns that were not read, by name, and the rows in which they hold something."""
+        self.forms = {
+            Recognised(name, tuple(columns), remark): count for name, columns, remark, count in summary["forms"]
+        }
+        """The rows of each format, where the task knows several."""
         self._columns = ColumnReader(directory)
         self.lengths: NDArray[np.int64] = np.load(directory / "sizes.npy")
         """Size of each example."""
@@ -84,6 +89,7 @@ def prepare(
     cache_dir: Path,
     fingerprint: str,
     columns: Callable[[Row], Collection[str]] | None = None,
+    recognised: Callable[[Row], Recognised | None] | None = None,
     progress: Progress | None = None,
     name: str = "data.train",
     row_name: RowName | None = None,
@@ -91,14 +97,24 @@ def prepare(
 ) -> Store:
     """The store of `rows` at `cache_dir`/`fingerprint`, encoded now unless it is there already.
 
-    `kind` says what the examples are, `columns` which columns of a row `encode` reads. Several processes may ask at once: one writes, the others wait. A
-    killed writer leaves nothing that counts.
+    `kind` says what the examples are, `columns` which columns of a row `encode` reads, `recognised` as which format.
+    Several processes may ask at once: one writes, the others wait. A killed writer leaves nothing that counts.
     Raises DataError for a bad row (as `row_name` calls it), for a data set without a token to train on and for a cache
     directory that cannot be written; StorageError when the disk is full.
     """
     final = cache_dir / fingerprint
     if not final.exists():
-        encoder = Encoder(encode, capacity, overlong, name, columns, row_name=row_name, rows=_again(rows), kind=kind)
+        encoder = Encoder(
+            encode,
+            capacity,
+            overlong,
+            name,
+            columns,
+            recognised=recognised,
+            row_name=row_name,
+            rows=_again(rows),
+            kind=kind,
+        )
         with _storage_errors(cache_dir), _lock(cache_dir, fingerprint):
             if not final.exists():
                 _write(rows, encoder, final, progress)
@@ -180,6 +196,7 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
         "counts": counts,
         "digest": digest,
         "unused": dict(encoder.unused),
+        "forms": [[form.name, form.columns, form.remark, count] for form, count in encoder.forms.items()],
     }
 
 

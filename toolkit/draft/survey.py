@@ -19,13 +19,15 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.cache import cache_dir
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
-from toolkit.data.reading.built import resolve as resolve_data
 from toolkit.data.reading.column_names import used_columns
 from toolkit.data.reading.described import as_described
 from toolkit.data.reading.file_names import kind_of, plain_name
 from toolkit.data.reading.find_files import looks_local
+from toolkit.data.reading.mixture import Mixture, Part
 from toolkit.data.reading.row_names import row_names
 from toolkit.data.reading.sources import Source, open_source
+from toolkit.data.reading.weighted import only_location
+from toolkit.data.sets.catalog import resolve as resolve_data
 from toolkit.errors import DataError
 from toolkit.models.assets import ASSETS
 from toolkit.models.assets import resolve as resolve_model
@@ -74,7 +76,7 @@ class Look:
 
 def look_at(data: Data) -> Look:
     """Open data.train and read up to MOST_ROWS of its rows. Raises DataError as training would."""
-    place = resolve_data(data.train)
+    place = resolve_data(only_location(data.train, "data.train", "a recipe is drafted from its rows"))
     size = _bytes(place)
     streaming = data.streaming or size is None or size > STREAMED_BYTES
     source = open_source(
@@ -151,7 +153,8 @@ def fit_task(look: Look, task: Task, recipe: Recipe, tokenizer: PreTrainedTokeni
     """Let `task` look at the rows, as training does; of a stream, at the first ones."""
     source = look.source
     is_whole = isinstance(source.rows, datasets.Dataset)
-    fit(task, source if is_whole else replace(source, rows=source.rows.take(MOST_ROWS)), recipe, tokenizer)
+    seen = source if is_whole else replace(source, rows=source.rows.take(MOST_ROWS))
+    fit(task, Mixture((Part(recipe.data.train, 1.0, seen),)), recipe, tokenizer)
 
 
 def measure(look: Look, task: Task, progress: Progress) -> Measured:

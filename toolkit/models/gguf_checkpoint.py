@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -14,6 +10,8 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from toolkit.models.quiet import silent
+
 
 def convert(source: Path, out: Path) -> None:
     """Write the causal language model in the GGUF file `source` to the directory `out` in bf16.
@@ -21,7 +19,7 @@ def convert(source: Path, out: Path) -> None:
     bf16 and not fp32, because a recipe may load in either: rounded once here, fp32 and bf16 runs start from the same numbers.
     The rounding is far below the loss of the 4-bit blocks themselves, and the checkpoint has half the size.
     """
-    with _quiet():
+    with silent():
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         model = _without_quantization(loaded)
@@ -33,18 +31,6 @@ def convert(source: Path, out: Path) -> None:
         )
         model.to(torch.bfloat16).save_pretrained(out)
         tokenizer.save_pretrained(out)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Transformers draws progress bars here, whatever the terminal, and warns about devices; faults arrive as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _without_quantization(loaded: PreTrainedModel) -> PreTrainedModel:

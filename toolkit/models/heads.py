@@ -44,6 +44,8 @@ def is_plain_head(model: nn.Module) -> bool:
         return False
     if any(getattr(config, name, None) not in (None, 1, 1.0) for name in SCALED_LOGITS):
         return False
+    if getattr(model, "final_logits_bias", None) is not None:  # BART and its kin add a buffer
+        return False
     # What else has weights outside the base model transforms what goes into the head (BERT and its family).
     known = {id(parameter) for module in (base, head) for parameter in module.parameters()}
     return all(id(parameter) in known for parameter in model.parameters())

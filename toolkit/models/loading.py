@@ -17,6 +17,7 @@ from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
 from toolkit.models.files import check_files, unreadable
 from toolkit.models.quiet import quiet
+from toolkit.models.ties import base_first
 from toolkit.recipe import Model
 
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError, ImportError, RuntimeError, pickle.PickleError)
@@ -84,6 +85,7 @@ def _from_pretrained(
             raise ValueError(f"{name} has shape {tuple(stored)} in the file and {tuple(wanted)} in the model")
     except READ_ERRORS as error:
         raise unreadable("model", "model.path", source, source, error) from None
+    base_first(network)
     fresh = {*info["missing_keys"], *(found[0] for found in info["mismatched_keys"])}
     return network, sorted(fresh)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 from toolkit.library_messages import are_shown
 
@@ -19,3 +20,15 @@ def quiet(library: str = "transformers") -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Nobody warns for a while, and transformers draws no bars, which it does whatever the terminal is. Faults are exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -29,11 +29,20 @@ class Outline:
     """1 where a layer returns the hidden states, n where it returns a tuple of n that begins with them."""
 
 
-_LLAMA = Outline(("embed_tokens",), "layers", ("norm",))
+_EMBEDDINGS = tuple(
+    f"embeddings.{name}"
+    for name in ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm", "dropout")
+)
+_BERT = Outline(_EMBEDDINGS, "encoder.layer", ("pooler",))
 
 OUTLINES = {
+    "bert": _BERT,
     "bloom": Outline(("word_embeddings", "word_embeddings_layernorm"), "h", ("ln_f",), layer_outputs=2),
+    "camembert": _BERT,
     "deepseek_v4": Outline(("embed_tokens",), "layers", ("hc_head", "norm")),
+    "distilbert": Outline(_EMBEDDINGS, "transformer.layer", ()),
+    "electra": Outline((*_EMBEDDINGS, "embeddings_project"), "encoder.layer", ()),
+    "ernie": Outline((*_EMBEDDINGS, "embeddings.task_type_embeddings"), "encoder.layer", ("pooler",)),
     "falcon": Outline(("word_embeddings",), "h", ("ln_f",), layer_outputs=2),
     "gemma3": Outline(
         ("vision_tower", "multi_modal_projector", "language_model.embed_tokens"),
@@ -43,17 +52,28 @@ OUTLINES = {
     "glm_moe_dsa": Outline(("embed_tokens",), "layers", ("norm",), layer_outputs=2),
     "gpt2": Outline(("wte", "wpe", "drop"), "h", ("ln_f",)),
     "hy_v4": Outline(("embed_tokens",), "layers", ("hc_head", "norm"), layer_outputs=2),
+    "modernbert": Outline(
+        ("embeddings.tok_embeddings", "embeddings.norm", "embeddings.drop"), "layers", ("final_norm",)
+    ),
     "opt": Outline(
         ("decoder.embed_tokens", "decoder.embed_positions", "decoder.project_in"),
         "decoder.layers",
         ("decoder.final_layer_norm", "decoder.project_out"),
     ),
     "phi4_multimodal": Outline(("embed_tokens", "embed_tokens_extend"), "layers", ("norm",)),
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
 }
 """By model_type; comes before the configuration's own plan."""
 
-UNCUT = {"hrm_text": "it runs two stacks of layers in turns, not one stack once"}
-"""Architectures with a plan of their own that still have no place to cut, with the reason."""
+UNCUT = {
+    "albert": "all its layers are one and the same",
+    "deberta": "all its layers read one table of relative positions, which is trained",
+    "deberta-v2": "all its layers read one table of relative positions, which is trained",
+    "hrm_text": "it runs two stacks of layers in turns, not one stack once",
+    "mpnet": "all its layers read one table of relative positions, which is trained",
+}
+"""Architectures that have no place to cut, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +87,12 @@ class StagePlan:
 
 
 def stage_plan(config: PretrainedConfig) -> StagePlan:
-    """Where a causal language model of this configuration can be cut. Raises ModelError, with the reason, where it cannot."""
+    """Where a model of this configuration can be cut. Raises ModelError, with the reason, where it cannot."""
     text = config.get_text_config()
     kind = str(config.model_type)
     reason = UNCUT.get(kind)
+    if reason is None and config.is_encoder_decoder:
+        reason = "each layer of its decoder reads what its encoder returns, and hidden states alone travel"
     if reason is None and getattr(text, "hidden_size_per_layer_input", None):
         reason = "each of its layers reads an embedding of the input tokens of its own"
     if reason is None and getattr(text, "layerdrop", None):
@@ -142,7 +164,7 @@ def layer_costs(model: nn.Module, plan: StagePlan, shards: Mapping[str, Shard] |
     """FLOPs of the matrix products per token and rank, forward and backward: 6 per weight that a token meets (Kaplan et
     al. 2020, arXiv 2001.08361, section 2.1), of those in `shards` the rank's part.
 
-    Head and final norm are added to the last layer. What precedes the layers is free: a token looks its embedding
+    Head and final norm are added to the last layer (all of a head, though one that pools meets one token of a text). What precedes the layers is free: a token looks its embedding
     up, and towers for images or sound see no tokens.
     """
     base: Any = model.base_model
@@ -151,9 +173,19 @@ def layer_costs(model: nn.Module, plan: StagePlan, shards: Mapping[str, Shard] |
     shares = {parameter: cut[name].share for name, parameter in model.named_parameters() if name in cut}
     costs = [_flops(layer, share, shares) for layer in base.get_submodule(plan.outline.layers)]
     after = [module for name in plan.outline.last if (module := _find(base, name)) is not None]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    costs[-1] += sum(_flops(module, share, shares) for module in [*after, head])
+    heads = [model.get_submodule(name) for name in beside_base(model)]
+    costs[-1] += sum(_flops(module, share, shares) for module in [*after, *heads])
     return costs
+
+
+def beside_base(model: nn.Module) -> list[str]:
+    """Names of the modules that the model has beside its base model: its head, with all that belongs to it."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, path = [], ""
+    for part in names[id(model.base_model)].split("."):
+        found += [f"{path}{name}" for name, _ in model.get_submodule(path.rstrip(".")).named_children() if name != part]
+        path += f"{part}."
+    return found
 
 
 def _find(base: nn.Module, name: str) -> nn.Module | None:

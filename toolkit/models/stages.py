@@ -19,13 +19,15 @@ from transformers import PretrainedConfig
 
 from toolkit.errors import ModelError
 from toolkit.models.absent import Absent, AbsentEmbedding, AbsentLayer, Entry, Exit
-from toolkit.models.stage_plan import StagePlan, stage_plan
+from toolkit.models.stage_plan import StagePlan, beside_base, stage_plan
+from toolkit.models.ties import base_first
 
 
 def build_skeleton(auto_class: Any, config: PretrainedConfig) -> nn.Module:
     """The model with parameters on the meta device (fp32, tied where the model ties) and real buffers."""
     with init_empty_weights(include_buffers=False):
         model: nn.Module = auto_class.from_config(copy.deepcopy(config), dtype=torch.float32)
+    base_first(model)
     # On its way to the meta device a parameter becomes a new one: what shared it is tied again.
     model.tie_weights()  # type: ignore[operator]
     return model
@@ -34,11 +36,12 @@ def build_skeleton(auto_class: Any, config: PretrainedConfig) -> nn.Module:
 def cut(model: nn.Module, layers: tuple[int, int]) -> None:
     """Turn a whole model, in place, into the stage that holds `layers` (first, after the last); all others are absent.
 
-    The names of its parameters stay. Inputs of the forward pass are keywords: `input_ids` on the first stage,
-    `inputs_embeds` = what the stage before returned on the others, `position_ids` on all. The base model of every stage
-    but the last returns, as last_hidden_state, the hidden states before the final norm ([B, T, D], or [B, T, copies, D]
-    where the architecture keeps several residual streams); the last stage is called like any model. Raises ModelError
-    for an architecture that cannot be cut.
+    The names of its parameters stay. Every stage is called with all inputs of the model, by keyword, and a later one
+    with `inputs_embeds` = what the stage before returned beside them: its layers then see that in the place of the
+    tokens, while its head may still look at the tokens (a classifier of decoders looks for padding). The base model of
+    every stage but the last returns, as last_hidden_state, the hidden states before the final norm ([B, T, D], or
+    [B, T, copies, D] where the architecture keeps several residual streams); the last stage is called like any model.
+    Raises ModelError for an architecture that cannot be cut.
     """
     plan = stage_plan(model.config)
     start, stop = layers
@@ -58,7 +61,7 @@ def cut(model: nn.Module, layers: tuple[int, int]) -> None:
     model.all_tied_weights_keys = ties if is_last else {}  # type: ignore[assignment]
     model.ties_of_the_whole = ties  # type: ignore[assignment]
     model.shared_with_stages = shared if is_first != is_last else ()  # type: ignore[assignment]
-    _cut_layers(model.get_submodule(outside.layers), plan, start, stop, model.get_submodule(outside.stack))
+    _cut_layers(model, outside, plan, start, stop)
 
 
 def tied_parameters(stage: nn.Module) -> tuple[str, ...]:
@@ -87,7 +90,7 @@ def _outside(model: nn.Module, plan: StagePlan) -> _Outside:
     base, outline = names[id(model.base_model)], plan.outline
     layers = f"{base}.{outline.layers}"
     first = [f"{base}.{name}" for name in outline.first]
-    last = [*(f"{base}.{name}" for name in outline.last), names[id(model.get_output_embeddings())]]  # type: ignore[operator]
+    last = [*(f"{base}.{name}" for name in outline.last), *beside_base(model)]
     known = (*first, layers, *last)
     for name, _ in model.named_parameters():
         if not name.startswith(tuple(f"{module}." for module in known)):
@@ -117,14 +120,16 @@ def _shared(ties: dict[str, str], outside: _Outside) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _cut_layers(layers: Any, plan: StagePlan, start: int, stop: int, stack: nn.Module) -> None:
+def _cut_layers(model: nn.Module, outside: _Outside, plan: StagePlan, start: int, stop: int) -> None:
+    layers: Any = model.get_submodule(outside.layers)
     outputs = plan.outline.layer_outputs
     for index in [*range(start), *range(stop, len(layers))]:
         kind = Entry if index == start - 1 else Exit if index == stop else AbsentLayer
         layers[index] = kind(layers[index], outputs)
     if start > 0:
         # Bound methods, so that a deep copy of the stage has hooks on its own stand-ins.
-        stack.register_forward_pre_hook(layers[start - 1].receive, with_kwargs=True)
+        base: Any = model.base_model
+        base.register_forward_pre_hook(layers[start - 1].receive, with_kwargs=True)
         layers[start].register_forward_pre_hook(layers[start - 1].check, with_kwargs=True)
     if stop < len(layers):
-        stack.register_forward_hook(layers[stop].hand_over)
+        model.get_submodule(outside.stack).register_forward_hook(layers[stop].hand_over)

@@ -7,6 +7,7 @@ entry here replaces the plan's entry of the same name.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,59 @@ _PHI3 = Layout(
     },
     {"layers.*.self_attn": ("num_key_value_heads", "config.num_attention_heads")},
 )
-_BERT = Layout(
-    {
-        "encoder.layer.*.attention.self.query": "colwise",
-        "encoder.layer.*.attention.self.key": "colwise",
-        "encoder.layer.*.attention.self.value": "colwise",
-        "encoder.layer.*.attention.output.dense": "rowwise",
-        "encoder.layer.*.intermediate.dense": "colwise",
-        "encoder.layer.*.output.dense": "rowwise",
+
+
+def _encoder(query_key_value: tuple[str, ...], output: str, enter: str, leave: str, **more: Any) -> Layout:
+    # The matrices of an encoder's layer; what else is to be known comes by keyword, as in Layout.
+    styles = {**dict.fromkeys(query_key_value, "colwise"), output: "rowwise", enter: "colwise", leave: "rowwise"}
+    return Layout(**{**more, "styles": styles | more.get("styles", {})})
+
+
+def _within(module: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{module}.{name}" for name in names)
+
+
+_FEED_FORWARD = ("encoder.layer.*.intermediate.dense", "encoder.layer.*.output.dense")
+_SELF = "encoder.layer.*.attention.self"
+_BERT = _encoder(
+    _within(_SELF, "query", "key", "value"),
+    "encoder.layer.*.attention.output.dense",
+    *_FEED_FORWARD,
+    styles={
+        **dict.fromkeys(_within("encoder.layer.*.crossattention.self", "query", "key", "value"), "colwise"),
+        "encoder.layer.*.crossattention.output.dense": "rowwise",
     },
-    refused={"add_cross_attention": "cross-attention is not cut"},
+)
+# The embeddings of distances are whole, lose elements on every rank alike, and then meet each rank's heads.
+_DEBERTA: dict[str, Any] = {
+    "styles": {
+        **dict.fromkeys(_within(_SELF, "pos_proj", "pos_q_proj", "pos_key_proj", "pos_query_proj"), "colwise"),
+        **dict.fromkeys(_within(_SELF, "q_bias", "v_bias"), "colwise"),
+        f"{_SELF}.pos_dropout": "whole_amid_local",
+    },
+    "counts": {_SELF: ("num_attention_heads",)},
+    "refused": {"talking_head": "it mixes the scores of all heads"},
+}
+_BART = Layout(
+    {
+        **dict.fromkeys(_within("layers.*.self_attn", "q_proj", "k_proj", "v_proj"), "colwise"),
+        **dict.fromkeys(_within("layers.*.encoder_attn", "q_proj", "k_proj", "v_proj"), "colwise"),
+        **dict.fromkeys(("layers.*.self_attn.out_proj", "layers.*.encoder_attn.out_proj"), "rowwise"),
+        "layers.*.fc1": "colwise",
+        "layers.*.fc2": "rowwise",
+    },
+    {"layers.*.self_attn": ("num_heads",), "layers.*.encoder_attn": ("num_heads",)},
+)
+_T5_ATTENTION = ("block.*.layer.*.SelfAttention", "block.*.layer.*.EncDecAttention")
+_T5 = Layout(
+    {
+        **{f"{attention}.{name}": "colwise" for attention in _T5_ATTENTION for name in "qkv"},
+        **{f"{attention}.o": "rowwise" for attention in _T5_ATTENTION},
+        **{f"{attention}.relative_attention_bias": "per_head_columns" for attention in _T5_ATTENTION},
+        **dict.fromkeys(_within("block.*.layer.*.DenseReluDense", "wi", "wi_0", "wi_1"), "colwise"),
+        "block.*.layer.*.DenseReluDense.wo": "rowwise",
+    },
+    dict.fromkeys(_T5_ATTENTION, ("n_heads", "inner_dim")),
 )
 # chunk(2) takes gate and up from the two halves, which a plain "colwise" would hand to different ranks.
 _INKLING = Layout({"layers.*.mlp.experts.gate_up_proj": "packed_colwise"})
@@ -106,10 +150,45 @@ LAYOUTS: dict[str, Layout] = {
         {"blocks.*.attn": ("n_heads",)},
         {"blocks.*.attn": ("position_bias",)},
     ),
-    "bert": _BERT,
-    "electra": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
+    "albert": _encoder(
+        _within("encoder.albert_layer_groups.*.albert_layers.*.attention", "query", "key", "value"),
+        "encoder.albert_layer_groups.*.albert_layers.*.attention.dense",
+        "encoder.albert_layer_groups.*.albert_layers.*.ffn",
+        "encoder.albert_layer_groups.*.albert_layers.*.ffn_output",
+    ),
+    "deberta": _encoder(
+        (f"{_SELF}.in_proj",), "encoder.layer.*.attention.output.dense", *_FEED_FORWARD, **_DEBERTA
+    ),
+    "deberta-v2": _encoder(
+        _within(_SELF, "query_proj", "key_proj", "value_proj"),
+        "encoder.layer.*.attention.output.dense",
+        *_FEED_FORWARD,
+        **_DEBERTA,
+    ),
+    "distilbert": _encoder(
+        _within("transformer.layer.*.attention", "q_lin", "k_lin", "v_lin"),
+        "transformer.layer.*.attention.out_lin",
+        "transformer.layer.*.ffn.lin1",
+        "transformer.layer.*.ffn.lin2",
+    ),
+    "modernbert": Layout(
+        {
+            "layers.*.attn.Wqkv": "thirds_colwise",
+            "layers.*.attn.Wo": "rowwise",
+            "layers.*.mlp.Wi": "packed_colwise",
+            "layers.*.mlp.Wo": "rowwise",
+        }
+    ),
+    "mpnet": _encoder(
+        _within("encoder.layer.*.attention.attn", "q", "k", "v"),
+        "encoder.layer.*.attention.attn.o",
+        *_FEED_FORWARD,
+        styles={"encoder.relative_attention_bias": "per_head_columns"},
+        counts={"encoder.layer.*.attention.attn": ("num_attention_heads", "all_head_size")},
+    ),
+    **dict.fromkeys(("bert", "bert-generation", "camembert", "electra", "ernie", "roberta", "xlm-roberta"), _BERT),
+    **dict.fromkeys(("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus"), _BART),
+    **dict.fromkeys(("mt5", "t5", "umt5"), _T5),
     "phi3": _PHI3,
     "phi4_multimodal": _PHI3,
     "glm": Layout(_FUSED_GATE),

@@ -157,10 +157,11 @@ class _Planner:
         )
 
     def _refuse_by_config(self) -> None:
-        for layout in self.layouts.values():
+        for base, layout in self.layouts.items():
+            config = self.modules[base.removesuffix(".")].config
             for name, reason in layout.refused.items():
-                if getattr(self.config, name, None):
-                    raise self._unsupported(f"{name}={getattr(self.config, name)}: {reason}")
+                if getattr(config, name, None):
+                    raise self._unsupported(f"{name}={getattr(config, name)}: {reason}")
 
     def _styles(self) -> dict[str, Style]:
         """Module or bare parameter -> style, without those that stay whole."""
@@ -237,7 +238,7 @@ class _Planner:
         """What must divide, and its number."""
         owner: Any = self.modules[cut.owner]
         # Heads first: they are what the reader knows of the model.
-        if cut.style.leave is Leave.AS_IS and cut.style.cut is Cut.OUTPUT and re.search("attn|attention", cut.owner):
+        if cut.style.leave is Leave.AS_IS and cut.style.cut is Cut.OUTPUT and re.search("attn|attention", cut.owner, re.I):
             config = getattr(owner, "config", self.config)
             counted = {count: getattr(owner, count, None) for count in HEAD_COUNTS}
             counted["num_attention_heads"] = getattr(config, "num_attention_heads", None)
@@ -283,7 +284,8 @@ class _Planner:
         names = {id(module): name for name, module in self.modules.items()}
         output: Any = getattr(self.model, "get_output_embeddings", lambda: None)()
         head = names.get(id(output))
-        if head is None or not is_plain_head(self.model):
+        # An encoder-decoder looks up tokens in up to three modules.
+        if head is None or self.model.config.is_encoder_decoder or not is_plain_head(self.model):  # type: ignore[union-attr]
             return
         embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         total = output.weight.shape[0]

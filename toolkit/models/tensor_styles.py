@@ -30,6 +30,8 @@ class Enter(Enum):
     """A whole input is used locally: each rank knows a part of its gradient, and the parts are summed."""
     CUT = "cut"
     """Of a whole input (its last dimension) the rank's own share is taken."""
+    WHOLE = "whole"
+    """A whole input stays whole where those around it are local: random numbers are those that all ranks draw."""
     DIVIDE = "divide"
     """By the degree, because the module's owner will sum over the ranks what each of them has in full."""
 
@@ -109,6 +111,8 @@ STYLES: dict[str, Style] = {
     "embedding_rowwise": WHOLE,
     "embedding_colwise": WHOLE,
     # Ours, for the table of tensor_layouts.
+    "per_head_columns": Style(Cut.INPUT),
+    "whole_amid_local": Style(enter=Enter.WHOLE),
     "thirds_colwise": Style(Cut.OUTPUT, Enter.SUM_GRADIENT, parts=3),
     "query_key_value_colwise": Style(Cut.OUTPUT, Enter.SUM_GRADIENT, parts="query_key_value"),
 }

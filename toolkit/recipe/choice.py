@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from toolkit.errors import RecipeError, did_you_mean
 from toolkit.recipe.section import Section
@@ -46,7 +46,7 @@ class Choice(Section):
         super().__init__(**values)
 
     @classmethod
-    def kind(cls, name: str) -> type[Self]:
+    def kind(cls, name: str) -> type[Any]:
         """The kind called `name`: a known one, the entry point of a package, or `module:Class`. Raises RecipeError for none."""
         if name in cls.kinds:
             return cls.kinds[name]
@@ -70,25 +70,25 @@ class Choice(Section):
         )
 
     @classmethod
-    def _checked(cls, found: Any, name: str) -> type[Self]:
-        if isinstance(found, type) and issubclass(found, cls):
+    def _checked(cls, found: Any, name: str) -> type[Any]:
+        base = next(kind for kind in cls.__mro__ if Choice in kind.__bases__)
+        if isinstance(found, type) and issubclass(found, base):
             return found
         raise RecipeError(
             f"{cls.section}.name={name!r} is {found!r}",
-            expected=f"a subclass of toolkit.{cls.__name__}",
+            expected=f"a subclass of toolkit.{base.__name__}",
             do=f"correct {cls.section}.name, or the entry point",
         )
 
     @classmethod
     def made(cls, value: Any) -> Any:
-        """`value`, made a section of the kind it names where it is a mapping."""
+        """`value`, made a section of the kind it names, or of the first, where it is a mapping."""
         if not isinstance(value, Mapping):
             return value
         fields = dict(value)
-        name = fields.pop("name", None)
-        return cls.kind(str(name))(**fields) if name is not None else value
+        return cls.kind(str(fields.pop("name", next(iter(cls.kinds)))))(**fields)
 
-    def switched(self, name: str) -> Self:
+    def switched(self, name: str) -> Any:
         """The section of kind `name` with the fields that were set here. Raises RecipeError for one that it does not have."""
         kind = self.kind(name)
         given = {field: getattr(self, field) for field in sorted(self.model_fields_set) if field != "name"}

@@ -93,11 +93,11 @@ class Data(Section):
     """Where examples come from and how they become batches."""
 
     train: Location
-    """A .jsonl/.json/.csv/.tsv/.parquet/.txt file, all but Parquet also compressed (.gz, .zst, .bz2, .xz, .lz4), a directory or a pattern of them, a directory written by `save_to_disk`, a name that `toolkit fetch` knows, or a hub name. In CSV every cell is the text that is written, an empty one (with quotes or without) the empty text."""
+    """A .jsonl/.json/.csv/.tsv/.parquet/.txt file, all but Parquet also compressed (.gz, .zst, .bz2, .xz, .lz4), a directory or a pattern of them, a directory written by `save_to_disk`, a name that `toolkit fetch` knows, or a hub name. Several with commas between them, each with a weight: "a.jsonl:2,b.parquet:0.5" passes twice through a.jsonl in every epoch, and through half of b.parquet's sequences, none twice, drawn anew for each epoch by seed; without one a weight is 1, and 1.5 is a whole pass and half of one. Sources are packed apart; the order depends on seed and step alone. A file with ":" or "," in its name is taken as it is. In CSV every cell is the text that is written, an empty one (with quotes or without) the empty text."""
     evaluation: Location | None = None
-    """Held-out examples, same kinds of source. None: `evaluation_examples` are split off `train`."""
+    """Held-out examples, same kinds of source, several without weights. None: `evaluation_examples` are split off `train`."""
     evaluation_examples: NonNegative = 0
-    """Examples split off `train` when `evaluation` is None, drawn by seed, or the last ones when `shuffle` is False; 0: no evaluation."""
+    """Examples split off `train` when `evaluation` is None, drawn by seed, or the last ones when `shuffle` is False, of several sources from each by its share of the rows; 0: no evaluation."""
     split: str = "train"
     """Split to read from `train` where it has several: by the names of files and folders in a directory, or by its own."""
     evaluation_split: str = "test"
@@ -105,9 +105,9 @@ class Data(Section):
     subset: str | None = None
     """Configuration name of hub data sets, in `train` and `evaluation`."""
     max_examples: Positive | None = None
-    """Use only the first N examples of `train`, before shuffling; those in `evaluation` are all used."""
+    """Use only the first N examples of `train`, of each of several sources, before shuffling; those in `evaluation` are all used."""
     streaming: bool = False
-    """Read `train` as a stream: nothing is prepared in advance, the length of the run must be given in steps."""
+    """Read `train`, one source, as a stream: nothing is prepared in advance, the length of the run must be given in steps."""
     shuffle: bool = True
     """Reorder examples (by seed and epoch; never by world size): all of them, or those of each window of 1,024 rows when `streaming`."""
     packing: bool = True

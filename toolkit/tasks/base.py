@@ -18,6 +18,7 @@ from torch import nn
 
 from toolkit.data import tokens
 from toolkit.data.example import Example, Row
+from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName, plain_names
@@ -124,6 +125,10 @@ class Task(ABC):
     def columns(self, row: Row) -> Collection[str]:
         """The columns of `row`, one that `encode` takes, that it reads; the others have no effect."""
         return [column for name, column in self.options if name.endswith("_field") and column in row]
+
+    def recognised(self, row: Row) -> Recognised | None:
+        """As which format `row`, one that `encode` takes, is read; None where a task knows only one."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """JSON-able values that change what `encode` returns; part of the prepared data's identity."""

@@ -17,10 +17,11 @@ from toolkit.data.forms.chat import encode_completion, encode_conversation, enco
 from toolkit.data.forms.chat_template import takes_tools
 from toolkit.data.forms.conversations import completion_of, in_column, texts_of
 from toolkit.data.forms.formats import Format
-from toolkit.data.forms.messages import Conversation
+from toolkit.data.forms.messages import Conversation, ends_unanswered
+from toolkit.data.forms.recognised import UNANSWERED, Recognised
 from toolkit.data.forms.row_kind import RowKind, row_kind
 from toolkit.data.forms.row_remarks import LOOK_AT, Seen, looked_at
-from toolkit.data.forms.tool_calls import TOOL_COLUMNS, tools_of
+from toolkit.data.forms.tool_calls import TOOL_COLUMNS, tool_columns, tools_of
 from toolkit.data.reading.described import leaves_out_nulls
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
@@ -33,6 +34,8 @@ from toolkit.tasks.base import TRAINED, Batch, Loss, Sums, Task
 from toolkit.tasks.greedy import greedy_answer
 from toolkit.tasks.packed_rows import next_tokens, pack_rows, split_rows
 from toolkit.tasks.stop_tokens import trained_ends
+
+_NAMES = {"messages": "chat messages", "prompt_completion": "prompt and completion", "text": "plain text"}
 
 
 class CausalLMTask(Task):
@@ -111,6 +114,18 @@ class CausalLMTask(Task):
         kind = self._kind(row)
         has_tools = kind != "text" and self.tokenizer.chat_template
         return {*self._columns(row, kind), *(TOOL_COLUMNS if has_tools else ())}
+
+    def recognised(self, row: Row) -> Recognised:
+        """The format of `row`, one that `encode` takes, and what of it is left out."""
+        kind = self._kind(row)
+        name = kind.name if isinstance(kind, Format) else _NAMES[kind]
+        columns = self._columns(row, kind)
+        if kind == "text":
+            return Recognised(name, tuple(columns))
+        tools = tool_columns(row) if takes_tools(self.tokenizer) else []
+        said = self._conversation(row, kind) if self.tokenizer.chat_template else None
+        is_cut = said is not None and ends_unanswered(said, train_on=self.options.train_on)
+        return Recognised(name, (*columns, *tools), UNANSWERED if is_cut else "")
 
     def _columns(self, row: Row, kind: RowKind) -> list[str]:
         """The columns of the form `kind` that `row` has."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -11,10 +10,11 @@ import numpy as np
 
 from toolkit.data.example import IGNORED, Encode, Example, Row
 from toolkit.data.reading.described import as_described
+from toolkit.data.reading.mixture import some_rows
 from toolkit.errors import DataError
 
 ROWS = 64
-"""Rows looked at: ends come from the template or the end token, which are the same in every row."""
+"""Rows looked at, of each source: ends come from the template or the end token, which are the same in every row."""
 LEAST_SHARE = 0.05
 """Of the answers that must end with a token for it to be one that ends answers: tool calls may have one of their own."""
 
@@ -25,7 +25,7 @@ def trained_ends(rows: Iterable[Row], encode: Encode, tokenizer: Any) -> tuple[i
     As `encode` gives the rows: before any is cut to a length. An ordinary token is no place to stop.
     """
     encode = as_described(encode, rows)
-    counts = Counter(end for row in itertools.islice(rows, ROWS) for end in _ends(row, encode, tokenizer))
+    counts = Counter(end for row in some_rows(rows, ROWS) for end in _ends(row, encode, tokenizer))
     least = LEAST_SHARE * sum(counts.values())
     own = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
     return tuple(token for token, count in counts.most_common() if token in own and count >= least)

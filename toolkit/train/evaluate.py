@@ -18,7 +18,7 @@ from toolkit.checkpoint.durable import write_text
 from toolkit.checkpoint.manifest import folder_name
 from toolkit.data.batches import EvaluationBatch, evaluation_batches
 from toolkit.data.example import Sequences
-from toolkit.data.store import Store
+from toolkit.data.joined_store import AnyStore
 from toolkit.engine import process
 from toolkit.engine.feed import on_device
 from toolkit.engine.protocol import Batch, Engine
@@ -40,7 +40,7 @@ class HeldOut:
 
     engine: Engine
     task: Task
-    store: Store
+    store: AnyStore
     sequences: Sequences
     """Those that are evaluated: indices into the store, one list per packed sequence."""
     me: process.Process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +13,18 @@ from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
-from toolkit.data.order import Order
+from toolkit.data.forms.recognised import first_recognised, recognised_lines
+from toolkit.data.joined_store import AnyStore, JoinedStore
+from toolkit.data.order import Order, num_passed
 from toolkit.data.packing import best_fit, efficiency, one_each
 from toolkit.data.reading.class_names import class_names
 from toolkit.data.reading.described import as_described
-from toolkit.data.reading.row_names import row_names
+from toolkit.data.reading.mixture import Mixture
+from toolkit.data.reading.row_names import RowName
 from toolkit.data.reading.sources import Source
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
-from toolkit.errors import ModelError, RecipeError, plural
+from toolkit.errors import DataError, ModelError, RecipeError, plural
 from toolkit.models.assets import resolve as resolve_model
 from toolkit.models.attention_choice import choose_attention
 from toolkit.models.config import check_overrides, load_config, overruled
@@ -51,7 +55,7 @@ class Inputs:
     data_content: str
     """Digest of the rows trained on, whatever file and cache they are read from."""
     batches: StoredBatches | StreamedBatches
-    held_out: Store | None
+    held_out: AnyStore | None
     held_out_sequences: Sequences
     total_steps: int
 
@@ -77,8 +81,8 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     fit(task, source, recipe, tokenizer)
     held_out_name = "data.train" if recipe.data.evaluation is None else "data.evaluation"
     if held_out_source is not None:
-        task.check(held_out_source.rows, row_names(held_out_source, held_out_name))
-    for line in task.remarks(source.rows, row_names(source, "data.train")):
+        task.check(held_out_source.rows, held_out_source.row_name(held_out_name))
+    for line in task.remarks(source.rows, source.row_name("data.train")):
         display.say(line)
     config = _model_config(recipe, task, len(tokenizer), display)
     check_sequence_length(task.auto_class, config, recipe.batch.sequence_length)
@@ -88,37 +92,41 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     if said is not None:
         display.say(said)
     generation = decide_generation(recipe, task, tokenizer, config, source.rows, display.say)
-    held_out = None
+    held_out, held_out_sequences = None, list[Sequences]()
     if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
-        held_out = _store(recipe, held_out_source, task, tokenizer, "data.evaluation", display, held_out_name)
+        held_out, held_out_sequences = _store(
+            recipe, held_out_source, task, tokenizer, "data.evaluation", display, held_out_name
+        )
         _say_lost(held_out, display)
     batches: StoredBatches | StreamedBatches
     if recipe.data.streaming:
         remark = unused_remark("data.train", *in_the_first_rows(source.rows, task.columns), first=True)
         if remark is not None:
             display.say(remark)
+        for line in recognised_lines(first_recognised(source.rows, task.recognised), first=True):
+            display.say(line)
         batches, total = _streamed(recipe, source, task, rank, world_size), recipe.steps or 0
     else:
-        store = _store(recipe, source, task, tokenizer, "data.train", display)
+        store, sequences = _store(recipe, source, task, tokenizer, "data.train", display)
         if held_out is not None:
             _say_shared(held_out, store, display)
         _say_unused(store, held_out, display)
-        batches, total = _stored(recipe, store, task, rank, world_size, display)
+        batches, total = _stored(recipe, source, store, sequences, task, rank, world_size, display)
     check_length(recipe, total)
-    sequences = _sequences(recipe, held_out) if held_out else []
-    return Inputs(tokenizer, task, config, generation, source.content, batches, held_out, sequences, total)
+    measured = [sequence for packed in held_out_sequences for sequence in packed]
+    return Inputs(tokenizer, task, config, generation, source.content, batches, held_out, measured, total)
 
 
-def fit(task: Task, source: Source, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+def fit(task: Task, source: Mixture, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let `task` look at the training rows, and at what the checkpoint says about itself."""
     checkpoint = None
     if recipe.model.weights == "pretrained":
         plain = recipe.model.model_copy(update={"config": {}, "dropout": None})
         checkpoint = load_config(plain, vocabulary_size=len(tokenizer), overrides={})
-    task.fit(source.rows, checkpoint, recipe.model.config, row_names(source, "data.train"))
+    task.fit(source.rows, checkpoint, recipe.model.config, source.row_name("data.train"))
 
 
-def _say_lost(held_out: Store, display: Display) -> None:
+def _say_lost(held_out: AnyStore, display: Display) -> None:
     counts = held_out.counts
     if counts.left_out:
         display.say(
@@ -127,7 +135,7 @@ def _say_lost(held_out: Store, display: Display) -> None:
         )
 
 
-def _say_shared(held_out: Store, trained: Store, display: Display) -> None:
+def _say_shared(held_out: AnyStore, trained: AnyStore, display: Display) -> None:
     if shared := int(np.isin(held_out.digests, trained.digests).sum()):
         display.say(
             f"note: {shared:,} of {len(held_out):,} held-out examples are trained as well, word for word: "
@@ -135,7 +143,7 @@ def _say_shared(held_out: Store, trained: Store, display: Display) -> None:
         )
 
 
-def _say_unused(trained: Store, held_out: Store | None, display: Display) -> None:
+def _say_unused(trained: AnyStore, held_out: AnyStore | None, display: Display) -> None:
     remarks = [unused_remark("data.train", trained.unused, trained.num_rows)]
     if held_out is not None:  # what both have is said once
         more = {name: count for name, count in held_out.unused.items() if name not in trained.unused}
@@ -216,14 +224,44 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
 
 def _store(
     recipe: Recipe,
-    source: Source,
+    mixture: Mixture,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     display: Display,
     read_from: str | None = None,
+) -> tuple[AnyStore, list[Sequences]]:
+    """The examples of `name`, whose rows come from the field `read_from` where that is another one; and each source's
+    sequences, none of which has examples of two sources."""
+    stores, sequences, start = [], [], 0
+    for part in mixture.parts:
+        is_one = len(mixture.parts) == 1
+        stores.append(
+            _part_store(
+                recipe,
+                part.source,
+                task,
+                tokenizer,
+                name if is_one else f"{name}, {part.location}",
+                display,
+                mixture.part_row_name(part, read_from or name),
+            )
+        )
+        sequences.append(_sequences(recipe, stores[-1], start))
+        start += len(stores[-1])
+    return stores[0] if mixture.weights == (1.0,) else JoinedStore(stores, mixture.weights), sequences
+
+
+def _part_store(
+    recipe: Recipe,
+    source: Source,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    display: Display,
+    row_name: RowName,
 ) -> Store:
-    """The examples of `name`, whose rows come from the field `read_from` where that is another one."""
+    """The examples of one source."""
     capacity, overlong = recipe.batch.sequence_length, recipe.data.overlong
     rows: Any = source.rows
     described = {**task.describe(), "class_names": class_names(rows)}
@@ -237,8 +275,9 @@ def _store(
         cache_dir=cache_dir() / "tokens",
         fingerprint=identity,
         columns=task.columns,
+        recognised=task.recognised,
         name=name,
-        row_name=row_names(source, read_from or name),
+        row_name=row_name,
         kind=task,
     )
     counts = store.counts.describe()
@@ -246,18 +285,32 @@ def _store(
         f"  {len(store):,} examples, {store.num_tokens:,} {task.unit}s, {store.num_trained_tokens:,} with loss"
         + (f" ({counts})" if counts else "")
     )
+    for line in recognised_lines(store.forms):
+        display.say(line)
     return store
 
 
-def _sequences(recipe: Recipe, store: Store) -> Sequences:
-    return best_fit(store.lengths, recipe.batch.sequence_length) if recipe.data.packing else one_each(len(store))
+def _sequences(recipe: Recipe, store: Store, start: int) -> Sequences:
+    """What is packed together, by indices that begin at `start`."""
+    packed = best_fit(store.lengths, recipe.batch.sequence_length) if recipe.data.packing else one_each(len(store))
+    return [[start + index for index in sequence] for sequence in packed] if start else packed
 
 
 def _stored(
-    recipe: Recipe, store: Store, task: Task, rank: int, world_size: int, display: Display
+    recipe: Recipe,
+    mixture: Mixture,
+    store: AnyStore,
+    sources: Sequence[Sequences],
+    task: Task,
+    rank: int,
+    world_size: int,
+    display: Display,
 ) -> tuple[StoredBatches, int]:
-    sequences = _sequences(recipe, store)
-    order = Order(len(sequences), recipe.batch.global_size, recipe.seed, recipe.data.shuffle)
+    sequences = [sequence for packed in sources for sequence in packed]
+    for line in _passed(mixture, sources):
+        display.say(line)
+    sizes = [len(packed) for packed in sources]
+    order = Order(sizes, recipe.batch.global_size, recipe.seed, recipe.data.shuffle, mixture.weights)
     total = recipe.steps if recipe.steps is not None else order.steps_for(recipe.epochs or 1.0)
     if recipe.data.packing:
         full = efficiency(store.lengths, sequences, recipe.batch.sequence_length)
@@ -269,9 +322,26 @@ def _stored(
     return batches, total
 
 
-def _streamed(recipe: Recipe, source: Source, task: Task, rank: int, world_size: int) -> StreamedBatches:
-    rows, capacity = source.rows, recipe.batch.sequence_length
-    encode, name = as_described(task.encode, rows), row_names(source, "data.train")
+def _passed(mixture: Mixture, sources: Sequence[Sequences]) -> list[str]:
+    """How much of each source an epoch has, where there are several. Raises DataError for one of which it has nothing."""
+    said = []
+    for part, packed in zip(mixture.parts, sources, strict=True):
+        passed = num_passed(len(packed), part.weight)
+        if not passed:
+            raise DataError(
+                f"data.train: the weight {part.weight:g} of {part.location!r} takes none of its "
+                f"{plural(len(packed), 'sequence')}",
+                expected="at least one sequence of each source in an epoch",
+                do="raise the weight, or leave the source out",
+            )
+        said.append(f"  {part.location}: {passed:,} of an epoch's sequences, {len(packed):,} x {part.weight:g}")
+    return said if mixture.weights != (1.0,) else []
+
+
+def _streamed(recipe: Recipe, mixture: Mixture, task: Task, rank: int, world_size: int) -> StreamedBatches:
+    [part] = mixture.parts
+    rows, capacity = part.source.rows, recipe.batch.sequence_length
+    encode, name = as_described(task.encode, rows), mixture.row_name("data.train")
     return StreamedBatches(
         rows=rows,
         encoder=Encoder(

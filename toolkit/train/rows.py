@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import add
@@ -12,53 +12,75 @@ import datasets
 import numpy as np
 
 from toolkit.cache import cache_dir
-from toolkit.data.reading.built import resolve
 from toolkit.data.reading.content import combined
+from toolkit.data.reading.mixture import Mixture, open_mixture
 from toolkit.data.reading.sources import Source, open_source
+from toolkit.data.sets.catalog import resolve
 from toolkit.errors import DataError, first_few
 from toolkit.recipe import Data, Recipe
 
 
-def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Source, Source | None]:
+def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Mixture, Mixture | None]:
     """The sources to train on and to measure on; None where nothing is held out. `say` prints one line of remark.
 
     Raises DataError for a source that cannot be read, and for one directory in both places without files to tell apart.
     """
     data = recipe.data
-    train = open_source(
-        resolve(data.train),
-        split=data.split,
-        subset=data.subset,
+    train = open_mixture(
+        data.train,
+        "data.train",
+        partial(
+            open_source,
+            split=data.split,
+            subset=data.subset,
+            streaming=data.streaming,
+            max_examples=data.max_examples,
+            cache_dir=cache_dir() / "datasets",
+        ),
         streaming=data.streaming,
-        max_examples=data.max_examples,
-        cache_dir=cache_dir() / "datasets",
     )
     held_out = None
     if data.evaluation is not None:
-        held_out = open_source(
-            resolve(data.evaluation),
-            split=data.evaluation_split,
-            subset=data.subset,
-            cache_dir=cache_dir() / "datasets",
-            field="data.evaluation",
+        held_out = open_mixture(
+            data.evaluation,
+            "data.evaluation",
+            partial(
+                open_source,
+                split=data.evaluation_split,
+                subset=data.subset,
+                cache_dir=cache_dir() / "datasets",
+                field="data.evaluation",
+            ),
         )
+        _check_unweighted(data.evaluation, held_out)
         _check_apart(data, train, held_out, say)
     elif data.evaluation_examples:
         train, held_out = _hold_out(train, data.evaluation_examples, recipe.seed if data.shuffle else None, say)
-    for field, source in (("data.train", train), ("data.evaluation", held_out)):
-        if source is not None and (field == "data.train" or data.evaluation is not None):
-            _remark(field, source, say)
+    for field, mixture in (("data.train", train), ("data.evaluation", held_out)):
+        if mixture is not None and (field == "data.train" or data.evaluation is not None):
+            for part in mixture.parts:
+                _remark(field, part.source, say)
     return train, held_out
 
 
-def _check_apart(data: Data, train: Source, held_out: Source, say: Callable[[str], None]) -> None:
+def _check_unweighted(evaluation: str, held_out: Mixture) -> None:
+    if any(weight != 1.0 for weight in held_out.weights):
+        raise DataError(
+            f"data.evaluation={evaluation!r} has weights",
+            expected="sources without them: every held-out row is measured once",
+            do="remove the weights",
+        )
+
+
+def _check_apart(data: Data, train: Mixture, held_out: Mixture, say: Callable[[str], None]) -> None:
     both = sorted(str(path) for path in {*_resolved(train)} & {*_resolved(held_out)})
     if not both:
         return
-    assert data.evaluation is not None
-    directory = Path(resolve(data.evaluation))
-    if directory.is_dir() and data.split != data.evaluation_split:
-        if directory.resolve() == Path(resolve(data.train)).resolve():
+    trained = {Path(resolve(part.location)).resolve() for part in train.parts}
+    for directory in (Path(resolve(part.location)) for part in held_out.parts):
+        if not directory.is_dir() or data.split == data.evaluation_split:
+            continue
+        if directory.resolve() in trained:
             cause = f"nothing in their names tells the split {data.split!r} from {data.evaluation_split!r}"
         else:
             cause = f"data.evaluation is a directory that they belong to, for the split {data.evaluation_split!r}"
@@ -73,19 +95,47 @@ def _check_apart(data: Data, train: Source, held_out: Source, say: Callable[[str
         say(f"note: data.evaluation reads what data.train reads: {first_few(both, 4)}")
 
 
-def _resolved(source: Source) -> list[Path]:
-    return [path.resolve() for path in source.files]
+def _resolved(mixture: Mixture) -> list[Path]:
+    return [path.resolve() for path in mixture.files]
 
 
-def _hold_out(source: Source, count: int, seed: int | None, say: Callable[[str], None]) -> tuple[Source, Source]:
-    """`source` without `count` rows, and those: drawn by `seed`, or the last ones in order when it is None."""
-    total = len(source.rows)
-    if count >= total:
+def _hold_out(mixture: Mixture, count: int, seed: int | None, say: Callable[[str], None]) -> tuple[Mixture, Mixture]:
+    """`mixture` without `count` rows, and those: of each source by its share of the rows, whatever its weight."""
+    sizes = [len(part.source.rows) for part in mixture.parts]
+    counts = _in_proportion(count, sizes)
+    if count >= sum(sizes) or any(taken >= size for taken, size in zip(counts, sizes, strict=True)):
+        of_each = (
+            f", {', '.join(map(str, counts))} of its sources with {', '.join(map(str, sizes))}" if sizes[1:] else ""
+        )
         raise DataError(
-            f"data.evaluation_examples={count} of {total} rows",
+            f"data.evaluation_examples={count} of {sum(sizes)} rows{of_each}",
             expected="fewer than there are rows",
             do="lower data.evaluation_examples",
         )
+    trained, held_out = [], []
+    for part, taken in zip(mixture.parts, counts, strict=True):
+        if not taken:
+            trained.append(part)
+            continue
+        rest, drawn = _split_off(part.source, taken, seed, say)
+        trained.append(replace(part, source=rest))
+        held_out.append(replace(part, source=drawn, weight=1.0))
+    return Mixture(tuple(trained)), Mixture(tuple(held_out))
+
+
+def _in_proportion(count: int, sizes: Sequence[int]) -> list[int]:
+    """`count` shared out by `sizes`: rounded down, and what is left to the largest remainders, the first of those alike."""
+    total = sum(sizes)
+    shares = [count * size // total for size in sizes]
+    first = sorted(range(len(sizes)), key=lambda index: -(count * sizes[index] % total))
+    for index in first[: count - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def _split_off(source: Source, count: int, seed: int | None, say: Callable[[str], None]) -> tuple[Source, Source]:
+    """`source` without `count` rows, and those: drawn by `seed`, or the last ones in order when it is None."""
+    total = len(source.rows)
     if seed is None:
         say(f"holding out the last {count:,} of {total:,} rows, in order (data.shuffle=False)")
         parts = source.rows.select(range(total - count)), source.rows.select(range(total - count, total))

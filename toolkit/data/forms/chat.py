@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from toolkit.data.example import IGNORED, Example, Ints
 from toolkit.data.forms.answers import Span, answer_spans, frame
 from toolkit.data.forms.chat_template import Template, template_of
-from toolkit.data.forms.messages import Conversation, TrainOn, Turn, check_messages, not_text
+from toolkit.data.forms.messages import Conversation, TrainOn, Turn, check_messages, not_text, num_answered
 from toolkit.errors import DataError
 
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -26,11 +26,14 @@ def encode_conversation(tokenizer: Any, conversation: Conversation, *, train_on:
 
     With train_on="assistant" the labels are the assistant's turns, each with the token that ends the turn but without
     the white space after it; a template with {% generation %} blocks decides itself, except that the token after a
-    block that ends an answer is trained, too. Answers with "weight": 0, and those of a prompt, carry no loss. Raises
-    DataError for messages of the wrong shape, and for a missing or unsuitable template.
+    block that ends an answer is trained, too. Answers with "weight": 0, and those of a prompt, carry no loss, and messages
+    after the last answer are left out. Raises DataError for messages of the wrong shape, and for a missing or unsuitable
+    template.
     """
     turns, learned = check_messages(conversation, train_on=train_on)
-    where, labels = conversation.where, conversation.labels
+    if train_on == "assistant":
+        turns = turns[: num_answered(turns, conversation.num_context)]
+    where, labels = conversation.where, conversation.labels[: len(turns)]
     _check_template(tokenizer, where)
     template = template_of(tokenizer, conversation.tools)
     template.check_shows(turns, labels)

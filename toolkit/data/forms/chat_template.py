@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ from toolkit.errors import DataError
 
 _NAME, _KEY, _VALUE = "mark_of_a_name", "mark_of_a_key", "mark_of_a_value"
 _QUESTION = {"role": "user", "content": "Q"}
+_DEVELOPER = re.compile(r"""['"]developer['"]""")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Habits:
     """"" beside tool calls; False: no "content" at all."""
     takes_json_text: bool = False
     """The arguments of a tool call as JSON text and not as an object."""
+    takes_developer: bool = True
+    """The role developer; False: such a message is given as one of the system, which is what OpenAI calls it for others."""
     shows_text: bool | None = None
     shows_calls: bool | None = None
     shows_tools: bool | None = None
@@ -120,6 +124,8 @@ def suited(turns: Sequence[Turn], habits: Habits) -> list[Turn]:
 def _suited(turn: Turn, habits: Habits) -> Turn:
     turn = dict(turn)
     text = turn.get("content")
+    if turn["role"] == "developer" and not habits.takes_developer:
+        turn["role"] = "system"
     if turn.get("tool_calls"):
         if not text and not habits.takes_empty_text:
             turn.pop("content", None)
@@ -170,6 +176,7 @@ def _habits(tokenizer: Any, source: str) -> Habits:
         takes_parts,
         usable[0].takes_empty_text,
         usable[0].takes_json_text,
+        _DEVELOPER.search(source) is not None,
         shows_text,
         shows_calls,
         _shown([said and _NAME in said for said in shown]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from toolkit.data.example import Row
 from toolkit.data.forms.messages import Conversation, EmptyAnswer, not_text
@@ -17,11 +18,13 @@ _FORM = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "
 def in_column(value: object, column: str, *, takes_other_roles: bool = False) -> Conversation:
     """The messages in one column: a list, or JSON text of one. Raises DataError for anything else.
 
-    Messages may be ShareGPT's, with "from" and "value"; `takes_other_roles` takes its names of roles in all of them.
+    Messages may be one object of lists, {"role": [...], "content": [...]}, and ShareGPT's, with "from" and "value"; `takes_other_roles` takes its names of roles in all of them.
     """
     messages = value
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         messages = parsed(value, column, _FORM)
+    if isinstance(messages, Mapping) and (transposed := _transposed(messages)):
+        messages = transposed
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         given = (
             f"{kind_of(messages)} with the keys {sorted(map(str, messages))}" if isinstance(messages, Mapping) else ""
@@ -34,6 +37,15 @@ def in_column(value: object, column: str, *, takes_other_roles: bool = False) ->
         )
     labels = [f"{column}[{index}]" for index in range(len(messages))]
     return Conversation(column, messages, labels, takes_other_roles=takes_other_roles)
+
+
+def _transposed(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The messages of {"role": [...], "content": [...]}, as older releases of datasets keep a list of objects."""
+    keys = [pair for pair in (("role", "content"), ("from", "value")) if {*pair} <= columns.keys()]
+    lengths = {len(value) if isinstance(value, list | tuple) else None for value in columns.values()}
+    if len(keys) != 1 or len(lengths) != 1 or None in lengths:
+        return None
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def completion_of(row: Row, prompt: str, completion: str) -> Conversation:

@@ -22,26 +22,26 @@ OTHER_ROLES = {
     "model": "assistant",
 } | {
     "function": "tool",
+    "function_response": "tool",
     "observation": "tool",
+    "tool_response": "tool",
 }
 """What ShareGPT's files and their kin call the roles. "function" is OpenAI's older name, taken everywhere."""
-ANSWERING = {"assistant", "function_call", *(other for other, role in OTHER_ROLES.items() if role == "assistant")}
+CALLING = ("function_call", "tool_call")
+"""What they call a message of the assistant that is nothing but calls of tools."""
+ANSWERING = {"assistant", *CALLING, *(other for other, role in OTHER_ROLES.items() if role == "assistant")}
 """All names of the role whose messages are learned."""
 
-LEARNED_IF_TRUE = (
-    "compute_loss",
-    "is_trained",
-    "learn",
-    "loss",
-    "loss_scale",
-    "loss_weight",
-    "train",
-    "trainable",
-    "training",
-)
-"""Keys by which other tools say that a message is learned. They are not read: one that disagrees is refused."""
+FLAGS = ("weight", "train", "training")
+"""Keys by which an answer says whether it is learned, 1 or true, or only context, 0 or false: OpenAI's and axolotl's."""
+LEARNED_IF_TRUE = ("compute_loss", "is_trained", "learn", "loss", "loss_scale", "loss_weight", "trainable")
+"""Further keys by which tools say that a message is learned. They are not read: one that disagrees is refused."""
 MASKS = ("ignore", "loss_mask", "mask", "masked", "no_loss", "train_detail", "training_detail")
 """Keys of other tools that say no more than that a message, or a part of it, is special. Refused."""
+TEXTS = ("text", "input_text", "output_text")
+"""Types of parts that are text: the usual one, and OpenAI's newer two."""
+THOUGHTS = ("thinking", "reasoning")
+"""Types of parts with what an assistant thinks before it answers: Anthropic's and others'."""
 LIKE_WEIGHT = 0.8
 """How like "weight" a key is, 1 for the same, that is taken for a slip of it: "wieght", "weights"."""
 
@@ -68,7 +68,7 @@ class Conversation:
 
 def check_messages(conversation: Conversation, *, train_on: TrainOn) -> tuple[list[Turn], list[bool]]:
     """The messages as a template gets them, and which of them are to be learned: those that `train_on` says, but no
-    answer with "weight": 0.
+    answer with "weight": 0 or "train": false.
 
     Empty (None) fields, which data sets add to make rows alike, are left out. Raises DataError for another shape, and
     for a key that says what is learned and would not be followed.
@@ -79,6 +79,23 @@ def check_messages(conversation: Conversation, *, train_on: TrainOn) -> tuple[li
     for index, (turn, label) in enumerate(zip(turns, conversation.labels, strict=True)):
         learned.append(_is_learned(turn, label, train_on, is_context=index < conversation.num_context))
     return turns, learned
+
+
+def num_answered(turns: Sequence[Turn], num_context: int = 0) -> int:
+    """The number of messages up to the last answer: what comes after it has none and is not learned.
+
+    All of them where no answer follows the first `num_context`.
+    """
+    answers = (index for index in range(len(turns), num_context, -1) if turns[index - 1]["role"] == "assistant")
+    return next(answers, len(turns))
+
+
+def ends_unanswered(conversation: Conversation, *, train_on: TrainOn) -> bool:
+    """Whether messages after the last answer are left out when the conversation is encoded."""
+    if train_on != "assistant":
+        return False
+    turns, _ = check_messages(conversation, train_on=train_on)
+    return num_answered(turns, conversation.num_context) < len(turns)
 
 
 def not_text(where: str, value: object) -> DataError:
@@ -103,7 +120,7 @@ def _turn(message: object, where: str, takes_other_roles: bool) -> Turn:
     names = ("from", "value") if is_sharegpt else ("role", "content")
     turn = {key: value for key, value in message.items() if value is not None and key not in names}
     role, text = _role(message, names, where, is_sharegpt or takes_other_roles), message.get(names[1])
-    if role == "function_call":
+    if role in CALLING:
         turn["tool_calls"], calls_key, role, text = as_list(text), names[1], "assistant", ""
     else:
         calls_key = "tool_calls"
@@ -118,6 +135,8 @@ def _turn(message: object, where: str, takes_other_roles: bool) -> Turn:
         )
     if text is None and not calls:
         raise _no_text(message, names[1], where)
+    if isinstance(text, list | tuple) and role == "assistant":
+        text, turn = _without_thoughts(text, turn, f"{where}.{names[1]}")
     content = "" if text is None else _text(text, f"{where}.{names[1]}")
     if role == "assistant" and not content.strip() and not calls:
         raise EmptyAnswer(
@@ -139,14 +158,14 @@ def _role(message: Mapping[str, Any], names: tuple[str, str], where: str, takes_
             expected='"role" and "content" (or ShareGPT\'s "from" and "value") in every message',
             do=_renaming(missing, message),
         )
-    if role in ROLES or (takes_others and role == "function_call"):
+    if role in ROLES or (takes_others and role in CALLING):
         return str(role)
     known = isinstance(role, str) and role in OTHER_ROLES
     if known and (takes_others or role == "function"):
         return OTHER_ROLES[role]
     raise DataError(
         f"{where}.{names[0]}={role!r}",
-        expected=f"one of {', '.join((*ROLES, *OTHER_ROLES, 'function_call') if takes_others else ROLES)}",
+        expected=f"one of {', '.join((*ROLES, *OTHER_ROLES, *CALLING) if takes_others else ROLES)}",
         do=f"rename the role to {OTHER_ROLES[role]}, or the column to conversations, where ShareGPT's names are read "
         f"({', '.join(OTHER_ROLES)})"
         if known
@@ -190,7 +209,7 @@ def _text(content: object, where: str) -> str:
     for index, part in enumerate(content):
         if isinstance(part, str):
             texts.append(part)
-        elif isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") in TEXTS:
             texts.append(part["text"])
         else:
             said = f"of the type {part['type']!r}" if isinstance(part, Mapping) and part.get("type") else kind_of(part)
@@ -202,19 +221,50 @@ def _text(content: object, where: str) -> str:
     return "\n".join(texts)
 
 
+def _without_thoughts(parts: Sequence[object], turn: Turn, where: str) -> tuple[list[object], Turn]:
+    """The other parts, and `turn` with the text of its thinking blocks as "reasoning_content", which templates read."""
+    thoughts, others = [], []
+    for index, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in THOUGHTS:
+            others.append(part)
+            continue
+        assert isinstance(part, Mapping)
+        said = next((part[key] for key in (kind, "text") if isinstance(part.get(key), str)), None)
+        if said is None:
+            raise not_text(f"{where}[{index}].{kind}", part.get(kind))
+        thoughts.append(said)
+    if not thoughts:
+        return others, turn
+    if known := [key for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key)]:
+        raise DataError(
+            f"{where} has thinking blocks, and the message {known[0]!r} beside them",
+            expected="what the assistant thinks in one place",
+            do="remove one of them",
+        )
+    return others, {**turn, "reasoning_content": "\n".join(thoughts)}
+
+
 def _is_learned(turn: Turn, where: str, train_on: TrainOn, *, is_context: bool) -> bool:
     """Whether `turn` is to be learned; takes out the keys that say so, which are not the template's."""
     is_answer = turn["role"] == "assistant"
     learned = (is_answer and not is_context) or train_on == "all"
-    weight = turn.pop("weight", None)
-    if weight is not None:
-        if weight not in (0, 1) or (bool(weight) != learned and (is_context or not is_answer)):
+    said_there = [(key, turn.pop(key)) for key in FLAGS if key in turn]
+    for key, flag in said_there:
+        if flag not in (0, 1) or (bool(flag) != learned and (is_context or not is_answer)):
             raise DataError(
-                f"{where}.weight={weight!r} of a message with the role {turn['role']!r}",
-                expected="1 for an answer that is learned, 0 for one that is only context",
-                do="write 0 or 1, in answers; what else is learned is decided by task.train_on for all rows",
+                f"{where}.{key}={flag!r} of a message with the role {turn['role']!r}",
+                expected="1 or true for an answer that is learned, 0 or false for one that is only context",
+                do="write one of them, in answers; what else is learned is decided by task.train_on for all rows",
             )
-        learned = bool(weight)
+    if len({bool(flag) for _, flag in said_there}) > 1:
+        raise DataError(
+            f"{where} says {' and '.join(f'{key}={flag!r}' for key, flag in said_there)}",
+            expected="one of them",
+            do="remove what is not meant",
+        )
+    for _, flag in said_there:
+        learned = bool(flag)
     for key in [key for key in turn if key in LEARNED_IF_TRUE or key in MASKS or _is_like_weight(key, turn[key])]:
         said = turn.pop(key)
         if key in MASKS or said not in (0, 1) or bool(said) != learned:

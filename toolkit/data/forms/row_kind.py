@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeAlias
 from toolkit.data.example import Row
 from toolkit.data.forms.formats import Format, find, is_filled
 from toolkit.data.forms.messages import EmptyAnswer
+from toolkit.data.forms.nearest_format import Near, nearest_format
 from toolkit.data.reading.column_names import ColumnMissing
 from toolkit.errors import DataError, first_few
-from toolkit.recipe import Data
+from toolkit.recipe import CausalLM
 
 _FIELDS_OF = {
     "messages": ("messages_field",),
@@ -50,7 +51,7 @@ def row_kind(row: Row, *, messages_field: str, prompt_field: str, completion_fie
             expected=f"one of {_wanted(fields)}",
             do="remove the columns that are not meant, or name one that is not there in their place: "
             + ", ".join(
-                f"--data.{_FIELDS_OF[form][0]} none_of_them leaves {names.get(form, f'the plain text of {text_field}')} out"
+                f"--task.{_FIELDS_OF[form][0]} none_of_them leaves {names.get(form, f'the plain text of {text_field}')} out"
                 for form in told
             ),
         )
@@ -75,17 +76,17 @@ def _forms(
 
 def _is_named(form: str, fields: Mapping[str, str]) -> bool:
     """Whether the recipe names a column of `form` by another name than the default."""
-    return any(fields[name] != Data.model_fields[name].default for name in _FIELDS_OF[form])
+    return any(fields[name] != CausalLM.model_fields[name].default for name in _FIELDS_OF[form])
 
 
 def _wanted(fields: Mapping[str, str]) -> str:
-    named = {name: f"data.{name}={column!r}" for name, column in fields.items()}
+    named = {name: f"task.{name}={column!r}" for name, column in fields.items()}
     return f"{named['messages_field']}, or {named['prompt_field']} with {named['completion_field']}, or {named['text_field']}"
 
 
 def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
     """Raise the error for a row of no form, with the true cause: what is null, what lacks its other half, what it holds."""
-    wanted = _wanted(fields)
+    wanted, near = _wanted(fields), nearest_format(row, fields)
     filled = {name for name, value in row.items() if value is not None}
     empty = [column for column in fields.values() if column in row and row[column] is None]
     halves = {fields["prompt_field"]: fields["completion_field"], fields["completion_field"]: fields["prompt_field"]}
@@ -95,7 +96,7 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
             is_empty_answer = other == fields["completion_field"] and other in row
             raise (EmptyAnswer if is_empty_answer else DataError if other in row else ColumnMissing)(
                 f"{half} holds something, but {other} {state} (the columns are {first_few(sorted(row))})",
-                expected=wanted,
+                expected=wanted + ("" if other in row else f"; {near.said}"),
                 do=_other_half(row, half, other, {name: column for column, name in fields.items()}),
             )
     if empty:
@@ -106,28 +107,31 @@ def _refuse(row: Row, fields: Mapping[str, str]) -> Any:
         )
     raise ColumnMissing(
         f"the columns {first_few(sorted(row)) if row else '(none)'} hold no training text under the names that are looked for",
-        expected=f"{wanted}; or the columns of Alpaca, ShareGPT, or question and answer",
-        do=_what_to_write(row, fields),
+        expected=f"{wanted}; or the columns of a format of the field: {near.said}",
+        do=_what_to_write(row, fields, near),
     )
 
 
 def _other_half(row: Row, half: str, other: str, name_of: Mapping[str, str]) -> str:
     if {"chosen", "rejected"} <= row.keys():
         return (
-            f"these are preferences; to learn the chosen answers alone, set data.{name_of[other]}='chosen'"
+            f"these are preferences; to learn the chosen answers alone, set task.{name_of[other]}='chosen'"
             if isinstance(row["chosen"], str)
             else "these are preferences; to learn the chosen answers alone, set task.messages_field='chosen'"
         )
     if other in row:
         return "fill it in, or remove the row"
     texts = [name for name, value in row.items() if isinstance(value, str) and value.strip() and name != half]
-    return f"set data.{name_of[other]} to the column that holds it" + (
-        f", for instance data.{name_of[other]}={_longest(row, texts)!r}" if texts else ""
+    return f"set task.{name_of[other]} to the column that holds it" + (
+        f", for instance task.{name_of[other]}={_longest(row, texts)!r}" if texts else ""
     )
 
 
-def _what_to_write(row: Row, fields: Mapping[str, str]) -> str:
+def _what_to_write(row: Row, fields: Mapping[str, str], nearest: Near) -> str:
     """What to set for the columns that there are, by their values."""
+    if {"chosen", "rejected"} <= row.keys():
+        field = "text_field" if isinstance(row["chosen"], str) else "messages_field"
+        return f"these are preferences; to learn the chosen answers alone, set task.{field}='chosen'"
     for name, value in row.items():
         first = value[0] if isinstance(value, list | tuple) and value else None
         if isinstance(first, Mapping) and ({"role", "content"} <= first.keys() or {"from", "value"} <= first.keys()):
@@ -135,7 +139,9 @@ def _what_to_write(row: Row, fields: Mapping[str, str]) -> str:
     for field, column in fields.items():
         fitting = [name for name, value in row.items() if isinstance(value, list if field == "messages_field" else str)]
         if near := difflib.get_close_matches(column, fitting, n=1, cutoff=0.75):
-            return f"set data.{field}={near[0]!r} if {near[0]!r} is meant for it, or rename the column to {column!r}"
+            return f"set task.{field}={near[0]!r} if {near[0]!r} is meant for it, or rename the column to {column!r}"
+    if nearest.renames and all(isinstance(row[name], str | list) for name in nearest.renames):
+        return "rename the columns: " + ", ".join(f"{name!r} to {other!r}" for name, other in nearest.renames.items())
     texts = [name for name, value in row.items() if isinstance(value, str) and value.strip()]
     if not texts:
         return "give a file with text in it: no column of this row holds any"

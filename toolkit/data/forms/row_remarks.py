@@ -12,14 +12,15 @@ from toolkit.data.example import Row
 from toolkit.data.forms.chat import ends_answers
 from toolkit.data.forms.chat_template import takes_tools, template_of
 from toolkit.data.forms.formats import Format, find
-from toolkit.data.forms.messages import LEARNED_IF_TRUE, MASKS, Conversation
+from toolkit.data.forms.messages import FLAGS, LEARNED_IF_TRUE, MASKS, Conversation
 from toolkit.data.forms.row_kind import RowKind
 from toolkit.data.forms.tool_calls import tool_columns
 from toolkit.data.reading.described import described_rows
+from toolkit.data.reading.mixture import is_table
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, did_you_mean, first_few
 
-_ALWAYS_READ = {"role", "content", "tool_calls", "function_call", "weight", "from", "value", *LEARNED_IF_TRUE, *MASKS}
+_ALWAYS_READ = {"role", "content", "tool_calls", "function_call", "from", "value", *FLAGS, *LEARNED_IF_TRUE, *MASKS}
 _MEANT = ("role", "content", "tool_calls", "weight")
 """Keys of messages that one which nobody reads may be a slip of, unless it is a known one itself."""
 _KNOWN = ("tool_call_id", "name", "reasoning", "reasoning_content", "thinking")
@@ -29,12 +30,14 @@ LOOK_AT = 100
 
 def looked_at(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
     """Some of `rows`, as their source describes them, each with its number (1 is the first)."""
-    if not isinstance(rows, datasets.Dataset):
+    if not is_table(rows):
         yield from zip(range(1, LOOK_AT + 1), described_rows(rows), strict=False)
         return
-    count = len(rows)
+    table: Any = rows
+    count = len(table)
     places = sorted({*range(min(count, LOOK_AT)), *range(0, count, -(-count // LOOK_AT) or 1)})
-    for place, row in zip(places, described_rows(rows.select(places)), strict=True):
+    chosen = table.select(places) if isinstance(table, datasets.Dataset) else (table[place] for place in places)
+    for place, row in zip(places, described_rows(chosen), strict=True):
         yield place + 1, row
 
 

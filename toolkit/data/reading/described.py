@@ -37,7 +37,10 @@ def described_rows(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def leaves_out_nulls(rows: Iterable[Row], count: int) -> bool:
-    """Whether `described_rows` leaves a null out of the arguments of a tool call in the first `count` of `rows`."""
+    """Whether `described_rows` leaves a null out of the arguments of a tool call in the first `count` of `rows`, or of
+    those of one of several sources."""
+    if (parts := getattr(rows, "parts", None)) is not None:
+        return any(leaves_out_nulls(part, count) for part in parts)
     structs = _Description(rows).structs
     first = islice(rows, count) if structs else ()
     return any(_has_null_argument(row.get(column)) for row in first for column in structs)

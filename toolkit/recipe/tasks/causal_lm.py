@@ -21,7 +21,7 @@ class CausalLM(Task):
     train_on: Literal["assistant", "all"] = "assistant"
     """Tokens that carry loss: the assistant's (the completion's), or all of them."""
     messages_field: str = "messages"
-    """Column with a list of {"role", "content"} messages, or JSON text of one; a column `tools` beside it is given to the chat template. A file with none of these columns is read as Alpaca, ShareGPT, question and answer, ... if it has theirs."""
+    """Column with a list of {"role", "content"} messages, or JSON text of one; a column `tools` beside it is given to the chat template. An answer with "weight": 0 or "train": false is context only; messages after the last answer are left out. A row with none of these columns is read as Alpaca, ShareGPT, question and answer, ... if it has theirs; what was recognised is said."""
     prompt_field: str = "prompt"
     """Column with the prompt of a prompt/completion pair: text, or a list of messages."""
     completion_field: str = "completion"

@@ -1,24 +1,29 @@
-"""Two small data sets made from the docstrings of the running Python's standard library; no network, nothing imported.
+"""What the docstrings of the running Python's standard library say, as chats and as texts to classify; no network.
 
-The sources are parsed, never run, and walked in sorted order: the same Python gives the same bytes.
+The sources are parsed, never run or imported, and walked in sorted order: the same Python gives the same bytes.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
+import functools
 import inspect
-import json
-import os
+import platform
 import re
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from rich.console import Console
+
+from toolkit.data.sets.rows import Row, Splits, share
+
+LICENCE = "PSF-2.0, as Python"
+HELD_OUT = 0.1
+"""Share of the top-level modules whose docstrings are test rows."""
 _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "ensurepip"}
 _MASK = "***"
 _NUM_PACKAGES = 10
@@ -42,15 +47,45 @@ class Documented:
         return self.signature is None and self.name.rpartition(".")[2][:1].isupper()
 
 
-def build_instructions(directory: Path) -> dict[str, int]:
-    """Write train.jsonl and test.jsonl with {"messages": [question, answer]}; returns the rows of each.
+@dataclass(frozen=True)
+class PythonLibrary:
+    """The sources of the standard library of the Python that runs."""
 
-    The question names a function with its parameters, or a class; the answer is its docstring's first paragraph.
-    About one top-level module in ten is held out, and no answer occurs twice.
-    """
-    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    download_bytes: int = 0
+
+    @property
+    def pin(self) -> str:
+        """Which Python it is."""
+        return f"Python {platform.python_version()}"
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What the README beside the rows says of it."""
+        return (f"Source: docstrings of the standard library of {self.pin}, read on this host.",)
+
+    def fetch(self, console: Console) -> Path:
+        """The directory of the sources."""
+        return Path(sysconfig.get_paths()["stdlib"])
+
+
+LIBRARY = PythonLibrary()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question about a function or a class, and its answer."""
+
+    package: str
+    """Top-level module of what is asked about."""
+    question: str
+    answer: str
+    """The first paragraph of the docstring, of 4 to 60 words."""
+
+
+def answered(root: Path) -> Iterator[Answered]:
+    """Every function and class of the library in `root` whose docstring begins with prose; no answer occurs twice."""
     seen: set[str] = set()
-    for item in standard_library():
+    for item in standard_library(root):
         answer = _summary(item.text)
         if answer is None or answer.lower() in seen or not (item.is_class or item.signature is not None):
             continue
@@ -59,19 +94,35 @@ def build_instructions(directory: Path) -> dict[str, int]:
             question = f"What is the Python class `{item.name}`?"
         else:
             question = f"What does the Python function `{item.name}({item.signature})` do?"
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        rows["test" if _share(f"modules {item.package}") < 0.1 else "train"].append({"messages": messages})
-    return _write(directory, rows)
+        yield Answered(item.package, question, answer)
 
 
-def build_packages(directory: Path) -> dict[str, int]:
-    """Write train.jsonl and test.jsonl with {"text": docstring, "label": package}; returns the rows of each.
+def instructions(root: Path) -> Splits:
+    """{"messages"}: a question and its answer.
+
+    The question names a function with its parameters, or a class; the answer is its docstring's first paragraph.
+    About one top-level module in ten is held out, and no answer occurs twice.
+    """
+    rows: dict[str, list[Row]] = {"train": [], "test": []}
+    for item in answered(root):
+        messages = [{"role": "user", "content": item.question}, {"role": "assistant", "content": item.answer}]
+        rows[split_of(item.package)].append({"messages": messages})
+    return rows
+
+
+def split_of(package: str) -> str:
+    """The split of all that is in the top-level module `package`."""
+    return "test" if share(f"modules {package}") < HELD_OUT else "train"
+
+
+def packages(root: Path) -> Splits:
+    """{"text", "label"}: a docstring, and the package it is from.
 
     The ten packages with the most docstrings, each cut to at most one and a half times the smallest; a package's own
     name is masked in its texts. About one text in seven is held out.
     """
     by_package: dict[str, dict[str, str]] = {}
-    for item in standard_library():
+    for item in standard_library(root):
         text = " ".join(item.text.split()[:80])
         masked = re.sub(re.escape(item.package), _MASK, text, flags=re.IGNORECASE)
         if len(masked.split()) >= 4:
@@ -82,17 +133,24 @@ def build_packages(directory: Path) -> dict[str, int]:
     }
     chosen = sorted(texts, key=lambda package: (-len(texts[package]), package))[:_NUM_PACKAGES]
     limit = 3 * len(texts[chosen[-1]]) // 2
-    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    rows: dict[str, list[Row]] = {"train": [], "test": []}
     for package in sorted(chosen):
         # Ordered by hash, so that the cut and the held-out share are spread over the package's files.
-        for text in sorted(texts[package], key=_share)[:limit]:
-            rows["test" if _share(f"held out {text}") < 1 / 7 else "train"].append({"text": text, "label": package})
-    return _write(directory, rows)
+        for text in sorted(texts[package], key=share)[:limit]:
+            rows["test" if share(f"held out {text}") < 1 / 7 else "train"].append({"text": text, "label": package})
+    return rows
 
 
-def standard_library() -> Iterator[Documented]:
-    """Everything public in the standard library that has a docstring, in a fixed order."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+@functools.cache
+def standard_library(root: Path) -> tuple[Documented, ...]:
+    """Everything public in the library whose sources are in `root` that has a docstring, in a fixed order.
+
+    Kept, since every data set that a program makes of it begins here: a few thousand short texts.
+    """
+    return tuple(_public(root))
+
+
+def _public(root: Path) -> Iterator[Documented]:
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
         parts = path.relative_to(root).with_suffix("").parts
         # config-3.11-x86_64-linux-gnu and the like hold the build's own files.
@@ -145,22 +203,3 @@ def _summary(text: str) -> str | None:
         return None
     paragraph = paragraph[0].upper() + paragraph[1:]
     return paragraph if paragraph[-1] in ".!?" else paragraph.rstrip(":;,") + "."
-
-
-def _share(text: str) -> float:
-    """A number from 0 to 1 that depends on `text` alone and is spread evenly."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
-
-
-def _write(directory: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
-    directory.mkdir(parents=True, exist_ok=True)
-    for split, content in rows.items():
-        _write_lines(directory / f"{split}.jsonl", content)
-    return {split: len(content) for split, content in rows.items()}
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    temporary.replace(path)
