@@ -1,4 +1,4 @@
-"""From a checkpoint to an ordinary Hugging Face directory, the same tensors whichever strategy trained them."""
+"""From a checkpoint to an ordinary Hugging Face (or peft) directory, the same tensors whichever strategy trained them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME
 
 from toolkit.checkpoint import export_folder
+from toolkit.checkpoint.export_adapters import ADAPTER_CONFIG, base_of, holds_adapters, merged, write_adapters
 from toolkit.checkpoint.export_folder import Stamp
-from toolkit.checkpoint.finite import is_sound, largest, short_name
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
 from toolkit.checkpoint.reader import CheckpointReader
-from toolkit.engine.fragments import WEIGHT
-from toolkit.errors import CheckpointError, RunFailed
+from toolkit.checkpoint.sound_weight import sound_weight
+from toolkit.errors import CheckpointError
 from toolkit.recipe import Task as Options
 from toolkit.storage import RUN, Remedy, storage_errors, why_unwritable
 from toolkit.tasks import task_class
@@ -34,10 +34,10 @@ UNTRAINED = "untrained.safetensors"
 """In that folder, where the model has any: tensors that belong to it and that training leaves as they are."""
 
 
-def export(source: Path, out: Path, dtype: str) -> Path:
+def export(source: Path, out: Path, dtype: str, *, merge: bool = False) -> Path:
     """Write the weights of `source` (a run folder, or one of its checkpoints) to `out` in `dtype`; returns the checkpoint used.
 
-    Of a run, its best checkpoint where one is kept, else the newest. `out` must be absent or empty, and its disk take files.
+    Adapters are written as peft's files, or, with `merge`, added to the weights they were trained beside. Of a run, its best checkpoint where one is kept, else the newest. `out` must be absent or empty, and its disk take files.
     Raises CheckpointError for a source without checkpoints, RunFailed for weights that are not finite, StorageError for
     a full disk.
     """
@@ -55,18 +55,24 @@ def export(source: Path, out: Path, dtype: str) -> Path:
             expected="an absent or empty folder",
             do="choose another folder, or delete that one",
         )
-    _write(folder, out, Stamp.of(folder, dtype, best=is_best), ELSEWHERE)
+    if merge and not holds_adapters(_model_folder(folder)):
+        raise CheckpointError(
+            f"--merge: {folder} holds whole weights, no adapters",
+            expected="a run with tuning=LoRA(...)",
+            do="leave out --merge",
+        )
+    _write(folder, out, Stamp.of(folder, dtype, best=is_best, merged=merge), ELSEWHERE)
     return folder
 
 
-def renew(run: Path, out: Path, dtype: str, *, keep_best: bool) -> tuple[Stamp, Path | None]:
+def renew(run: Path, out: Path, dtype: str, *, keep_best: bool, merge: bool = False) -> tuple[Stamp, Path | None]:
     """Make `out` the export of `run` in `dtype`, unless it is that already.
 
     Returns what it is now, and where an `out` that holds files of others was moved. Raises as `export` does, and then
     leaves the `out` there was.
     """
     folder, is_best = _choose(run, keep_best)
-    wanted = Stamp.of(folder, dtype, best=is_best)
+    wanted = Stamp.of(folder, dtype, best=is_best, merged=merge)
     out = out.resolve()  # an export that lies on another disk stays there
     shutil.rmtree(export_folder.beside(out), ignore_errors=True)
     if export_folder.is_current(out, wanted):
@@ -81,18 +87,29 @@ def _write(folder: Path, out: Path, stamp: Stamp, remedy: Remedy) -> Path | None
     with storage_errors(f"exporting step {stamp.step}", out.parent, remedy), _cleared(temporary):
         try:
             reader = CheckpointReader(folder)
-            model = _build(reader, model_folder, DTYPES[stamp.dtype])
+            _save(reader, model_folder, temporary, stamp)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"{error.filename or folder} went away while it was read",
                 expected="a checkpoint that stays: a run in progress deletes older ones",
                 do="export again, or raise checkpoint.keep",
             ) from None
-        model.save_pretrained(temporary)
-        _files_beside_the_weights(model_folder, temporary)
-        (temporary / "README.md").write_text(_model_card(reader, stamp.dtype), encoding="utf-8")
+        _files_beside_the_weights(model_folder, temporary, merged=stamp.merged)
+        (temporary / "README.md").write_text(_model_card(reader, model_folder, stamp), encoding="utf-8")
         export_folder.write_stamp(temporary, stamp)
         return export_folder.put_in_place(temporary, out)
+
+
+def _save(reader: CheckpointReader, model_folder: Path, out: Path, stamp: Stamp) -> None:
+    """Write the weights, and the config that goes with them."""
+    dtype = DTYPES[stamp.dtype]
+    if not holds_adapters(model_folder):
+        _build(reader, model_folder, dtype).save_pretrained(out)
+    elif stamp.merged:
+        kind = _auto_class(reader.manifest.run)
+        merged(reader, model_folder, kind, _config(model_folder), dtype).save_pretrained(out)
+    else:
+        write_adapters(reader, out, dtype)
 
 
 def _model_folder(folder: Path) -> Path:
@@ -153,7 +170,7 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
     config.dtype = dtype
     with torch.device("meta"):
         model = _auto_class(reader.manifest.run).from_config(config, dtype=dtype)
-    weights = {name: _finite(reader, name, dtype).to(dtype) for name in reader.manifest.shapes}
+    weights = {name: sound_weight(reader, name, dtype).to(dtype) for name in reader.manifest.shapes}
     if (model_folder / UNTRAINED).is_file():
         # In the format they were loaded in: architectures keep such corrections in fp32.
         weights |= load_file(model_folder / UNTRAINED)
@@ -205,34 +222,6 @@ def _is_same(held: torch.Tensor, given: torch.Tensor) -> bool:
     return not held.is_meta and (held.data_ptr() == given.data_ptr() or torch.equal(held, given))
 
 
-def _finite(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """The whole weight `name`. Raises RunFailed when it is not finite, or would not be in `dtype`."""
-    values = reader.weight(name)
-    if not is_sound(values, WEIGHT, torch.float32):
-        raise RunFailed(
-            f"{name} of {reader.folder} is not finite: the run had diverged when it was saved",
-            expected="finite weights in an export",
-            do=_older(reader),
-        )
-    if not is_sound(values, WEIGHT, dtype):
-        raise RunFailed(
-            f"{name} of {reader.folder} does not fit into {short_name(dtype)}: its largest number is {largest(values):.4g}",
-            expected=f"weights up to {torch.finfo(dtype).max:.6g}",
-            do="export it in bf16 or fp32 (checkpoint.export_dtype, or --dtype of `toolkit export`)",
-        )
-    return values
-
-
-def _older(reader: CheckpointReader) -> str:
-    """Advice on which checkpoint to take instead: the newest before it whose weights are finite."""
-    checkpoints = reader.folder.parent
-    for step in reversed([step for step in complete_steps(checkpoints) if step < reader.manifest.step]):
-        older = CheckpointReader(checkpoints / folder_name(step))
-        if all(is_sound(older.weight(name), WEIGHT, torch.float32) for name in older.manifest.shapes):
-            return f"take the last good one, step {step}: {older.folder}"
-    return "train again with a lower optimizer.learning_rate: no checkpoint before it is finite"
-
-
 def _tensor(model: Any, name: str) -> torch.Tensor:
     """The parameter or buffer called `name`."""
     owner, _, last = name.rpartition(".")
@@ -240,25 +229,29 @@ def _tensor(model: Any, name: str) -> torch.Tensor:
     return found
 
 
-def _files_beside_the_weights(model_folder: Path, out: Path) -> None:
-    """The tokenizer with its chat template and the settings of generation, as the run wrote them when it began."""
+def _files_beside_the_weights(model_folder: Path, out: Path, *, merged: bool) -> None:
+    """The tokenizer with its chat template, the settings of generation and of adapters, as the run wrote them when it began."""
+    left_out = (CONFIG_NAME, UNTRAINED, *([ADAPTER_CONFIG] if merged else []))
     for file in model_folder.iterdir():
-        if file.is_file() and file.name not in (CONFIG_NAME, UNTRAINED) and not file.name.startswith("."):
+        if file.is_file() and file.name not in left_out and not file.name.startswith("."):
             shutil.copyfile(file, out / file.name)
 
 
-def _model_card(reader: CheckpointReader, dtype: str) -> str:
-    run = reader.manifest.run
+def _model_card(reader: CheckpointReader, model_folder: Path, stamp: Stamp) -> str:
+    run, is_adapter = reader.manifest.run, holds_adapters(model_folder) and not stamp.merged
+    head = (
+        ["library_name: peft", f"base_model: {base_of(model_folder)}"] if is_adapter else ["library_name: transformers"]
+    )
     lines = [f"- {key}: {value}" for key, value in run.get("card", {}).items()]
     return "\n".join(
         [
             "---",
-            "library_name: transformers",
+            *head,
             "---",
             "",
             f"# {run.get('name', 'model')}",
             "",
-            f"Weights in {dtype} after {reader.manifest.step} optimizer steps ({run['task']}).",
+            f"{'Adapters' if is_adapter else 'Weights'} in {stamp.dtype} after {reader.manifest.step} optimizer steps ({run['task']}).",
             "",
             *lines,
             "",

@@ -29,12 +29,14 @@ class Stamp:
     """Number format of its weights."""
     best: bool = False
     """Whether it was taken as the run's best checkpoint, and not as the newest."""
+    merged: bool = False
+    """Whether adapters were added to the weights of their base model."""
 
     @classmethod
-    def of(cls, checkpoint: Path, dtype: str, *, best: bool = False) -> Stamp:
+    def of(cls, checkpoint: Path, dtype: str, *, best: bool = False, merged: bool = False) -> Stamp:
         """The stamp of an export of the folder `checkpoint`. Raises CheckpointError for a damaged one."""
         step = read_manifest(checkpoint).step
-        return cls(step, hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest(), dtype, best)
+        return cls(step, hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest(), dtype, best, merged)
 
 
 def beside(out: Path) -> Path:

@@ -102,13 +102,14 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("source", type=file_path, help="a run folder, or one of its checkpoints")
     verb.add_argument("out", type=file_path, help="folder to write")
     verb.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: bf16")
+    verb.add_argument("--merge", action="store_true", help="adapters: add them to the weights of their base model")
     verb.set_defaults(run=_export)
 
 
 def _export(options: argparse.Namespace) -> int:
     from toolkit.checkpoint.export import export
 
-    used = export(options.source, options.out, options.dtype)
+    used = export(options.source, options.out, options.dtype, merge=options.merge)
     print(f"{options.out}: {options.dtype} weights of {used}")
     return 0
 

@@ -26,6 +26,7 @@ from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.relay import relayed
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.staged_model import StagedModel
+from toolkit.errors import ModelError
 from toolkit.models.attention import tell_documents
 from toolkit.models.decoding import GenerationSettings, generate
 from toolkit.models.heads import TARGET_ROWS
@@ -122,10 +123,12 @@ class PipelineEngine(DeepSpeedRun):
         for name, parameter in model.named_parameters():
             # Counted once in the gradient norm: DeepSpeed passes over those it takes for copies.
             parameter.ds_pipe_replicated = name in self.copies  # type: ignore[attr-defined]
+        groups = parameter_groups(model, training.optimizer)
+        _check_alike(len(groups))
         engine, *_ = deepspeed.initialize(
             model=pipeline,
             optimizer=client_optimizer(config, training.optimizer),
-            model_parameters=parameter_groups(model, training.optimizer),
+            model_parameters=groups,
             config=dict(config),
             dist_init_required=False,
         )
@@ -143,7 +146,8 @@ class PipelineEngine(DeepSpeedRun):
         assert self.grid is not None
         group = self.grid.ends
         names = tied_parameters(model)
-        return [(model.get_parameter(name), group) for name in names] if group is not None else []
+        tied = [model.get_parameter(name) for name in names] if group is not None else []
+        return [(parameter, group) for parameter in tied if parameter.requires_grad]
 
     def _gather_shapes(self) -> dict[str, list[int]]:
         shapes: dict[str, list[int]] = {}
@@ -207,6 +211,17 @@ class PipelineEngine(DeepSpeedRun):
 
     def _is_copy(self, fragment: states.Fragment) -> bool:
         return fragment.name in self.copies or super()._is_copy(fragment)
+
+
+def _check_alike(num_groups: int) -> None:
+    """Raise ModelError where stages have different kinds of parameters to train. Collective."""
+    if len(set(process.gather_objects(num_groups))) > 1:
+        # stage_1_and_2.py, scaled_global_norm: a collective over the stages for each group, which some would wait in.
+        raise ModelError(
+            "some pipeline stages train vectors (norm weights, biases) beside matrices, others do not",
+            expected="stages that all do, or none of them",
+            do="leave modules with vectors out of tuning.modules_to_save, or set parallel.pipeline=1",
+        )
 
 
 def _pulled(batches: Sequence[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

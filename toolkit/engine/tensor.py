@@ -26,8 +26,8 @@ from toolkit.models.tensor_plan import PerHead, TensorPlan
 from toolkit.models.vocabulary import VocabularyPart
 
 
-def apply_tensor_parallel(model: nn.Module, plan: TensorPlan, group: Any) -> None:
-    """Turn `model` into this rank's part of it, in place.
+def apply_tensor_parallel(model: nn.Module, plan: TensorPlan, group: Any) -> Edges:
+    """Turn `model` into this rank's part of it, in place; returns what its collectives share.
 
     `model` is a skeleton on the meta device or holds its whole weights, and is not partitioned by ZeRO yet. `group`
     is the process group of `plan.degree` ranks that share one copy of the weights; all of them must be fed the same
@@ -52,6 +52,7 @@ def apply_tensor_parallel(model: nn.Module, plan: TensorPlan, group: Any) -> Non
     for name, per_head in plan.per_head.items():
         _cut_arguments(model.get_submodule(name), per_head, plan.degree, rank)
     mark_parameters(model, plan, group)
+    return edges
 
 
 def mark_parameters(model: nn.Module, plan: TensorPlan, group: Any) -> None:

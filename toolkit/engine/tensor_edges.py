@@ -112,6 +112,29 @@ class Edges:
         forward.has_collectives = True  # type: ignore[attr-defined]
         module.forward = forward
 
+    def wrap_adapter(self, module: nn.Module, boundary: Boundary) -> None:
+        """The same for one matrix of an adapter, whose layer has its own edges and draws by itself."""
+        plain, fan = module.forward, _Fan(self.group)
+
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            entered = fan(hidden) if boundary.enter is Enter.SUM_GRADIENT else self._enter(hidden, boundary.enter)
+            output: torch.Tensor = self._leave(plain(entered), boundary)
+            return output
+
+        forward.has_collectives = True  # type: ignore[attr-defined]
+        module.forward = forward
+
+    def wrap_dropout(self, module: nn.Module, *, is_local: bool) -> None:
+        """Let `module` draw the same for a whole tensor on all ranks, for a local one each rank its own."""
+        plain = module.forward
+
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            with self._random.local() if is_local else self._random.common():
+                dropped: torch.Tensor = plain(hidden)
+            return dropped
+
+        module.forward = forward
+
     def wrap_embedding(self, module: Any, part: VocabularyPart) -> None:
         """Let `module`, an embedding with this rank's rows only, look up the tokens of the whole vocabulary."""
         inner = module.forward

@@ -9,6 +9,8 @@ the common numbers go on as if nothing had happened: they are those of the whole
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,33 @@ class LocalRandom:
             if has_drawn:  # or the next local region would draw the same
                 _advance(generator)
         self._seed = self._common = self._begin = None
+
+    @contextmanager
+    def common(self) -> Iterator[None]:
+        """Draw alike on all ranks for a moment, also between `enter` and `leave`."""
+        generator = _generator()
+        if not self._is_local(generator):
+            yield
+            return
+        local = generator.get_state()
+        generator.set_state(self._common)
+        try:
+            yield
+        finally:
+            self._common = generator.get_state()
+            generator.set_state(local)
+
+    @contextmanager
+    def local(self) -> Iterator[None]:
+        """Draw this rank's own numbers for a moment, also outside `enter` and `leave`."""
+        if self._is_local(_generator()):
+            yield
+            return
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
 
     def _is_local(self, generator: Any) -> bool:
         # Asked of the generator: a recomputed layer may end anywhere, and then checkpointing puts the common state back.

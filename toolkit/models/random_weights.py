@@ -43,7 +43,7 @@ class RandomWeights:
         self._from_constructor: dict[str, Tensor] | None = None
         try:
             # Untied: what shares a weight does not draw it, but takes what the source of the tie has drawn.
-            with init_empty_weights(include_buffers=False), no_tie_weights(), _generator(seed, ""), quiet():
+            with init_empty_weights(include_buffers=False), no_tie_weights(), generator_of(seed, ""), quiet():
                 self._model: PreTrainedModel = auto_class.from_config(copy.deepcopy(config), dtype=torch.float32)
                 self._writers = _writers(self._model)
         except Exception as error:
@@ -61,7 +61,7 @@ class RandomWeights:
         value = nn.Parameter(torch.full(absent.shape, torch.nan), requires_grad=False)
         owner._parameters[leaf] = value
         try:
-            with _generator(self._seed, name), torch.no_grad(), guard_torch_init_functions():
+            with generator_of(self._seed, name), torch.no_grad(), guard_torch_init_functions():
                 for initialise in self._writers.get(name, ()):
                     initialise()
         finally:
@@ -76,7 +76,7 @@ class RandomWeights:
         """Parameters that the constructor fills and `_init_weights` does not: a whole model is built for them, once."""
         # Two old architectures of transformers 5.23 draw in their constructors (openai-gpt, apertus).
         if self._from_constructor is None:
-            with _generator(self._seed, ""), quiet():
+            with generator_of(self._seed, ""), quiet():
                 whole = self._auto_class.from_config(copy.deepcopy(self._config), dtype=torch.float32)
             self._from_constructor = {
                 name: value.data for name, value in whole.named_parameters() if name not in self._writers
@@ -137,7 +137,7 @@ def _writers(model: PreTrainedModel) -> dict[str, list[Initialise]]:
 
 
 @contextmanager
-def _generator(seed: int, name: str) -> Iterator[None]:
+def generator_of(seed: int, name: str) -> Iterator[None]:
     """torch's CPU generator, seeded from `seed` and `name`; afterwards it is as it was."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     state = torch.get_rng_state()

@@ -32,7 +32,9 @@ def texts_of(batch: Batch) -> list[list[Text]]:
     """The texts in each row of `batch`, without padding, which predicts nothing."""
     rows = []
     for tokens, targets, lengths in zip(batch["input_ids"], batch["targets"], batch[DOCUMENT_LENGTHS], strict=True):
-        pieces = zip(*(torch.split(row[: int(lengths.sum())], lengths.tolist()) for row in (tokens, targets)), strict=True)
+        pieces = zip(
+            *(torch.split(row[: int(lengths.sum())], lengths.tolist()) for row in (tokens, targets)), strict=True
+        )
         # A position predicts the token after it.
         rows.append([Text(ids, (after != -100).roll(1)) for ids, after in pieces if (after != -100).any()])
     return rows
@@ -103,7 +105,9 @@ class PreferenceJudge:
     def _pair(self, model: nn.Module, chosen: Text, rejected: Text, gap: float) -> Tensor:
         options = self.options
         if options.name == "reward_model":
-            one, other = (model(input_ids=text.tokens.unsqueeze(0)).logits[0, 0].double() for text in (chosen, rejected))
+            one, other = (
+                model(input_ids=text.tokens.unsqueeze(0)).logits[0, 0].double() for text in (chosen, rejected)
+            )
             return -log_sigmoid(one - other - gap) + options.centering * (one + other) ** 2
         if options.name == "dpo":
             return self._dpo(model, chosen, rejected)

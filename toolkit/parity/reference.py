@@ -136,11 +136,11 @@ def train(
     `max_grad_norm` 0: never clip.
     """
     model.train()
-    named = dict(model.named_parameters())
+    named = _trained(model)
     masters = {
         name: parameter.detach().to(DTYPES[master_dtype]).clone().requires_grad_() for name, parameter in named.items()
     }
-    for parameter in named.values():
+    for parameter in model.parameters():
         # Parameters only: rotary frequencies and the like are buffers, which stay in fp32.
         parameter.data = parameter.data.to(DTYPES[dtype])
     optimizer = build_optimizer(parameter_groups(model, dict(masters), weight_decay))
@@ -165,6 +165,10 @@ def train(
     return curve
 
 
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def _norm(gradients: Iterable[torch.Tensor]) -> float:
     """L2 norm of all of them. In fp64: on a CPU torch sums a tensor's squares in fp32, where small ones are lost beside
     the sum (2e-3 of the norm of 28 million values of very different size, such as an embedding's gradient)."""
@@ -172,11 +176,9 @@ def _norm(gradients: Iterable[torch.Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
-def _gradients(
-    model: nn.Module, micro_batches: Sequence[Batch], judge: Judge
-) -> tuple[float, dict[str, torch.Tensor]]:
+def _gradients(model: nn.Module, micro_batches: Sequence[Batch], judge: Judge) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss over the targets of the global batch, and its gradient by parameter name, summed in fp32."""
-    named = dict(model.named_parameters())
+    named = _trained(model)
     total = sum(judge.count(batch) for batch in micro_batches)
     judge.begin(model, micro_batches)
     sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in named.items()}

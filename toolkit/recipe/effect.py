@@ -154,6 +154,11 @@ FIELDS: dict[str, Acts | None] = {
     "checkpoint.export_dtype": Acts(
         lambda recipe: recipe.checkpoint.export, "checkpoint.export True", ("checkpoint.export",)
     ),
+    "checkpoint.merge": Acts(
+        lambda recipe: recipe.checkpoint.export and recipe.tuning.name == "lora",
+        "checkpoint.export True and tuning.name 'lora'",
+        ("checkpoint.export", "tuning.name"),
+    ),
     "evaluation.every_steps": _HELD_OUT,
     "evaluation.max_sequences": _HELD_OUT,
     "evaluation.early_stopping_patience": _HELD_OUT,

@@ -21,6 +21,8 @@ class Checkpoint(Section):
     """Write a Hugging Face directory at the end (of the best checkpoint with keep_best, else of the last)."""
     export_dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of the export."""
+    merge: bool = False
+    """Export adapters added to the weights of their base model, as an ordinary checkpoint; else as the files of an adapter, which peft loads beside it."""
 
 
 class Evaluation(Section):

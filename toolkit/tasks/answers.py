@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from toolkit.data import documents
 from toolkit.data.example import Example, Row
+from toolkit.models.adapters import adapters_off
 from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
 from toolkit.models.decoding import Generate
 from toolkit.models.heads import TARGET_ROWS, token_log_probabilities, use_loss_head
@@ -72,8 +73,6 @@ def reference_sums(model: nn.Module, batch: Batch, group: Any) -> Tensor:
     """Log-probabilities [D] fp64 of the answers under the model that training began with, without gradients."""
     if REFERENCE in batch:
         return batch[REFERENCE]
-    from toolkit.models.adapters import adapters_off
-
     was_training = model.training
     # Without dropout, and without keeping activations for gradients that nobody takes.
     model.eval()

@@ -14,6 +14,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.export import UNTRAINED
+from toolkit.checkpoint.export_adapters import ADAPTER_CONFIG
 from toolkit.engine import device, process
 from toolkit.engine.base import Survey, Training
 from toolkit.engine.experts import gather_layers_whole
@@ -25,6 +26,7 @@ from toolkit.engine.untrained import untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.activation_offload import ActivationOffload
+from toolkit.models.adapters import adapter_config, base_name, task_type
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
 from toolkit.models.compile import check_compiler, compile_layers, missing_compiler
 from toolkit.models.document_choice import (
@@ -75,7 +77,8 @@ def build_engine(
     if neftune_alpha and is_first_stage:
         add_neftune(model, neftune_alpha, me.mesh.sequence)
     task.prepare(model)
-    untrained = untrained_tensors(model)
+    # Beside adapters everything is as the base checkpoint has it.
+    untrained = {} if inputs.adapters is not None else untrained_tensors(model)
     if me.mesh.pipeline > 1:
         untrained = {name: tensor for stage in process.gather_objects(untrained) for name, tensor in stage.items()}
     if me.is_main:
@@ -206,5 +209,11 @@ def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrain
         inputs.tokenizer.save_pretrained(folder.model)
         if untrained:
             save_file(untrained, folder.model / UNTRAINED)
+        (folder.model / ADAPTER_CONFIG).unlink(missing_ok=True)
+        if inputs.adapters is not None:
+            # After any older one: an adapter is of the base model that the run has now.
+            adapter_config(inputs.adapters, base_name(recipe.model), task_type(inputs.task.auto_class)).save_pretrained(
+                folder.model
+            )
         if inputs.generation is not None:
             write_json(folder.model / GENERATION_CONFIG_NAME, inputs.generation)

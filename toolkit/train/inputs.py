@@ -25,6 +25,7 @@ from toolkit.data.reading.sources import Source
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
 from toolkit.errors import DataError, ModelError, RecipeError, plural
+from toolkit.models.adapter_plan import AdapterPlan, plan_adapters
 from toolkit.models.assets import resolve as resolve_model
 from toolkit.models.attention_choice import choose_attention
 from toolkit.models.config import check_overrides, load_config, overruled
@@ -34,6 +35,7 @@ from toolkit.models.positions import check_sequence_length
 from toolkit.models.router_balance import COEFFICIENTS, explain_balance, is_asked_for
 from toolkit.recipe import Recipe
 from toolkit.recipe.length import check_length
+from toolkit.recipe.tuning import LoRA
 from toolkit.tasks import task_class
 from toolkit.tasks.base import Task
 from toolkit.train.generation import decide_generation
@@ -58,6 +60,8 @@ class Inputs:
     held_out: AnyStore | None
     held_out_sequences: Sequences
     total_steps: int
+    adapters: AdapterPlan | None = None
+    """What is trained in the place of the weights; None: the weights are."""
 
 
 def load_task(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Task]:
@@ -88,6 +92,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     check_sequence_length(task.auto_class, config, recipe.batch.sequence_length)
     _check_parallel(recipe, task, config)
     check_vocabulary(tokenizer, config)
+    adapters = _adapters(recipe, task, config, display)
     said = _check_balance(recipe, task, config)
     if said is not None:
         display.say(said)
@@ -114,7 +119,18 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         batches, total = _stored(recipe, source, store, sequences, task, rank, world_size, display)
     check_length(recipe, total)
     measured = [sequence for packed in held_out_sequences for sequence in packed]
-    return Inputs(tokenizer, task, config, generation, source.content, batches, held_out, measured, total)
+    return Inputs(tokenizer, task, config, generation, source.content, batches, held_out, measured, total, adapters)
+
+
+def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> AdapterPlan | None:
+    tuning = recipe.tuning
+    if not isinstance(tuning, LoRA):
+        return None
+    # A task that says what its head is like has one that a checkpoint may lack.
+    trains_head = bool(task.config_overrides()) or task.new_head
+    plan = plan_adapters(task.auto_class, config, tuning, trains_head=trains_head)
+    display.say(plan.describe())
+    return plan
 
 
 def fit(task: Task, source: Mixture, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:

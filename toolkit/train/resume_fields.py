@@ -49,7 +49,7 @@ _TABLE: dict[Role, str] = {
         precision.dtype precision.accumulation_dtype precision.communication_dtype
         precision.master_dtype precision.state_dtype
         precision.initial_scale_power precision.loss_scale_window precision.hysteresis precision.min_loss_scale
-        checkpoint.every_steps checkpoint.keep checkpoint.keep_best checkpoint.export checkpoint.export_dtype
+        checkpoint.every_steps checkpoint.keep checkpoint.keep_best checkpoint.export checkpoint.export_dtype checkpoint.merge
         evaluation.every_steps evaluation.max_sequences evaluation.metric evaluation.early_stopping_patience
         tracking.tensorboard tracking.trackers tracking.project
         steps epochs

@@ -246,7 +246,11 @@ def _export(recipe: Recipe, folder: RunFolder, display: Display, watch: Watch) -
             display.say(f"{folder.export} stays the model of step {found[0].step}: checkpoint.export=False")
         return ""
     stamp, aside = renew(
-        folder.path, folder.export, wanted.export_dtype, keep_best=wanted.keep_best and watch.best is not None
+        folder.path,
+        folder.export,
+        wanted.export_dtype,
+        keep_best=wanted.keep_best and watch.best is not None,
+        merge=wanted.merge,
     )
     if aside is not None:
         display.say(f"{folder.export} held files that this run had not written: all of it is now {aside}")

@@ -12,6 +12,8 @@ from toolkit.engine import device, process
 from toolkit.engine.grid import Grid
 from toolkit.engine.partition import move_buffers, partitioner
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
+from toolkit.engine.tensor_adapters import cut_adapters
+from toolkit.models.adapters import add_adapters, fill_adapters
 from toolkit.models.assets import resolve
 from toolkit.models.contents import compare, settle
 from toolkit.models.fp8 import use_fp8
@@ -51,7 +53,7 @@ def load_model(
         def draw(model: nn.Module, shards: Shards) -> None:
             fill(model, weights, shards=shards, device=device.current(), dtype=dtype, placed=keep_share)
 
-        return _part(recipe, inputs, me, display, draw, is_fused=is_fused)
+        return _part(recipe, inputs, me, display, draw, keep_share, dtype, is_fused=is_fused)
     source = resolve(str(recipe.model.path), weights=True)
     # A new head replaces the checkpoint's, whatever its shape.
     head = output_layer(inputs.task.auto_class, inputs.model_config) if inputs.task.new_head else []
@@ -62,14 +64,16 @@ def load_model(
         model, missing = load_weights(inputs.task.auto_class, source, inputs.model_config, config)
         check_missing(missing, source, model)
         _use_fp8(recipe, me, model, display)
-        return model, fuse(model) if is_fused else None
+        kernels = fuse(model) if is_fused else None
+        _add_adapters(recipe, inputs, model, _partitioner(config, me), dtype)
+        return model, kernels
 
     keep_share = _partitioner(config, me)
 
     def read(model: nn.Module, shards: Shards) -> None:
         _read(recipe, inputs, source, head, model, shards, keep_share, dtype, display)
 
-    return _part(recipe, inputs, me, display, read, is_fused=is_fused)
+    return _part(recipe, inputs, me, display, read, keep_share, dtype, is_fused=is_fused)
 
 
 def _partitioner(config: Mapping[str, Any], me: process.Process) -> Placed | None:
@@ -107,6 +111,8 @@ def _part(
     me: process.Process,
     display: Display,
     fill_in: Callable[[nn.Module, Shards], None],
+    keep_share: Placed | None,
+    dtype: torch.dtype,
     *,
     is_fused: bool,
 ) -> tuple[nn.Module, Kernels | None]:
@@ -123,12 +129,30 @@ def _part(
     _use_fp8(recipe, me, model, display)
     if whole is None:
         fill_in(model, None)
+        _add_adapters(recipe, inputs, model, keep_share, dtype)
         return model, kernels
     plan, group = whole.within(model), Grid(me.mesh, me.rank).tensor
-    apply_tensor_parallel(model, plan, group)
+    edges = apply_tensor_parallel(model, plan, group)
     fill_in(model, plan.of_rank(me.mesh.coordinate(me.rank, "tensor")))
     mark_parameters(model, plan, group)
+    _add_adapters(recipe, inputs, model, keep_share, dtype, lambda: cut_adapters(model, plan, edges))
     return model, kernels
+
+
+def _add_adapters(
+    recipe: Recipe,
+    inputs: Inputs,
+    model: nn.Module,
+    keep_share: Placed | None,
+    dtype: torch.dtype,
+    cut_in_parts: Callable[[], Shards] = lambda: None,
+) -> None:
+    """Freeze the weights of `model` and build adapters beside them, where that is what is trained."""
+    if inputs.adapters is None:
+        return
+    add_adapters(model, inputs.adapters)
+    shards, place = cut_in_parts(), device.current()
+    fill_adapters(model, inputs.adapters, recipe.seed, shards=shards, device=place, dtype=dtype, placed=keep_share)
 
 
 def _settle_contents(inputs: Inputs, source: str, head: list[str], me: process.Process, display: Display) -> None:

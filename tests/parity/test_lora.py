@@ -1,0 +1,160 @@
+"""LoRA against plain peft: curves under every strategy, what an export holds, and what peft makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from tests.distributed import run_distributed
+from tests.parity.strategies import OPTIMIZER, recipe
+from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
+from toolkit.checkpoint.export import export
+from toolkit.errors import CheckpointError
+from toolkit.models.adapters import ADAPTER, fill_adapters
+from toolkit.parity import reference
+from toolkit.parity.report import deviation
+from toolkit.parity.strategies import STRATEGIES, Strategy
+from toolkit.recipe import Checkpoint, Recipe
+from toolkit.recipe.schedules import factor
+from toolkit.recipe.tuning import LoRA
+
+STEPS = 6
+# B begins at zero, and A's gradient with it: a rate at which both move.
+FAST = OPTIMIZER.model_copy(update={"learning_rate": 1e-2})
+TUNING = LoRA(rank=4, alpha=8, target_modules=("q_proj", "o_proj", "up_proj", "down_proj"), use_rslora=True)
+CURVES: dict[str, tuple[int, Strategy]] = {
+    "zero0": (1, STRATEGIES["zero0"]),
+    **{
+        name: (STRATEGIES[name].world_size, STRATEGIES[name])
+        for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload_param", "pp2", "tp2", "sp2")
+    },
+    "pp2_tp2": (4, STRATEGIES["pp2_tp2"]),
+    "tp2_zero3": (4, STRATEGIES["tp2_zero3"]),
+}
+
+
+def plain(model: Any, tuning: LoRA, **fields: Any) -> Any:
+    """What peft makes of `model` by itself."""
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=tuning.rank,
+            lora_alpha=tuning.alpha,
+            target_modules="all-linear" if tuning.target_modules == "all-linear" else list(tuning.target_modules),
+            use_rslora=tuning.use_rslora,
+            use_dora=tuning.use_dora,
+            **fields,
+        ),
+    )
+
+
+def judge(rank: int, world_size: int, recipe: Recipe, task_type: str) -> reference.Curve:
+    """Plain PyTorch and plain peft, from the adapters that the run begins with."""
+    inputs, steps = global_batches(recipe, recipe.steps or 0)
+    kind = AutoModelForCausalLM if task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
+    model = kind.from_pretrained(str(recipe.model.path), config=inputs.model_config, dtype=torch.float32)
+    assert isinstance(recipe.tuning, LoRA)
+    tuned = plain(model, recipe.tuning, task_type=task_type)
+    # The starting point is not what is compared.
+    fill_adapters(tuned.get_base_model(), inputs.adapters, recipe.seed)
+    optimizer = recipe.optimizer
+    return reference.train(
+        tuned,
+        steps,
+        lambda groups: torch.optim.AdamW(groups, lr=1.0),
+        lambda step: optimizer.learning_rate * factor(recipe.schedule, step, recipe.steps or 0),
+        dtype=recipe.precision.dtype,
+        max_grad_norm=optimizer.max_grad_norm,
+        weight_decay=optimizer.weight_decay,
+    )
+
+
+def lora(model: Path, data: Path, /, **changes: Any) -> Recipe:
+    return recipe("causal_lm", model, data, **({"tuning": TUNING, "steps": STEPS, "optimizer": FAST} | changes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ground:
+    folder: Path
+    recipe: Recipe
+    curve: reference.Curve
+
+
+@pytest.fixture(scope="module")
+def ground(tiny_llama_dir: Path, chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """A run of every strategy of CURVES, in a folder of its name, and the judge's curve."""
+    folder = tmp_path_factory.mktemp("lora")
+    sizes = sorted({world_size for world_size, _ in CURVES.values()})
+    checkpoint = Checkpoint(export_dtype="fp32")
+    for size in sizes:
+        jobs = [
+            (
+                lora(tiny_llama_dir, chat_file, parallel=strategy.parallel, checkpoint=checkpoint),
+                str(folder / name),
+                None,
+            )
+            for name, (world_size, strategy) in CURVES.items()
+            if world_size == size
+        ]
+        run_distributed(run_recipe, size, jobs, timeout_s=300)
+    one = lora(tiny_llama_dir, chat_file)
+    return Ground(folder, one, run_distributed(judge, 1, one, "CAUSAL_LM")[0])
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_every_strategy_trains_what_peft_trains(name: str, ground: Ground) -> None:
+    records = read_metrics(ground.folder / name)
+    assert deviation([record["loss"] for record in records], ground.curve.losses) < 1e-6
+    assert deviation([record["grad_norm"] for record in records], ground.curve.norms) < 1e-5
+    assert ground.curve.losses[-1] < ground.curve.losses[0] - 0.05
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_every_export_is_an_adapter_that_peft_loads(name: str, ground: Ground, tiny_llama_dir: Path) -> None:
+    """With the judge's weights, under peft's names, none missing and none unexpected."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    out = ground.folder / name / "export"
+    loaded = peft.PeftModel.from_pretrained(base, out)
+    found = {key: value for key, value in loaded.named_parameters() if "lora_" in key}
+    assert found.keys() == ground.curve.weights.keys()
+    assert export_weights(out).keys() == {key.replace(f".{ADAPTER}.", ".") for key in found}
+    for key, value in found.items():
+        torch.testing.assert_close(value, ground.curve.weights[key], rtol=0, atol=2e-6)
+    assert (out / "tokenizer.json").is_file()
+    assert not (out / "config.json").exists()
+
+
+def test_a_merged_export_is_what_peft_merges(ground: Ground, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """Bit for bit, in fp32 and rounded from there."""
+    run = ground.folder / "tp2"
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    wanted = peft.PeftModel.from_pretrained(base, run / "export").merge_and_unload().state_dict()
+    for dtype, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        out = tmp_path / dtype
+        export(run, out, dtype, merge=True)
+        found = AutoModelForCausalLM.from_pretrained(out, dtype=kind).state_dict()
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.equal(found[name], value.to(kind)), name
+        assert not (out / "adapter_config.json").exists()
+
+
+def test_an_export_is_merged_with_no_other_base(ground: Ground, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(ground.folder / "zero1", run)
+    other = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    model.save_pretrained(other)
+    file = run / "model" / "adapter_config.json"
+    file.write_text(file.read_text().replace(str(tiny_llama_dir), str(other)))
+    with pytest.raises(CheckpointError, match=r"are not those that the adapters in .* were trained beside"):
+        export(run, tmp_path / "out", "fp32", merge=True)
