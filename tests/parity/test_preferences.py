@@ -43,7 +43,7 @@ LIMITS = (1e-6, 2e-6)
 TASKS: dict[str, Task] = {
     "dpo": DPO(beta=0.3, label_smoothing=0.1),
     "dpo_ipo": DPO(beta=0.3, loss="ipo"),
-    "dpo_hinge": DPO(beta=2.0, loss="hinge"),
+    "dpo_hinge": DPO(beta=0.3, loss="hinge"),
     "dpo_robust": DPO(beta=0.3, loss="robust", label_smoothing=0.1),
     "orpo": ORPO(beta=0.5),
     "simpo": SimPO(),

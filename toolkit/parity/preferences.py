@@ -42,7 +42,7 @@ def texts_of(batch: Batch) -> list[list[Text]]:
 
 def log_probability(model: nn.Module, text: Text) -> Tensor:
     """Of the answer given the prompt, 0-dim fp64."""
-    logits = model(input_ids=text.tokens.unsqueeze(0), use_cache=False).logits[0].double()
+    logits: Tensor = model(input_ids=text.tokens.unsqueeze(0), use_cache=False).logits[0].double()
     each = logits[:-1].log_softmax(-1).gather(1, text.tokens[1:].unsqueeze(1)).squeeze(1)
     return each[text.answer[1:]].sum()
 
@@ -56,7 +56,7 @@ class PreferenceJudge:
     """Losses of the task `options` (a section of the recipe), for a model that is `first` before any step."""
 
     def __init__(self, options: Any, first: nn.Module) -> None:
-        self.options = options
+        self.options: Any = options
         self.first = copy.deepcopy(first).eval()
         self.divergence = 0.0
 
@@ -95,14 +95,14 @@ class PreferenceJudge:
             before = log_probability(self.first, text)
         return log_probability(model, text) - before
 
-    def _judged(self, model: nn.Module, text: Text, is_good: bool) -> Tensor:
+    def _judged(self, model: nn.Module, text: Text, is_good: bool) -> Any:
         options = self.options
         distance = options.beta * (self._ratio(model, text) - self.divergence)
         if is_good:
             return options.desirable_weight * (1.0 - torch.sigmoid(distance))
         return options.undesirable_weight * (1.0 - torch.sigmoid(-distance))
 
-    def _pair(self, model: nn.Module, chosen: Text, rejected: Text, gap: float) -> Tensor:
+    def _pair(self, model: nn.Module, chosen: Text, rejected: Text, gap: float) -> Any:
         options = self.options
         if options.name == "reward_model":
             one, other = (
@@ -117,7 +117,7 @@ class PreferenceJudge:
         odds = [torch.exp(mean) / (1.0 - torch.exp(mean)) for mean in (one, other)]
         return -one - options.beta * log_sigmoid(torch.log(odds[0] / odds[1]))
 
-    def _dpo(self, model: nn.Module, chosen: Text, rejected: Text) -> Tensor:
+    def _dpo(self, model: nn.Module, chosen: Text, rejected: Text) -> Any:
         options, smoothing = self.options, self.options.label_smoothing
         one, other = (self._ratio(model, text) for text in (chosen, rejected))
         if options.loss == "ipo":

@@ -23,7 +23,7 @@ from torch import nn
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StreamedBatches, evaluation_batches
 from toolkit.data.example import Sequences
-from toolkit.data.store import Store
+from toolkit.data.joined_store import AnyStore
 from toolkit.engine import process
 from toolkit.engine.protocol import Batch, Engine
 from toolkit.errors import plural
@@ -79,15 +79,15 @@ class _Scorer:
     display: Display
     weights: dict[str, Any]
 
-    def added(self, store: Store, sequences: Sequences, name: str) -> Store:
+    def added(self, store: AnyStore, sequences: Sequences, name: str) -> AnyStore:
         """`store` with the array REFERENCE, of the examples in `sequences`."""
         rows = list(itertools.chain.from_iterable(sequences))
         values = self._values(store, sequences, name)
         column = np.full((len(store), values.shape[1]), np.nan)
         column[rows] = values
-        return store.beside(REFERENCE, column)
+        return store.extended(REFERENCE, column)
 
-    def _values(self, store: Store, sequences: Sequences, name: str) -> Values:
+    def _values(self, store: AnyStore, sequences: Sequences, name: str) -> Values:
         """[examples in `sequences`, n], in their order: from the cache as far as they are there."""
         path = cache_dir() / "references" / f"{self._key(store, sequences)}.f64"
         done = process.from_main(lambda: _read(path))
@@ -113,7 +113,7 @@ class _Scorer:
                 advance(len(block))
         return np.concatenate(found)
 
-    def _block(self, store: Store, sequences: Sequences) -> Values:
+    def _block(self, store: AnyStore, sequences: Sequences) -> Values:
         """[examples in `sequences`, n], in their order, on every rank."""
         batches = list(
             evaluation_batches(
@@ -145,7 +145,7 @@ class _Scorer:
             everything |= found
         return np.stack([everything[number] for number in itertools.chain.from_iterable(sequences)])
 
-    def _key(self, store: Store, sequences: Sequences) -> str:
+    def _key(self, store: AnyStore, sequences: Sequences) -> str:
         packs = hashlib.sha256(json.dumps([list(map(int, sequence)) for sequence in sequences]).encode()).hexdigest()
         parts = {
             "format": FORMAT,
