@@ -13,7 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests import tiny
 from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, SCHEDULE
+from tests.parity.test_lora import FAST, TUNING, plain
 from tests.parity.worker import global_batches, run_recipe
+from toolkit.models.adapters import fill_adapters
 from toolkit.parity import reference
 from toolkit.parity.reference import Curve
 from toolkit.parity.report import deviation
@@ -25,6 +27,7 @@ from toolkit.recipe import (
     Batch,
     Checkpoint,
     Data,
+    LoRA,
     Model,
     Parallel,
     Precision,
@@ -105,11 +108,15 @@ def plain_curve(rank: int, world_size: int, wanted: Recipe) -> Curve:
     """What the judge makes of `wanted`."""
     inputs, steps = global_batches(wanted, STEPS)
     model = inputs.task.auto_class.from_pretrained(wanted.model.path, dtype=torch.float32)
+    if isinstance(wanted.tuning, LoRA):
+        model = plain(model, wanted.tuning, task_type="CAUSAL_LM")
+        fill_adapters(model.get_base_model(), inputs.adapters, wanted.seed)
+    rate = wanted.optimizer.learning_rate
     curve = reference.train(
         model,
         steps,
         lambda groups: torch.optim.AdamW(groups, lr=1.0),
-        lambda step: OPTIMIZER.learning_rate * factor(SCHEDULE, step, STEPS),
+        lambda step: rate * factor(SCHEDULE, step, STEPS),
         max_grad_norm=OPTIMIZER.max_grad_norm,
         weight_decay=OPTIMIZER.weight_decay,
         judge=partial(judge_of, wanted.task),
@@ -133,3 +140,21 @@ def test_losses_and_gradients_equal_plain_pytorch(name: str, problem: dict[str, 
     for under, records in found.items():
         assert deviation([record["loss"] for record in records], wanted.losses) < LIMITS[0], under
         assert deviation([record["grad_norm"] for record in records], wanted.norms) < LIMITS[1], under
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_with_adapters_the_reference_is_the_model_without_them(
+    name: str, problem: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nothing is computed before training; curves are those of plain peft beside a second model."""
+    changes: dict[str, Any] = {"tuning": TUNING, "optimizer": FAST}
+    wanted = run_distributed(plain_curve, 1, recipe(problem, TASKS[name], **changes))[0]
+    model = Model(path=str(problem["model"]), activation_checkpointing=True)
+    runs = {
+        under: recipe(problem, TASKS[name], parallel=STRATEGIES[under], model=model, **changes)
+        for under in ("zero3", "tensor", "sequence")
+    }
+    given = [(run, str(tmp_path / under), None) for under, run in runs.items()]
+    for under, records in zip(runs, run_distributed(run_recipe, 2, given, timeout_s=300)[0], strict=True):
+        assert deviation([record["loss"] for record in records], wanted.losses) < LIMITS[0], under
+        assert deviation([record["grad_norm"] for record in records], wanted.norms) < 1e-5, under
