@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -38,6 +43,7 @@ from toolkit.recipe import (
     Tracking,
 )
 from toolkit.recipe.schedules import factor
+from toolkit.train.run import RunOptions, train
 
 STEPS = 4
 LIMITS = (1e-6, 2e-6)
@@ -125,6 +131,14 @@ def plain_curve(rank: int, world_size: int, wanted: Recipe) -> Curve:
     return curve
 
 
+def run_fresh(
+    rank: int, world_size: int, runs: list[tuple[Recipe, str, None]], cache: str
+) -> list[list[dict[str, Any]]]:
+    """`run_recipe` with references of its own: what another test has computed says nothing about this one."""
+    os.environ["TOOLKIT_CACHE"] = cache
+    return run_recipe(rank, world_size, runs)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_losses_and_gradients_equal_plain_pytorch(name: str, problem: dict[str, Path], tmp_path: Path) -> None:
     """On one rank in micro-batches of two sequences, and on two ranks of one, under the strategies of UNDER."""
@@ -132,11 +146,15 @@ def test_losses_and_gradients_equal_plain_pytorch(name: str, problem: dict[str, 
     wanted = run_distributed(plain_curve, 1, recipe(problem, task))[0]
     assert len(set(wanted.losses)) >= STEPS - 1 and max(wanted.norms) > 2 * OPTIMIZER.max_grad_norm, wanted
     alone = recipe(problem, task, batch=Batch(global_size=8, micro_size=2, sequence_length=300))
-    found = {"alone": run_distributed(run_recipe, 1, [(alone, str(tmp_path / "alone"), None)])[0][0]}
+    found = {
+        "alone": run_distributed(run_fresh, 1, [(alone, str(tmp_path / "alone"), None)], str(tmp_path / "1"))[0][0]
+    }
     runs = {under: recipe(problem, task, parallel=STRATEGIES[under]) for under in UNDER.get(name, ())}
     if runs:
         given = [(run, str(tmp_path / under), None) for under, run in runs.items()]
-        found |= dict(zip(runs, run_distributed(run_recipe, 2, given, timeout_s=300)[0], strict=True))
+        found |= dict(
+            zip(runs, run_distributed(run_fresh, 2, given, str(tmp_path / "2"), timeout_s=300)[0], strict=True)
+        )
     for under, records in found.items():
         assert deviation([record["loss"] for record in records], wanted.losses) < LIMITS[0], under
         assert deviation([record["grad_norm"] for record in records], wanted.norms) < LIMITS[1], under
@@ -155,6 +173,41 @@ def test_with_adapters_the_reference_is_the_model_without_them(
         for under in ("zero3", "tensor", "sequence")
     }
     given = [(run, str(tmp_path / under), None) for under, run in runs.items()]
-    for under, records in zip(runs, run_distributed(run_recipe, 2, given, timeout_s=300)[0], strict=True):
+    for under, records in zip(
+        runs, run_distributed(run_fresh, 2, given, str(tmp_path / "2"), timeout_s=300)[0], strict=True
+    ):
         assert deviation([record["loss"] for record in records], wanted.losses) < LIMITS[0], under
         assert deviation([record["grad_norm"] for record in records], wanted.norms) < 1e-5, under
+
+
+def printed_run(rank: int, world_size: int, run: Recipe, output_dir: str, cache: str) -> str:
+    """What rank 0 of a run says."""
+    os.environ["TOOLKIT_CACHE"] = cache
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert train(run, RunOptions("test", Path(output_dir)), keep_group=True) == 0
+    return said.getvalue()
+
+
+def test_reference_log_probabilities_are_kept_and_an_interrupted_pass_goes_on(
+    problem: dict[str, Path], tmp_path: Path
+) -> None:
+    """Found by content, whichever world computed them; of a pass that was killed what is there is kept, to the last whole row."""
+    once = recipe(problem, TASKS["dpo"], steps=1)
+    cache = tmp_path / "cache"
+    [said] = run_distributed(printed_run, 1, once, str(tmp_path / "first"), str(cache))
+    assert "reference log-probabilities of data.train: the model as it is before training looks at 96 examples" in said
+    [file] = (cache / "references").iterdir()
+    whole = np.fromfile(file)
+    assert whole[0] == 2 and len(whole) == 1 + 2 * 96 and (whole[1:] < 0).all()
+    sharded = recipe(problem, TASKS["dpo"], steps=1, parallel=STRATEGIES["zero3"])
+    said = run_distributed(printed_run, 2, sharded, str(tmp_path / "second"), str(cache))[0]
+    assert "reference log-probabilities of data.train: 96 examples, known from before" in said
+    with file.open("r+b") as stream:
+        stream.truncate(8 * (1 + 2 * 40) + 5)
+    said = run_distributed(printed_run, 2, sharded, str(tmp_path / "third"), str(cache))[0]
+    known = int(re.search(r"\((\d+) are known from before\)", said)[1])  # type: ignore[index]
+    again = np.fromfile(file)
+    # Sequences are computed whole.
+    assert 35 < known <= 40 and np.array_equal(again[: 1 + 2 * known], whole[: 1 + 2 * known])
+    np.testing.assert_allclose(again, whole, rtol=1e-6)

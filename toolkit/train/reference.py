@@ -51,7 +51,7 @@ def add_reference(recipe: Recipe, inputs: Inputs, engine: Engine, me: process.Pr
     if not recipe.task.reads_reference or recipe.tuning.keeps_base:
         return inputs
     assert not isinstance(batches, StreamedBatches), "refused before"
-    scorer = _Scorer(engine, task, me, recipe.batch.micro_size, display, _weights(recipe))
+    scorer = _Scorer(engine, task, me, recipe.batch.micro_size, display, _weights(recipe, engine))
     if held_out is not None:
         held_out = scorer.added(
             held_out, inputs.held_out_sequences[: recipe.evaluation.max_sequences], "data.evaluation"
@@ -60,12 +60,13 @@ def add_reference(recipe: Recipe, inputs: Inputs, engine: Engine, me: process.Pr
     return replace(inputs, batches=replace(batches, store=store), held_out=held_out)
 
 
-def _weights(recipe: Recipe) -> dict[str, Any]:
+def _weights(recipe: Recipe, engine: Engine) -> dict[str, Any]:
     """JSON-able: what decides the first weights, and the numbers that they compute."""
     model = recipe.model
     found = weights_digest(str(model.path)) if model.weights == "pretrained" else None
     drawn = {"seed": recipe.seed, "path": model.path, "architecture": model.architecture} if found is None else {}
-    return {"weights": found, **drawn, "config": model.config, "dtype": recipe.precision.dtype}
+    dtype = str(next(engine.model.parameters()).dtype)
+    return {"weights": found, **drawn, "config": model.config, "precision": recipe.precision.dtype, "dtype": dtype}
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class _Scorer:
         if done is not None and len(done) == total:
             self.display.say(f"{what}: {total:,} examples, known from before")
             return done
-        found = [] if done is None else [done]
-        count = sum(map(len, found))
+        first, count = _whole(sequences, 0 if done is None else len(done))
+        found = [] if done is None else [done[:count]]
         self.display.say(
             f"{what}: the model as it is before training looks at {plural(total - count, 'example')}"
             + (f" ({count:,} are known from before)" if count else "")
@@ -105,7 +106,7 @@ class _Scorer:
         width = self.me.mesh.data * self.micro_size * BLOCK
         with self.display.counting("reference", total) as advance:
             advance(count)
-            for start in range(_sequences_of(sequences, count), len(sequences), width):
+            for start in range(first, len(sequences), width):
                 block = self._block(store, sequences[start : start + width])
                 process.from_main(partial(_append, path, block, count))
                 found.append(block)
@@ -157,13 +158,11 @@ class _Scorer:
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def _sequences_of(sequences: Sequences, count: int) -> int:
-    """How many of `sequences`, from the first on, hold the first `count` examples."""
-    for number, sequence in enumerate(sequences):
-        if count <= 0:
-            return number
-        count -= len(sequence)
-    return len(sequences)
+def _whole(sequences: Sequences, count: int) -> tuple[int, int]:
+    """How many of `sequences`, from the first on, lie within the first `count` examples, and how many examples they hold."""
+    ends = np.cumsum([0, *map(len, sequences)])
+    number = int(np.searchsorted(ends, count, side="right")) - 1
+    return number, int(ends[number])
 
 
 def _read(path: Path) -> Values | None:
