@@ -54,7 +54,9 @@ def print_dry_run(recipe: Recipe, target: Target, config: Mapping[str, Any], nam
         print(f"# {line}")
     if recipe.precision.dtype == "auto" and target.device == "cpu" and not _is_for_this_cpu(recipe, target):
         print("# precision: a CPU without instructions for bf16 takes fp32; the start looks at its own")
-    print("# data: the format of the rows is recognised by their columns when they are read; --preview 1 reads and shows some")
+    print(
+        "# data: the format of the rows is recognised by their columns when they are read; --preview 1 reads and shows some"
+    )
     _print_length(recipe)
     _print_curve(recipe)
 

@@ -156,9 +156,7 @@ LAYOUTS: dict[str, Layout] = {
         "encoder.albert_layer_groups.*.albert_layers.*.ffn",
         "encoder.albert_layer_groups.*.albert_layers.*.ffn_output",
     ),
-    "deberta": _encoder(
-        (f"{_SELF}.in_proj",), "encoder.layer.*.attention.output.dense", *_FEED_FORWARD, **_DEBERTA
-    ),
+    "deberta": _encoder((f"{_SELF}.in_proj",), "encoder.layer.*.attention.output.dense", *_FEED_FORWARD, **_DEBERTA),
     "deberta-v2": _encoder(
         _within(_SELF, "query_proj", "key_proj", "value_proj"),
         "encoder.layer.*.attention.output.dense",

@@ -238,7 +238,11 @@ class _Planner:
         """What must divide, and its number."""
         owner: Any = self.modules[cut.owner]
         # Heads first: they are what the reader knows of the model.
-        if cut.style.leave is Leave.AS_IS and cut.style.cut is Cut.OUTPUT and re.search("attn|attention", cut.owner, re.I):
+        if (
+            cut.style.leave is Leave.AS_IS
+            and cut.style.cut is Cut.OUTPUT
+            and re.search("attn|attention", cut.owner, re.I)
+        ):
             config = getattr(owner, "config", self.config)
             counted = {count: getattr(owner, count, None) for count in HEAD_COUNTS}
             counted["num_attention_heads"] = getattr(config, "num_attention_heads", None)

@@ -22,6 +22,7 @@ from toolkit.data.example import IGNORED, Array, Example, Row
 from toolkit.data.forms.chat_template import takes_tools
 from toolkit.data.forms.preference_tokens import encode_unpaired
 from toolkit.data.forms.preferences import Unpaired, unpaired_of
+from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.recipe import KTO
@@ -66,9 +67,13 @@ class KTOTask(AnswersTask):
             with_tools=takes_tools(self.tokenizer),
         )
 
+    def recognised(self, row: Row) -> Recognised:
+        """The form that the row has."""
+        return self._answer(row).form
+
     def columns(self, row: Row) -> Collection[str]:
         """Those of the form that the row has."""
-        return self._answer(row).form.columns
+        return self.recognised(row).columns
 
     def targets(self, example: Example) -> int:
         """1 for an answer, 0 where all of it was cut off."""

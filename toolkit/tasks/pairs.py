@@ -19,6 +19,7 @@ from toolkit.data.example import Array, Example, Row
 from toolkit.data.forms.chat_template import takes_tools
 from toolkit.data.forms.preference_tokens import encode_preference
 from toolkit.data.forms.preferences import Preference, preference_of
+from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.errors import DataError, plural
@@ -69,9 +70,13 @@ class PairsTask(Task):
             with_tools=takes_tools(self.tokenizer),
         )
 
+    def recognised(self, row: Row) -> Recognised:
+        """The form that the row has."""
+        return self._preference(row).form
+
     def columns(self, row: Row) -> Collection[str]:
         """Those of the form that the row has."""
-        return self._preference(row).form.columns
+        return self.recognised(row).columns
 
     def targets(self, example: Example) -> int:
         """1 for a pair; 0 where so much was cut off that there is nothing to compare."""
