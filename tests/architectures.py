@@ -142,7 +142,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "ministral3": LONG,
     "modernbert": {"layer_types": ["full_attention", "sliding_attention"] * 2, "local_attention": 6},
-    **dict.fromkeys(("mt5", "t5", "umt5"), {"d_ff": 48, "d_kv": 8, "decoder_start_token_id": 0}),
+    **{name: {"d_ff": 48, "d_kv": 8, "decoder_start_token_id": 0} for name in ("mt5", "t5", "umt5")},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},
     "phi4_multimodal": {
         "original_max_position_embeddings": 64,

@@ -156,9 +156,7 @@ KINDS = {
         {"num_labels": 2},
         ("qa_outputs.bias", "classifier.bias"),  # adds the same to the scores of all tokens
     ),
-    "seq2seq": Kind(
-        AutoModelForSeq2SeqLM, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", labels_loss, answer, {}
-    ),
+    "seq2seq": Kind(AutoModelForSeq2SeqLM, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", labels_loss, answer, {}),
 }
 """By the name of the task."""
 

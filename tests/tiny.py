@@ -88,6 +88,18 @@ def llama(tokenizer: Any, num_layers: int = 2) -> Any:
         return LlamaForCausalLM(config)
 
 
+def lively(model: Any, scale: float = 0.4) -> Any:
+    """`model` with weights so large that the likeliest token changes from place to place."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "position" not in name:
+                parameter.copy_(torch.randn_like(parameter) * scale)
+    return model
+
+
 def bert(tokenizer: Any) -> Any:
     """Random BERT encoder in fp32 for `tokenizer`, without a classifier: 2 layers, width 64."""
     import torch

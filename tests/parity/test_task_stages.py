@@ -25,9 +25,7 @@ UNCUT = {"gemma3n_text", "hrm_text"}
 """Refused in test_stages, with the reason."""
 
 _ALL = {"bert", "distilbert", "electra", "ernie", "modernbert", "roberta", "camembert", "xlm-roberta"}
-ENCODERS = dict.fromkeys(
-    ("sequence_classification", "token_classification", "masked_lm", "question_answering"), _ALL
-)
+ENCODERS = dict.fromkeys(("sequence_classification", "token_classification", "masked_lm", "question_answering"), _ALL)
 """Encoders that must be among the architectures."""
 
 Gradients = dict[str, Tensor]

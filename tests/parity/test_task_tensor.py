@@ -99,7 +99,9 @@ def test_every_kind_of_head_on_two_ranks() -> None:
     check(run_distributed(walk, 2, timeout_s=300), UNSUPPORTED)
 
 
-def agreement_with_dropout(rank: int, world_size: int, cases: list[tuple[str, str]]) -> dict[str, tuple[float, float, bool]]:
+def agreement_with_dropout(
+    rank: int, world_size: int, cases: list[tuple[str, str]]
+) -> dict[str, tuple[float, float, bool]]:
     """Loss without and with dropout, and whether this rank's gradients of whole parameters are the first rank's."""
     results = {}
     for task, name in cases:

@@ -91,6 +91,32 @@ def test_classification_is_compared_too(
     assert code == 0 and found["architecture"] == "BertForSequenceClassification"
 
 
+@pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
+def test_adapters_are_compared_with_those_of_peft(
+    task: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_bert_dir: Path
+) -> None:
+    """Rank-stabilised ones of a language model; of a classifier beside its new head, which is trained whole."""
+    file = tmp_path / "tuned.py"
+    if task == "causal_lm":
+        text, strategies = RECIPE.read_text(), "zero2,zero3,pp2,tp2"
+        text = text.replace(
+            "recipe = Recipe(",
+            "recipe = Recipe(\n    tuning=LoRA(use_rslora=True), checkpoint=Checkpoint(export=False),",
+        )
+    else:
+        text, strategies = (ROOT / "recipes" / "classify_minilm_zero1.py").read_text(), "zero1,zero3"
+        text = text.replace('"minilm-l6"', repr(str(tiny_bert_dir))).replace(
+            "recipe = Recipe(", "recipe = Recipe(\n    tuning=LoRA(),"
+        )
+    file.write_text(
+        text.replace("from toolkit import ", "from toolkit.recipe import Checkpoint, LoRA\nfrom toolkit import ")
+    )
+    code, found = compare(capsys, "--strategies", strategies, recipe=file)
+    assert [row["verdict"] for row in found["rows"]] == ["ok"] * len(strategies.split(",")), found
+    assert code == 0
+    assert all(row["weights"] > 0 for row in found["rows"])
+
+
 def test_a_model_that_draws_noise_is_found_out(capsys: pytest.CaptureFixture[str]) -> None:
     """PhiMoE's router multiplies its input by random numbers in training: no two runs have one curve."""
     code = verbs.main(["parity", str(RECIPE), "--steps", "4", "--architecture", "phimoe", "--strategies", "zero1"])

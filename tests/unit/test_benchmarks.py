@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -491,3 +493,29 @@ def test_failing_rank_is_told(tmp_path: Path) -> None:
         ranks.measure(str(script), [], 2)
     with pytest.raises(ranks.RankFailed, match="rank 0 was not done in time"):
         ranks.measure(str(script), [], 1, timeout_s=0.5)
+
+
+def test_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's evaluations are read; the least favourable seed decides."""
+    run_tiny("tasks", monkeypatch, tmp_path, "--tasks", "mails: spam or ham")
+    recipe, metric, before, after, least, goal, _ = cells(capsys.readouterr().out, "mails: spam or ham")
+    assert (recipe, metric, goal) == ("classify_minilm_zero1", "accuracy", "at least 0.94")
+    assert 0 <= float(before) <= 1 and after == least
+    tasks = importlib.import_module("tasks")
+    rising, falling = (
+        dataclasses.replace(tasks.TASKS["mails: spam or ham"], goal=0.5, rises=rises) for rises in (True, False)
+    )
+    outcomes = [tasks.Outcome(0.1, after, 1.0) for after in (0.4, 0.6)]
+    assert (tasks.worst(rising, outcomes), tasks.worst(falling, outcomes)) == (0.4, 0.6)
+    assert not tasks.reached(rising, outcomes) and not tasks.reached(falling, outcomes)
+    assert tasks.reached(rising, outcomes[1:]) and tasks.reached(falling, outcomes[:1])
+
+
+def test_every_task_is_of_a_recipe_and_of_data_that_can_be_fetched() -> None:
+    from toolkit.cli.fetch import names
+
+    tasks = importlib.import_module("tasks")
+    for line in tasks.TASKS.values():
+        assert (BENCHMARKS.parent / "recipes" / f"{line.recipe}.py").is_file()
+        for options in (line.options, line.tiny):
+            assert {value for name, value in pairwise(options) if name == "--data.train"} <= set(names())

@@ -9,6 +9,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -314,3 +315,8 @@ def test_every_data_set_says_what_it_is() -> None:
         )
         assert "is held out" in text or "held out" in text, name
         assert "Licence: " in text and '{"' in text, name
+
+
+def test_the_guide_lists_every_data_set() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(catalog.DATA_SETS)

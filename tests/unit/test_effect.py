@@ -70,6 +70,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "parallel.param_persistence_threshold": (10, STAGE_3, {}),
     "checkpoint.keep_best": (True, {"evaluation.every_steps": 5, **HELD_OUT}, {}),
     "checkpoint.export_dtype": ("fp32", {}, {"checkpoint.export": False}),
+    "checkpoint.merge": (True, {"tuning.name": "lora"}, {}),
     "evaluation.every_steps": (5, HELD_OUT, {}),
     "evaluation.max_sequences": (5, {"data.evaluation_examples": 9}, {}),
     "evaluation.early_stopping_patience": (2, {"evaluation.every_steps": 5, **HELD_OUT}, {}),

@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.cli import run
 from toolkit.cli.flags import flag_names
-from toolkit.recipe import Recipe
+from toolkit.recipe import LoRA, Recipe
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.synonyms import OTHER, SAME, answer
 
@@ -194,6 +194,10 @@ def test_one_fault_is_told_once(shown: Shown) -> None:
         ("--zero_optimization.stage 3", "--parallel.zero_stage", "pass --parallel.zero_stage 3"),
         ("--optimizer.betas2 1", "--optimizer.betas", "see --help for every field"),
         ("--optimizer.warmup_steps 1", "--schedule.warmup_steps", "see --help for every field"),
+        ("--lora_r 8", "--tuning.rank", "pass --tuning.rank 8"),
+        ("--lora-target-modules q_proj", "--tuning.target_modules", "pass --tuning.target_modules q_proj"),
+        ("--use_peft True", "--tuning.name", "pass --tuning.name; see --help for every field"),
+        ("--lora_bias none", "--tuning.name", "pass --tuning.name; see --help for every field"),
     ],
 )  # fmt: skip
 def test_the_names_of_other_trainers_are_answered(
@@ -207,15 +211,15 @@ def test_the_names_of_other_trainers_are_answered(
 
 
 def test_what_is_not_offered_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    for flag in ("--lora_r", "--lora-alpha", "--use_peft", "--load_in_4bit", "--finetuning_type"):
+    for flag in ("--load_in_4bit", "--quantization-bit", "--qlora"):
         assert run.main(QUICK, [flag, "8"]) == 2
         said = capsys.readouterr().err
-        assert "adapters and quantised weights are not offered yet\n" in said
+        assert "quantised ones are not offered yet" in said
         assert f"do this:  leave out {flag.replace('-', '_').replace('__', '--')}\n" in said
 
 
 def test_the_table_names_fields_that_there_are() -> None:
-    known = flag_names(QUICK)
+    known = flag_names(QUICK) + flag_names(QUICK.model_copy(update={"tuning": LoRA()}))
     assert [ours for ours in [*SAME, *(ours for ours, _ in OTHER.values())] if ours and ours not in known] == []
     names = [name for words in [*SAME.values(), *OTHER] for name in words.split()]
     assert sorted(names) == sorted(set(names)) and len(names) > 150

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -42,3 +44,38 @@ def test_a_terminal_of_any_width_shows_the_step_and_the_time_left(width: int) ->
         display.step(RECORD)
     bars = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "step" in line]
     assert "7/2000" in bars[-1] and "loss 2.9341" in bars[-1] and "--:--" in bars[-1], bars
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+def test_a_terminal_shows_what_counts_beside_the_steps(in_training: bool) -> None:
+    display = Display(is_main=True, total_steps=2000)
+    screen = io.StringIO()
+    display.console = Console(file=screen, force_terminal=True, width=120, color_system=None)
+    with display.bar() if in_training else contextlib.nullcontext():
+        with display.counting("predictions", 40) as advance:
+            advance(30)
+            advance(7)
+            time.sleep(0.3)  # the bar is drawn ten times a second
+        shown = screen.getvalue()
+        if in_training:
+            display.step(RECORD)
+    lines = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "predictions" in line]
+    assert "37/40" in lines[-1]
+    assert ("0/2000" in shown) == in_training
+    assert not in_training or "predictions" not in screen.getvalue().rsplit("7/2000", 1)[1]
+
+
+def test_without_a_terminal_a_long_count_says_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    display = Display(is_main=True)
+    with display.counting("predictions", 5000) as advance:
+        for _ in range(6):
+            advance(500)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "predictions 1,000 of 5,000" and 2 <= len(said) < 6
+    with Display(is_main=False).counting("predictions", 5) as advance:
+        advance(5)
+    assert capsys.readouterr().out == ""

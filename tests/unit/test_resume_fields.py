@@ -16,7 +16,7 @@ from tests.tiny import write_lines
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.manifest import Manifest, folder_name
 from toolkit.errors import CheckpointError
-from toolkit.recipe import Recipe, Task
+from toolkit.recipe import Recipe, Task, Tuning
 from toolkit.recipe.dotted import CHOICES
 from toolkit.recipe.optimizers import DEFAULTS
 from toolkit.train import facts
@@ -147,6 +147,7 @@ class Case:
 refused, said = partial(Case, right="refused"), partial(Case, right="said")
 BIG = {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}  # fmt: skip
 HELD_OUT = {"data.evaluation": "{tmp}/chat.jsonl", "data.evaluation_examples": 0}
+LORA = {"tuning.name": "lora"}
 CASES = [
     said("model.path", "{llama_copy}"),
     refused("model.path", "{llama_other}"),
@@ -190,6 +191,14 @@ CASES = [
     refused("task.label_field", "other", base="classes"),
     Case("data.prefetch", 0, "same"),
     refused("tuning.name", "lora"),
+    refused("tuning.rank", 8, before=LORA),
+    refused("tuning.alpha", 8.0, before=LORA),
+    said("tuning.dropout", 0.25, before=LORA),
+    refused("tuning.target_modules", ["q_proj"], before=LORA),
+    refused("tuning.use_rslora", True, before=LORA),
+    refused("tuning.use_dora", True, before=LORA),
+    refused("tuning.modules_to_save", ["norm"], before=LORA),
+    refused("tuning.initialisation", "gaussian", before=LORA),
     refused("task.name", "sequence_classification", base="text", also={"model.path": "{bert}", "data.train": "{tmp}/classes.jsonl"}),
     refused("task.train_on", "all"),
     said("task.label_smoothing", 0.125),
@@ -251,6 +260,7 @@ CASES = [
     said("checkpoint.keep_best", True),
     said("checkpoint.export", False),
     said("checkpoint.export_dtype", "fp32"),
+    said("checkpoint.merge", True, before=LORA),
     said("evaluation.every_steps", 2),
     Case("evaluation.max_sequences", 1, "watch"),
     Case("evaluation.metric", "perplexity", "watch", before={"checkpoint.keep_best": True}),
@@ -305,7 +315,9 @@ def test_every_field_has_a_role_and_a_case(ground: Ground) -> None:
     plain = {name for name in fields if name.partition(".")[0] not in CHOICES}
     assert set(ROLES) == plain | {f"{section}.name" for section in CHOICES}
     of_tasks = {f"task.{field}" for kind in Task.kinds.values() for field in kind.model_fields}
-    assert {case.name for case in CASES} == plain | of_tasks | {"tuning.name"}
+    assert {case.name for case in CASES} == plain | of_tasks | {
+        f"tuning.{field}" for kind in Tuning.kinds.values() for field in kind.model_fields
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.right}-{case.base}")

@@ -240,9 +240,9 @@ class EvaluationBatch:
     """One micro-batch of an evaluation, and what each of its examples is."""
 
     tensors: dict[str, torch.Tensor]
-    """What the task's collate has made of `examples`."""
+    """What the task's collate has made of `examples`, of those that only fill up without their targets."""
     examples: list[Example]
-    """Sequence by sequence, those of a pack in their order."""
+    """Sequence by sequence, those of a pack in their order, all with their targets."""
     numbers: list[int | None]
     """Index in the held-out store of each example; None for one that only fills up."""
 
@@ -269,12 +269,14 @@ def evaluation_batches(
         start = batch * width + rank * micro_size
         mine = sequences[start : start + micro_size]
         numbers: list[int | None] = [index for sequence in mine for index in sequence]
-        chosen = [[drawn(kind, store[index], 0, 0, index) for index in sequence] for sequence in mine]
-        while len(chosen) < micro_size:
-            chosen.append([kind.ignored(drawn(kind, store[index], 0, 0, index)) for index in sequences[0]])
-        examples = list(itertools.chain.from_iterable(chosen))
-        numbers += [None] * (len(examples) - len(numbers))
-        yield EvaluationBatch(collate(chosen), examples, numbers)
+        fillers = [sequences[0]] * (micro_size - len(mine))
+        real, filling = (
+            [[drawn(kind, store[index], 0, 0, index) for index in sequence] for sequence in chosen]
+            for chosen in (mine, fillers)
+        )
+        tensors = collate([*real, *([kind.ignored(example) for example in sequence] for sequence in filling)])
+        examples = list(itertools.chain.from_iterable([*real, *filling]))
+        yield EvaluationBatch(tensors, examples, numbers + [None] * (len(examples) - len(numbers)))
 
 
 def _depth(prefetch: int, global_size: int, world_size: int, micro_size: int) -> int:

@@ -145,8 +145,9 @@ class PipelineEngine(DeepSpeedRun):
         """Parameters that first and last stage both hold, with the group of the two."""
         assert self.grid is not None
         group = self.grid.ends
-        names = tied_parameters(model)
-        tied = [model.get_parameter(name) for name in names] if group is not None else []
+        if group is None:
+            return []
+        tied = [model.get_parameter(name) for name in tied_parameters(model)]
         return [(parameter, group) for parameter in tied if parameter.requires_grad]
 
     def _gather_shapes(self) -> dict[str, list[int]]:

@@ -36,7 +36,7 @@ def add_adapters(model: nn.Module, plan: AdapterPlan) -> None:
 
     A and B are on the meta device until `fill_adapters`; DoRA's lengths are those of the weights as they are.
     """
-    peft = _peft()
+    peft = peft_library()
     present = [name for name in plan.targets if _has(model, name)]
     if not present:
         raise ModelError(
@@ -64,7 +64,8 @@ def _has(model: nn.Module, name: str) -> bool:
     return isinstance(getattr(layer, "weight", None), Tensor)
 
 
-def _peft() -> Any:
+def peft_library() -> Any:
+    """peft, imported where it is needed: it takes seconds."""
     # torchao, where it is installed, reports at import which of its kernels it cannot load.
     if are_shown():
         import peft
@@ -77,7 +78,7 @@ def _peft() -> Any:
 def adapter_config(plan: AdapterPlan, base: str | None, task_type: str | None = None) -> Any:
     """peft's LoraConfig for `plan`, for adapters of the checkpoint `base`."""
     tuning = plan.tuning
-    return _peft().LoraConfig(
+    return peft_library().LoraConfig(
         r=tuning.rank,
         lora_alpha=int(tuning.alpha) if tuning.alpha == int(tuning.alpha) else tuning.alpha,
         lora_dropout=tuning.dropout,
@@ -118,7 +119,7 @@ def merge_adapters(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]
 
     `folder` has the adapters' config, `weights` every trained parameter by the name that it has beside the frozen ones.
     """
-    peft = _peft()
+    peft = peft_library()
     config = peft.LoraConfig.from_pretrained(folder)
     config.modules_to_save = None
     with quiet("peft"):

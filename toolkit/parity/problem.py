@@ -10,6 +10,7 @@ from toolkit.recipe import (
     Batch,
     Checkpoint,
     Data,
+    LoRA,
     Model,
     Optimizer,
     Parallel,
@@ -18,9 +19,11 @@ from toolkit.recipe import (
     Schedule,
     Task,
     Tracking,
+    Tuning,
 )
 
 VOCABULARY = 256
+LARGEST_RANK = 8
 SEQUENCE_LENGTH = 64
 GLOBAL_SIZE, MICRO_SIZE = 16, 2
 """Eight micro-batches, some of them ragged: accumulation 8 on one replica, 4 on two."""
@@ -88,6 +91,7 @@ def scaled_recipe(recipe: Recipe, wanted: Wanted, folder: Path) -> Recipe:
             prefetch=0,
         ),
         task=_task(recipe.task),
+        tuning=_tuning(recipe.tuning),
         batch=Batch(global_size=GLOBAL_SIZE, micro_size=MICRO_SIZE, sequence_length=SEQUENCE_LENGTH),
         optimizer=_optimizer(recipe.optimizer),
         schedule=Schedule(type="linear", warmup_steps=WARMUP_STEPS),
@@ -103,6 +107,13 @@ def scaled_recipe(recipe: Recipe, wanted: Wanted, folder: Path) -> Recipe:
 def attention(model: Model) -> Literal["auto", "eager", "sdpa"]:
     """The implementation of attention that stands for the recipe's on a CPU: "auto" for those it does not have."""
     return model.attention if model.attention in ("eager", "sdpa") else "auto"
+
+
+def _tuning(tuning: Tuning) -> Tuning:
+    """`tuning` without dropout, and of a rank that a tiny model has."""
+    if not isinstance(tuning, LoRA):
+        return tuning
+    return tuning.model_copy(update={"dropout": 0.0, "rank": min(tuning.rank, LARGEST_RANK)})
 
 
 def _task(task: Task) -> Task:

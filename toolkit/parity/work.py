@@ -18,6 +18,7 @@ from toolkit.errors import ModelError
 from toolkit.models.config import load_config
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.parity import reference
+from toolkit.parity.adapted import adapted, exported_weights, trained_weights
 from toolkit.parity.optimizers import build_optimizer
 from toolkit.parity.preferences import PreferenceJudge
 from toolkit.parity.problem import (
@@ -62,12 +63,13 @@ def prepare(rank: int, world_size: int, recipe: Recipe, wanted: Wanted, folder: 
     _write_data(scaled, place)
     _use_cache(place)
     inputs = prepare_inputs(scaled, 0, 1, Display(is_main=False))
-    model = _build_model(scaled, inputs, place)
+    plain = _build_model(scaled, inputs, place)
+    model = adapted(plain, inputs, scaled.seed)
     steps = [batch.micro_batches for batch in inputs.batches.iterate(0, wanted.steps)]
     scaled = _with_clipping(scaled, _train(copy.deepcopy(model), steps[:1], scaled, clip=False).norms[0])
     curve = _train(model, steps, scaled)
-    torch.save(curve.weights, place / WEIGHTS)
-    return Problem(scaled, type(model).__name__, num_parameters, Curves(curve.losses, list(curve.norms)))
+    torch.save(trained_weights(model, curve.weights), place / WEIGHTS)
+    return Problem(scaled, type(plain).__name__, num_parameters, Curves(curve.losses, list(curve.norms)))
 
 
 def train_strategy(rank: int, world_size: int, recipe: Recipe, folder: str, name: str) -> Curves | None:
@@ -82,14 +84,13 @@ def train_strategy(rank: int, world_size: int, recipe: Recipe, folder: str, name
     records = [record for record in map(json.loads, lines) if "loss" in record]
     norms = [None if record.get("skipped") else record["grad_norm"] for record in records]
     kind = task_class(recipe.task).auto_class
-    exported = kind.from_pretrained(run / "export", dtype=torch.float32)
+    exported = exported_weights(run / "export", kind)
     wanted = torch.load(place / WEIGHTS, weights_only=True)
     return Curves([record["loss"] for record in records], norms, weight_deviation(exported, wanted))
 
 
-def weight_deviation(model: nn.Module, wanted: dict[str, torch.Tensor]) -> float:
-    """Norm of the difference between the parameters of `model` and `wanted`, relative to the norm of `wanted`."""
-    found = dict(model.named_parameters())
+def weight_deviation(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference between `found` and `wanted`, relative to the norm of `wanted`."""
     if found.keys() != wanted.keys():
         return math.inf
     with torch.no_grad():

@@ -20,7 +20,7 @@ from toolkit.recipe.numbers import Positive
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.section import Section
 from toolkit.recipe.tasks import CausalLM, Task
-from toolkit.recipe.tuning import Full, Tuning
+from toolkit.recipe.tuning import Full, LoRA, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
 
@@ -69,6 +69,7 @@ class Recipe(Section):
             self.task.check_with,
             _check_attention,
             _check_parallel,
+            _check_adapters,
             *(() if found else (check_effect, _check_steps)),
         )
         found += collect(*(partial(check, self) for check in checks))
@@ -129,6 +130,30 @@ def _check_attention(recipe: Recipe) -> None:
             f"model.attention={recipe.model.attention!r} with precision.dtype='fp32'",
             expected="bf16 or fp16, the formats that flash attention computes in",
             do="set precision.dtype='bf16', or model.attention='auto'",
+        )
+
+
+def _check_adapters(recipe: Recipe) -> None:
+    tuning, parallel = recipe.tuning, recipe.parallel
+    if not isinstance(tuning, LoRA):
+        return
+    # peft takes the norm of the weight itself, past the layer that holds it (tuners/lora/dora.py, DoraLinearLayer.forward).
+    divided = [
+        f"parallel.{name}={getattr(parallel, name)}"
+        for name, is_divided in (("zero_stage", parallel.zero_stage == 3), ("tensor", parallel.tensor > 1))
+        if is_divided
+    ]
+    if tuning.use_dora and divided:
+        raise RecipeError(
+            f"tuning.use_dora=True with {divided[0]}",
+            expected="whole weights on every rank: DoRA measures the rows of each",
+            do="set parallel.zero_stage=2 and parallel.tensor=1, or tuning.use_dora=False",
+        )
+    if recipe.model.weights == "random" and recipe.checkpoint.export and not recipe.checkpoint.merge:
+        raise RecipeError(
+            "tuning.name='lora' with model.weights='random' and checkpoint.export=True",
+            expected="a base model that others have too: an adapter is of no use beside weights that this run has drawn",
+            do="set checkpoint.merge=True, or checkpoint.export=False, or take a checkpoint with model.path",
         )
 
 

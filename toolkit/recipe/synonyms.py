@@ -49,6 +49,13 @@ SAME = {
     "evaluation.early_stopping_patience": "early_stopping_patience",
     "task.label_smoothing": "label_smoothing_factor",
     "task.neftune_alpha": "neftune_noise_alpha",
+    "tuning.rank": "lora_rank lora_r peft_lora_r",
+    "tuning.alpha": "lora_alpha peft_lora_alpha",
+    "tuning.dropout": "lora_dropout",
+    "tuning.target_modules": "lora_target_modules lora_target lora_modules",
+    "tuning.modules_to_save": "lora_modules_to_save additional_target",
+    "tuning.use_rslora": "use_rslora peft_use_rslora",
+    "tuning.use_dora": "use_dora peft_use_dora",
     "tracking.trackers": "report_to",
     "tracking.project": "wandb_project project_name",
     "launch.timeout_s": "ddp_timeout",
@@ -84,8 +91,9 @@ OTHER = {
     "do_train remove_unused_columns ddp_find_unused_parameters": ("", "nothing: it needs no setting here"),
     "template chat_template prompt_template": ("", "nothing: it is the tokenizer's own; --preview 1 shows what it makes"),
     "push_to_hub hub_model_id": ("", "nothing: a run leaves a Hugging Face folder, OUTPUT_DIR/export, for you to upload"),
-    "finetuning_type adapter use_peft use_lora peft_config qlora load_in_4bit load_in_8bit quantization_bit quantization": (
-        "", "full fine-tuning: adapters and quantised weights are not offered yet",
+    "finetuning_type adapter use_peft use_lora peft_config tuner_type train_type peft_type": ("tuning.name", "full or lora; the other fields of tuning say which adapters"),
+    "qlora load_in_4bit load_in_8bit quantization_bit quantization": (
+        "", "weights in 16 or 32 bits: quantised ones are not offered yet (--tuning.name lora freezes them in 16)",
     ),
 }  # fmt: skip
 """Names of others -> the field for it here, if there is one, and what that takes."""
@@ -107,7 +115,7 @@ def answer(name: str) -> tuple[str, str] | None:
     if last in _SAME:
         return _SAME[last], ""
     if last.startswith("lora_"):
-        return _OTHER["adapter"]
+        return "tuning.name", "lora; --help lists the fields of tuning"
     return _OTHER.get(last)
 
 

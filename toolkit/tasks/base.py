@@ -228,7 +228,8 @@ class Task(ABC):
     def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
         """One record per example of `examples`, in their order, fillers included: they are dropped afterwards.
 
-        `batch`, on the device, is what `collate` has made of `examples` (those of a packed sequence follow each other).
+        `batch`, on the device, is what `collate` has made of `examples` (those of a packed sequence follow each other);
+        there fillers have no targets.
         Runs on every rank, without gradients and dropout, on whole sequences; each rank must call `model` and `generate`
         as often as the others. Under a pipeline `model` looks like the whole model.
         """

@@ -5,7 +5,6 @@ Indexes change with each point release, so none can be pinned: what was read is 
 
 from __future__ import annotations
 
-import getpass
 import gzip
 import hashlib
 import json
@@ -34,11 +33,13 @@ _SETTINGS = """
 #clear APT::Update::Post-Invoke-Success;
 Acquire::Languages {{ {languages} }};
 Acquire::Retries "1";
-APT::Sandbox::User "{user}";
+Acquire::http::Timeout "30";
+Acquire::https::Timeout "30";
+APT::Sandbox::User "root";
 Dir::State::lists "{lists}";
 Dir::Cache "{cache}";
 """
-"""Nothing of the host's own lists is touched, and no hook of it runs."""
+"""Nothing of the host's own lists is touched, and no hook of it runs. Where root calls, no other user has to read our folder."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class DebianIndex:
         for folder in ("lists/partial", "cache/archives/partial"):
             (work / folder).mkdir(parents=True)
         languages = " ".join(f'"{language}";' for language in self.languages)
-        text = _SETTINGS.format(languages=languages, user=getpass.getuser(), lists=work / "lists", cache=work / "cache")
+        text = _SETTINGS.format(languages=languages, lists=work / "lists", cache=work / "cache")
         (work / "apt.conf").write_text(text, encoding="utf-8")
         return work / "apt.conf"
 
