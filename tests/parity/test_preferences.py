@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 from functools import partial
@@ -212,3 +213,36 @@ def test_reference_log_probabilities_are_kept_and_an_interrupted_pass_goes_on(
     # Sequences are computed whole.
     assert 35 < known <= 40 and np.array_equal(again[: 1 + 2 * known], whole[: 1 + 2 * known])
     np.testing.assert_allclose(again, whole, rtol=1e-6)
+
+
+def test_a_reward_model_is_exported_as_a_classifier_with_one_output(problem: dict[str, Path], tmp_path: Path) -> None:
+    """From a language model, with a head of its own; transformers alone, on padded texts, finds the loss of the last evaluation."""
+    run = recipe(
+        problem,
+        RewardModel(),
+        model=Model(path=str(problem["model"])),
+        data=Data(train=str(problem["pairs"]), evaluation=str(problem["pairs"]), prefetch=0),
+        checkpoint=Checkpoint(export_dtype="fp32"),
+    )
+    run_distributed(run_fresh, 1, [(run, str(tmp_path / "run"), None)], str(tmp_path / "cache"))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    measured = [record["eval"] for record in map(json.loads, lines) if "eval" in record][-1]
+    scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "export")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "export")
+    assert scorer.config.num_labels == 1 and scorer.config.pad_token_id == tokenizer.pad_token_id
+    rewards = []
+    for answer in ("chosen", "rejected"):
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[answer]}],
+                tokenize=False,
+            )
+            for row in map(json.loads, problem["pairs"].read_text().splitlines())
+        ]
+        padded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+        with torch.no_grad():
+            rewards.append(scorer(input_ids=padded.input_ids, attention_mask=padded.attention_mask).logits[:, 0])
+    gaps = rewards[0] - rewards[1]
+    assert measured["loss"] == pytest.approx(float(-gaps.sigmoid().log().mean()), rel=1e-5)
+    assert measured["rewards/margins"] == pytest.approx(float(gaps.mean()), rel=1e-4)
+    assert measured["rewards/accuracies"] == pytest.approx(float((gaps > 0).float().mean()))
