@@ -217,6 +217,14 @@ def test_a_reward_is_that_of_transformers_own_classifier(tokenizer: Any) -> None
     torch.testing.assert_close(found.float(), wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_answers_that_are_alone_in_their_sequence_are_counted(tokenizer: Any) -> None:
+    task = KTOTask(KTO(), tokenizer)
+    assert task.remarks_on_packs([[0, 1], [2, 3]]) == []
+    assert "1 of 3 answers are alone in their sequence" in task.remarks_on_packs([[0, 2], [1]])[0]
+    with pytest.raises(DataError, match="each of the 2 answers has a sequence of its own"):
+        task.remarks_on_packs([[0], [1]])
+
+
 def made(**changes: Any) -> Recipe:
     sections: dict[str, Any] = {
         "model": Model(path="somewhere"),
@@ -262,3 +270,29 @@ def test_what_is_logged_of_judged_answers_are_means_of_each_kind(tokenizer: Any)
     }
     nothing_bad = {"desirable": 1.0, "desirable_rewards": 0.5, "undesirable_rewards": 0.0, "right": 1.0}
     assert task.summary(nothing_bad)["rewards/rejected"] == 0.0
+
+
+def test_routers_are_balanced_where_the_config_asks_for_it(tokenizer: Any) -> None:
+    """What is added is transformers' own loss of the same row, times the pairs in it; nothing in an evaluation."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    config = MixtralConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes, **experts)
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(config)
+    task = DPOTask(DPO(), tokenizer)
+    task.prepare(model)
+    assert task.adds_loss
+    examples = examples_of(task, 2)
+    for example in examples:
+        example[REFERENCE] = np.array([-30.0, -50.0])
+    batch = task.collate([examples])
+    loss = task.loss(model, batch, 1.0)
+    plain: Any = MixtralForCausalLM(config)
+    plain.load_state_dict(model.state_dict())
+    own = plain(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).aux_loss
+    assert float(loss.added) == pytest.approx(2 * 0.5 * float(own), rel=1e-5)
+    assert loss.trained.item() == pytest.approx(loss.total.item() + float(loss.added), rel=1e-6)
+    with torch.no_grad():
+        assert task.evaluate(model, batch)["loss"] == pytest.approx(loss.total.item(), rel=1e-5)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from toolkit.data import tokens
-from toolkit.data.example import Example, Row
+from toolkit.data.example import Example, Row, Sequences
 from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
@@ -157,6 +157,10 @@ class Task(ABC):
         `random` depends on the seed, the pass over the data and the example alone: the same on any number of ranks.
         """
         return example
+
+    def remarks_on_packs(self, sequences: Sequences) -> list[str]:
+        """Lines to say about which examples share a sequence. Raises DataError where nothing can be learned so."""
+        return []
 
     def show(self, example: Example) -> Shown:
         """`example` for a reader, as --preview prints it."""

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.data import documents, tokens
-from toolkit.data.example import IGNORED, Array, Example, Row
+from toolkit.data.example import IGNORED, Array, Example, Row, Sequences
 from toolkit.data.forms.chat_template import takes_tools
 from toolkit.data.forms.preference_tokens import encode_unpaired
 from toolkit.data.forms.preferences import Unpaired, unpaired_of
 from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
+from toolkit.errors import DataError
 from toolkit.recipe import KTO
 from toolkit.tasks import preference_losses as losses
 from toolkit.tasks.answers import ANSWER_TOKENS, REFERENCE, AnswersTask, answer_tokens, answers, reference_sums
@@ -82,6 +83,18 @@ class KTOTask(AnswersTask):
     def fitted(self, example: Example, capacity: int, overlong: str, counts: Counts) -> list[Example]:
         """See `toolkit.data.documents.fit`."""
         return documents.fit(example, capacity, overlong, counts)
+
+    def remarks_on_packs(self, sequences: Sequences) -> list[str]:
+        """How many answers tell nothing about the baseline. Raises DataError where none does."""
+        total, alone = sum(map(len, sequences)), sum(len(sequence) == 1 for sequence in sequences)
+        if alone == total:
+            raise DataError(
+                f"each of the {total:,} answers has a sequence of its own",
+                expected="several answers in a sequence: rewards are measured against answers to other prompts, taken from it",
+                do="raise batch.sequence_length",
+            )
+        note = f"  note: {alone:,} of {total:,} answers are alone in their sequence, and tell nothing about the baseline"
+        return [note] if alone else []
 
     def show(self, example: Example) -> Shown:
         """The text, and whether its answer is good."""

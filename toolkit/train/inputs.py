@@ -333,6 +333,8 @@ def _stored(
         display.say(
             f"  packed into {len(sequences):,} sequences of {recipe.batch.sequence_length} tokens, {full:.1%} full"
         )
+    for line in task.remarks_on_packs(sequences):
+        display.say(line)
     display.say(f"  {plural(total, 'step')} = {order.epoch(total):.2f} epochs")
     batches = StoredBatches(store, sequences, order, task.collate, rank, world_size, recipe.batch.micro_size, task)
     return batches, total
