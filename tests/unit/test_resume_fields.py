@@ -49,6 +49,15 @@ def rows(kind: str, count: int = 24) -> list[dict[str, Any]]:
             made.append({"prompt": words[0], "completion": words[1], "label": number % 2 == 0})
         elif kind == "text":
             made.append({"text": words[1], "body": words[0]})
+        elif kind == "tagged":
+            cut, marks = words[1].split(), ["B-X", "I-X", "O"] * 6
+            made.append({"words": cut, "labels": marks[: len(cut)], "body": cut[::-1], "marks": marks[1 : len(cut) + 1]})
+        elif kind == "asked":
+            answers = {"text": [WORDS[(number + 3) % 8]], "answer_start": [0]}
+            other = {"text": ["of"], "answer_start": [words[1].find("of")]}
+            made.append({"question": words[0], "ask": "What?", "context": words[1], "page": words[1] + "!", "answers": answers, "others": other})
+        elif kind == "flags":
+            made.append({"text": words[1], "left": number % 2, "right": number % 3 // 2})
         else:
             made.append({"text": words[1], "body": words[0], "label": WORDS[number % 2], "other": number % 3})
     return made
@@ -63,7 +72,7 @@ class Ground:
     prepared: dict[str, Inputs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for kind in ("chat", "pairs", "text", "classes", "preferences", "judged"):
+        for kind in ("chat", "pairs", "text", "classes", "tagged", "asked", "flags", "preferences", "judged"):
             write_lines(self.folder / f"{kind}.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-copy.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-more.jsonl", rows(kind, 28))
@@ -130,6 +139,21 @@ BASES: dict[str, dict[str, Any]] = {
         for kind in ("dpo", "simpo", "reward_model")
     },
     "kto": {"data.train": "{tmp}/judged.jsonl", "batch.sequence_length": 160, "task.name": "kto"},
+    "masked": {
+        "data.train": "{tmp}/text.jsonl", "data.packing": False, "task.name": "masked_lm", "model.path": "{bert}",
+    },
+    "tagged": {
+        "data.train": "{tmp}/tagged.jsonl", "data.packing": False, "task.name": "token_classification",
+        "model.path": "{bert}",
+    },
+    "asked": {
+        "data.train": "{tmp}/asked.jsonl", "data.packing": False, "task.name": "question_answering",
+        "model.path": "{bert}", "data.overlong": "split", "task.doc_stride": 2, "batch.sequence_length": 20,
+    },
+    "flags": {
+        "data.train": "{tmp}/flags.jsonl", "data.packing": False, "task.name": "sequence_classification",
+        "model.path": "{bert}", "task.label_fields": ("left", "right"),
+    },
     "scratch": {
         "data.train": "{tmp}/chat.jsonl", "model.path": None, "model.architecture": "llama", "model.weights": "random",
         "model.tokenizer": "{llama}", "model.config": {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8,
@@ -208,6 +232,24 @@ CASES = [
     said("task.centering", 0.125, base="reward_model"),
     said("task.desirable_weight", 1.5, base="kto"),
     said("task.undesirable_weight", 1.5, base="kto"),
+    refused("task.label_fields", ["right", "left"], base="flags"),
+    refused("task.second_text_field", "body", base="classes"),
+    said("task.problem_type", "single_label_classification", base="classes"),
+    refused("task.mask_probability", 0.25, base="masked"),
+    refused("task.mask_share", 0.5, base="masked"),
+    refused("task.random_share", 0.0, base="masked"),
+    refused("task.whole_word", True, base="masked"),
+    refused("task.words_field", "body", base="tagged"),
+    refused("task.labels_field", "marks", base="tagged"),
+    said("task.scheme", "tags", base="tagged"),
+    refused("task.label_all_tokens", True, base="tagged"),
+    refused("task.question_field", "ask", base="asked"),
+    refused("task.context_field", "page", base="asked"),
+    refused("task.answers_field", "others", base="asked"),
+    refused("task.doc_stride", 5, base="asked"),
+    said("task.unanswerable", True, base="asked"),
+    said("task.null_threshold", 0.5, base="asked", before={"task.unanswerable": True}),
+    said("task.max_answer_tokens", 3, base="asked"),
     Case("data.prefetch", 0, "same"),
     refused("tuning.name", "lora"),
     refused("tuning.rank", 8, before=LORA),

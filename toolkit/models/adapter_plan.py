@@ -29,10 +29,12 @@ class AdapterPlan:
     """Parameters that are trained as they are."""
     modules: tuple[str, ...]
     """The modules that these make up."""
+    adapters: int
+    """Numbers in all adapters."""
     trained: int
-    """Numbers that are trained."""
+    """Those, and what is trained whole."""
     total: int
-    """Those, and the frozen ones."""
+    """All of these, and the frozen ones."""
     transposed: bool
     """Whether the layers keep their weights as [inputs, outputs] (transformers' Conv1D)."""
 
@@ -83,15 +85,14 @@ def plan_adapters(kind: Any, config: PretrainedConfig, tuning: LoRA, *, trains_h
             do="set tuning=Full()",
         )
     parameters = dict(model.named_parameters())
-    trained = sum(adapter_numel(linear[name], tuning) for name in targets) + sum(
-        parameters[name].numel() for name in whole
-    )
+    adapters = sum(adapter_numel(linear[name], tuning) for name in targets)
+    trained = adapters + sum(parameters[name].numel() for name in whole)
     frozen = sum(parameter.numel() for name, parameter in parameters.items() if name not in whole)
     modules = _modules(model, whole)
     transposed = all(isinstance(linear[name], Conv1D) for name in targets)
     others = [name for name, _ in model.named_modules() if name and name not in targets]
     short = _shortest(targets, others)
-    return AdapterPlan(tuning, targets, short, whole, modules, trained, trained + frozen, transposed)
+    return AdapterPlan(tuning, targets, short, whole, modules, adapters, trained, trained + frozen, transposed)
 
 
 def sides(layer: nn.Module) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from toolkit.data import documents
 from toolkit.data.example import Example, Row
 from toolkit.models.adapters import adapters_off
-from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
+from toolkit.models.attention import tell_documents
 from toolkit.models.decoding import Generate
 from toolkit.models.heads import TARGET_ROWS, token_log_probabilities, use_loss_head
 from toolkit.models.log_probabilities import segment_sum
@@ -25,7 +25,7 @@ from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import Task as Options
 from toolkit.tasks.base import Batch, Task
 from toolkit.tasks.greedy import greedy_answer
-from toolkit.tasks.packed_rows import COUNTED, TARGET_DOCUMENTS
+from toolkit.tasks.packed_rows import COUNTED, TARGET_DOCUMENTS, model_inputs
 from toolkit.tasks.stop_tokens import trained_ends
 
 ANSWER_TOKENS = "answer_tokens"
@@ -57,10 +57,9 @@ def references(examples: list[Example]) -> Batch:
 
 def answers(model: nn.Module, batch: Batch, group: Any, seen: list[Any] | None = None) -> Answers:
     """What `model` gives to the answers of `batch`, whose tokens the ranks of `group` share; what it returned goes to `seen`."""
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids", DOCUMENT_LENGTHS)}
     found = token_log_probabilities(
         model,
-        tell_documents(model, inputs),
+        tell_documents(model, model_inputs(batch)),
         batch["targets"],
         batch[TARGET_ROWS],
         see=None if seen is None else seen.append,
@@ -98,6 +97,10 @@ class AnswersTask(Task):
     def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...]:
         """The tokens that carry loss at the ends of answers."""
         return trained_ends(rows, self.encode, self.tokenizer)
+
+    def inputs(self, batch: Batch) -> Batch:
+        """Tokens, positions, and where documents end."""
+        return model_inputs(batch)
 
     def real_tokens(self, sequences: list[list[Example]], batch: Batch) -> Batch:
         """The tokens [B, T] that are no padding, for routers that are balanced over them."""

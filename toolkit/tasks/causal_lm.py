@@ -32,7 +32,8 @@ from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import CausalLM
 from toolkit.tasks.base import TRAINED, Batch, Loss, Sums, Task
 from toolkit.tasks.greedy import greedy_answer
-from toolkit.tasks.packed_rows import next_tokens, pack_rows, split_rows
+from toolkit.tasks.packed_rows import next_tokens, pack_rows
+from toolkit.tasks.sequence_parts import part_of
 from toolkit.tasks.stop_tokens import trained_ends
 
 _NAMES = {"messages": "chat messages", "prompt_completion": "prompt and completion", "text": "plain text"}
@@ -49,6 +50,7 @@ class CausalLMTask(Task):
     can_pack = True
     is_causal = True
     cuts = frozenset(("tensor", "pipeline", "sequence"))
+    answers = frozenset(("targets", TARGET_ROWS, REAL))
 
     def __init__(self, options: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
@@ -166,8 +168,8 @@ class CausalLMTask(Task):
         return {REAL: (torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)).long()}
 
     def split(self, batch: Batch, index: int, count: int) -> Batch:
-        """Equal parts: see `packed_rows.split_rows`."""
-        return split_rows(batch, index, count)
+        """Equal parts, see `toolkit.tasks.sequence_parts`."""
+        return part_of(batch, index, count)
 
     def count(self, batch: Batch) -> int:
         """Tokens that carry loss."""
@@ -200,11 +202,9 @@ class CausalLMTask(Task):
         label_smoothing: float,
         see: Callable[[Any], None] | None = None,
     ) -> torch.Tensor:
-        # A later pipeline stage has hidden states in the place of tokens.
-        inputs = {name: values for name, values in batch.items() if name not in ("targets", TARGET_ROWS, REAL)}
         return token_loss(
             model,
-            tell_documents(model, inputs),
+            tell_documents(model, self.inputs(batch)),
             batch["targets"],
             label_smoothing=label_smoothing,
             gradient_scale=gradient_scale,

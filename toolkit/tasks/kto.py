@@ -93,7 +93,9 @@ class KTOTask(AnswersTask):
                 expected="several answers in a sequence: rewards are measured against answers to other prompts, taken from it",
                 do="raise batch.sequence_length",
             )
-        note = f"  note: {alone:,} of {total:,} answers are alone in their sequence, and tell nothing about the baseline"
+        note = (
+            f"  note: {alone:,} of {total:,} answers are alone in their sequence, and tell nothing about the baseline"
+        )
         return [note] if alone else []
 
     def show(self, example: Example) -> Shown:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from toolkit.data.example import IGNORED, Array
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor
 from toolkit.models.heads import TARGET_ROWS, target_rows
+from toolkit.tasks.sequence_parts import part_of
 
 Batch = dict[str, torch.Tensor]
 
@@ -81,28 +81,16 @@ def split_rows(batch: Batch, index: int, count: int) -> Batch:
     which is what attention sees; targets stay with the positions that predict them. An example that is COUNTED is so in
     one part.
     """
-    height, length = batch["input_ids"].shape
-    size = -(-length // count)
-    extra = size * count - length
-    start = index * size
-    fill = {
-        "input_ids": torch.zeros(extra, dtype=torch.int64),
-        "position_ids": torch.arange(extra),
-        "targets": torch.full((extra,), IGNORED),
-    }
-    parts = {
-        name: torch.cat([batch[name], filler.expand(height, extra)], dim=1)[:, start : start + size].contiguous()
-        for name, filler in fill.items()
-    }
+    rows = ("input_ids", "position_ids", "targets", TARGET_ROWS, DOCUMENT_LENGTHS)
+    parts = part_of({name: batch[name] for name in rows}, index, count)
     if TARGET_DOCUMENTS in batch:
-        places = batch[TARGET_ROWS] % length
-        parts[TARGET_DOCUMENTS] = batch[TARGET_DOCUMENTS][(places >= start) & (places < start + size)]
+        places = batch[TARGET_ROWS] % batch["targets"].shape[1]
+        parts[TARGET_DOCUMENTS] = batch[TARGET_DOCUMENTS][places // parts["targets"].shape[1] == index]
     if COUNTED in batch:
         parts[COUNTED] = batch[COUNTED] & (torch.arange(len(batch[COUNTED])) % count == index)
-    lengths = batch[DOCUMENT_LENGTHS]
-    return {
-        **batch,
-        **parts,
-        TARGET_ROWS: target_rows(parts["targets"]),
-        DOCUMENT_LENGTHS: nn.functional.pad(lengths, (0, 1), value=extra) if extra else lengths,
-    }
+    return {**batch, **parts}
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """What of a batch made by `pack_rows` the model is called with."""
+    return {name: batch[name] for name in ("input_ids", "position_ids", DOCUMENT_LENGTHS)}

@@ -24,7 +24,7 @@ from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.errors import DataError, plural
 from toolkit.tasks.base import Batch, Loss, Sums, Task
-from toolkit.tasks.packed_rows import COUNTED, Document, pack_rows, split_rows
+from toolkit.tasks.packed_rows import COUNTED, Document, model_inputs, pack_rows, split_rows
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
@@ -119,6 +119,10 @@ class PairsTask(Task):
         """Further entries of a batch, about its examples or documents: whole on every rank of a sequence group."""
         return {}
 
+    def inputs(self, batch: Batch) -> Batch:
+        """Tokens, positions, and where documents end."""
+        return model_inputs(batch)
+
     def split(self, batch: Batch, index: int, count: int) -> Batch:
         """As `packed_rows.split_rows`; each pair counts on one rank."""
         return split_rows(batch, index, count)
@@ -128,7 +132,7 @@ class PairsTask(Task):
         return int(batch[COUNTED].sum())
 
     @abstractmethod
-    def compare(self, model: nn.Module, batch: Batch) -> tuple[Compared, Tensor | float]:
+    def weigh(self, model: nn.Module, batch: Batch) -> tuple[Compared, Tensor | float]:
         """What `model` makes of all pairs of `batch`, and what is trained besides (Loss.added)."""
 
     def _totals(self, batch: Batch, compared: Compared) -> list[Tensor]:
@@ -139,13 +143,13 @@ class PairsTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
         """The losses of the pairs, and their rewards."""
-        compared, added = self.compare(model, batch)
+        compared, added = self.weigh(model, batch)
         total, *rewards = self._totals(batch, compared)
         return Loss(total.float(), dict(zip(REWARDS, (reward.detach() for reward in rewards), strict=True)), added)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         """Loss, pairs and rewards."""
-        totals = self._totals(batch, self.compare(model, batch)[0])
+        totals = self._totals(batch, self.weigh(model, batch)[0])
         values = torch.stack([*totals, batch[COUNTED].sum().double()]).tolist()
         return dict(zip(("loss", *REWARDS, "targets"), values, strict=True))
 

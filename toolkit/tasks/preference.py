@@ -41,7 +41,7 @@ class PreferenceTask(AnswersTask, PairsTask):
         """Tokens of the answers, and what the reference gives to them."""
         return {ANSWER_TOKENS: answer_tokens(examples), **references(examples)}
 
-    def compare(self, model: nn.Module, batch: Batch) -> tuple[Compared, Tensor | float]:
+    def weigh(self, model: nn.Module, batch: Batch) -> tuple[Compared, Tensor | float]:
         """The loss and the rewards of each pair, and the balancing loss of the routers."""
         seen: list[Any] = []
         compared = self.judge(model, batch, answers(model, batch, self.sequence_group, seen))

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from toolkit.data.example import IGNORED, Array, Example, Row
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, ModelError, RecipeError
-from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
+from toolkit.models.attention import tell_documents
 from toolkit.models.heads import TARGET_ROWS
 from toolkit.models.log_probabilities import segment_sum
 from toolkit.recipe import RewardModel
@@ -110,13 +110,12 @@ class RewardModelTask(PairsTask):
 
     def rewards(self, model: nn.Module, batch: Batch) -> Tensor:
         """Rewards [D] fp64 of all documents of `batch`, whose tokens the ranks of a sequence group share."""
-        inputs = {name: batch[name] for name in ("input_ids", "position_ids", DOCUMENT_LENGTHS)}
         network: Any = model
-        hidden = network.base_model(**tell_documents(model, inputs), use_cache=False).last_hidden_state
+        hidden = network.base_model(**tell_documents(model, self.inputs(batch)), use_cache=False).last_hidden_state
         scores = getattr(network, HEAD)(hidden.flatten(0, 1)[batch[TARGET_ROWS]]).squeeze(-1).float()
         return segment_sum(scores, batch[TARGET_DOCUMENTS], 2 * len(batch[COUNTED]), self.sequence_group)
 
-    def compare(self, model: nn.Module, batch: Batch) -> tuple[Compared, Tensor | float]:
+    def weigh(self, model: nn.Module, batch: Batch) -> tuple[Compared, Tensor | float]:
         """Losses and rewards of the pairs."""
         chosen, rejected = self.rewards(model, batch).view(-1, 2).unbind(1)
         loss = losses.bradley_terry(chosen, rejected, batch.get(MARGIN, 0.0), self.options.centering)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from toolkit.checkpoint.export import UNTRAINED
 from toolkit.checkpoint.export_adapters import ADAPTER_CONFIG
 from toolkit.engine import device, process
 from toolkit.engine.base import Survey, Training
+from toolkit.engine.comparison import Comparison
 from toolkit.engine.experts import gather_layers_whole
 from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
@@ -33,6 +35,7 @@ from toolkit.models.document_choice import (
     implementation,
     kernel_obstacle,
     use_document_attention,
+    use_packed_attention,
     use_padded_attention,
 )
 from toolkit.models.generation import restore_use_cache, train_shared_padding
@@ -97,11 +100,16 @@ def build_engine(
         if me.mesh.pipeline == 1:
             # Stages are always given positions.
             check_positions(engine.call(shift), model)
-    if recipe.data.packing:
+    if task.settles:
+        engine.call(task.settle)
+    if recipe.data.packing and task.is_causal:
         check_isolation(engine.call(leak), type(model).__name__)
     is_ours = recipe.model.attention in ("auto", "varlen") and inputs.model_config._attn_implementation == "sdpa"
     if is_ours and me.mesh.sequence == 1:
         _choose_core(recipe, task, engine, type(model).__name__, display)
+    if recipe.data.packing and not task.is_causal:
+        # No mask of transformers' keeps documents apart where tokens see what comes after them: attention must.
+        check_isolation(engine.call(leak), type(model).__name__, attention="auto")
     if recipe.model.compile:
         # Last: attention is settled, and no probe's short texts are compiled for.
         compile_layers(engine.model)
@@ -121,7 +129,9 @@ def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, 
             display.say(f"attention: sdpa with a mask of padding; {obstacle}")
         return
     switch = use_document_attention if task.is_causal else use_padded_attention
-    refused = engine.call(switch, implementation(obstacle))
+    if recipe.data.packing and not task.is_causal:
+        switch = use_packed_attention
+    refused = _agreed(engine, engine.call(switch, implementation(obstacle)))
     if refused is not None and is_asked_for:
         raise ModelError(
             f"model.attention='varlen' does not fit {architecture}: {refused}",
@@ -132,6 +142,14 @@ def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, 
         display.say(f"attention: sdpa with a mask of tokens x tokens; varlen does not fit {architecture}: {refused}")
     elif obstacle is not None and device.kind() == "cuda":
         display.say(f"attention: one document after the other; {obstacle}")
+
+
+def _agreed(engine: Engine, refused: str | None) -> str | None:
+    """The first rank's reason to stay with "sdpa", on all ranks: the last stage of a pipeline may have one of its own."""
+    reasons = [reason for reason in process.gather_objects(refused) if reason is not None]
+    if reasons and refused is None:
+        engine.model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    return reasons[0] if reasons else None
 
 
 def _takes_kernels(recipe: Recipe, model_config: PretrainedConfig, display: Display) -> bool:
@@ -182,9 +200,11 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         inputs.total_steps,
         task.loss,
         task.count,
+        task.inputs,
         recipe.task.higher_is_better(recipe.evaluation.metric),
         task.logged,
         task.adds_loss,
+        Comparison(task.look, task.compare) if task.compares else None,
         Survey(task.survey, task.surveyed) if task.surveys else None,
     )
     if me.mesh.pipeline > 1:
@@ -194,7 +214,8 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
     task.sequence_group = Grid(me.mesh, me.rank).sequence
     attention = SequenceAttention(model.config, task.sequence_group)
     engine = ZeroEngine(model, config, me, training, split=task.split, attention=attention)
-    excess = engine.call(use_sequence_attention, attention, recipe.batch.sequence_length)
+    probed = functools.partial(use_sequence_attention, padded=not task.is_causal)
+    excess = engine.call(probed, attention, recipe.batch.sequence_length)
     check_sequence_attention(excess, type(model).__name__)
     return engine
 
@@ -217,3 +238,6 @@ def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrain
             )
         if inputs.generation is not None:
             write_json(folder.model / GENERATION_CONFIG_NAME, inputs.generation)
+        for path, content in inputs.task.files(config, recipe.batch).items():
+            (folder.model / path).parent.mkdir(exist_ok=True)
+            write_json(folder.model / path, content)

@@ -60,7 +60,7 @@ def load_model(
     _settle_contents(inputs, source, head, me, display)
     # In fp32 on a CPU transformers maps the file and copies nothing; at stage 3 it keeps a share of each parameter.
     is_easy = config["zero_optimization"]["stage"] == 3 or (dtype == torch.float32 and not device.has_own_memory())
-    if is_easy and me.mesh.pipeline == me.mesh.tensor == 1 and not inputs.task.config_overrides():
+    if is_easy and me.mesh.pipeline == me.mesh.tensor == 1 and not _may_lack_head(inputs):
         model, missing = load_weights(inputs.task.auto_class, source, inputs.model_config, config)
         check_missing(missing, source, model)
         _use_fp8(recipe, me, model, display)
@@ -74,6 +74,10 @@ def load_model(
         _read(recipe, inputs, source, head, model, shards, keep_share, dtype, display)
 
     return _part(recipe, inputs, me, display, read, keep_share, dtype, is_fused=is_fused)
+
+
+def _may_lack_head(inputs: Inputs) -> bool:
+    return inputs.task.may_lack_head or bool(inputs.task.config_overrides())
 
 
 def _partitioner(config: Mapping[str, Any], me: process.Process) -> Placed | None:
@@ -95,7 +99,7 @@ def _read(
     """Fill `model` from the checkpoint `source`, and draw what a classifier's head needs beyond it, the same on every topology."""
     kind, config, place = inputs.task.auto_class, inputs.model_config, device.current()
     missing = load_part(model, source, shards, remade=head, device=place, dtype=dtype, placed=keep_share)
-    may_lack = bool(inputs.task.config_overrides())
+    may_lack = _may_lack_head(inputs)
     check_missing([name for name in missing if not (may_lack and is_of_a_head(model, name))], source, model)
     if missing:
         weights = RandomWeights(kind, config, recipe.seed, recipe.model.config)
