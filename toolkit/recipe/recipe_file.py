@@ -59,7 +59,8 @@ def file_text(
     keep = {name for name in keep if not name.endswith(".name")}  # the class says it
     parts = sections_of(chosen(values, keep), values, built=False)
     kinds = {part: section_class(part, values).__name__ for part, value in parts.items() if _is_section(value)}
-    classes = sorted({"Recipe", *kinds.values()})
+    # As ruff sorts an import: what is all capitals (DPO) counts as a constant, which comes first.
+    classes = sorted({"Recipe", *kinds.values()}, key=lambda name: (not name.isupper(), name))
     lines = [
         f'"""{_docstring(headline)}',
         "",
