@@ -100,8 +100,8 @@ def lively(model: Any, scale: float = 0.4) -> Any:
     return model
 
 
-def bert(tokenizer: Any) -> Any:
-    """Random BERT encoder in fp32 for `tokenizer`, without a classifier: 2 layers, width 64."""
+def bert(tokenizer: Any, spread: float = 0.02) -> Any:
+    """Random BERT encoder in fp32 for `tokenizer`, without a classifier: 2 layers, width 64; weights deviate by `spread`."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -112,11 +112,75 @@ def bert(tokenizer: Any) -> Any:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=512,
+        initializer_range=spread,
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return BertModel(config)
+
+
+def encoder_decoder(kind: str, tokenizer: Any) -> Any:
+    """Random "t5", "bart" or "bert2bert" in fp32 for `tokenizer`: 2 layers on each side, width 32."""
+    import torch
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        BertConfig,
+        EncoderDecoderConfig,
+        EncoderDecoderModel,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    size, pad = len(tokenizer), tokenizer.pad_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else pad
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "t5":
+            fields = {"initializer_factor": 0.3, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+            t5 = T5Config(vocab_size=size, **fields, pad_token_id=pad, eos_token_id=end, decoder_start_token_id=pad)
+            return T5ForConditionalGeneration(t5)
+        if kind == "bart":
+            sides = {f"{side}_layers": 2 for side in ("encoder", "decoder")}
+            sides |= {
+                f"{side}_{name}": value
+                for side in ("encoder", "decoder")
+                for name, value in (("ffn_dim", 64), ("attention_heads", 4))
+            }
+            bart = BartConfig(
+                vocab_size=size, d_model=32, **sides, max_position_embeddings=256, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=end, decoder_start_token_id=end, forced_eos_token_id=None, init_std=0.1,
+            )  # fmt: skip
+            model = BartForConditionalGeneration(bart)
+            model.final_logits_bias.normal_()
+            return model
+        sides = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        berts = [BertConfig(vocab_size=size, **sides, max_position_embeddings=256, pad_token_id=pad) for _ in range(2)]
+        config = EncoderDecoderConfig.from_encoder_decoder_configs(*berts)
+        config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = start, pad, end
+        return EncoderDecoderModel(config=config)
+
+
+def summaries() -> list[dict[str, str]]:
+    """96 docstrings of very different lengths, and the names that they belong to."""
+    return [
+        {"source": text[: 20 + 37 * (number % 8)], "target": name.replace(".", " ")}
+        for number, (name, _, text) in enumerate(documented()[:96])
+    ]
+
+
+def text_pairs() -> list[dict[str, Any]]:
+    """96 names, the first lines of their docstrings, those of other names, and a number from -1 to 1."""
+    found = [
+        (name.replace(".", " "), text.partition("\n")[0][: 20 + 13 * (number % 7)])
+        for number, (name, _, text) in enumerate(documented()[:97])
+    ]
+    return [
+        {"anchor": name, "positive": text, "negative": found[number + 1][1], "score": (number * 7 % 41) / 20 - 1.0}
+        for number, (name, text) in enumerate(found[:96])
+    ]
 
 
 def wordpiece_tokenizer() -> Any:
@@ -162,6 +226,25 @@ def chats() -> list[dict[str, Any]]:
             messages.append({"role": "assistant", "content": rest.strip() or f"It is a {kind}."})
         rows.append({"messages": messages})
     return rows
+
+
+def preferences(count: int = 96) -> list[dict[str, str]]:
+    """Questions with the first line of their docstring and with that of another one, of very different lengths."""
+    rows = []
+    texts = [(name, text.partition("\n\n")[0][:160]) for name, _, text in documented()]
+    for number, (name, text) in enumerate(texts[:count]):
+        other = texts[(number * 7 + 3) % len(texts)][1]
+        rejected = other if other != text else f"It is {name}."
+        rows.append({"prompt": f"What does {name} do?", "chosen": text, "rejected": rejected})
+    return rows
+
+
+def judged(count: int = 96) -> list[dict[str, Any]]:
+    """The same, as answers with a label; every third one is bad."""
+    return [
+        {"prompt": row["prompt"], "completion": row["chosen" if number % 3 else "rejected"], "label": bool(number % 3)}
+        for number, row in enumerate(preferences(count))
+    ]
 
 
 def openings() -> list[dict[str, str]]:

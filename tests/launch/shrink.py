@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.parity.strategies import DEGREES
-from toolkit.recipe import Data, Recipe
+from toolkit.recipe import Recipe
 from toolkit.recipe.effect import has_held_out
 from toolkit.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 STEPS = 4
+
+ENCODED = ("masked_lm", "sequence_classification", "token_classification", "question_answering", "sentence_embedding")
+"""Tasks of encoders."""
 
 SMALL_LLAMA = {
     "hidden_size": 64,
@@ -32,9 +35,12 @@ class Inputs:
 
     llama: Path
     bert: Path
+    t5: Path
     chats: Path
     classes: Path
     texts: Path
+    rows: Path
+    """Folder with rows of other tasks, by the name of the task."""
 
 
 def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
@@ -62,8 +68,16 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
 
 
 def _task(recipe: Recipe) -> dict[str, Any]:
+    """Short answers, and columns under the usual names: a recipe may be a user's own."""
+    fields = type(recipe.task).model_fields
+    columns = {name: field.default for name, field in fields.items() if name.endswith("_field")}
+    if getattr(recipe.task, "second_text_field", None) is not None:
+        columns["second_text_field"] = "second"
     generates = recipe.task.name == "causal_lm" and recipe.task.sample_prompt is not None
-    return {"sample_tokens": 4} if generates else {}
+    windows = {"doc_stride": 8} if "doc_stride" in fields else {}
+    if recipe.task.name == "seq2seq":
+        windows = {"max_new_tokens": 4, "target_length": 32}
+    return {**columns, **windows, **({"sample_tokens": 4} if generates else {})}
 
 
 def _evaluation(recipe: Recipe) -> dict[str, Any]:
@@ -80,17 +94,20 @@ def _parallel(recipe: Recipe, scratch: Path) -> dict[str, Any]:
 def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     if recipe.model.architecture is not None:
         return {"tokenizer": str(inputs.llama), "config": recipe.model.config | SMALL_LLAMA, "attention": "sdpa"}
-    tiny = inputs.bert if recipe.task.name == "sequence_classification" else inputs.llama
-    return {"path": str(tiny), "attention": "sdpa"}
+    if recipe.task.name in ENCODED:
+        # No mask keeps packed documents of encoders apart: attention has to be chosen.
+        return {"path": str(inputs.bert), "attention": "auto" if recipe.data.packing else "sdpa"}
+    return {"path": str(inputs.t5 if recipe.task.name == "seq2seq" else inputs.llama), "attention": "sdpa"}
 
 
 def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """Tiny rows of the kind that the recipe reads, under the usual names: a recipe may be a user's own."""
+    """Tiny rows of the kind that the recipe reads."""
     if recipe.task.name == "sequence_classification":
         source = inputs.classes
+    elif recipe.task.name in ("token_classification", "question_answering", "seq2seq", "sentence_embedding"):
+        source = inputs.rows / f"{recipe.task.name}.jsonl"
     else:
         source = inputs.texts if recipe.data.overlong == "split" else inputs.chats
     held_out = {"evaluation": str(source), "evaluation_split": "train"} if recipe.data.evaluation else {}
-    columns = {name: field.default for name, field in Data.model_fields.items() if name.endswith("_field")}
     few = {"evaluation_examples": min(4, recipe.data.evaluation_examples), "max_examples": None}
-    return {"train": str(source), "subset": None, **columns, **few, **held_out}
+    return {"train": str(source), "subset": None, **few, **held_out}

@@ -20,7 +20,9 @@ import pytest
 from tests.distributed import run_distributed
 from tests.launch.runs import FOREIGN, records, train
 from tests.launch.shrink import RECIPES, ROOT, STEPS, Inputs, shrink
+from tests.parity import text_tasks
 from tests.processor import require_number_format
+from tests.tiny import byte_tokenizer, encoder_decoder, openings, save, summaries, text_pairs, write_lines
 from toolkit.cli.run import main
 from toolkit.doctor import check_builds
 from toolkit.ds_config.golden import verify, write
@@ -103,13 +105,21 @@ def inputs(
     tiny_llama_dir: Path,
     tiny_bert_dir: Path,
     chat_file: Path,
-    classification_file: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Inputs:
     texts = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     rows = map(json.loads, chat_file.read_text(encoding="utf-8").splitlines())
     texts.write_text("".join(json.dumps({"text": row["messages"][-1]["content"]}) + "\n" for row in rows))
-    return Inputs(tiny_llama_dir, tiny_bert_dir, chat_file, classification_file, texts)
+    pairs = [row | {"second": row["text"][:20]} for row in openings()]
+    classes = write_lines(texts.parent / "classes.jsonl", pairs)
+    for task, found in (("token_classification", text_tasks.entities()), ("question_answering", text_tasks.answered())):
+        write_lines(texts.parent / f"{task}.jsonl", found[1:])
+    languages = [row | {"translation": {"en": row["source"], "de": row["target"]}} for row in summaries()]
+    write_lines(texts.parent / "seq2seq.jsonl", languages)
+    write_lines(texts.parent / "sentence_embedding.jsonl", text_pairs())
+    tokenizer = byte_tokenizer()
+    t5 = save(encoder_decoder("t5", tokenizer), tokenizer, texts.parent / "t5")
+    return Inputs(tiny_llama_dir, tiny_bert_dir, t5, chat_file, classes, texts, texts.parent)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import tiny
 from tests.processor import require_number_format
 from toolkit.cli import verbs
 from toolkit.parity import ranks, walk
@@ -178,3 +179,56 @@ def test_a_checkpoint_that_is_not_here_has_a_stand_in(capsys: pytest.CaptureFixt
     assert "--architecture llama" in capsys.readouterr().err
     code, found = compare(capsys, "--strategies", "zero1", "--architecture", "llama", recipe=gated)
     assert code == 0 and found["rows"][0]["verdict"] == "ok"
+
+
+TEXT_TASK = '''"""A task of encoders."""
+
+from toolkit import *
+
+recipe = Recipe(
+    model=Model(architecture="bert", weights="random", tokenizer="none"),
+    data=Data(train="none", packing={packing}),
+    task={name}({fields}),
+    batch=Batch(global_size=8),
+    optimizer=Optimizer(learning_rate=1e-3),
+    steps=10,
+)
+'''
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "packing"),
+    [
+        ("MaskedLM", "whole_word=True", True),
+        ("SequenceClassification", 'label_fields=("a", "b")', False),
+        ("SequenceClassification", 'problem_type="regression"', False),
+        ("TokenClassification", 'scheme="tags", label_smoothing=0.1', False),
+        ("QuestionAnswering", "", False),
+        ("SentenceEmbedding", 'negative_field="other"', False),
+        ("SentenceEmbedding", 'objective="cosent", score_field="grade", pooling="cls"', False),
+    ],
+)
+def test_it_speaks_the_tasks_of_encoders(
+    name: str, fields: str, packing: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.py"
+    file.write_text(TEXT_TASK.format(name=name, fields=fields, packing=packing))
+    code, found = compare(capsys, "--strategies", "zero2", recipe=file)
+    assert code == 0, found
+    (row,) = found["rows"]
+    assert row["verdict"] == "ok" and 0 <= row["loss"] < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "bert2bert"])
+def test_it_speaks_encoders_with_decoders(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One by its architecture, one of a model's own config and one of two models' configs."""
+    tokenizer = tiny.byte_tokenizer()
+    model = tiny.save(tiny.encoder_decoder(kind, tokenizer), tokenizer, tmp_path / kind)
+    file, fields = tmp_path / "recipe.py", 'source_prefix="w5 w6 ", label_smoothing=0.1, scores=("bleu",)'
+    text = TEXT_TASK.format(name="Seq2Seq", fields=fields, packing=False)
+    file.write_text(text.replace('architecture="bert", weights="random", tokenizer="none"', f"path={str(model)!r}"))
+    more = ["--architecture", "t5"] if kind == "t5" else []
+    code, found = compare(capsys, "--strategies", "zero3", *more, recipe=file)
+    assert code == 0, found
+    (row,) = found["rows"]
+    assert row["verdict"] == "ok" and 0 <= row["loss"] < 2e-6

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from toolkit.models.assets import resolve
 from toolkit.models.random_weights import RandomWeights
 from toolkit.parity import reference
 from toolkit.parity.reference import Curve
+from toolkit.parity.work import judge_of
 from toolkit.recipe import Recipe
 from toolkit.recipe.schedules import factor
 
@@ -50,22 +52,17 @@ def global_batches(recipe: Recipe, num_steps: int) -> tuple[Any, list[list[dict[
 
 def reference_curve(rank: int, world_size: int, recipe: Recipe, weights: str | None = None) -> Curve:
     """What the judge makes of `recipe` (AdamW), without the final weights: they go to the file `weights`."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     inputs, steps = global_batches(recipe, recipe.steps or 0)
     source, optimizer = resolve(str(recipe.model.path)), recipe.optimizer
-    if recipe.task.name == "causal_lm":
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    else:
-        kind = AutoModelForSequenceClassification
-        model, info = kind.from_pretrained(
-            source, config=inputs.model_config, dtype=torch.float32, output_loading_info=True
-        )
-        # The starting point is not what is compared: the judge gets the same new head.
-        drawn = RandomWeights(kind, inputs.model_config, recipe.seed)
-        with torch.no_grad():
-            for name in info["missing_keys"]:
-                model.get_parameter(name).copy_(drawn.parameter(name))
+    kind = inputs.task.auto_class
+    model, info = kind.from_pretrained(
+        source, config=inputs.model_config, dtype=torch.float32, output_loading_info=True
+    )
+    # The starting point is not what is compared: the judge gets the same new head.
+    drawn = RandomWeights(kind, inputs.model_config, recipe.seed)
+    with torch.no_grad():
+        for name in info["missing_keys"]:
+            model.get_parameter(name).copy_(drawn.parameter(name))
     curve = reference.train(
         model,
         steps,
@@ -74,6 +71,7 @@ def reference_curve(rank: int, world_size: int, recipe: Recipe, weights: str | N
         dtype=recipe.precision.dtype,
         max_grad_norm=optimizer.max_grad_norm,
         weight_decay=optimizer.weight_decay,
+        judge=partial(judge_of, recipe.task),
     )
     if weights is not None:
         torch.save(curve.weights, weights)

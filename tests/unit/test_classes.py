@@ -223,7 +223,7 @@ def test_labels_of_every_kind(values: list[object], classes: list[str]) -> None:
         (
             [1, 0],
             "gives [1, 0], several classes for one text",
-            "write the class as an integer or a name: a text with several classes at once is not what this task learns",
+            "write the class as an integer or a name: where texts may have several, write a list in every row, from the first on",
         ),
         (None, "is null", "remove the row, or write its class"),
         (" ", "is empty", "remove the row, or write its class"),
@@ -251,7 +251,7 @@ def test_names_of_the_data_set_reach_the_config() -> None:
     task = SequenceClassificationTask(SequenceClassification(), TOKENIZER)
     task.fit(rows)
     assert task.config_overrides()["id2label"] == {0: "up", 1: "down", 2: "across"}
-    assert task.majority == 1
+    assert task.kind.majority == 1
     assert [as_described(task.encode, rows)(row)[0]["labels"].tolist() for row in rows] == [[1], [0], [1]]
     task.fit(rows.to_iterable_dataset())
     assert task.classes == ["up", "down", "across"]

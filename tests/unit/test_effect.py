@@ -111,6 +111,13 @@ def test_a_field_acts_or_is_refused(name: str) -> None:
     recipe({**idle, name: default(recipe({}), name)})
 
 
+def test_a_field_of_another_task_acts_or_is_refused() -> None:
+    asked = {"task.name": "question_answering", "data.packing": False, "task.null_threshold": 0.5}
+    recipe({**asked, "task.unanswerable": True})
+    with pytest.raises(RecipeError, match=r"task\.null_threshold=0\.5 has no effect with task\.unanswerable=False"):
+        recipe(asked)
+
+
 def test_the_message_names_every_field_and_the_flags_that_cure_it() -> None:
     with pytest.raises(RecipeError) as caught:
         recipe({"schedule.type": "constant", "schedule.gamma": 0.5, "schedule.milestones": (9, 3)})

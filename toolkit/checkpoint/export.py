@@ -15,12 +15,13 @@ from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME
 
 from toolkit.checkpoint import export_folder
-from toolkit.checkpoint.export_adapters import ADAPTER_CONFIG, base_of, holds_adapters, merged, write_adapters
+from toolkit.checkpoint.export_adapters import base_of, holds_adapters, merged, write_adapters
 from toolkit.checkpoint.export_folder import Stamp
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
 from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.checkpoint.sound_weight import sound_weight
 from toolkit.errors import CheckpointError
+from toolkit.models.files import ADAPTER_CONFIG
 from toolkit.recipe import Task as Options
 from toolkit.storage import RUN, Remedy, storage_errors, why_unwritable
 from toolkit.tasks import task_class
@@ -230,11 +231,16 @@ def _tensor(model: Any, name: str) -> torch.Tensor:
 
 
 def _files_beside_the_weights(model_folder: Path, out: Path, *, merged: bool) -> None:
-    """The tokenizer with its chat template, the settings of generation and of adapters, as the run wrote them when it began."""
+    """The tokenizer with its chat template, the settings of generation and of adapters, the task's own, as the run wrote
+    them when it began."""
     left_out = (CONFIG_NAME, UNTRAINED, *([ADAPTER_CONFIG] if merged else []))
-    for file in model_folder.iterdir():
-        if file.is_file() and file.name not in left_out and not file.name.startswith("."):
-            shutil.copyfile(file, out / file.name)
+    for file in model_folder.rglob("*"):
+        place = out / file.relative_to(model_folder)
+        # The task's own config.json lies in a folder of its own.
+        is_left_out = file.parent == model_folder and file.name in left_out
+        if file.is_file() and not is_left_out and not file.name.startswith("."):
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def _model_card(reader: CheckpointReader, model_folder: Path, stamp: Stamp) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from toolkit.data.example import IGNORED, Example
+from toolkit.data.example import IGNORED, Array, Example
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.errors import DataError, plural
@@ -72,6 +72,13 @@ def truncated(example: Example, capacity: int) -> Example:
     return {name: column[kept] if len(column) == length else column for name, column in example.items()}
 
 
+def cut(ids: Array, length: int, closing: int) -> Array:
+    """The first `length` of `ids`, or fewer and the `closing` ones at their end; all of them where they fit."""
+    if len(ids) <= length:
+        return ids
+    return truncated({"input_ids": ids, "closing": np.array([closing])}, length)["input_ids"]
+
+
 def split_overlong(example: Example, capacity: int) -> list[Example]:
     """Cut plain text into consecutive examples of `capacity` tokens, the last one shorter.
 
@@ -116,11 +123,18 @@ class TokenKind:
 TOKENS = TokenKind()
 
 
-def show(tokenizer: Any, example: Example) -> Shown:
-    """`example` as text, its trained tokens marked; or with its labels, where these are of the whole example."""
+def show(tokenizer: Any, example: Example, trained: int | None = None) -> Shown:
+    """`example` as text, its trained tokens marked; or with its labels, where these are of the whole example.
+
+    `trained` is how many tokens are trained where they are not those that a causal LM predicts.
+    """
     length, labels = len(example["input_ids"]), example["labels"]
     per_token = len(labels) == length
-    said = f"{num_targets(example):,} trained" if per_token else f"label {', '.join(map(str, labels.tolist()))}"
+    said = (
+        f"{num_targets(example) if trained is None else trained:,} trained"
+        if per_token
+        else f"label {', '.join(map(str, labels.tolist()))}"
+    )
     parts = [
         (tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False), trained)
         for trained, ids in _runs(example, per_token=per_token)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -88,10 +88,13 @@ class ZeroEngine(DeepSpeedRun):
         weight = self.mesh.gradient_ranks / max(1.0, targets)
         rate = self.schedule.learning_rate
         scale = self.loss_scale
+        if self.training.survey is not None:
+            self.training.survey.take(self._sums_of(micro_batches, self.training.survey.look))
+        compared = self._compared(micro_batches, seeds)
         self._begin_step()
         for index, (batch, seed) in enumerate(zip(self._feed(micro_batches), seeds, strict=True)):
             torch.manual_seed(part_seed(seed, self.mesh, self.process.rank))
-            loss = self.engine(self._loss, batch, weight * (scale or 1.0))
+            loss = self.engine(self._loss, batch | compared[index], weight * (scale or 1.0))
             # Our weight already holds the accumulation; DeepSpeed must not divide again.
             self.engine.backward(loss * weight, scale_wrt_gas=False)
             if index < len(micro_batches) - 1:
@@ -102,6 +105,17 @@ class ZeroEngine(DeepSpeedRun):
             self._check_finite("grad_norm", norm)
         self._guarded(self.engine.step)
         return self._finish_step(mean, norm, rate, targets, scale, logged)
+
+    def _compared(self, micro_batches: Sequence[Batch], seeds: Sequence[int]) -> list[Batch]:
+        """What the loss of each micro-batch needs of the others: seen without gradients, under the same dropout."""
+        if self.training.comparison is None:
+            return [{} for _ in micro_batches]
+        found = []
+        with torch.no_grad():
+            for batch, seed in zip(self._feed(micro_batches), seeds, strict=True):
+                torch.manual_seed(part_seed(seed, self.mesh, self.process.rank))
+                found.append(self.engine(self.training.comparison.look, batch)["result"])
+        return self.training.comparison.of_each(found)
 
     def _plain_norm(self) -> float | None:
         # fp32 at stage 0 is the one engine that clips without telling the norm. Gradients are already averaged here.
@@ -121,7 +135,8 @@ class ZeroEngine(DeepSpeedRun):
 
     def _mine(self, batch: Batch) -> Batch:
         """What this rank computes of a micro-batch of its replica."""
-        if self.mesh.sequence > 1:
+        if self.attention is not None:
+            batch = self.attention.with_positions(batch)
             batch = self.split(batch, self.mesh.coordinate(self.process.rank, "sequence"), self.mesh.sequence)
         return batch
 
@@ -132,10 +147,14 @@ class ZeroEngine(DeepSpeedRun):
 
     def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""
+        return self._sums_of(map(self._mine, batches), function)
+
+    def _sums_of(self, batches: Iterable[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
+        """As `evaluate`, of batches that are this rank's part already."""
         self.engine.eval()
         sums: dict[str, float] = {}
         with torch.no_grad():
-            for batch in self._feed(map(self._mine, batches)):
+            for batch in self._feed(batches):
                 for key, value in self.engine(function, batch)["result"].items():
                     sums[key] = sums.get(key, 0.0) + float(value)
         self.engine.train()

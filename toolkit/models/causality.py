@@ -29,13 +29,25 @@ SWITCHES = {"is_decoder": True, "is_causal": True, "causal": True, "use_bidirect
 
 
 def foresight(model: nn.Module) -> float:
-    """How far hidden states move when all later tokens change, relative to their size; 0 in a causal model."""
+    """How far hidden states move when all later tokens change, relative to their size; 0 in a causal model.
+
+    Of an encoder-decoder: how far its logits move, when all later tokens of the target change.
+    """
     device, vocabulary = next(model.parameters()).device, vocabulary_size(model)
     positions = torch.arange(BEFORE + AFTER, device=device).unsqueeze(0)
     first = positions % vocabulary
     other = torch.where(positions < BEFORE, first, (positions * 3 + 7) % vocabulary)
-    one, two = (hidden_states(model, tokens, positions)[:, :BEFORE] for tokens in (first, other))
+    if getattr(model.config, "is_encoder_decoder", False):
+        one, two = (_decoded(model, first, tokens)[:, :BEFORE] for tokens in (first, other))
+    else:
+        one, two = (hidden_states(model, tokens, positions)[:, :BEFORE] for tokens in (first, other))
     return float((one - two).norm() / one.norm().clamp(min=1e-30))
+
+
+def _decoded(model: nn.Module, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Logits [B, T, V] of an encoder-decoder, in fp32."""
+    logits: torch.Tensor = model(input_ids=source, decoder_input_ids=target, use_cache=False).logits
+    return logits.float()
 
 
 def shift(model: nn.Module) -> float:
@@ -52,17 +64,17 @@ def shift(model: nn.Module) -> float:
     return excess(model, given, own)
 
 
-def check_positions(moved: float, model: nn.Module) -> None:
-    """Raise ModelError when `shift` is more than rounding."""
+def check_positions(moved: float, model: nn.Module, cure: str = "choose a decoder") -> None:
+    """Raise ModelError when `shift` is more than rounding; `cure` is what to do about it."""
     if not moved < 1.0:
         raise ModelError(
             f"{type(model).__name__} does not count positions from 0",
             expected="a model whose first token has position 0, as in each document of a batch: the export would compute something else",
-            do="choose a decoder",
+            do=cure,
         )
 
 
-def check_causal(moved: float, config: PretrainedConfig, model: nn.Module) -> None:
+def check_causal(moved: float, config: PretrainedConfig, model: nn.Module, task: str = "causal_lm") -> None:
     """Raise ModelError when `foresight` is more than rounding."""
     has_experts = isinstance(model, PreTrainedModel) and model._can_set_experts_implementation()
     coarse = TOLERANCE_OF_EXPERTS if has_experts else TOLERANCE_16_BIT
@@ -71,7 +83,7 @@ def check_causal(moved: float, config: PretrainedConfig, model: nn.Module) -> No
     cures = _cures(config)
     raise ModelError(
         f"{type(model).__name__} lets a token see those after it (hidden states move by {moved:.1%}): it would learn to copy",
-        expected="a causal model, since task.name='causal_lm' predicts each token from those before it",
+        expected=f"a causal model, since task.name={task!r} predicts each token from those before it",
         do=f"{cures[0]}, or choose a decoder" if cures else "choose a decoder",
     )
 

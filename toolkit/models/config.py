@@ -52,7 +52,9 @@ def load_config(model: Model, *, vocabulary_size: int, overrides: Mapping[str, A
     given = {name: parsed(value) for name, value in model.config.items()}
     _check_fields(kind, stored, given, overrides)
     default = before or _default(kind)
-    changes = {**given, **overrides, **_dropout(kind, default, model.dropout)}
+    changes = {**given, **overrides}
+    for name, value in _dropout(kind, default, model.dropout).items():
+        changes[name] = {**changes.get(name, {}), **value} if isinstance(value, Mapping) else value
     try:
         if before is None:
             config = _build(kind, _with_vocabulary(kind, changes, vocabulary_size))
@@ -185,18 +187,25 @@ def _dropout(
 ) -> dict[str, Any]:
     if probability is None:
         return {}
-    fields = [
-        name
-        for name, value in (config.to_dict() if config is not None else {}).items()
-        if name.endswith(DROPOUT_NAMES) and isinstance(value, int | float)
-    ]
+    stated = config.to_dict() if config is not None else {}
+    fields: dict[str, Any] = _dropout_of(stated, probability)
+    if getattr(config, "is_encoder_decoder", False):
+        # Each side may have a configuration of its own.
+        sides = {part: _dropout_of(stated[part], probability) for part in kind.sub_configs if part in stated}
+        fields |= {part: found for part, found in sides.items() if found}
     if not fields:
         raise ModelError(
             f"model.dropout={probability}: {kind.__name__} has no dropout",
             expected="an architecture with dropout, or None",
             do="remove model.dropout",
         )
-    return dict.fromkeys(fields, probability)
+    return fields
+
+
+def _dropout_of(stated: Mapping[str, Any], probability: float) -> dict[str, float]:
+    """The fields of `stated` that are a dropout's, as `probability`."""
+    named = [name for name, value in stated.items() if name.endswith(DROPOUT_NAMES) and isinstance(value, int | float)]
+    return dict.fromkeys(named, probability)
 
 
 def _build(kind: type[PretrainedConfig], fields: Mapping[str, Any]) -> PretrainedConfig:

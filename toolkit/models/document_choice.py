@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from toolkit.errors import ModelError
-from toolkit.models.agreement import excess, takes_positions, vocabulary_size
+from toolkit.models.agreement import excess, hidden_states, takes_positions, vocabulary_size
 from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, VARLEN, Documents, takes_options, tell_documents
-from toolkit.models.isolation import TOLERANCE, difference, leak, probe
+from toolkit.models.isolation import ROWS, TOLERANCE, difference, leak, probe, probe_tokens
 from toolkit.models.varlen import LARGEST_HEAD, kernel_fault
 
 LAYERS = {"full_attention", "sliding_attention"}
@@ -45,6 +45,31 @@ def use_document_attention(model: nn.Module, name: str) -> str | None:
     if not takes_positions(model):
         return "it takes no positions"
     return _switch(model, name, lambda: probe(model, 7), lambda _: _packed_fault(model))
+
+
+def use_packed_attention(model: nn.Module, name: str) -> str | None:
+    """Switch a model whose tokens see what comes after them from "sdpa" to attention inside each document, `name`; None,
+    or why it stays.
+
+    No mask of transformers' keeps documents apart there: packed, they are compared with each of them by itself.
+    """
+    if not takes_positions(model):
+        return "it takes no positions"
+    is_packed = iter((False, True))  # before the switch, and after it
+    return _switch(model, name, lambda: _documents(model, packed=next(is_packed)), lambda _: None)
+
+
+def _documents(model: nn.Module, *, packed: bool) -> torch.Tensor:
+    """Hidden states [tokens, D] of the probe's documents: packed, or each by itself at positions of the model's own."""
+    if packed:
+        return probe(model, 7).flatten(0, 1)
+    tokens = probe_tokens(model, 7)
+    alone = [
+        hidden_states(model, document.unsqueeze(0), None)[0]
+        for row, lengths in zip(tokens, ROWS, strict=True)
+        for document in torch.split(row, list(lengths))
+    ]
+    return torch.cat(alone)
 
 
 def use_padded_attention(model: nn.Module, name: str) -> str | None:

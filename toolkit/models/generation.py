@@ -15,6 +15,8 @@ from toolkit.errors import ModelError
 from toolkit.models.assets import resolve
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+START = "decoder_start_token_id"
+"""Field of an encoder-decoder: the token before every target."""
 
 
 def use_special_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, given: Mapping[str, Any]) -> None:
@@ -22,6 +24,9 @@ def use_special_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
     for name in SPECIAL_IDS:
         if name not in given:
             set_field(config, name, getattr(tokenizer, name))
+    if getattr(config, "is_encoder_decoder", False) and START not in given:
+        ids = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
+        setattr(config, START, next((token for token in ids if token is not None), None))
 
 
 def set_field(config: PretrainedConfig, name: str, value: Any) -> None:

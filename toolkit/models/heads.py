@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolkit.models.cross_entropy import IGNORED, linear_cross_entropy
+from toolkit.models.cross_entropy import linear_cross_entropy
+from toolkit.models.head_chunks import IGNORED
+from toolkit.models.inner_heads import has_inner_loss, inner_loss, use_inner_loss
+from toolkit.models.log_probabilities import linear_log_probabilities
 
 SCALED_LOGITS = (
     "final_logit_softcapping",
@@ -34,7 +37,10 @@ def target_rows(targets: torch.Tensor) -> torch.Tensor:
 
 
 def is_plain_head(model: nn.Module) -> bool:
-    """Whether the logits are exactly head(last hidden state): a Linear, nothing before it and nothing after it."""
+    """Whether the logits are exactly head(last hidden state): a Linear, nothing before it and nothing after it.
+
+    Nothing but the vector that BART and its kin add; see `_bias`.
+    """
     config: Any = model.config
     head = model.get_output_embeddings()  # type: ignore[operator]
     base = getattr(model, "base_model", model)
@@ -42,8 +48,8 @@ def is_plain_head(model: nn.Module) -> bool:
         return False
     if any(getattr(config, name, None) not in (None, 1, 1.0) for name in SCALED_LOGITS):
         return False
-    if getattr(model, "final_logits_bias", None) is not None:  # BART and its kin add a buffer
-        return False
+    if hasattr(model, "final_logits_bias") and hasattr(head, "vocabulary"):
+        return False  # this rank has some rows of the head, and all of the vector
     # What else has weights outside the base model transforms what goes into the head (BERT and its family).
     known = {id(parameter) for module in (base, head) for parameter in module.parameters()}
     return all(id(parameter) in known for parameter in model.parameters())
@@ -55,7 +61,7 @@ def use_loss_head(model: nn.Module) -> bool:
     The loss has to be computed inside the head's forward: under ZeRO-3 that call is what gathers the weight.
     """
     if not is_plain_head(model):
-        return False
+        return bool(getattr(model.config, "is_encoder_decoder", False)) and use_inner_loss(model)
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     plain_forward = head.forward
 
@@ -64,11 +70,21 @@ def use_loss_head(model: nn.Module) -> bool:
     ) -> Any:
         if loss_of is None:
             return plain_forward(hidden)
-        return loss_of(head.weight, head.bias)
+        return loss_of(head.weight, _bias(model, head))
 
     head.forward = forward
     head.returns_loss = True
     return True
+
+
+def _bias(model: nn.Module, head: Any) -> torch.Tensor | None:
+    """[V]: what is added to the logits, by the head or, as in BART and its kin, by the model after it."""
+    added: torch.Tensor | None = getattr(model, "final_logits_bias", None)
+    bias: torch.Tensor | None = head.bias
+    if added is None:
+        return bias
+    added = added.flatten().to(head.weight.dtype)
+    return added if bias is None else bias + added
 
 
 def token_loss(
@@ -89,6 +105,22 @@ def token_loss(
     `see` is shown what the model returned.
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
+
+    def head_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear_cross_entropy(
+            hidden.flatten(0, -2),
+            weight,
+            bias,
+            targets.flatten(),
+            rows=rows,
+            label_smoothing=label_smoothing,
+            gradient_scale=gradient_scale,
+            part=getattr(head, "vocabulary", None),
+            is_promised=True,
+        )
+
+    if has_inner_loss(model):
+        return inner_loss(model, inputs, head_loss)
     if not getattr(head, "returns_loss", False):
         outputs = model(**inputs, use_cache=False)
         if see is not None:
@@ -100,20 +132,38 @@ def token_loss(
     outputs = model.base_model(**inputs, use_cache=False)  # type: ignore[operator]
     if see is not None:
         see(outputs)
-    hidden = outputs.last_hidden_state.flatten(0, 1)
-
-    def loss_of(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return linear_cross_entropy(
-            hidden,
-            weight,
-            bias,
-            targets.flatten(),
-            rows=rows,
-            label_smoothing=label_smoothing,
-            gradient_scale=gradient_scale,
-            part=getattr(head, "vocabulary", None),
-            is_promised=True,
-        )
-
-    loss: torch.Tensor = head(hidden, loss_of)
+    hidden = outputs.last_hidden_state
+    loss: torch.Tensor = head(hidden, lambda weight, bias: head_loss(hidden, weight, bias))
     return loss
+
+
+def token_log_probabilities(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    targets: torch.Tensor,
+    rows: torch.Tensor,
+    *,
+    see: Callable[[Any], None] | None = None,
+) -> torch.Tensor:
+    """Log-probability of each target, [M] fp32, in the order of `rows`, which are the `target_rows` of targets [B, T].
+
+    `see` is shown what the model returned.
+    """
+    kept = targets.flatten()[rows]
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if not getattr(head, "returns_loss", False):
+        outputs = model(**inputs, use_cache=False)
+        if see is not None:
+            see(outputs)
+        logits: torch.Tensor = outputs.logits.flatten(0, 1)[rows].float()
+        return logits.log_softmax(-1).gather(1, kept.unsqueeze(1)).squeeze(1)
+    outputs = model.base_model(**inputs, use_cache=False)  # type: ignore[operator]
+    if see is not None:
+        see(outputs)
+    hidden = outputs.last_hidden_state.flatten(0, 1)[rows]
+
+    def log_probabilities_of(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear_log_probabilities(hidden, weight, bias, kept, part=getattr(head, "vocabulary", None))
+
+    found: torch.Tensor = head(hidden, log_probabilities_of)
+    return found

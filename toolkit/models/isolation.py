@@ -36,13 +36,17 @@ def leak(model: nn.Module) -> float | None:
 
 def probe(model: nn.Module, shift: int, rows: Sequence[tuple[int, ...]] = ROWS) -> torch.Tensor:
     """Hidden states [B, T, D] of `rows` of documents; `shift` chooses the tokens of each row's first one."""
-    device = next(model.parameters()).device
+    tokens = probe_tokens(model, shift, rows)
     positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in rows])
-    tokens = torch.arange(1, positions.shape[1] + 1).repeat(len(rows), 1)
+    return hidden_states(model, tokens, positions.to(tokens.device), [list(row) for row in rows])
+
+
+def probe_tokens(model: nn.Module, shift: int, rows: Sequence[tuple[int, ...]] = ROWS) -> torch.Tensor:
+    """Tokens [B, T] of `rows` of documents; `shift` chooses those of each row's first one."""
+    tokens = torch.arange(1, sum(rows[0]) + 1).repeat(len(rows), 1)
     for row, (first, *_) in zip(tokens, rows, strict=True):
         row[:first] = torch.arange(first) * 3 + shift
-    tokens = tokens % vocabulary_size(model)
-    return hidden_states(model, tokens.to(device), positions.to(device), [list(row) for row in rows])
+    return (tokens % vocabulary_size(model)).to(next(model.parameters()).device)
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -50,8 +54,8 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
 
 
-def check_isolation(moved: float | None, architecture: str) -> None:
-    """Raise ModelError when `leak` is more than rounding, or could not be measured."""
+def check_isolation(moved: float | None, architecture: str, attention: str = "sdpa") -> None:
+    """Raise ModelError when `leak` is more than rounding, or could not be measured; `attention` is one that may help."""
     if moved is None:
         raise ModelError(
             f"data.packing=True: {architecture} takes no positions, and so cannot be told where a packed document begins",
@@ -62,5 +66,5 @@ def check_isolation(moved: float | None, architecture: str) -> None:
         raise ModelError(
             f"data.packing=True: {architecture} lets a document see another one (activations move by {moved:.0%})",
             expected="an architecture and an attention that keep packed documents apart",
-            do="set data.packing=False for this model, or model.attention='sdpa' if it is another",
+            do=f"set data.packing=False for this model, or model.attention={attention!r} if it is another",
         )

@@ -13,9 +13,12 @@ def add_neftune(model: nn.Module, alpha: float, parts: int = 1) -> None:
     """Add uniform noise in [-m, m], m = alpha / sqrt(T x D), to embeddings [B, T, D] in training mode.
 
     T counts the tokens of a whole row, as in the authors' code: padding and packed neighbours included, and the other
-    ranks' tokens where a row is cut into `parts`.
+    ranks' tokens where a row is cut into `parts`. Of an encoder-decoder, what the encoder reads.
     """
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    owner: Any = model
+    if getattr(model.config, "is_encoder_decoder", False):
+        owner = owner.get_encoder()  # what the whole model names may be a table that is only shared, and never called
+    embeddings: nn.Module = owner.get_input_embeddings()
 
     def add_noise(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         if not module.training:

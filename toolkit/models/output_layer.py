@@ -28,4 +28,6 @@ def output_layer(kind: Any, config: PretrainedConfig) -> list[str]:
 
 def is_of_a_head(model: Any, name: str) -> bool:
     """Whether a weight belongs to a task: it lies outside the base model, or is the pooler, which only some tasks train."""
-    return not name.startswith(f"{model.base_model_prefix}.") or "pooler" in name
+    if "pooler" in name:
+        return True
+    return model.base_model is not model and not name.startswith(f"{model.base_model_prefix}.")

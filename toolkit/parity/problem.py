@@ -121,7 +121,13 @@ def _task(task: Task) -> Task:
     kept = {
         name: getattr(task, name)
         for name in type(task).model_fields
-        if not (name.endswith("_field") or name in ("neftune_alpha", "sample_prompt", "sample_tokens"))
+        if not (name.endswith(("_field", "_fields")) or name in ("neftune_alpha", "sample_prompt", "sample_tokens"))
+    }
+    if getattr(task, "label_fields", ()):
+        kept["problem_type"] = "multi_label_classification"
+    # Columns without which a task is another one.
+    kept |= {
+        f"{name}_field": name for name in ("negative", "score") if getattr(task, f"{name}_field", None) is not None
     }
     return type(task)(**kept)
 

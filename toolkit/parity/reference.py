@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+Batch = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,6 +56,40 @@ def num_targets(batch: dict[str, torch.Tensor]) -> int:
     return int((batch["targets"] if "targets" in batch else batch["labels"]).ne(-100).sum())
 
 
+class Judge(Protocol):
+    """The losses of a task, of batches as the task's collate made them."""
+
+    def begin(self, model: nn.Module, micro_batches: Sequence[Batch]) -> None:
+        """Look at a global batch before it is trained."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Sum over the targets of a micro-batch, 0-dim fp64."""
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """Targets of a micro-batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenJudge:
+    """Tokens that are predicted, and classes of texts."""
+
+    label_smoothing: float = 0.0
+
+    def begin(self, model: nn.Module, micro_batches: Sequence[Batch]) -> None:
+        """Nothing to look at."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """See `token_losses`."""
+        return token_losses(model, batch, self.label_smoothing)
+
+    def count(self, batch: Batch) -> int:
+        """See `num_targets`."""
+        return num_targets(batch)
+
+
 def parameter_groups(
     model: nn.Module, parameters: dict[str, torch.Tensor], weight_decay: float
 ) -> list[dict[str, Any]]:
@@ -91,9 +126,11 @@ def train(
     master_dtype: str = "fp32",
     max_grad_norm: float = 1.0,
     weight_decay: float = 0.0,
-    label_smoothing: float = 0.0,
+    judge: Callable[[nn.Module], Judge] = lambda _: TokenJudge(),
 ) -> Curve:
     """Train on `steps`, each a list of micro-batches that together are one global batch.
+
+    `judge` makes the task's losses from the model before any step, in `dtype`.
 
     `build_optimizer` gets `parameter_groups` of the master weights, in `master_dtype`, `rate` the 0-based step.
     `max_grad_norm` 0: never clip.
@@ -107,9 +144,9 @@ def train(
         # Parameters only: rotary frequencies and the like are buffers, which stay in fp32.
         parameter.data = parameter.data.to(DTYPES[dtype])
     optimizer = build_optimizer(parameter_groups(model, dict(masters), weight_decay))
-    curve = Curve()
+    curve, losses = Curve(), judge(model)
     for index, micro_batches in enumerate(steps):
-        loss, sums = _gradients(model, micro_batches, label_smoothing)
+        loss, sums = _gradients(model, micro_batches, losses)
         norm = _norm(sums.values())
         clip = min(1.0, max_grad_norm / (norm + 1e-6)) if max_grad_norm else 1.0
         for name, master in masters.items():
@@ -139,16 +176,15 @@ def _norm(gradients: Iterable[torch.Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
-def _gradients(
-    model: nn.Module, micro_batches: Sequence[dict[str, torch.Tensor]], label_smoothing: float
-) -> tuple[float, dict[str, torch.Tensor]]:
+def _gradients(model: nn.Module, micro_batches: Sequence[Batch], judge: Judge) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss over the targets of the global batch, and its gradient by parameter name, summed in fp32."""
     named = _trained(model)
-    total = sum(num_targets(batch) for batch in micro_batches)
+    total = sum(judge.count(batch) for batch in micro_batches)
+    judge.begin(model, micro_batches)
     sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in named.items()}
     loss_sum = 0.0
     for batch in micro_batches:
-        loss = token_losses(model, batch, label_smoothing)
+        loss = judge.loss(model, batch)
         loss_sum += float(loss.detach())
         torch.autograd.backward(loss / total)
         for name, parameter in named.items():

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from toolkit.models.isolation import check_isolation, leak
 from toolkit.parity import reference
 from toolkit.parity.adapted import adapted, exported_weights, trained_weights
 from toolkit.parity.optimizers import build_optimizer
+from toolkit.parity.pairs import EmbeddingJudge, TargetJudge
+from toolkit.parity.preferences import PreferenceJudge
 from toolkit.parity.problem import (
     GLOBAL_SIZE,
     SEQUENCE_LENGTH,
@@ -31,8 +34,9 @@ from toolkit.parity.problem import (
     scaled_recipe,
 )
 from toolkit.parity.scale import check_size, scale_down
+from toolkit.parity.texts import TextJudge
 from toolkit.parity.words import write_rows, write_tokenizer
-from toolkit.recipe import Model, Recipe
+from toolkit.recipe import Model, Recipe, SentenceEmbedding, Seq2Seq, Task
 from toolkit.tasks import task_class
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.progress import Display
@@ -124,6 +128,7 @@ def _write_data(recipe: Recipe, place: Path) -> None:
         longest=SEQUENCE_LENGTH,
         size=VOCABULARY,
         seed=recipe.seed,
+        kind=getattr(recipe.task, "problem_type", "") or getattr(recipe.task, "scheme", ""),
     )
 
 
@@ -136,7 +141,8 @@ def _build_model(recipe: Recipe, inputs: Inputs, place: Path) -> nn.Module:
     torch.manual_seed(recipe.seed)
     model: Any = inputs.task.auto_class.from_config(inputs.model_config, dtype=torch.float32)
     model.save_pretrained(place / "model")
-    if recipe.data.packing:
+    if recipe.data.packing and inputs.task.is_causal:
+        # The judge of other tasks never packs.
         with torch.no_grad():
             check_isolation(leak(model.eval()), type(model).__name__)
     network: nn.Module = model
@@ -161,5 +167,18 @@ def _train(model: nn.Module, steps: list[Any], recipe: Recipe, *, clip: bool = T
         dtype=recipe.precision.dtype,
         max_grad_norm=optimizer.max_grad_norm if clip else 0.0,
         weight_decay=optimizer.weight_decay,
-        label_smoothing=getattr(recipe.task, "label_smoothing", 0.0),
+        judge=partial(judge_of, recipe.task),
     )
+
+
+def judge_of(options: Task, model: nn.Module) -> reference.Judge:
+    """What says the losses of the task `options`, for a model before its first step."""
+    if options.name in ("dpo", "orpo", "simpo", "kto", "reward_model"):
+        return PreferenceJudge(options, model)
+    if options.name in ("masked_lm", "sequence_classification", "token_classification", "question_answering"):
+        return TextJudge(options)
+    if isinstance(options, Seq2Seq):
+        return TargetJudge(options.label_smoothing)
+    if isinstance(options, SentenceEmbedding):
+        return EmbeddingJudge(options)
+    return reference.TokenJudge(getattr(options, "label_smoothing", 0.0))

@@ -3,11 +3,28 @@
 from toolkit.recipe.inputs import Batch, Data, Model
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.recipe import Recipe
-from toolkit.recipe.tasks import CausalLM, SequenceClassification, Task
+from toolkit.recipe.tasks import (
+    DPO,
+    KTO,
+    ORPO,
+    CausalLM,
+    MaskedLM,
+    QuestionAnswering,
+    RewardModel,
+    SentenceEmbedding,
+    Seq2Seq,
+    SequenceClassification,
+    SimPO,
+    Task,
+    TokenClassification,
+)
 from toolkit.recipe.tuning import Full, LoRA, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
 __all__ = [
+    "DPO",
+    "KTO",
+    "ORPO",
     "Batch",
     "CausalLM",
     "Checkpoint",
@@ -16,14 +33,21 @@ __all__ = [
     "Full",
     "Launch",
     "LoRA",
+    "MaskedLM",
     "Model",
     "Optimizer",
     "Parallel",
     "Precision",
+    "QuestionAnswering",
     "Recipe",
+    "RewardModel",
     "Schedule",
+    "SentenceEmbedding",
+    "Seq2Seq",
     "SequenceClassification",
+    "SimPO",
     "Task",
+    "TokenClassification",
     "Tracking",
     "Tuning",
 ]

@@ -20,6 +20,8 @@ class Choice(Section):
     """Name -> the class of that kind, of those that were imported."""
     settings: ClassVar[frozenset[str]] = frozenset()
     """Fields that a resumed run may change: they leave the prepared examples and the meaning of a step as they are."""
+    identity: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a resumed run must keep although they leave the prepared examples as they are."""
     needs: ClassVar[Mapping[str, str]] = {}
     """Field -> the other field without which it has no effect."""
 

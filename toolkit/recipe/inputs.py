@@ -113,7 +113,7 @@ class Data(Section):
     packing: bool = True
     """Fill each sequence with several examples; attention and positions stay inside each example. Tasks that cannot pack ignore nothing: they refuse."""
     overlong: Literal["error", "truncate", "drop", "split"] = "truncate"
-    """What to do with an example longer than batch.sequence_length; "split" cuts it into several (plain text only)."""
+    """What to do with an example longer than batch.sequence_length; "split" cuts it into several: plain text, words with their classes, the context of a question (in windows)."""
     prefetch: NonNegative = 4
     """Micro-batches built ahead of time by a background thread; 0: build them in the training thread."""
 

@@ -55,10 +55,10 @@ class Classes:
         return self._index.get(fold(label)) if exact is None and self.matched_by == "case" else exact
 
 
-def head_of(config: Any) -> Head | None:
-    """The classification head that a checkpoint with this config has; None where it has none."""
+def head_of(config: Any, kind: str = "ForSequenceClassification") -> Head | None:
+    """The classification head of this `kind` that a checkpoint with this config has; None where it has none."""
     architectures = getattr(config, "architectures", None) or []
-    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+    if not any(name.endswith(kind) for name in architectures):
         return None
     names = tuple(str(config.id2label.get(index)) for index in range(config.num_labels))
     by_name = sorted(config.label2id, key=lambda name: int(config.label2id[name]))
@@ -94,8 +94,10 @@ def _is_integer(label: str) -> bool:
     return label not in BOOLEANS and number(label) is not None
 
 
-def match(labels: Sequence[str], head: Head | None, fields: Mapping[str, Any] = NO_FIELDS) -> Classes:
-    """The classes of a run whose data has `labels`, on a checkpoint with `head`.
+def match(
+    labels: Sequence[str], head: Head | None, fields: Mapping[str, Any] = NO_FIELDS, field: str = "label_field"
+) -> Classes:
+    """The classes of a run whose data has `labels`, in the column that task.`field` names, on a checkpoint with `head`.
 
     `fields` is model.config: its id2label names the outputs of a head in the place of the checkpoint, its num_labels
     decides which head it is where that is in doubt. Raises DataError where the head may or may not be meant for the
@@ -111,10 +113,10 @@ def match(labels: Sequence[str], head: Head | None, fields: Mapping[str, Any] = 
     kept = _kept(labels, head, keep_size=wanted == head.size)
     if kept is not None:
         return kept
-    _check_overlap(labels, head)
+    _check_overlap(labels, head, field)
     if wanted is None and len(labels) == head.size:
         raise DataError(
-            f"task.label_field has none of the classes of the checkpoint's head, but as many: {_listed(labels)}",
+            f"task.{field} has none of the classes of the checkpoint's head, but as many: {_listed(labels)}",
             expected=f"the classes of the checkpoint: {numbered(head.names or ())}",
             do="write the labels as the checkpoint does, or name its outputs as the data does, in their order, with "
             """model.config={'id2label': '{"0": ..., "1": ...}'}, """
@@ -181,7 +183,7 @@ def _keep(names: tuple[str, ...], by: Literal["name", "case", "number"], labels:
     return Classes(names, by, False, remark)
 
 
-def _check_overlap(labels: Sequence[str], head: Head) -> None:
+def _check_overlap(labels: Sequence[str], head: Head, field: str) -> None:
     known = {fold(name) for name in head.names or ()}
     if head.names is not None and all(map(_is_integer, labels)) and len(labels) == head.size:
         # As many numbers as classes, but not 0, 1, 2, ...: counted from 1, most likely.
@@ -191,7 +193,7 @@ def _check_overlap(labels: Sequence[str], head: Head) -> None:
         return
     other = len(labels) != head.size
     raise DataError(
-        f"task.label_field has classes that the checkpoint's head does not have: {_listed(foreign)} (all: {_listed(labels)})",
+        f"task.{field} has classes that the checkpoint's head does not have: {_listed(foreign)} (all: {_listed(labels)})",
         expected=f"the classes of the checkpoint: {numbered(head.names or ())}",
         do="write the labels as the checkpoint does"
         + (f", or set num_labels={len(labels)} in model.config to train a new head" if other else ""),

@@ -49,7 +49,7 @@ def label_of(row: Row, column: str) -> str:
         f"task.label_field={column!r} gives {label!r:.80}{', several classes for one text' if several else ''}",
         expected="one class per text: an integer, a name, true or false",
         do="write the class as an integer or a name"
-        + (": a text with several classes at once is not what this task learns" if several else ""),
+        + (": where texts may have several, write a list in every row, from the first on" if several else ""),
     )
 
 

@@ -1,57 +1,66 @@
-"""Sequence classification: one class per text."""
+"""Sequence classification: a class, several, or a number per text or pair of texts."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from toolkit.data import tokens
 from toolkit.data.example import IGNORED, Example, Row
-from toolkit.data.reading.class_names import class_names
+from toolkit.data.packing import Counts
+from toolkit.data.preview import Shown
 from toolkit.data.reading.column_names import ColumnMissing
 from toolkit.data.reading.row_names import RowName
-from toolkit.errors import DataError, RecipeError, did_you_mean, first_few
-from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
-from toolkit.models.config import parsed
+from toolkit.errors import DataError, RecipeError, first_few, plural
 from toolkit.models.decoding import Generate
 from toolkit.recipe import SequenceClassification
-from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Sums, Task
-from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
-from toolkit.tasks.labels import NO_LABEL, NOT_A_NAME, counted, label_of, labels_of, unlabelled
+from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
+from toolkit.tasks.label_kinds.base import LabelKind
+from toolkit.tasks.label_kinds.choice import kind_of
+from toolkit.tasks.label_kinds.one_class import OneClass
+from toolkit.tasks.padded import TOKEN_TYPES, EncoderTask, check_padding, closing_tokens, has_token_types, padded
 
-MOST_CLASSES = 10_000
-"""More distinct labels than this are taken for a mistake in task.label_field."""
-PROBLEM_TYPE = "single_label_classification"
+TEXTS = "texts"
+"""Which of two texts each token is of, 0 or 1; -1 for special tokens."""
+PER_TOKEN = ("input_ids", TOKEN_TYPES, TEXTS)
+
+Places = NDArray[np.signedinteger[Any]]
 
 
-class SequenceClassificationTask(Task):
-    """Rows hold a text and a label, an integer or a name.
-
-    Classes are those of the checkpoint's own head where the labels are its classes, else those of the data, sorted.
-    """
+class SequenceClassificationTask(EncoderTask):
+    """Rows hold a text, or two, and a label; what a label is decides `toolkit.tasks.label_kinds.choice`."""
 
     auto_class = AutoModelForSequenceClassification
+    makes_records = True
     reads_padding = True  # decoders classify the last real token
-    legend = "each text as the model reads it; label: the number of its class"
+    legend = "each text as the model reads it, with its label: of classes their number or names"
 
     def __init__(self, options: SequenceClassification, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
-        self.mapping = Classes(())
-        self.classes: list[str] = []
-        self.doubtful: dict[str, str] = {}
-        self.majority = 0
-        self.checkpoint: Any = None
-        if tokenizer.pad_token_id is None:
+        self.asked = options
+        self.kind: LabelKind = OneClass(options)
+        check_padding(tokenizer)
+        if options.second_text_field is not None and not tokenizer.is_fast:
             raise RecipeError(
-                f"the tokenizer at {tokenizer.name_or_path!r} has no padding token",
-                expected="one: texts of a batch are padded to the longest",
-                do="use a checkpoint whose tokenizer names a pad_token, or add it to tokenizer_config.json",
+                f"task.second_text_field={options.second_text_field!r}: the tokenizer at {tokenizer.name_or_path!r} does not "
+                "say which text a token is of",
+                expected="a fast tokenizer (tokenizer.json)",
+                do="add tokenizer.json to the checkpoint",
             )
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the outputs; none where a number is learned."""
+        found: list[str] = getattr(self.kind, "classes", [])
+        return found
+
+    # The rows as a whole
 
     def fit(
         self,
@@ -60,181 +69,180 @@ class SequenceClassificationTask(Task):
         fields: Mapping[str, Any] = NO_FIELDS,
         row_name: RowName = TRAINED,
     ) -> None:
-        """Find the classes, those of the checkpoint's head where it has one that fits, and the most frequent one."""
-        column = self.options.label_field
-        classes = class_names(rows).get(column)
-        counts = counted(labels_of(rows, column, row_name), column, row_name, signs=classes is None)
-        if len(counts) < 2 or len(counts) > MOST_CLASSES:
-            found = f": {next(iter(counts))!r}" if len(counts) == 1 else ""
-            raise DataError(
-                f"task.label_field={column!r} has {len(counts)} distinct values{found}",
-                expected=f"between 2 and {MOST_CLASSES} classes",
-                do="check task.label_field and the training rows",
-            )
-        self.checkpoint = checkpoint
-        given = {name: parsed(value) for name, value in fields.items()}
-        self.mapping = match(classes or in_order(counts), head_of(checkpoint), given)
-        self.classes = list(self.mapping.names)
-        self.majority = self._index(max(counts, key=lambda name: counts[name]))
-        are_told = classes is not None or not self.mapping.new_head  # by the data set itself, or the checkpoint
-        doubtful = [] if are_told else [name for name in counts if name.strip().casefold() in NOT_A_NAME]
-        self.doubtful = {name: f"{counts[name]:,} of {counts.total():,} rows" for name in doubtful}
+        """Find what the labels are, and of classes which; those of the checkpoint's head where it has one that fits."""
+        self.kind = kind_of(self.asked, rows)
+        self.kind.fit(rows, checkpoint, fields, row_name)
+        self.options = self.options.model_copy(update={"problem_type": self.kind.problem_type})
 
     def check(self, rows: Iterable[Row], row_name: RowName) -> None:
         """Raise DataError for held-out rows without labels."""
-        column = self.options.label_field
-        if self.mapping.index(NO_LABEL) is None:
-            counted(labels_of(rows, column, row_name), column, row_name)
-
-    def _index(self, label: str) -> int:
-        index = self.mapping.index(label)
-        if index is None and label == NO_LABEL:
-            raise unlabelled(self.options.label_field, "")
-        if index is None:
-            raise DataError(
-                f"{self.options.label_field}={label!r} does not occur in the training rows{did_you_mean(label, self.classes)}",
-                expected=f"one of {', '.join(self.classes[:12])}",
-                do="remove the row, or add the class to the training data",
-            )
-        return index
+        self.kind.check(rows, row_name)
 
     @property
     def new_head(self) -> bool:
         """Whether the output layer starts at random values, whatever the checkpoint has."""
-        return self.mapping.new_head
+        return self.kind.new_head
 
     def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
-        """The classes, what the checkpoint's head becomes, and names that may be meant for one."""
-        found = [self.mapping.remark or f"classes: {numbered(self.classes)}"]
-        for names in alike(self.classes):
-            found.append(
-                f"note: {' and '.join(map(repr, names))} are classes of their own, apart by white space or case alone"
-            )
-        for name, share in self.doubtful.items():
-            found.append(
-                f"note: {name!r} is a class of its own, in {share}; if it stands for 'no label', remove those rows"
-            )
-        before = getattr(self.checkpoint, "problem_type", None)
-        if not self.new_head and before not in (None, PROBLEM_TYPE):
-            found.append(f"the checkpoint's problem_type {before} becomes {PROBLEM_TYPE}: one class per text")
-        return found
+        """What the labels are, and what the checkpoint's head becomes."""
+        return self.kind.remarks()
 
     def config_overrides(self) -> dict[str, Any]:
-        """The classes, so that the export knows their names."""
-        return {
-            "num_labels": len(self.classes),
-            "id2label": dict(enumerate(self.classes)),
-            "label2id": {name: index for index, name in enumerate(self.classes)},
-            "problem_type": PROBLEM_TYPE,
-        }
+        """The classes, so that the export knows their names, and what an output means."""
+        return self.kind.config()
 
     def describe(self) -> dict[str, Any]:
         """The columns read and the classes."""
-        return {**super().describe(), "classes": self.classes, "matched_by": self.mapping.matched_by}
+        return {**super().describe(), **self.kind.describe()}
+
+    # One row
 
     def encode(self, row: Row) -> list[Example]:
-        """One example: the text between the tokenizer's own special tokens, and the class."""
-        text, label = row.get(self.options.text_field), label_of(row, self.options.label_field)
-        if not isinstance(text, str):
-            column = self.options.text_field
-            texts = [name for name, value in row.items() if isinstance(value, str) and name != self.options.label_field]
-            raise (DataError if column in row else ColumnMissing)(
-                f"task.text_field={column!r} "
-                + (f"gives {text!r:.60}" if column in row else "is not there")
-                + f"; the columns are {first_few(list(row))}",
-                expected="text in task.text_field",
-                do="write the value as a string, or remove the row"
-                if column in row
-                else "set task.text_field to the column that holds the text"
-                + (f", {texts[0]!r} perhaps" if texts else ""),
-            )
-        index = self._index(label)
-        encoded = self.tokenizer(text, truncation=False, verbose=False, return_special_tokens_mask=True)
+        """One example: the text (or both) between the tokenizer's own special tokens, and the label."""
+        fields = ("text_field", "second_text_field")[: 1 if self.options.second_text_field is None else 2]
+        texts = [self._text(row, getattr(self.options, field), field) for field in fields]
+        return [{**self._encoded(*texts), "labels": self.kind.label(row)}]
+
+    def _text(self, row: Row, column: str, field: str) -> str:
+        text = row.get(column)
+        if isinstance(text, str):
+            return text
+        texts = [name for name, value in row.items() if isinstance(value, str) and name not in self.kind.columns()]
+        raise (DataError if column in row else ColumnMissing)(
+            f"task.{field}={column!r} "
+            + (f"gives {text!r:.60}" if column in row else "is not there")
+            + f"; the columns are {first_few(list(row))}",
+            expected=f"text in task.{field}",
+            do="write the value as a string, or remove the row"
+            if column in row
+            else f"set task.{field} to the column that holds the text" + (f", {texts[0]!r} perhaps" if texts else ""),
+        )
+
+    def _encoded(self, *texts: str) -> Example:
+        encoded = self.tokenizer(*texts, truncation=False, verbose=False, return_special_tokens_mask=True)
         special = encoded["special_tokens_mask"]
-        closing = len(list(itertools.takewhile(bool, reversed(special))))
-        columns = {"input_ids": encoded["input_ids"], "labels": [index], "closing": [closing]}
-        return [{name: np.array(column, np.int32) for name, column in columns.items()}]
+        found = {"input_ids": encoded["input_ids"], "closing": [closing_tokens(special)]}
+        if len(texts) > 1:
+            found[TEXTS] = [-1 if number is None else number for number in encoded.sequence_ids()]
+            found |= {TOKEN_TYPES: encoded[TOKEN_TYPES]} if has_token_types(self.tokenizer) else {}
+        return {name: np.array(column, np.int32) for name, column in found.items()}
 
     def columns(self, row: Row) -> Collection[str]:
-        """The text and its class."""
-        return (self.options.text_field, self.options.label_field)
+        """The texts and the label."""
+        second = self.options.second_text_field
+        return (self.options.text_field, *([] if second is None else [second]), *self.kind.columns())
+
+    def targets(self, example: Example) -> int:
+        """One label."""
+        return 1
+
+    def ignored(self, example: Example) -> Example:
+        """The same example without a label."""
+        labels = example["labels"]
+        none = np.nan if labels.dtype.kind == "f" else IGNORED
+        return {**example, "labels": np.full_like(labels, none)}
+
+    def fitted(self, example: Example, capacity: int, overlong: str, counts: Counts) -> list[Example]:
+        """As for any text; of a pair of texts the longer one is cut first."""
+        if tokens.size(example) <= capacity or overlong in ("drop", "error"):
+            return tokens.fit(example, capacity, overlong, counts)
+        if overlong == "split":
+            raise DataError(
+                f"a text of {tokens.size(example)} tokens would be split, data.overlong='split'",
+                expected="plain text, where every part is trained on its own: a label is one of the whole text",
+                do="set data.overlong to 'truncate' or 'drop', or raise batch.sequence_length",
+            )
+        counts.truncated += 1
+        kept = _pair_kept(example[TEXTS], capacity) if TEXTS in example else _kept(example, capacity)
+        return [{name: column[kept] if name in PER_TOKEN else column for name, column in example.items()}]
+
+    def show(self, example: Example) -> Shown:
+        """The text, and its label."""
+        text = self.tokenizer.decode(
+            example["input_ids"], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        heading = f"{plural(tokens.size(example), 'token')}, label {self.kind.shown(example['labels'])}"
+        return Shown(heading, [(text, False)])
+
+    # A batch
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
-        """input_ids and attention_mask [B, T], labels [B], document_lengths [B, 2]; T is the longest text.
+        """input_ids and attention_mask [B, T] with T the longest text, labels [B] or [B, N], document_lengths [B, 2].
 
-        The lengths are those of a text and of its padding, for attention without a mask (`toolkit.models.attention`).
+        Of pairs token_type_ids [B, T] besides, where the tokenizer makes them.
         """
         examples = [sequence[0] for sequence in sequences]
-        shape = (len(examples), max(len(example["input_ids"]) for example in examples))
-        tokens = np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64)
-        mask = np.zeros(shape, dtype=np.int64)
-        documents = []
-        for index, example in enumerate(examples):
-            length = len(example["input_ids"])
-            tokens[index, :length] = example["input_ids"]
-            mask[index, :length] = 1
-            documents.append([length, shape[1] - length])
-        labels = np.array([example["labels"][0] for example in examples], dtype=np.int64)
-        return {
-            "input_ids": torch.from_numpy(tokens),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(labels),
-            DOCUMENT_LENGTHS: lengths_tensor(documents),
-        }
+        types = {TOKEN_TYPES: 0} if TOKEN_TYPES in examples[0] else {}
+        labels = self.kind.collate([example["labels"] for example in examples])
+        return {**padded(self.tokenizer, examples, types), "labels": labels}
 
     def count(self, batch: Batch) -> int:
-        """Texts with a class (fillers of an evaluation have none)."""
-        return int((batch["labels"] != IGNORED).sum())
+        """Texts with a label (fillers of an evaluation have none)."""
+        return int(_has_label(batch["labels"]).sum())
+
+    # The model
 
     def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        inputs = {name: values for name, values in batch.items() if name != "labels"}
-        logits: torch.Tensor = model(**tell_documents(model, inputs)).logits
+        logits: torch.Tensor = self.outputs(model, batch).logits
         return logits.float()
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
-        """The cross-entropies of the texts."""
-        return Loss(
-            nn.functional.cross_entropy(
-                self._logits(model, batch),
-                batch["labels"],
-                ignore_index=IGNORED,
-                reduction="sum",
-                label_smoothing=self.options.label_smoothing,
-            )
-        )
+        """The losses of the texts: cross-entropies, means of binary ones, or squared errors."""
+        return Loss(self.kind.losses(self._logits(model, batch), batch["labels"], self.options.label_smoothing))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Loss, texts, correct answers, and how often the majority class would have been right."""
+        """Loss (never smoothed), texts, and what the kind of label adds."""
         logits, labels = self._logits(model, batch), batch["labels"]
-        valid = labels != IGNORED
-        loss = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return {
-            "loss": float(loss),
-            "targets": float(valid.sum()),
-            "correct": float(((logits.argmax(-1) == labels) & valid).sum()),
-            "majority": float((labels == self.majority).sum()),
+            "loss": float(self.kind.losses(logits, labels, 0.0)),
+            "targets": float(_has_label(labels).sum()),
+            **self.kind.sums(logits, labels),
         }
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """loss, accuracy, and the accuracy of always answering the most frequent training class."""
+        """loss per text, and what the kind of label adds."""
         texts = max(1.0, sums["targets"])
-        return {
-            "loss": sums["loss"] / texts,
-            "accuracy": sums["correct"] / texts,
-            "majority_accuracy": sums["majority"] / texts,
-        }
+        return {"loss": sums["loss"] / texts, **self.kind.metrics(sums, texts)}
+
+    def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
+        """What the model says of each text, and its label."""
+        told = map(self.kind.told, self._logits(model, batch).cpu())
+        return [
+            {"prediction": prediction, "reference": self.kind.meant(example["labels"])}
+            for prediction, example in zip(told, examples, strict=True)
+        ]
+
+    def score(self, records: Sequence[Record]) -> dict[str, float]:
+        """What the kind of label is measured by."""
+        return self.kind.score(records)
 
     def sample(self, model: nn.Module, generate: Generate) -> str | None:
-        """The class of task.sample_prompt."""
+        """The class of task.sample_prompt, its classes, or its number."""
         if self.options.sample_prompt is None:
             return None
-        batch = self.collate([[{**self._unlabelled(self.options.sample_prompt)}]])
+        batch = padded(self.tokenizer, [self._encoded(self.options.sample_prompt)])
         device = next(model.parameters()).device
-        logits = self._logits(model, {key: value.to(device) for key, value in batch.items()})
-        return self.classes[int(logits[0].argmax())]
+        told = self.kind.told(self._logits(model, {key: value.to(device) for key, value in batch.items()})[0].cpu())
+        return ", ".join(told) or "none" if isinstance(told, list) else str(told)
 
-    def _unlabelled(self, text: str) -> Example:
-        return {
-            "input_ids": np.array(self.tokenizer(text)["input_ids"], np.int32),
-            "labels": np.array([IGNORED], np.int32),
-        }
+
+def _has_label(labels: torch.Tensor) -> torch.Tensor:
+    """Which of `labels`, [B] or [B, N], are real."""
+    return ~labels.view(len(labels), -1).isnan().any(1) if labels.is_floating_point() else labels != IGNORED
+
+
+def _kept(example: Example, capacity: int) -> Places:
+    """The first tokens of a text, and those that close it."""
+    length, closing = tokens.size(example), min(int(example["closing"][0]), capacity)
+    kept: Places = np.r_[: capacity - closing, length - closing : length]
+    return kept
+
+
+def _pair_kept(texts: Places, capacity: int) -> Places:
+    """The first tokens of both texts, the longer one cut first ("longest_first" of tokenizers), and all special ones."""
+    first, second = np.flatnonzero(texts == 0), np.flatnonzero(texts == 1)
+    room = max(0, capacity - int((texts < 0).sum()))
+    shorter = min(len(first), len(second), room // 2)
+    longer = room - shorter
+    sizes = (longer, shorter) if len(first) > len(second) else (shorter, longer)
+    return np.sort(np.concatenate([np.flatnonzero(texts < 0), first[: sizes[0]], second[: sizes[1]]]))

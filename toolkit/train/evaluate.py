@@ -7,11 +7,15 @@ the records of all ranks are put into the order of the data before they are judg
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from toolkit.checkpoint.durable import write_text
@@ -51,11 +55,16 @@ class HeldOut:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Metrics of the weights as they are after `step` steps. Collective."""
-        batches = (batch.tensors for batch in self._batches())
-        metrics = self.task.metrics(self.engine.evaluate(batches, self.task.evaluate))
+        if self.task.surveys:
+            self.task.surveyed(self._sums(self.task.survey))
+        found = self._tallied() if self.task.looks else self._sums(self.task.evaluate)
+        metrics = self.task.metrics(found)
         if self.task.makes_records:
             metrics |= self._scored(step)
         return metrics
+
+    def _sums(self, function: Callable[[nn.Module, Batch], dict[str, float]]) -> dict[str, float]:
+        return self.engine.evaluate((batch.tensors for batch in self._batches()), function)
 
     def _batches(self) -> Iterator[EvaluationBatch]:
         return evaluation_batches(
@@ -67,6 +76,23 @@ class HeldOut:
             self.micro_size,
             kind=self.task,
         )
+
+    def _tallied(self) -> dict[str, float]:
+        """Sums over all examples together, which rank 0 gathers; the same on every rank."""
+        seen: dict[int, dict[str, NDArray[Any]]] = {}
+        for batch in self._batches():
+            mine = self.engine.call(partial(_looked_at, self.task, batch), on_device(batch.tensors))
+            for found in process.gather_on_main(mine if self._speaks_for_replica else {}):
+                seen |= found
+        return process.from_main_at_length(lambda: self._tally(seen))
+
+    def _tally(self, seen: dict[int, dict[str, NDArray[Any]]]) -> dict[str, float]:
+        """For rank 0."""
+        rows = [seen[number] for number in sorted(seen)]
+        with torch.no_grad():
+            return self.task.tally({
+                name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]
+            })  # fmt: skip
 
     def _scored(self, step: int) -> dict[str, float]:
         """The metrics of the records, which rank 0 gathers, judges and writes down; the same on every rank."""
@@ -95,6 +121,13 @@ class HeldOut:
             self.predictions.mkdir(exist_ok=True)
             write_text(self.predictions / f"{folder_name(step)}{ENDING}", (f"{line}\n" for line in lines))
         return self.task.score([records[number] for number in in_order])
+
+
+def _looked_at(task: Task, batch: EvaluationBatch, model: nn.Module, tensors: Batch) -> dict[int, dict[str, Any]]:
+    """What `task` sees in the real examples of `batch`, by their numbers."""
+    found = {name: values.cpu().numpy() for name, values in task.look(model, tensors).items()}
+    numbers = enumerate(batch.numbers)
+    return {number: {name: found[name][row] for name in found} for row, number in numbers if number is not None}
 
 
 def _predicted(

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.models.generation import (
     SPECIAL_IDS,
+    START,
     end_ids,
     flaw,
     set_field,
@@ -40,6 +41,9 @@ def decide_generation(
     generation = stated_generation(model.path, config)
     decided = SPECIAL_IDS if is_new_language else [name for name in SPECIAL_IDS if name in model.config]
     generation |= {name: getattr(text_config(config), name, None) for name in decided}
+    if getattr(config, "is_encoder_decoder", False):
+        before = generation.get(START)
+        generation[START] = before if before is not None and not is_new_language else getattr(config, START, None)
     if generation.get("pad_token_id") is None:
         generation["pad_token_id"] = tokenizer.pad_token_id
     before = end_ids(generation.get("eos_token_id"))

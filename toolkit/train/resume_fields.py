@@ -83,8 +83,10 @@ def role_of(name: str) -> Role:
     if name in ROLES:
         return ROLES[name]
     section, _, field = name.partition(".")
-    is_setting = any(field in kind.settings for kind in CHOICES[section].kinds.values())
-    return Role.SETTING if is_setting else _OF_CHOICES[section]
+    kinds = [kind for kind in CHOICES[section].kinds.values() if field in kind.model_fields]
+    if any(field in kind.identity for kind in kinds):
+        return Role.IDENTITY
+    return Role.SETTING if any(field in kind.settings for kind in kinds) else _OF_CHOICES[section]
 
 
 def flatten(recipe: Recipe) -> Flat:

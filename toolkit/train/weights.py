@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from toolkit.engine.grid import Grid
 from toolkit.engine.partition import move_buffers, partitioner
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.tensor_adapters import cut_adapters
+from toolkit.errors import ModelError, first_few
 from toolkit.models.adapters import add_adapters, fill_adapters
 from toolkit.models.assets import resolve
 from toolkit.models.contents import compare, settle
@@ -60,7 +61,7 @@ def load_model(
     _settle_contents(inputs, source, head, me, display)
     # In fp32 on a CPU transformers maps the file and copies nothing; at stage 3 it keeps a share of each parameter.
     is_easy = config["zero_optimization"]["stage"] == 3 or (dtype == torch.float32 and not device.has_own_memory())
-    if is_easy and me.mesh.pipeline == me.mesh.tensor == 1 and not inputs.task.config_overrides():
+    if is_easy and me.mesh.pipeline == me.mesh.tensor == 1 and not _may_lack_head(inputs):
         model, missing = load_weights(inputs.task.auto_class, source, inputs.model_config, config)
         check_missing(missing, source, model)
         _use_fp8(recipe, me, model, display)
@@ -74,6 +75,10 @@ def load_model(
         _read(recipe, inputs, source, head, model, shards, keep_share, dtype, display)
 
     return _part(recipe, inputs, me, display, read, keep_share, dtype, is_fused=is_fused)
+
+
+def _may_lack_head(inputs: Inputs) -> bool:
+    return inputs.task.may_lack_head or bool(inputs.task.config_overrides())
 
 
 def _partitioner(config: Mapping[str, Any], me: process.Process) -> Placed | None:
@@ -95,14 +100,26 @@ def _read(
     """Fill `model` from the checkpoint `source`, and draw what a classifier's head needs beyond it, the same on every topology."""
     kind, config, place = inputs.task.auto_class, inputs.model_config, device.current()
     missing = load_part(model, source, shards, remade=head, device=place, dtype=dtype, placed=keep_share)
-    may_lack = bool(inputs.task.config_overrides())
+    may_lack = _may_lack_head(inputs)
     check_missing([name for name in missing if not (may_lack and is_of_a_head(model, name))], source, model)
     if missing:
+        _check_trained(missing, inputs, source)
         weights = RandomWeights(kind, config, recipe.seed, recipe.model.config)
         fill(model, weights, missing, device=place, dtype=dtype, placed=keep_share)
         display.say(f"new weights: {', '.join(missing)}")
     if keep_share is not None:
         move_buffers(model)
+
+
+def _check_trained(missing: Collection[str], inputs: Inputs, source: str) -> None:
+    """Raise ModelError for drawn weights that adapters would leave as they were drawn."""
+    frozen = [] if inputs.adapters is None else sorted({*missing} - {*inputs.adapters.whole})
+    if frozen:
+        raise ModelError(
+            f"the checkpoint at {source!r} has no {first_few(frozen, 4)}, and tuning=LoRA(...) does not train it",
+            expected="a checkpoint with the head of this task, or a tuning that trains a new one",
+            do="set tuning=Full(), or choose a checkpoint that was trained for this task",
+        )
 
 
 def _part(
