@@ -14,14 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.page import parser, publish, table, tracked
 
 ROOT = Path(__file__).parents[1]
-TINY = ("--steps", "2", "--data.max_examples", "64", "--evaluation.max_sequences", "8", "--checkpoint.export", "false")
+TINY = ("--steps", "2", "--evaluation.max_sequences", "8", "--checkpoint.export", "false")
 TIMEOUT_S = 3600.0
 
 
@@ -34,33 +34,33 @@ class Line:
     metric: str
     """Of its evaluation."""
     goal: float
-    """What the metric has to reach after training with every seed."""
+    """What the metric has to reach after training with every seed: itself, or in the unit of `relative_to`."""
     rises: bool
     """Whether it is better when it is higher."""
+    relative_to: str | None = None
+    """"start": `goal` is a share of the metric before training; another line: of that line's after training with the same seed."""
     options: tuple[str, ...] = ()
     """Of the command line, where the recipe as it stands is not what is measured."""
     tiny: tuple[str, ...] = ()
-    """Further options with --tiny."""
+    """Further options with --tiny: data that is small and that every host has."""
 
 
-def data(name: str) -> tuple[str, ...]:
-    """The options that train and evaluate on the data set `name`."""
-    return ("--data.train", name, "--data.evaluation", name)
-
-
+START = "start"
 TASKS = {
-    "mails: spam or ham": Line(
-        "classify_minilm_zero1",
+    "mails, spam or ham": Line(
+        "classify_minilm_spam_zero2",
         "accuracy",
-        goal=0.94,
+        0.94,
         rises=True,
-        options=(*data("spamassassin"), "--evaluation.max_sequences", "771"),
-        tiny=data("python-packages"),
+        tiny=("--data.train", "python-packages", "--data.evaluation", "python-packages"),
     ),
+    "names in sentences": Line("tag_minilm_brown_zero1", "f1", 0.5, rises=True),
+    "hidden words": Line("mlm_minilm_brown_zero1", "loss", 0.7, rises=False, relative_to=START),
+    "answers in a page": Line("qa_minilm_docstrings_zero3", "f1", 50.0, rises=True),
+    "chat, all weights": Line("sft_smollm2_zero2", "loss", 0.75, rises=False, relative_to=START),
+    "chat, LoRA": Line("lora_smollm2_zero2", "loss", 1.03, rises=False, relative_to="chat, all weights"),
 }
-"""By what is learned. Data sets for further lines: brown-tags and brown-names (words with tags), brown-corpus (masked words),
-debian-en-de (translation), debian-summaries, docstring-questions (spans), debian-pairs (sentence embeddings), docstring-preferences and
-docstring-feedback."""
+"""By what is learned."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,17 @@ def main(arguments: list[str]) -> None:
     found: dict[str, list[Outcome]] = {name: [] for name in options.tasks}
     for name, seed in tracked(runs, "runs"):
         found[name].append(train(TASKS[name], seed, options))
+        print(
+            f"{name}, seed {seed}: {TASKS[name].metric} {found[name][-1].before:.4f} -> {found[name][-1].after:.4f}",
+            flush=True,
+        )
     header = ["", "recipe", "metric", "before", "after", "least favourable", "goal", "seconds"]
-    rows = [row(name, TASKS[name], outcomes) for name, outcomes in found.items()]
+    rows = [row(name, found) for name in found]
     about = (
         f"Means over {len(seeds)} seeds, and the least favourable of them; seconds are of one run, its start included."
     )
     publish(options, "Every task on real data", [str(__doc__).strip(), table(header, rows), about])
-    missed = [name for name, outcomes in found.items() if not reached(TASKS[name], outcomes)]
+    missed = [name for name in found if not reached(name, found)]
     if missed and not options.tiny:
         sys.exit(f"goal missed: {', '.join(missed)}")
 
@@ -116,32 +120,42 @@ def evaluations(metrics: Path, name: str) -> list[float]:
     return [record["eval"][name] for record in records if "eval" in record]
 
 
-def row(name: str, line: Line, outcomes: Sequence[Outcome]) -> list[str]:
+def row(name: str, found: Mapping[str, Sequence[Outcome]]) -> list[str]:
     """The line of the table."""
-    after = [outcome.after for outcome in outcomes]
-    mark = "at least" if line.rises else "at most"
+    line, outcomes = TASKS[name], found[name]
+    unit = "" if line.relative_to is None else f" of {'its start' if line.relative_to == START else line.relative_to}"
+    judged = worst(name, found)
     return [
         name,
         line.recipe,
         line.metric,
         f"{statistics.mean(outcome.before for outcome in outcomes):.3f}",
-        f"{statistics.mean(after):.3f}",
-        f"{worst(line, outcomes):.3f}",
-        f"{mark} {line.goal:g}",
+        f"{statistics.mean(outcome.after for outcome in outcomes):.3f}",
+        "not measured" if judged is None else f"{judged:.3f}{unit}",
+        f"{'at least' if line.rises else 'at most'} {line.goal:g}{unit}",
         f"{statistics.mean(outcome.seconds for outcome in outcomes):.0f}",
     ]
 
 
-def worst(line: Line, outcomes: Sequence[Outcome]) -> float:
-    """The least favourable figure after training."""
-    after = [outcome.after for outcome in outcomes]
-    return min(after) if line.rises else max(after)
+def worst(name: str, found: Mapping[str, Sequence[Outcome]]) -> float | None:
+    """The least favourable figure over the seeds, in the unit of the goal; None where what it refers to was not measured."""
+    line, outcomes = TASKS[name], found[name]
+    if line.relative_to is None:
+        figures = [outcome.after for outcome in outcomes]
+    elif line.relative_to == START:
+        figures = [outcome.after / outcome.before for outcome in outcomes]
+    elif line.relative_to in found:
+        others = found[line.relative_to]
+        figures = [outcome.after / other.after for outcome, other in zip(outcomes, others, strict=True)]
+    else:
+        return None
+    return min(figures) if line.rises else max(figures)
 
 
-def reached(line: Line, outcomes: Sequence[Outcome]) -> bool:
-    """Whether every seed has reached the goal."""
-    found = worst(line, outcomes)
-    return found >= line.goal if line.rises else found <= line.goal
+def reached(name: str, found: Mapping[str, Sequence[Outcome]]) -> bool:
+    """Whether every seed has reached the goal, as far as it was measured."""
+    line, judged = TASKS[name], worst(name, found)
+    return judged is None or (judged >= line.goal if line.rises else judged <= line.goal)
 
 
 if __name__ == "__main__":

@@ -232,6 +232,6 @@ def _resume(setting: Setting, _: float) -> Record:
     assert [record["step"] for record in records] == list(range(1, LONG + 1)), "steps are missing, or there twice"
     losses, weights = _reference(setting, "fp32", LONG)
     exported = AutoModelForCausalLM.from_pretrained(folder / "export", dtype=torch.float32)
-    apart = weight_deviation(exported, weights)
+    apart = weight_deviation(dict(exported.named_parameters()), weights)
     assert apart < 1e-3, f"the exported weights are {apart:.1e} from plain PyTorch's, relative to their norm"
     return {"resumed_from": found[-1], "weights": apart, **_judged(_losses(records), losses, "fp32")}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 
-def configured(recipe: Any, ranks: int, model_config: Any) -> dict[str, Any]:
-    """The DeepSpeed configuration of `recipe`, for a model of `model_config`, on `ranks` ranks of this machine."""
+def configured(recipe: Any, ranks: int, model_config: Any, trained: int | None = None) -> dict[str, Any]:
+    """The DeepSpeed configuration of `recipe`, for a model of `model_config`, on `ranks` ranks of this machine.
+
+    `trained`: so many of its parameters, where adapters are."""
     from toolkit.ds_config.render import render
     from toolkit.engine import device
     from toolkit.models.model_size import model_size
@@ -14,7 +17,8 @@ def configured(recipe: Any, ranks: int, model_config: Any) -> dict[str, Any]:
     from toolkit.tasks import task_class
 
     target = device.target(ranks, wanted="auto", model_ranks=model_ranks(recipe.parallel))
-    return render(recipe, target, model_size(task_class(recipe.task).auto_class, model_config, recipe.model.config))
+    size = model_size(task_class(recipe.task).auto_class, model_config, recipe.model.config)
+    return render(recipe, target, replace(size, trained=trained))
 
 
 def built(recipe: Any) -> Any:
@@ -30,5 +34,6 @@ def built(recipe: Any) -> Any:
     process.start(me)
     display = Display(is_main=False)
     inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-    config = configured(recipe, me.world_size, inputs.model_config)
+    trained = None if inputs.adapters is None else inputs.adapters.trained
+    config = configured(recipe, me.world_size, inputs.model_config, trained)
     return build_engine(recipe, inputs, config, me, RunFolder(shared_folder() / "run"), display)

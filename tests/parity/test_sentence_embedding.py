@@ -143,9 +143,7 @@ def check_export(options: SentenceEmbedding, run: Path, figures: dict[str, float
 
 def test_dropout_is_the_same_in_both_passes(lively_bert: Path, tmp_path: Path) -> None:
     """With dropout, one micro-batch on one rank is plain autograd of one pass; several follow the same vectors."""
-    run = problem(
-        "contrastive", lively_bert, tmp_path, "one", model=Model(path=str(lively_bert), dropout=0.2)
-    )
+    run = problem("contrastive", lively_bert, tmp_path, "one", model=Model(path=str(lively_bert), dropout=0.2))
     wanted = run_distributed(one_pass, 1, run)[0]
     run_distributed(run_recipe, 1, [(run, str(tmp_path / "run"), None)])
     records = read_metrics(tmp_path / "run")

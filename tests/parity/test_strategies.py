@@ -16,13 +16,14 @@ from tests.processor import require_number_format
 from toolkit.parity.problem import Curves
 from toolkit.parity.reference import Curve
 from toolkit.parity.report import SPREAD, deviation, spread
-from toolkit.parity.strategies import STRATEGIES, Strategy
-from toolkit.recipe import Batch
+from toolkit.parity.strategies import DEGREES, STRATEGIES, Strategy
+from toolkit.recipe import Batch, Task
+from toolkit.tasks import task_class
 
 TASKS = ("causal_lm", "sequence_classification")
 LAYOUTS = {
     "causal_lm": [(1, 1), (1, 4), (2, 1), (2, 4), (4, 4)],
-    "sequence_classification": [(1, 1), (1, 4), (2, 1), (2, 4)],
+    "sequence_classification": [(1, 1), (1, 4), (2, 1), (2, 4), (4, 4)],
 }
 """Task -> (world size, micro-batches per replica and step), for a global batch of GLOBAL_SIZE."""
 
@@ -31,6 +32,7 @@ LIMITS = {"fp32": (1e-6, 2e-6), "bf16": (1e-3, 2e-2), "fp16": (2e-4, 5e-3)}
 
 WHOLE_MODELS = ("zero0", "zero2_offload", "zero3_offload_param")
 DIVIDED_MODELS = ("pp2", "tp2", "sp2")
+MIXED = ("pp2_tp2", "tp2_zero3")
 LAYERS = 2
 """Of the tests' models."""
 STEPS = 8
@@ -42,10 +44,16 @@ def having(task: str, dtype: str, layout: tuple[int, int]) -> dict[str, Strategy
     and what is possible on four ranks; elsewhere one of each kind. The rest is left to benchmarks/parity_table.py."""
     world_size, accumulation = layout
     chosen = WHOLE_MODELS
-    if task == "causal_lm" and world_size > 1 and accumulation > 1:
-        chosen = (*WHOLE_MODELS, *DIVIDED_MODELS) if dtype != "fp32" else tuple(STRATEGIES)
-    fitting = [name for name in chosen if world_size in worlds(STRATEGIES[name])]
-    return {name: STRATEGIES[name] for name in fitting if STRATEGIES[name].degree("pipeline") <= LAYERS}
+    if world_size > 1 and accumulation > 1:
+        is_all = task == "causal_lm" and dtype == "fp32"
+        chosen = tuple(STRATEGIES) if is_all else (*WHOLE_MODELS, *DIVIDED_MODELS, *MIXED)
+    fitting = {name: STRATEGIES[name] for name in chosen if world_size in worlds(STRATEGIES[name])}
+    cuts = {name: {degree for degree in DEGREES if fitting[name].degree(degree) > 1} for name in fitting}
+    return {
+        name: strategy
+        for name, strategy in fitting.items()
+        if strategy.degree("pipeline") <= LAYERS and cuts[name] <= task_class(Task.kind(task)()).cuts
+    }
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,9 @@ def reference_curve(rank: int, world_size: int, recipe: Recipe, weights: str | N
     inputs, steps = global_batches(recipe, recipe.steps or 0)
     source, optimizer = resolve(str(recipe.model.path)), recipe.optimizer
     kind = inputs.task.auto_class
-    model, info = kind.from_pretrained(source, config=inputs.model_config, dtype=torch.float32, output_loading_info=True)
+    model, info = kind.from_pretrained(
+        source, config=inputs.model_config, dtype=torch.float32, output_loading_info=True
+    )
     # The starting point is not what is compared: the judge gets the same new head.
     drawn = RandomWeights(kind, inputs.model_config, recipe.seed)
     with torch.no_grad():

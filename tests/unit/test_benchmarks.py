@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import multiprocessing
@@ -495,20 +494,43 @@ def test_failing_rank_is_told(tmp_path: Path) -> None:
         ranks.measure(str(script), [], 1, timeout_s=0.5)
 
 
+def test_lora_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is measured is what the parts add up to, within 5 %; nothing stays gathered; an 8B model is traced."""
+    module = importlib.import_module("lora_memory")
+    found: list[Any] = []
+    plain = module.sum_of_parts
+    monkeypatch.setattr(module, "sum_of_parts", lambda about, *rest: found.append(about) or plain(about, *rest))
+    run_tiny("lora_memory", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    assert float(cells(printed, "measured")[1].rstrip("%")) == pytest.approx(100, abs=5)
+    assert found[0]["left"] == 0
+    ranks = {count: [float(cell) for cell in cells(printed, str(count))] for count in (1, 8)}
+    assert ranks[1][0] == pytest.approx(14.96, abs=0.01) and ranks[8][0] == pytest.approx(14.96 / 8, abs=0.01)
+
+
 def test_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run's evaluations are read; the least favourable seed decides."""
-    run_tiny("tasks", monkeypatch, tmp_path, "--tasks", "mails: spam or ham")
-    recipe, metric, before, after, least, goal, _ = cells(capsys.readouterr().out, "mails: spam or ham")
-    assert (recipe, metric, goal) == ("classify_minilm_zero1", "accuracy", "at least 0.94")
+    run_tiny("tasks", monkeypatch, tmp_path, "--tasks", "mails, spam or ham")
+    recipe, metric, before, after, least, goal, _ = cells(capsys.readouterr().out, "mails, spam or ham")
+    assert (recipe, metric, goal) == ("classify_minilm_spam_zero2", "accuracy", "at least 0.94")
     assert 0 <= float(before) <= 1 and after == least
     tasks = importlib.import_module("tasks")
-    rising, falling = (
-        dataclasses.replace(tasks.TASKS["mails: spam or ham"], goal=0.5, rises=rises) for rises in (True, False)
-    )
-    outcomes = [tasks.Outcome(0.1, after, 1.0) for after in (0.4, 0.6)]
-    assert (tasks.worst(rising, outcomes), tasks.worst(falling, outcomes)) == (0.4, 0.6)
-    assert not tasks.reached(rising, outcomes) and not tasks.reached(falling, outcomes)
-    assert tasks.reached(rising, outcomes[1:]) and tasks.reached(falling, outcomes[:1])
+    lines = {
+        "rising": tasks.Line("x", "m", 0.5, rises=True),
+        "falling": tasks.Line("x", "m", 0.5, rises=False),
+        "halved": tasks.Line("x", "m", 0.5, rises=False, relative_to="start"),
+        "near": tasks.Line("x", "m", 1.03, rises=False, relative_to="falling"),
+        "alone": tasks.Line("x", "m", 1.03, rises=False, relative_to="not measured"),
+    }
+    monkeypatch.setattr(tasks, "TASKS", lines)
+    outcomes = [tasks.Outcome(before, after, 1.0) for before, after in ((1.0, 0.4), (1.0, 0.6))]
+    found = dict.fromkeys(lines, outcomes)
+    assert {name: tasks.worst(name, found) for name in lines} == {
+        "rising": 0.4, "falling": 0.6, "halved": 0.6, "near": 1.0, "alone": None,
+    }  # fmt: skip
+    assert [name for name in lines if tasks.reached(name, found)] == ["near", "alone"]
+    better = {**found, "rising": outcomes[1:], "falling": outcomes[:1], "halved": outcomes[:1], "near": outcomes[:1]}
+    assert all(tasks.reached(name, better) for name in lines)
 
 
 def test_every_task_is_of_a_recipe_and_of_data_that_can_be_fetched() -> None:

@@ -329,7 +329,9 @@ def test_preview_of_a_classification_example():
     task = SequenceClassificationTask(SequenceClassification(), tokenizer)
     preview(task, [[{"input_ids": ids, "labels": np.array([3], dtype=np.int32)}]], stream=stream)
     assert f"{len(ids)} tokens, label 3" in stream.getvalue() and "Name a colour" in stream.getvalue()
-    assert stream.getvalue().startswith("each text as the model reads it, with its label: of classes their number or names\n")
+    assert stream.getvalue().startswith(
+        "each text as the model reads it, with its label: of classes their number or names\n"
+    )
     assert "[[" not in stream.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from transformers import (
     PretrainedConfig,
 )
 
+from toolkit.models.adapter_plan import plan_adapters
+from toolkit.models.adapters import add_adapters, fill_adapters
 from toolkit.models.flops import ModelFlops, Pairs, Uncountable, count_model_flops
+from toolkit.recipe import LoRA
 
 SIZES: dict[str, Any] = {
     "vocab_size": 640,
@@ -46,6 +50,24 @@ def test_a_llama_by_its_closed_form() -> None:
     pairs = 30 * 31 // 2 + 70 * 71 // 2
     expected = 3 * (2 * weights * 100 + layers * 4 * hidden * pairs + 2 * hidden * vocabulary * targets)
     assert flops.of_step(lengths, targets) == expected
+
+
+def test_frozen_weights_have_no_gradient_of_their_own() -> None:
+    """By torch's count of a real step: all but the first layer's inputs, which nobody wants the gradient of."""
+    config = BertConfig(**SIZES, num_labels=3)
+    tuning = LoRA(rank=4, target_modules=("query", "key", "value", "intermediate.dense"))
+    plan = plan_adapters(AutoModelForSequenceClassification, config, tuning, trains_head=False)
+    plain = count_model_flops(AutoModelForSequenceClassification, config, 128, is_causal=False)
+    flops = replace(plain, adapters=plan.adapters)
+    config._attn_implementation = "eager"
+    model = AutoModelForSequenceClassification.from_config(config).train()
+    add_adapters(model, plan)
+    fill_adapters(model, plan, 0)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.ones((1, 40), dtype=torch.int64)).logits.sum().backward()
+    # Query, key and value of the first layer, and A beside each.
+    unasked = 40 * 3 * (2 * 64 * 64 + 2 * 4 * 64)
+    assert flops.of_step(np.array([40]), targets=1) - counter.get_total_flops() == unasked
 
 
 def test_of_a_mixture_the_experts_that_a_token_is_sent_to_are_counted() -> None:

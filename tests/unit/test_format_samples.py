@@ -241,6 +241,7 @@ PAIRS = {
     "alpaca": {"instruction": "1+1?", "input": "", "chosen": "2", "rejected": "3"},
     "sharegpt": {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "3"}},
     "openai": {"input": {"messages": [user("1+1?")]}, "preferred_output": [assistant("2")], "non_preferred_output": [assistant("3")]},
+    "messages": {"messages": [user("1+1?")], "chosen": "2", "rejected": "3"},
     "transcripts": {"chosen": "\n\nHuman: 1+1?\n\nAssistant: 2", "rejected": "\n\nHuman: 1+1?\n\nAssistant: 3"},
 }  # fmt: skip
 
@@ -272,8 +273,15 @@ def test_preferences_with_earlier_turns_a_system_message_and_tools(tokenizers):
     assert found.form.columns == ("system", "prompt", "chosen", "rejected", "tools")
 
 
+def test_other_columns_beside_whole_conversations_are_not_read():
+    """As in Capybara's preferences, whose column has a form of its own."""
+    row = {"conversation": [{"input": "1+1?", "output": "2"}], **PAIRS["implicit"]}
+    assert preference_of(row).form.columns == ("chosen", "rejected")
+
+
 def test_preferences_that_part_after_a_shared_answer(tokenizers):
-    row = {"chosen": TALK, "rejected": [*TALK[:3], assistant("3"), user("Sure?"), assistant("No.")]}
+    before = [TALK[0], {**TALK[1], "weight": 1}, TALK[2]]
+    row = {"chosen": [*before, TALK[3]], "rejected": [*before, assistant("3"), user("Sure?"), assistant("No.")]}
     chosen, rejected = encode_preference(tokenizers["smollm2"], preference_of(row))
     assert trained_runs(tokenizers["smollm2"], chosen) == ["2" + END]
     assert trained_runs(tokenizers["smollm2"], rejected) == ["3" + END, "No." + END]

@@ -149,6 +149,7 @@ def test_token_types_reach_a_model_that_tells_them_apart() -> None:
         with quiet(), torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoModelForSequenceClassification.from_config(config).eval()
+        task.prepare(model)
         with torch.no_grad():
             changed = {**batch, "token_type_ids": torch.zeros_like(batch["token_type_ids"])}
             moved[kind] = float(task.loss(model, batch, 1.0).total - task.loss(model, changed, 1.0).total)

@@ -42,20 +42,53 @@ def rows(kind: str, count: int = 24) -> list[dict[str, Any]]:
             made.append({"messages": turns, "dialogue": [turns[0], {"role": "assistant", "content": "other"}]})
         elif kind == "pairs":
             made.append({"prompt": words[0], "completion": words[1], "question": words[1], "answer": words[0]})
+        elif kind == "preferences":
+            answers = {"chosen": words[1], "rejected": words[0], "better": words[1] * 2, "worse": words[0] * 2}
+            made.append({"prompt": words[0], **answers, "gap": number % 3, "wide": number % 2 + 1})
+        elif kind == "judged":
+            made.append({"prompt": words[0], "completion": words[1], "label": number % 2 == 0})
         elif kind == "text":
             made.append({"text": words[1], "body": words[0]})
         elif kind == "tagged":
             cut, marks = words[1].split(), ["B-X", "I-X", "O"] * 6
-            made.append({"words": cut, "labels": marks[: len(cut)], "body": cut[::-1], "marks": marks[1 : len(cut) + 1]})
+            made.append(
+                {"words": cut, "labels": marks[: len(cut)], "body": cut[::-1], "marks": marks[1 : len(cut) + 1]}
+            )
         elif kind == "asked":
             answers = {"text": [WORDS[(number + 3) % 8]], "answer_start": [0]}
             other = {"text": ["of"], "answer_start": [words[1].find("of")]}
-            made.append({"question": words[0], "ask": "What?", "context": words[1], "page": words[1] + "!", "answers": answers, "others": other})
+            made.append(
+                {
+                    "question": words[0],
+                    "ask": "What?",
+                    "context": words[1],
+                    "page": words[1] + "!",
+                    "answers": answers,
+                    "others": other,
+                }
+            )
         elif kind == "written":
             pair = {"en": words[1], "de": words[0], "fr": words[1] + words[0]}
-            made.append({"source": words[1], "target": words[0], "body": words[0], "title": words[1], "translation": pair, "pair": dict(pair, en="other")})
+            made.append(
+                {
+                    "source": words[1],
+                    "target": words[0],
+                    "body": words[0],
+                    "title": words[1],
+                    "translation": pair,
+                    "pair": dict(pair, en="other"),
+                }
+            )
         elif kind == "texts":
-            made.append({"anchor": words[0], "positive": words[1], "other": words[1] + words[0], "score": number % 3 / 2, "grade": number % 5 / 4})
+            made.append(
+                {
+                    "anchor": words[0],
+                    "positive": words[1],
+                    "other": words[1] + words[0],
+                    "score": number % 3 / 2,
+                    "grade": number % 5 / 4,
+                }
+            )
         elif kind == "flags":
             made.append({"text": words[1], "left": number % 2, "right": number % 3 // 2})
         else:
@@ -72,7 +105,19 @@ class Ground:
     prepared: dict[str, Inputs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for kind in ("chat", "pairs", "text", "classes", "tagged", "asked", "flags", "written", "texts"):
+        for kind in (
+            "chat",
+            "pairs",
+            "text",
+            "classes",
+            "tagged",
+            "asked",
+            "flags",
+            "written",
+            "texts",
+            "preferences",
+            "judged",
+        ):
             write_lines(self.folder / f"{kind}.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-copy.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-more.jsonl", rows(kind, 28))
@@ -134,6 +179,11 @@ BASES: dict[str, dict[str, Any]] = {
         "data.train": "{tmp}/classes.jsonl", "data.packing": False, "task.name": "sequence_classification",
         "model.path": "{bert}",
     },
+    **{
+        kind: {"data.train": "{tmp}/preferences.jsonl", "batch.sequence_length": 160, "task.name": kind}
+        for kind in ("dpo", "simpo", "reward_model")
+    },
+    "kto": {"data.train": "{tmp}/judged.jsonl", "batch.sequence_length": 160, "task.name": "kto"},
     "masked": {
         "data.train": "{tmp}/text.jsonl", "data.packing": False, "task.name": "masked_lm", "model.path": "{bert}",
     },
@@ -227,6 +277,15 @@ CASES = [
     refused("task.completion_field", "answer", base="pairs"),
     refused("task.text_field", "body", base="text"),
     refused("task.label_field", "other", base="classes"),
+    refused("task.chosen_field", "better", base="dpo"),
+    refused("task.rejected_field", "worse", base="simpo"),
+    refused("task.margin_field", "wide", base="reward_model", before={"task.margin_field": "gap"}),
+    said("task.beta", 0.25, base="dpo"),
+    said("task.loss", "hinge", base="dpo"),
+    said("task.gamma", 0.5, base="simpo"),
+    said("task.centering", 0.125, base="reward_model"),
+    said("task.desirable_weight", 1.5, base="kto"),
+    said("task.undesirable_weight", 1.5, base="kto"),
     refused("task.label_fields", ["right", "left"], base="flags"),
     refused("task.second_text_field", "body", base="classes"),
     said("task.problem_type", "single_label_classification", base="classes"),

@@ -33,7 +33,7 @@ def print_preview(recipe: Recipe, count: int) -> int:
     for line in task.remarks(mixture.rows, mixture.row_name("data.train")):
         display.say(line)
     for part in mixture.parts:
-        if mixture.weights != (1.0,):
+        if not mixture.is_plain:
             display.say(f"{part.location}, weight {part.weight:g}:")
         _print_part(recipe, task, part.source, mixture.part_row_name(part, "data.train"), count, display)
     return 0

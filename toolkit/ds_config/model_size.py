@@ -13,6 +13,8 @@ class ModelSize:
     """The largest layer."""
     longest_vector: int
     """The largest norm weight or bias."""
+    trained: int | None = None
+    """What is trained of it: the adapters. None: all."""
 
 
 UNKNOWN = ModelSize(layer=500_000_000, longest_vector=100_000)
@@ -28,6 +30,12 @@ LARGEST_BUCKET = 50_000_000
 def bucket_size(model: ModelSize) -> int:
     """Elements that are reduced, or fetched ahead, at a time: those of one layer, within bounds."""
     return min(max(model.layer, LEAST_BUCKET), LARGEST_BUCKET)
+
+
+def reduced_size(model: ModelSize) -> int:
+    """Elements of gradients that are reduced at a time: no more than there are."""
+    size = bucket_size(model)
+    return size if model.trained is None else min(size, max(model.trained, LEAST_BUCKET))
 
 
 def live_parameters(model: ModelSize) -> int:

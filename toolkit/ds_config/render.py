@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolkit.ds_config.model_size import UNKNOWN, ModelSize, bucket_size, live_parameters
+from toolkit.ds_config.model_size import UNKNOWN, ModelSize, bucket_size, live_parameters, reduced_size
 from toolkit.ds_config.optimizer_block import needs_untested_flag, optimizer_block, wants_host_optimizer
 from toolkit.ds_config.state_formats import check_state_formats
 from toolkit.ds_config.target import Target
@@ -199,6 +199,7 @@ def _zero(recipe: Recipe, target: Target, stage: int, model: ModelSize) -> dict[
     parallel = recipe.parallel
     if stage == 0:
         return {"stage": 0}
+    reduced = parallel.reduce_bucket_size or reduced_size(model)
     bucket = parallel.reduce_bucket_size or bucket_size(model)
     # DeepSpeed asserts an even all-gather bucket.
     bucket += bucket % 2
@@ -208,7 +209,7 @@ def _zero(recipe: Recipe, target: Target, stage: int, model: ModelSize) -> dict[
         "overlap_comm": _overlaps(parallel, target),
         # Muon orthogonalises whole gradients, which stage 3 has only without reduce-scatter.
         "reduce_scatter": not (recipe.optimizer.type == "muon" and stage == 3),
-        "reduce_bucket_size": bucket,
+        "reduce_bucket_size": reduced + reduced % 2,
     }
     if stage < 3:
         zero |= {"allgather_partitions": True, "allgather_bucket_size": bucket}

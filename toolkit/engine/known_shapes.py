@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from toolkit.engine.protocol import Batch
-
 Layout = tuple[torch.Size, torch.dtype]
 """Shape and number format."""
 
@@ -49,9 +47,8 @@ class KnownShapes:
         self._sent, self._received = _Link(), _Link()
         engine._send_tensor_meta, engine._recv_tensor_meta = self._before_sending, self._before_receiving
 
-    def expect(self, micro_batches: Sequence[Batch]) -> None:
-        """Set what the next schedule runs on."""
-        shapes = [batch["input_ids"].shape for batch in micro_batches]
+    def expect(self, shapes: Sequence[torch.Size]) -> None:
+        """Set the [B, T] of the micro-batches that the next schedule runs on."""
         self._sent.expect(shapes)
         self._received.expect(shapes)
 

@@ -1,7 +1,8 @@
 """PipelineEngine (stages of a stock model, ZeRO 0-1) behind the protocol of `engine.protocol`.
 
-Every rank knows the micro-batches of its replica, so only hidden states travel between stages: positions, targets and
-seeds are taken from the rank's own copy, in the order in which the schedule runs its forward passes.
+Every rank knows the micro-batches of its replica, so only hidden states travel between stages: positions, masks, targets
+and seeds are taken from the rank's own copy, in the order in which the schedule runs its forward passes. What of a
+micro-batch the model is called with is for the task to say (`Training.inputs`); the last stage's loss sees all of it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ from toolkit.engine.staged_model import StagedModel
 from toolkit.errors import ModelError
 from toolkit.models.attention import tell_documents
 from toolkit.models.decoding import GenerationSettings, generate
-from toolkit.models.heads import TARGET_ROWS
-from toolkit.models.stages import tied_parameters
+from toolkit.models.stages import base_states, tied_parameters
 
 EVALUATED_AT_ONCE = 32
 """Micro-batches of one evaluation schedule: they bound how many are held in memory."""
@@ -42,9 +42,9 @@ LastStage = Callable[[nn.Module, Batch], torch.Tensor]
 class Stage(nn.Module):
     """One stage as a layer of DeepSpeed's pipeline: hidden states in, hidden states out; the last one gives the loss."""
 
-    def __init__(self, model: nn.Module, is_first: bool, is_last: bool) -> None:
+    def __init__(self, model: nn.Module, is_first: bool, is_last: bool, inputs: Callable[[Batch], Batch]) -> None:
         super().__init__()
-        self.model, self.is_first, self.is_last = model, is_first, is_last
+        self.model, self.is_first, self.is_last, self.inputs = model, is_first, is_last, inputs
         self._queue: Iterator[tuple[Batch, int | None]] = iter(())
         self._finish: LastStage | None = None
 
@@ -53,19 +53,16 @@ class Stage(nn.Module):
         self._queue, self._finish = iter(list(zip(micro_batches, seeds, strict=True))), finish
 
     def forward(self, received: torch.Tensor) -> torch.Tensor:
-        """received [B, T] tokens on the first stage, [B, T, D] hidden states on the others."""
+        """received: the model's main input on the first stage (tokens [B, T]), hidden states [B, T, D] on the others."""
         batch, seed = next(self._queue)
         if seed is not None:
             torch.manual_seed(seed)
-        inputs: Batch = dict(batch)
         if not self.is_first:
-            inputs["inputs_embeds"] = received
-            del inputs["input_ids"]
+            batch = {**batch, "inputs_embeds": received}
         if self.is_last and self._finish is not None:
-            return self._finish(self.model, inputs)
-        del inputs["targets"], inputs[TARGET_ROWS]
-        told = tell_documents(self.model, inputs)
-        hidden: torch.Tensor = self.model.base_model(**told, use_cache=False).last_hidden_state  # type: ignore[operator]
+            return self._finish(self.model, batch)
+        told = tell_documents(self.model, self.inputs(batch))
+        hidden: torch.Tensor = base_states(self.model, told)
         return hidden
 
 
@@ -117,7 +114,7 @@ class PipelineEngine(DeepSpeedRun):
         assert self.grid is not None, "a pipeline has more than one rank"
         self.index = self.mesh.coordinate(process.rank, "pipeline")
         is_last = self.index == self.mesh.pipeline - 1
-        self.stage = Stage(model, self.index == 0, is_last)
+        self.stage = Stage(model, self.index == 0, is_last, training.inputs)
         self.copies = set(tied_parameters(model)) if is_last else set()
         pipeline = _Pipeline(self.stage, self._topology(), self._tied(model))
         for name, parameter in model.named_parameters():
@@ -172,11 +169,21 @@ class PipelineEngine(DeepSpeedRun):
         def finish(model: nn.Module, batch: Batch) -> torch.Tensor:
             return self._loss(model, batch, weight * (scale or 1.0)) * (weight * len(batches))
 
-        self._hidden.expect(batches)
+        self._hidden.expect([batch[self.main].shape for batch in batches])
         self.stage.load(batches, [part_seed(seed, self.mesh, self.process.rank) for seed in seeds], finish)
-        self._guarded(lambda: self.engine.train_batch(_pulled(batches)))
+        self._guarded(lambda: self.engine.train_batch(self._pulled(batches)))
         mean, logged = self._step_means(targets, self.mesh.tensor, None)
         return self._finish_step(mean, None, rate, targets, scale, logged)
+
+    @property
+    def main(self) -> str:
+        """Name of the input in whose place later stages have hidden states."""
+        name: str = self.model.main_input_name  # type: ignore[assignment]
+        return name
+
+    def _pulled(self, batches: Sequence[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What the first and the last stage pull for DeepSpeed's sake: the stages have the batches already."""
+        return ((batch[self.main], batch[self.main]) for batch in batches)
 
     def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""
@@ -188,9 +195,11 @@ class PipelineEngine(DeepSpeedRun):
             return torch.zeros((), device=device.current())
 
         while some := list(self._feed(itertools.islice(batches, EVALUATED_AT_ONCE))):
-            self._hidden.expect(some)
+            self._hidden.expect([batch[self.main].shape for batch in some])
             self.stage.load(some, [None] * len(some), finish)
-            self.engine.eval_batch(_pulled(some), reduce_output=None, bcast_loss=False, num_micro_batches=len(some))
+            self.engine.eval_batch(
+                self._pulled(some), reduce_output=None, bcast_loss=False, num_micro_batches=len(some)
+            )
         return total_losses(sums)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -223,8 +232,3 @@ def _check_alike(num_groups: int) -> None:
             expected="stages that all do, or none of them",
             do="leave modules with vectors out of tuning.modules_to_save, or set parallel.pipeline=1",
         )
-
-
-def _pulled(batches: Sequence[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What the first and the last stage pull; labels are unused, since the last stage has the batch."""
-    return ((batch["input_ids"], batch["targets"]) for batch in batches)

@@ -20,21 +20,21 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.flash_attention import flash_attention_forward
 
 from toolkit.engine import process
+from toolkit.engine.protocol import Batch
+from toolkit.engine.sequence_probe import TOKENS, packed_probe, padded_probe
 from toolkit.errors import ModelError
-from toolkit.models.agreement import excess, hidden_states, vocabulary_size
-from toolkit.models.attention import document_attention, lengths_by_positions
+from toolkit.models.agreement import excess, hidden_states, takes_positions
+from toolkit.models.attention import DOCUMENT_LENGTHS, document_attention
+from toolkit.models.positions import first_position
 from toolkit.models.varlen import KERNEL, VarlenKernel, kernel_fault
 
 NAME = "toolkit_sequence"
 """Of this implementation, over "sdpa", among transformers' attention functions."""
 
-PROBE_TOKENS = 8
-"""Tokens on each rank when a model is probed."""
+LENGTHS = {DOCUMENT_LENGTHS, "cu_seq_lens_q"}
+"""Options of attention functions that say where documents end: ours, and that of transformers' flash."""
 
-PROBE_DOCUMENTS = (11, 5)
-"""Tokens per document of each row of the probe."""
-
-CAUSAL_LAYERS = {"full_attention", "sliding_attention"}
+LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that look at other tokens through attention alone."""
 
 
@@ -44,6 +44,8 @@ class SequenceAttention:
     def __init__(self, config: PretrainedConfig, group: dist.ProcessGroup) -> None:
         self.active = True
         self.group = group
+        self.first_position = 0
+        """Of a text's first token, for batches that leave the counting to the model."""
         implementation = str(config._attn_implementation)
         text = config.get_text_config()
         heads = text.num_attention_heads
@@ -66,6 +68,14 @@ class SequenceAttention:
         # transformers hands a model the function of its implementation's name; one run has one such model.
         AttentionInterface.register(self.name, self)
 
+    def with_positions(self, batch: Batch) -> Batch:
+        """`batch` of whole sequences with position_ids [B, T], which a part of a sequence cannot count by itself."""
+        if "position_ids" in batch:
+            return batch
+        tokens = batch["input_ids"]
+        positions = self.first_position + torch.arange(tokens.shape[1], device=tokens.device)
+        return {**batch, "position_ids": positions.expand_as(tokens)}
+
     def _documents(self, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
         return document_attention(*arguments, kernel=self.kernel, **options)  # type: ignore[no-any-return]
 
@@ -86,6 +96,11 @@ class SequenceAttention:
         if attention_mask is not None:
             # Made from the tokens of this rank alone; transformers makes none for an implementation it does not know.
             raise _not_exchangeable(type(module).__name__, "attends through a mask of its own")
+        if "position_ids" not in options and LENGTHS & options.keys():
+            # DeepSpeed asks for positions, which it gathers; attention that is told the documents looks at none.
+            options["position_ids"] = torch.zeros(
+                query.shape[0], query.shape[2], dtype=torch.int64, device=query.device
+            )
         groups = getattr(module, "num_key_value_groups", None)
         found, weights = self._exchange(module, query, key, value, None, **options)
         if groups is not None:
@@ -119,45 +134,45 @@ def whole_sequences(attention: SequenceAttention | None, whole: bool = True) -> 
         attention.active = before
 
 
-def use_sequence_attention(model: nn.Module, attention: SequenceAttention, longest: int) -> float:
+def use_sequence_attention(
+    model: nn.Module, attention: SequenceAttention, longest: int, *, padded: bool = False
+) -> float:
     """Switch `model` to `attention`, and compare: hidden states of this rank's part with the model's own of the whole.
 
-    Packed documents of a few tokens, of which the last stands at the end of a context of `longest` tokens. Collective;
-    see `toolkit.models.agreement.excess` for the result.
+    Of packed documents or of `padded` rows, as the batches have them, in a context of `longest` tokens. Collective; see
+    `toolkit.models.agreement.excess` for the result.
     """
     rank, count = dist.get_rank(attention.group), dist.get_world_size(attention.group)
-    parameter = next(model.parameters())
-    device = parameter.device
-    attention.kernel = KERNEL if kernel_fault(device, parameter.dtype) is None else None
-    tokens, positions = (tensor.to(device) for tensor in _probe(count, longest, vocabulary_size(model)))
-    mine = slice(rank * PROBE_TOKENS, (rank + 1) * PROBE_TOKENS)
+    parameter, architecture = next(model.parameters()), type(model).__name__
+    attention.kernel = KERNEL if kernel_fault(parameter.device, parameter.dtype) is None else None
+    attention.first_position = first_position(model)
+    if padded:
+        if not takes_positions(model):
+            raise _not_exchangeable(architecture, "takes no positions, which a part of a sequence cannot count itself")
+        probe = padded_probe(model, count, longest, attention.first_position)
+    else:
+        probe = packed_probe(model, count, longest)
+    mine = slice(rank * TOKENS, (rank + 1) * TOKENS)
     with whole_sequences(attention):
-        wanted = hidden_states(model, tokens, positions)[:, mine]
+        if padded and probe.miscounted(model):
+            raise _not_exchangeable(architecture, "counts positions in a way of its own")
+        wanted = probe.whole(model)[:, mine]
     model.set_attn_implementation(attention.name)  # type: ignore[operator]
     share_longest_position(model, attention)
     try:
         with whole_sequences(attention, False):
-            found = hidden_states(model, tokens[:, mine], positions[:, mine], lengths_by_positions(positions))
+            found = probe.part(model, mine)
     except ModelError:
         raise
     except Exception as error:
         # Every architecture that does not fit fails in its own way, and all ranks alike.
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise _not_exchangeable(type(model).__name__, f"fails: {lines[0][:200]}") from None
+        raise _not_exchangeable(architecture, f"fails: {lines[0][:200]}") from None
     with whole_sequences(attention):
         # "dynamic" rotary embeddings stay as stretched as they were last, until they see something short.
-        hidden_states(model, tokens[:, :1], torch.zeros_like(positions[:, :1]))
-    return excess(model, found, wanted)
-
-
-def _probe(count: int, longest: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Token ids and positions [2, count x PROBE_TOKENS]."""
-    length = count * PROBE_TOKENS
-    # Some documents reach over the ends of the ranks' parts, since eight is no multiple of eleven or five.
-    positions = torch.stack([torch.arange(length) % tokens for tokens in PROBE_DOCUMENTS])
-    last = min(PROBE_TOKENS // 2, longest)
-    positions[:, -last:] = torch.arange(longest - last, longest)
-    return (torch.arange(2 * length) * 7 + 1).view(2, length) % vocabulary, positions
+        hidden_states(model, probe.tokens[:, :1], probe.positions[:, :1].clamp(max=attention.first_position))
+    real = probe.real[:, mine]
+    return excess(model, found[real], wanted[real])
 
 
 def share_longest_position(model: nn.Module, attention: SequenceAttention) -> None:
@@ -199,7 +214,7 @@ def check_sequence_attention(excess: float, architecture: str) -> None:
 def _not_exchangeable(architecture: str, reason: str) -> ModelError:
     return ModelError(
         f"parallel.sequence: {architecture} {reason}",
-        expected="a model whose tokens meet in causal attention only, through transformers' attention functions",
+        expected="a model whose tokens meet in attention only, through transformers' attention functions",
         do="set parallel.sequence=1; parallel.tensor or parallel.pipeline also save activation memory",
     )
 
@@ -210,11 +225,12 @@ def check_sequence_parallel(config: PretrainedConfig, degree: int) -> None:
     name = type(config).__name__
     kinds = set(getattr(text, "layer_types", None) or ())
     heads = getattr(text, "num_attention_heads", None)
-    if heads is None or not kinds <= CAUSAL_LAYERS:
-        what = ", ".join(sorted(kinds - CAUSAL_LAYERS)) or "no attention heads"
+    if heads is None or config.is_encoder_decoder or not kinds <= LAYERS:
+        what = ", ".join(sorted(kinds - LAYERS)) or "no attention heads"
+        what = "an encoder and a decoder" if config.is_encoder_decoder else what
         raise ModelError(
             f"parallel.sequence={degree}: {name} has {what}",
-            expected="a model whose tokens meet in causal attention only",
+            expected="a model whose tokens meet in attention only",
             do="set parallel.sequence=1; parallel.tensor or parallel.pipeline also save activation memory",
         )
     keys = getattr(text, "num_key_value_heads", None) or heads

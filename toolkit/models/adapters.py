@@ -182,7 +182,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     whole = [name for name, parameter in model.named_parameters() if parameter.requires_grad and not is_adapter(name)]
     if whole or not layers:
         raise ModelError(
-            f"{whole[0]} is trained whole" if whole else f"{type(model).__name__} has no adapters to switch off",
+            f"{whole[0]} is trained whole" if layers else f"{type(model).__name__} has no adapters to switch off",
             expected="a model of which the adapters alone are trained: without them it is the one the run began with",
             do="set tuning=LoRA(...) without tuning.modules_to_save",
         )
@@ -204,4 +204,6 @@ def is_adapter(name: str) -> bool:
 
 def file_name(name: str) -> str:
     """What peft's adapter file calls the trained parameter `name`."""
-    return f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}" if is_adapter(name) else f"base_model.model.{name}"
+    if is_adapter(name):
+        name = name.replace(f".{ADAPTER}.", ".").replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+    return f"base_model.model.{name}"

@@ -59,11 +59,18 @@ class ModelFlops:
     per_target: float = 0.0
     """Of a language model's head. A classifier's, one per document, is in `per_document`."""
     per_document: float = 0.0
+    adapters: int | None = None
+    """Numbers in adapters beside frozen weights; None: all weights are trained."""
 
     def of_step(self, lengths: Lengths, targets: int) -> float:
-        """Forward and backward over documents of `lengths`, in which `targets` tokens carry loss; all weights trained."""
-        forward = self.per_token * int(lengths.sum()) + self.per_target * targets + self.per_document * len(lengths)
-        return 3.0 * (forward + sum(flops * pairs.count(lengths) for pairs, flops in self.per_pair.items()))
+        """Forward and backward over documents of `lengths`, in which `targets` tokens carry loss."""
+        tokens = int(lengths.sum())
+        forward = self.per_token * tokens + self.per_target * targets + self.per_document * len(lengths)
+        attention = sum(flops * pairs.count(lengths) for pairs, flops in self.per_pair.items())
+        if self.adapters is None:
+            return 3.0 * (forward + attention)
+        # A frozen weight has no gradient of its own: the backward pass multiplies by it once, not twice.
+        return 2.0 * forward + 3.0 * (attention + 2.0 * self.adapters * tokens)
 
 
 class Uncountable(Exception):

@@ -50,17 +50,32 @@ def check_sequence_length(
 
 def _first_position(kind: Any, config: PretrainedConfig) -> int:
     """The row of the position table that a text's first token gets."""
-    module = sys.modules[model_class(kind, config).__module__]
-    owners = [module, *(value for value in vars(module).values() if isinstance(value, type))]
-    if not any(COUNTING in vars(owner) for owner in owners):
+    if not _counts_from_padding(model_class(kind, config)):
         return 0
     with torch.device("meta"), quiet():
         network: nn.Module = kind.from_config(copy.deepcopy(config))
+    return first_position(network)
+
+
+def first_position(network: nn.Module) -> int:
+    """The position of a text's first token, where the model counts by itself."""
+    if not _counts_from_padding(type(network)):
+        return 0
+    limit = network.config.max_position_embeddings  # type: ignore[union-attr]
     tables = [
         part.padding_idx + 1
         for name, part in network.named_modules()
-        if "position" in name
-        and isinstance(getattr(part, "padding_idx", None), int)
-        and part.weight.shape[0] == config.max_position_embeddings
+        if "position" in name and isinstance(getattr(part, "padding_idx", None), int) and _rows(part.weight) == limit
     ]
     return max(tables, default=0)
+
+
+def _rows(table: Any) -> int:
+    """Of a weight that may lie on several ranks (DeepSpeed's ds_shape)."""
+    return int(getattr(table, "ds_shape", table.shape)[0])
+
+
+def _counts_from_padding(network: type) -> bool:
+    module = sys.modules[network.__module__]
+    owners = [module, *(value for value in vars(module).values() if isinstance(value, type))]
+    return any(COUNTING in vars(owner) for owner in owners)

@@ -9,13 +9,15 @@ before the stage's own layers throws the result away and puts the received hidde
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
-from transformers import PretrainedConfig
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from toolkit.errors import ModelError
 from toolkit.models.absent import Absent, AbsentEmbedding, AbsentLayer, Entry, Exit
@@ -62,6 +64,18 @@ def cut(model: nn.Module, layers: tuple[int, int]) -> None:
     model.ties_of_the_whole = ties  # type: ignore[assignment]
     model.shared_with_stages = shared if is_first != is_last else ()  # type: ignore[assignment]
     _cut_layers(model, outside, plan, start, stop)
+
+
+def base_states(stage: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """What the base model of `stage` hands on; [B, T, D]. Nothing is kept in a cache."""
+    base: Any = stage.base_model
+    hidden: Tensor = base(**inputs, **without_cache(base)).last_hidden_state
+    return hidden
+
+
+def without_cache(model: nn.Module) -> dict[str, bool]:
+    """The argument by which `model` keeps no keys and values, where it could."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def tied_parameters(stage: nn.Module) -> tuple[str, ...]:
@@ -130,6 +144,9 @@ def _cut_layers(model: nn.Module, outside: _Outside, plan: StagePlan, start: int
         # Bound methods, so that a deep copy of the stage has hooks on its own stand-ins.
         base: Any = model.base_model
         base.register_forward_pre_hook(layers[start - 1].receive, with_kwargs=True)
+        stack = model.get_submodule(outside.stack)
+        if stack is not base and isinstance(stack, PreTrainedModel):
+            stack.register_forward_pre_hook(layers[start - 1].receive_inside, with_kwargs=True)
         layers[start].register_forward_pre_hook(layers[start - 1].check, with_kwargs=True)
     if stop < len(layers):
         model.get_submodule(outside.stack).register_forward_hook(layers[stop].hand_over)

@@ -16,24 +16,26 @@ from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.errors import DataError, RecipeError
-from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor
+from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
 from toolkit.models.decoding import Generate
 from toolkit.models.heads import TARGET_ROWS, target_rows
 from toolkit.models.selected_rows import SelectedRows
 from toolkit.recipe import MaskedLM
-from toolkit.tasks.base import Batch, Loss, Sums, Task
+from toolkit.tasks.base import Batch, Loss, Sums
 from toolkit.tasks.columns import text_of
 from toolkit.tasks.masking import Tokens, choose, hide, num_chosen
-from toolkit.tasks.padded import check_padding, closing_tokens, inputs_of, padded
+from toolkit.tasks.padded import EncoderTask, check_padding, closing_tokens, padded
+from toolkit.tasks.sequence_parts import part_of
 
 
-class MaskedLMTask(Task):
+class MaskedLMTask(EncoderTask):
     """Rows hold a text. Stored are its tokens and the words they are of; what is hidden is drawn for each batch."""
 
     auto_class = AutoModelForMaskedLM
     can_pack = True
     transforms = True
-    may_lack_head = True
+    answers = frozenset(("targets", TARGET_ROWS))
+    cuts = frozenset(("tensor", "pipeline", "sequence"))
     settles = True
 
     def __init__(self, options: MaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -174,6 +176,10 @@ class MaskedLMTask(Task):
         del batch["attention_mask"]
         return {**batch, "position_ids": positions, DOCUMENT_LENGTHS: lengths_tensor(documents)}
 
+    def split(self, batch: Batch, index: int, count: int) -> Batch:
+        """Equal parts, see `toolkit.tasks.sequence_parts`."""
+        return part_of(batch, index, count)
+
     def count(self, batch: Batch) -> int:
         """Hidden tokens."""
         return len(batch[TARGET_ROWS])
@@ -182,6 +188,7 @@ class MaskedLMTask(Task):
 
     def prepare(self, model: nn.Module) -> None:
         """Make it possible to compute the logits of hidden tokens alone."""
+        super().prepare(model)
         self.selected = SelectedRows(model)
 
     def settle(self, model: nn.Module) -> None:
@@ -191,11 +198,11 @@ class MaskedLMTask(Task):
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [M, V] in fp32 of the hidden tokens, and what they are [M]."""
-        rows, inputs = batch[TARGET_ROWS], inputs_of(model, batch)
+        rows = batch[TARGET_ROWS]
         if self.selected is None:
-            logits = model(**inputs).logits.flatten(0, 1)[rows].float()
+            logits = self.outputs(model, batch).logits.flatten(0, 1)[rows].float()
         else:
-            logits = self.selected.logits(model, inputs, rows)
+            logits = self.selected.logits(model, tell_documents(model, self.inputs(batch)), rows)
         return logits, batch["targets"].flatten()[rows]
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
@@ -225,6 +232,6 @@ class MaskedLMTask(Task):
         ids = np.array(self.tokenizer(prompt)["input_ids"], np.int32)
         batch = padded(self.tokenizer, [{"input_ids": ids}])
         device = next(model.parameters()).device
-        logits = model(**inputs_of(model, {name: values.to(device) for name, values in batch.items()})).logits[0]
+        logits = self.outputs(model, {name: values.to(device) for name, values in batch.items()}).logits[0]
         best = logits[int(np.flatnonzero(ids == self.tokenizer.mask_token_id)[0])].argmax()
         return str(prompt).replace(str(self.tokenizer.mask_token), self.tokenizer.decode([int(best)]).strip())

@@ -14,11 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.data.example import Example
 from toolkit.errors import RecipeError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
-
-Batch = dict[str, torch.Tensor]
-
-INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", DOCUMENT_LENGTHS)
-"""What of a batch a model may be called with; the rest is for the loss."""
+from toolkit.tasks.base import Batch, Task
 
 TOKEN_TYPES = "token_type_ids"
 """Which of two texts each token belongs to, 0 or 1."""
@@ -57,21 +53,29 @@ def padded(
     }
 
 
-def inputs_of(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What `model` is called with of `batch`, in the form its attention takes.
+class EncoderTask(Task):
+    """What the tasks of encoders share: padded rows, a head that may be new, and token types where the model knows them."""
 
-    Token types are left out where the model knows none of them, or a single one.
-    """
-    inputs = {name: values for name, values in batch.items() if name in INPUTS}
-    if TOKEN_TYPES in inputs and not takes_token_types(model):
-        del inputs[TOKEN_TYPES]
-    return tell_documents(model, inputs)
+    may_lack_head = True
+    cuts = frozenset(("tensor", "pipeline"))
+    tells_texts = True
+    """Whether the model tells the first of two texts from the second by their token types; known after `prepare`."""
 
+    def prepare(self, model: nn.Module) -> None:
+        """Look whether the model knows token types."""
+        named = TOKEN_TYPES in inspect.signature(model.forward).parameters
+        self.tells_texts = named and getattr(model.config, "type_vocab_size", 2) > 1
 
-def takes_token_types(model: nn.Module) -> bool:
-    """Whether the model tells the first of two texts from the second by their token types."""
-    named = TOKEN_TYPES in inspect.signature(model.forward).parameters
-    return named and getattr(model.config, "type_vocab_size", 2) > 1
+    def inputs(self, batch: Batch) -> Batch:
+        """All but the answers, and token types that the model does not know."""
+        found = super().inputs(batch)
+        if not self.tells_texts:
+            found.pop(TOKEN_TYPES, None)
+        return found
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """What the model returns for `batch`."""
+        return model(**tell_documents(model, self.inputs(batch)))
 
 
 def has_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:

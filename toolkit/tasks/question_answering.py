@@ -18,16 +18,16 @@ from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, RecipeError, plural
 from toolkit.models.decoding import Generate
 from toolkit.recipe import QuestionAnswering
-from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums, Task
+from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
 from toolkit.tasks.columns import text_of
 from toolkit.tasks.metrics.answers import answer_scores
-from toolkit.tasks.padded import TOKEN_TYPES, check_padding, has_token_types, inputs_of, padded
+from toolkit.tasks.padded import TOKEN_TYPES, EncoderTask, check_padding, has_token_types, padded
 from toolkit.tasks.spans import answers_of, as_bytes, as_text, best_spans, texts_as_bytes, texts_of, token_span, windows
 
 PER_TOKEN = ("input_ids", TOKEN_TYPES, "offsets")
 
 
-class QuestionAnsweringTask(Task):
+class QuestionAnsweringTask(EncoderTask):
     """Rows hold a question, a context and the answers in it. An example is one window over the context.
 
     "span" [2] are the first and last token of the answer, those of no answer (the tokenizer's first token) where the window
@@ -36,12 +36,13 @@ class QuestionAnsweringTask(Task):
     """
 
     auto_class = AutoModelForQuestionAnswering
-    may_lack_head = True
+    answers = frozenset(("spans",))
     makes_records = True
+    trains_head = True
 
     def __init__(self, options: QuestionAnswering, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
-        self.outputs = 2
+        self.num_outputs = 2
         check_padding(tokenizer)
         if not tokenizer.is_fast:
             raise RecipeError(
@@ -58,11 +59,11 @@ class QuestionAnsweringTask(Task):
         row_name: RowName = TRAINED,
     ) -> None:
         """Look whether the checkpoint was one with another number of outputs."""
-        self.outputs = getattr(checkpoint, "num_labels", 2)
+        self.num_outputs = getattr(checkpoint, "num_labels", 2)
 
     def config_overrides(self) -> dict[str, Any]:
         """Two outputs per token: beginning and end."""
-        return {} if self.outputs == 2 else {"num_labels": 2}
+        return {} if self.num_outputs == 2 else {"num_labels": 2}
 
     # One row
 
@@ -199,7 +200,7 @@ class QuestionAnsweringTask(Task):
 
     def _scores(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores [B, T] in fp32 of every token as the first and as the last one; padding has none."""
-        found = model(**inputs_of(model, batch))
+        found = self.outputs(model, batch)
         padding = batch["attention_mask"] == 0
         start, end = (
             scores.float().masked_fill(padding, -torch.inf) for scores in (found.start_logits, found.end_logits)

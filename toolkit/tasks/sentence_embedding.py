@@ -21,7 +21,7 @@ from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.tokens import cut
 from toolkit.errors import DataError, ModelError, RecipeError, plural
-from toolkit.models.attention import DOCUMENT_LENGTHS
+from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
 from toolkit.models.pooler import freeze_pooler
 from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import SentenceEmbedding
@@ -29,7 +29,7 @@ from toolkit.tasks.base import Batch, Loss, Sums, Task
 from toolkit.tasks.columns import text_of, value_of
 from toolkit.tasks.contrast import contrastive_losses, cosent_loss, pair_cosines, ranks
 from toolkit.tasks.metrics.labels import number_scores
-from toolkit.tasks.padded import check_padding, closing_tokens, inputs_of, padded
+from toolkit.tasks.padded import check_padding, closing_tokens, padded
 from toolkit.tasks.sentence_transformers import module_files
 
 SCORES = "scores"
@@ -180,7 +180,7 @@ class SentenceEmbeddingTask(Task):
     def embeddings(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The vectors of the texts of each example, [B, K, D] fp32."""
         texts = {name: batch[name] for name in ("input_ids", "attention_mask", DOCUMENT_LENGTHS)}
-        hidden: torch.Tensor = model(**inputs_of(model, texts)).last_hidden_state.float()
+        hidden: torch.Tensor = model(**tell_documents(model, texts)).last_hidden_state.float()
         mask = batch["attention_mask"].unsqueeze(-1).float()
         if self.options.pooling == "mean":
             vectors = (hidden * mask).sum(1) / mask.sum(1)

@@ -20,11 +20,11 @@ from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError, RecipeError, first_few, plural
 from toolkit.models.decoding import Generate
 from toolkit.recipe import SequenceClassification
-from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums, Task
+from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
 from toolkit.tasks.label_kinds.base import LabelKind
 from toolkit.tasks.label_kinds.choice import kind_of
 from toolkit.tasks.label_kinds.one_class import OneClass
-from toolkit.tasks.padded import TOKEN_TYPES, check_padding, closing_tokens, has_token_types, inputs_of, padded
+from toolkit.tasks.padded import TOKEN_TYPES, EncoderTask, check_padding, closing_tokens, has_token_types, padded
 
 TEXTS = "texts"
 """Which of two texts each token is of, 0 or 1; -1 for special tokens."""
@@ -33,11 +33,10 @@ PER_TOKEN = ("input_ids", TOKEN_TYPES, TEXTS)
 Places = NDArray[np.signedinteger[Any]]
 
 
-class SequenceClassificationTask(Task):
+class SequenceClassificationTask(EncoderTask):
     """Rows hold a text, or two, and a label; what a label is decides `toolkit.tasks.label_kinds.choice`."""
 
     auto_class = AutoModelForSequenceClassification
-    may_lack_head = True
     makes_records = True
     reads_padding = True  # decoders classify the last real token
     legend = "each text as the model reads it, with its label: of classes their number or names"
@@ -184,7 +183,7 @@ class SequenceClassificationTask(Task):
     # The model
 
     def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = model(**inputs_of(model, batch)).logits
+        logits: torch.Tensor = self.outputs(model, batch).logits
         return logits.float()
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:

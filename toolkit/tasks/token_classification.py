@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
@@ -21,26 +20,28 @@ from toolkit.errors import DataError, RecipeError, did_you_mean, plural
 from toolkit.models.config import parsed
 from toolkit.models.decoding import Generate
 from toolkit.recipe import TokenClassification
-from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums, Task
+from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
 from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
 from toolkit.tasks.metrics.entities import entity_scores
 from toolkit.tasks.metrics.labels import class_scores
-from toolkit.tasks.padded import check_padding, closing_tokens, inputs_of, padded
-from toolkit.tasks.tagged_words import are_entities, counted, goes_on, tagged, word_numbers
+from toolkit.tasks.padded import EncoderTask, check_padding, closing_tokens, padded
+from toolkit.tasks.sequence_parts import part_of
+from toolkit.tasks.tagged_words import are_entities, begins, between_words, counted, goes_on, tagged, word_numbers
 
 HEAD = "ForTokenClassification"
 MOST_CLASSES = 10_000
 """More distinct labels than this are taken for a mistake in task.labels_field."""
 
 
-class TokenClassificationTask(Task):
+class TokenClassificationTask(EncoderTask):
     """Rows hold a list of words and a list of their classes; the words are read as a text, joined by spaces.
 
     Classes are those of the checkpoint's own head where the labels are its classes, else those of the data, sorted.
     """
 
     auto_class = AutoModelForTokenClassification
-    may_lack_head = True
+    answers = frozenset(("targets",))
+    cuts = frozenset(("tensor", "pipeline", "sequence"))
     makes_records = True
     legend = "each text as the model reads it; classes: of its words"
 
@@ -141,7 +142,7 @@ class TokenClassificationTask(Task):
         found = self._encoded(words)
         numbers = found["words"]
         labels = np.array([indices[number] if number >= 0 else IGNORED for number in numbers], np.int32)
-        following = np.flatnonzero(~_begins(numbers) & (numbers >= 0))
+        following = np.flatnonzero(~begins(numbers) & (numbers >= 0))
         if not self.options.label_all_tokens:
             labels[following] = IGNORED
         elif self.options.scheme == "entities":
@@ -185,32 +186,16 @@ class TokenClassificationTask(Task):
             return tokens.fit(example, capacity, overlong, counts)
         counts.split += 1
         opening, closing = int(example["opening"][0]), int(example["closing"][0])
-        parts = self._parts(example, opening, length - closing, capacity - opening - closing)
+        places = np.flatnonzero(begins(example["words"]))
+        apart = {int(place) for place in places if not goes_on(self.classes[example["labels"][place]])}
+        parts = between_words(places.tolist(), apart, (opening, length - closing), capacity - opening - closing)
         kept = [np.r_[:opening, start:stop, length - closing : length] for start, stop in parts]
         cut = ("input_ids", "words", "labels")
         return [{name: column[part] if name in cut else column for name, column in example.items()} for part in kept]
 
-    def _parts(self, example: Example, start: int, end: int, room: int) -> Iterator[tuple[int, int]]:
-        """Stretches [start, stop) of at most `room` tokens, of whole words, that together are those from `start` to `end`."""
-        begins = np.flatnonzero(_begins(example["words"]))
-        names = [self.classes[label] for label in example["labels"][begins]]
-        apart = {int(place) for place, name in zip(begins, names, strict=True) if not goes_on(name)}
-        while end - start > room:
-            possible = [int(place) for place in begins if start < place <= start + room]
-            if not possible:
-                raise DataError(
-                    f"a word has more tokens than the {max(0, room)} that batch.sequence_length leaves beside the special ones",
-                    expected="room for every word",
-                    do="raise batch.sequence_length",
-                )
-            stop = max((place for place in possible if place in apart), default=possible[-1])
-            yield start, stop
-            start = stop
-        yield start, end
-
     def show(self, example: Example) -> Shown:
         """The text, and the classes of its words."""
-        places = np.flatnonzero(_begins(example["words"]))
+        places = np.flatnonzero(begins(example["words"]))
         named = ", ".join(self.classes[label] for label in example["labels"][places])
         length = tokens.size(example)
         text = self.tokenizer.decode(
@@ -226,6 +211,10 @@ class TokenClassificationTask(Task):
         batch["targets"] = batch.pop("labels")
         return batch
 
+    def split(self, batch: Batch, index: int, count: int) -> Batch:
+        """Equal parts, see `toolkit.tasks.sequence_parts`."""
+        return part_of(batch, index, count)
+
     def count(self, batch: Batch) -> int:
         """Tokens with a class to learn."""
         return int((batch["targets"] != IGNORED).sum())
@@ -233,7 +222,7 @@ class TokenClassificationTask(Task):
     # The model
 
     def _losses(self, model: nn.Module, batch: Batch, smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = model(**inputs_of(model, batch)).logits.float()
+        logits = self.outputs(model, batch).logits.float()
         loss = nn.functional.cross_entropy(
             logits.flatten(0, 1),
             batch["targets"].flatten(),
@@ -263,10 +252,10 @@ class TokenClassificationTask(Task):
 
     def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
         """The classes of the words of each text, told by their first tokens."""
-        best = model(**inputs_of(model, batch)).logits.argmax(-1).cpu().numpy()
+        best = self.outputs(model, batch).logits.argmax(-1).cpu().numpy()
         found = []
         for row, example in zip(best, examples, strict=True):
-            places = np.flatnonzero(_begins(example["words"]))
+            places = np.flatnonzero(begins(example["words"]))
             told, labels = row[places], example["labels"][places]
             found.append(
                 {"prediction": self._names(told), "reference": self._names(np.maximum(labels, 0))}  # fillers have none
@@ -297,13 +286,6 @@ class TokenClassificationTask(Task):
         example = self._encoded(words)
         batch = padded(self.tokenizer, [example])
         device = next(model.parameters()).device
-        logits = model(**inputs_of(model, {name: values.to(device) for name, values in batch.items()})).logits[0]
-        told = self._names(logits.argmax(-1).cpu().numpy()[_begins(example["words"])])
+        logits = self.outputs(model, {name: values.to(device) for name, values in batch.items()}).logits[0]
+        told = self._names(logits.argmax(-1).cpu().numpy()[begins(example["words"])])
         return " ".join(f"{word}/{name}" for word, name in zip(words, told, strict=True))
-
-
-def _begins(words: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Which tokens are the first of their word."""
-    known, before = words >= 0, np.maximum.accumulate(np.r_[-1, words[:-1]])
-    begins: NDArray[np.bool_] = known & (words > before)
-    return begins

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
-from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
 from toolkit.data.forms.recognised import first_recognised, recognised_lines
-from toolkit.data.joined_store import AnyStore, JoinedStore
-from toolkit.data.order import Order, num_passed
-from toolkit.data.packing import best_fit, efficiency, one_each
-from toolkit.data.reading.class_names import class_names
-from toolkit.data.reading.described import as_described
+from toolkit.data.joined_store import AnyStore
 from toolkit.data.reading.mixture import Mixture
-from toolkit.data.reading.row_names import RowName
-from toolkit.data.reading.sources import Source
-from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.engine.sequence import check_sequence_parallel
-from toolkit.errors import DataError, ModelError, RecipeError, plural
+from toolkit.errors import ModelError, RecipeError
 from toolkit.models.adapter_plan import AdapterPlan, plan_adapters
 from toolkit.models.assets import resolve as resolve_model
 from toolkit.models.attention_choice import choose_attention
@@ -33,11 +23,13 @@ from toolkit.models.files import check_weights
 from toolkit.models.loading import load_tokenizer
 from toolkit.models.positions import check_sequence_length
 from toolkit.models.router_balance import COEFFICIENTS, explain_balance, is_asked_for
+from toolkit.models.stage_plan import stage_plan
 from toolkit.recipe import Recipe
 from toolkit.recipe.length import check_length
 from toolkit.recipe.tuning import LoRA
 from toolkit.tasks import task_class
 from toolkit.tasks.base import Task
+from toolkit.train.examples import Preparing
 from toolkit.train.generation import decide_generation
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
@@ -99,12 +91,11 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         display.say(said)
     generation = decide_generation(recipe, task, tokenizer, config, source.rows, display.say)
     task.meet(config, recipe.batch)
-    held_out, held_out_sequences = None, list[Sequences]()
+    preparing = Preparing(recipe, task, tokenizer, display)
+    held_out = None
     if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
-        held_out, held_out_sequences = _store(
-            recipe, held_out_source, task, tokenizer, "data.evaluation", display, held_out_name
-        )
-        _say_lost(held_out, display)
+        held_out = preparing.examples(held_out_source, "data.evaluation", held_out_name)
+        _say_lost(held_out.store, display)
     batches: StoredBatches | StreamedBatches
     if recipe.data.streaming:
         remark = unused_remark("data.train", *in_the_first_rows(source.rows, task.columns), first=True)
@@ -112,16 +103,26 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
             display.say(remark)
         for line in recognised_lines(first_recognised(source.rows, task.recognised), first=True):
             display.say(line)
-        batches, total = _streamed(recipe, source, task, rank, world_size), recipe.steps or 0
+        batches, total = preparing.streamed(source, rank, world_size), recipe.steps or 0
     else:
-        store, sequences = _store(recipe, source, task, tokenizer, "data.train", display)
+        trained = preparing.examples(source, "data.train")
         if held_out is not None:
-            _say_shared(held_out, store, display)
-        _say_unused(store, held_out, display)
-        batches, total = _stored(recipe, source, store, sequences, task, rank, world_size, display)
+            _say_shared(held_out.store, trained.store, display)
+        _say_unused(trained.store, None if held_out is None else held_out.store, display)
+        batches, total = preparing.ordered(trained, rank, world_size)
     check_length(recipe, total)
-    measured = [sequence for packed in held_out_sequences for sequence in packed]
-    return Inputs(tokenizer, task, config, generation, source.content, batches, held_out, measured, total, adapters)
+    return Inputs(
+        tokenizer,
+        task,
+        config,
+        generation,
+        source.content,
+        batches,
+        held_out.store if held_out else None,
+        held_out.sequences if held_out else [],
+        total,
+        adapters,
+    )
 
 
 def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> AdapterPlan | None:
@@ -129,8 +130,9 @@ def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> Adap
     if not isinstance(tuning, LoRA):
         return None
     # A task that says what its head is like has one that a checkpoint may lack.
-    trains_head = bool(task.config_overrides()) or task.new_head
-    plan = plan_adapters(task.auto_class, config, tuning, trains_head=trains_head)
+    trains_head = task.trains_head or bool(task.config_overrides()) or task.new_head
+    source = resolve_model(str(recipe.model.path), weights=True) if recipe.model.weights == "pretrained" else None
+    plan = plan_adapters(task.auto_class, config, tuning, trains_head=trains_head, source=source)
     display.say(plan.describe())
     return plan
 
@@ -190,15 +192,19 @@ def _model_config(recipe: Recipe, task: Task, vocabulary_size: int, display: Dis
 
 
 def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
+    """Raise where the task, or the architecture, cannot be cut as the recipe asks; a tensor plan is made with the model."""
     parallel = recipe.parallel
     for name in ("sequence", "pipeline", "tensor"):
         degree = getattr(parallel, name)
         if degree > 1 and name not in task.cuts:
+            others = " or ".join(f"parallel.{other}" for other in sorted(task.cuts))
             raise RecipeError(
                 f"parallel.{name}={degree} with task.name={recipe.task.name!r}",
-                expected="a task that can be cut so; this one trains with data parallelism and ZeRO",
+                expected=f"{others}: this task cannot be cut otherwise" if others else "data parallelism and ZeRO",
                 do=f"set parallel.{name}=1 (parallel.zero_stage=3 saves the most memory)",
             )
+    if parallel.pipeline > 1:
+        stage_plan(config)
     if parallel.sequence > 1:
         check_sequence_parallel(config, parallel.sequence)
 
@@ -238,139 +244,3 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
             expected="a tokenizer that fits the model",
             do="set model.tokenizer to the model's own, or model.config vocab_size when training from scratch",
         )
-
-
-def _store(
-    recipe: Recipe,
-    mixture: Mixture,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    display: Display,
-    read_from: str | None = None,
-) -> tuple[AnyStore, list[Sequences]]:
-    """The examples of `name`, whose rows come from the field `read_from` where that is another one; and each source's
-    sequences, none of which has examples of two sources."""
-    stores, sequences, start = [], [], 0
-    for part in mixture.parts:
-        is_one = len(mixture.parts) == 1
-        stores.append(
-            _part_store(
-                recipe,
-                part.source,
-                task,
-                tokenizer,
-                name if is_one else f"{name}, {part.location}",
-                display,
-                mixture.part_row_name(part, read_from or name),
-            )
-        )
-        sequences.append(_sequences(recipe, stores[-1], start))
-        start += len(stores[-1])
-    return stores[0] if mixture.weights == (1.0,) else JoinedStore(stores, mixture.weights), sequences
-
-
-def _part_store(
-    recipe: Recipe,
-    source: Source,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    display: Display,
-    row_name: RowName,
-) -> Store:
-    """The examples of one source."""
-    capacity, overlong = recipe.batch.sequence_length, recipe.data.overlong
-    rows: Any = source.rows
-    described = {**task.describe(), "class_names": class_names(rows)}
-    identity = fingerprint(source.content, tokenizer, capacity=capacity, overlong=overlong, **described)
-    display.say(f"preparing {name}: {len(rows):,} rows")
-    store = prepare(
-        rows,
-        as_described(task.encode, rows),
-        capacity=capacity,
-        overlong=overlong,
-        cache_dir=cache_dir() / "tokens",
-        fingerprint=identity,
-        columns=task.columns,
-        recognised=task.recognised,
-        name=name,
-        row_name=row_name,
-        kind=task,
-    )
-    counts = store.counts.describe()
-    display.say(
-        f"  {len(store):,} examples, {store.num_tokens:,} {task.unit}s, {store.num_trained_tokens:,} with loss"
-        + (f" ({counts})" if counts else "")
-    )
-    for line in recognised_lines(store.forms):
-        display.say(line)
-    return store
-
-
-def _sequences(recipe: Recipe, store: Store, start: int) -> Sequences:
-    """What is packed together, by indices that begin at `start`."""
-    packed = best_fit(store.lengths, recipe.batch.sequence_length) if recipe.data.packing else one_each(len(store))
-    return [[start + index for index in sequence] for sequence in packed] if start else packed
-
-
-def _stored(
-    recipe: Recipe,
-    mixture: Mixture,
-    store: AnyStore,
-    sources: Sequence[Sequences],
-    task: Task,
-    rank: int,
-    world_size: int,
-    display: Display,
-) -> tuple[StoredBatches, int]:
-    sequences = [sequence for packed in sources for sequence in packed]
-    for line in _passed(mixture, sources):
-        display.say(line)
-    sizes = [len(packed) for packed in sources]
-    order = Order(sizes, recipe.batch.global_size, recipe.seed, recipe.data.shuffle, mixture.weights)
-    total = recipe.steps if recipe.steps is not None else order.steps_for(recipe.epochs or 1.0)
-    if recipe.data.packing:
-        full = efficiency(store.lengths, sequences, recipe.batch.sequence_length)
-        display.say(
-            f"  packed into {len(sequences):,} sequences of {recipe.batch.sequence_length} tokens, {full:.1%} full"
-        )
-    display.say(f"  {plural(total, 'step')} = {order.epoch(total):.2f} epochs")
-    batches = StoredBatches(store, sequences, order, task.collate, rank, world_size, recipe.batch.micro_size, task)
-    return batches, total
-
-
-def _passed(mixture: Mixture, sources: Sequence[Sequences]) -> list[str]:
-    """How much of each source an epoch has, where there are several. Raises DataError for one of which it has nothing."""
-    said = []
-    for part, packed in zip(mixture.parts, sources, strict=True):
-        passed = num_passed(len(packed), part.weight)
-        if not passed:
-            raise DataError(
-                f"data.train: the weight {part.weight:g} of {part.location!r} takes none of its "
-                f"{plural(len(packed), 'sequence')}",
-                expected="at least one sequence of each source in an epoch",
-                do="raise the weight, or leave the source out",
-            )
-        said.append(f"  {part.location}: {passed:,} of an epoch's sequences, {len(packed):,} x {part.weight:g}")
-    return said if mixture.weights != (1.0,) else []
-
-
-def _streamed(recipe: Recipe, mixture: Mixture, task: Task, rank: int, world_size: int) -> StreamedBatches:
-    [part] = mixture.parts
-    rows, capacity = part.source.rows, recipe.batch.sequence_length
-    encode, name = as_described(task.encode, rows), mixture.row_name("data.train")
-    return StreamedBatches(
-        rows=rows,
-        encoder=Encoder(
-            encode, capacity, recipe.data.overlong, columns=task.columns, row_name=name, rows=rows, kind=task
-        ),
-        packing=recipe.data.packing,
-        shuffle=recipe.data.shuffle,
-        seed=recipe.seed,
-        global_size=recipe.batch.global_size,
-        collate=task.collate,
-        rank=rank,
-        world_size=world_size,
-        micro_size=recipe.batch.micro_size,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
 from toolkit.train.metrics import MetricsLog, cut_after
 from toolkit.train.progress import Display
+from toolkit.train.reference import add_reference
 from toolkit.train.resume import Start, adopt, find_start, rate_line, why_complete
 from toolkit.train.resume_fields import flatten
 from toolkit.train.run_folder import RunFolder
@@ -75,6 +76,8 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
         inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
         size = model_size(inputs.task.auto_class, inputs.model_config, recipe.model.config)
+        if inputs.adapters is not None:
+            size = replace(size, trained=inputs.adapters.trained)
         config = render(recipe, target, size)
         for line in explain_size(recipe, config, size):
             display.say(line)
@@ -116,6 +119,7 @@ def _train(
     if isinstance(inputs.batches, StreamedBatches):
         inputs.batches.exchange = process.GlooExchange()
     engine = build_engine(recipe, inputs, config, me, folder, display)
+    inputs = add_reference(recipe, inputs, engine, me, display)
     loop = Loop(recipe, inputs, engine, me, folder, display, interrupt, watch, _identity(recipe, options, start))
     if start.checkpoint is not None:
         manifest = _restore(engine, start, start.checkpoint, me, display)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ def prepare_utilization(
         flops = count_model_flops(
             task.auto_class, inputs.model_config, recipe.batch.sequence_length, is_causal=task.is_causal
         )
+        if inputs.adapters is not None:
+            flops = replace(flops, adapters=inputs.adapters.adapters)
     except Uncountable as reason:
         display.say(f"note: no TFLOPS and no MFU in the metrics: {reason}")
         return None

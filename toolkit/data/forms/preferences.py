@@ -14,8 +14,9 @@ from typing import Any
 
 from toolkit.data.example import Row
 from toolkit.data.forms.conversations import in_column, messages_in
-from toolkit.data.forms.formats import find_question, is_filled, system_of
-from toolkit.data.forms.messages import ANSWERING, Conversation, EmptyAnswer, check_messages, not_text
+from toolkit.data.forms.formats import is_filled, system_of
+from toolkit.data.forms.messages import Conversation, EmptyAnswer, check_messages, not_text
+from toolkit.data.forms.prompts import Asked, after, asked_of, begins_with_answer, behind
 from toolkit.data.forms.recognised import Recognised
 from toolkit.data.forms.shared_beginning import conversations_apart, texts_apart
 from toolkit.data.forms.tool_calls import Schema, kind_of, tool_columns, tools_of
@@ -90,7 +91,7 @@ def preference_of(
     both = (chosen_field, rejected_field)
     values = {column: _answer(row, column, both) for column in both}
     _check_alike(values, row)
-    asked = _asked(row, prompt_field, values)
+    asked = asked_of(row, prompt_field, values)
     if isinstance(values[chosen_field], str):
         chosen, rejected = _texts(asked, values)
     else:
@@ -134,7 +135,7 @@ def unpaired_of(
         answer, columns = _last_answer(row, talk), {talk, label_field}
     else:
         values = {completion_field: _answer(row, completion_field, (completion_field,))}
-        asked = _asked(row, prompt_field, values)
+        asked = asked_of(row, prompt_field, values)
         if asked is None:
             raise _missing(prompt_field, row, (completion_field, label_field))
         [answer] = (_texts if isinstance(values[completion_field], str) else _conversations)(asked, values)
@@ -146,16 +147,6 @@ def unpaired_of(
 
 
 _TALKS = ("messages", "conversations", "conversation")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What is asked, where it does not stand in the answers themselves."""
-
-    talk: Conversation
-    text: str | None
-    """The same as one text, where it is one."""
-    columns: tuple[str, ...]
 
 
 def _without_frame(row: Row) -> Row:
@@ -203,58 +194,7 @@ def _check_alike(values: Mapping[str, Any], row: Row) -> None:
         )
 
 
-def _asked(row: Row, prompt: str, values: Mapping[str, Any]) -> _Asked | None:
-    """The prompt of `row`: in the column of that name, or the question of a known format; None where it has none."""
-    if is_filled(row.get(prompt)):
-        said = system_of(row) if prompt not in ("system", "system_prompt") else []
-        columns = (prompt, *(column for column, _ in said))
-        value = messages_in(row[prompt])
-        if not isinstance(value, str | list | tuple):
-            raise not_text(prompt, value)
-        if isinstance(value, str):
-            talk = _spoken(" and ".join(columns), [*said, (prompt, {"role": "user", "content": value})])
-            return _Asked(talk, None if said else value, columns)
-        return _Asked(_behind(said, in_column(value, prompt, takes_other_roles=True)), None, columns)
-    form = find_question(row)
-    if form is not None:
-        talk = form.question(row)
-        text = None
-        if form.joined is not None and len(talk.messages) == 1:
-            text = form.joined({**row, form.needs[-1]: "."})[0]
-        read = (form.needs[0], *form.may)
-        return _Asked(talk, text, tuple(name for name in row if name in read and is_filled(row[name])))
-    if prompt in row and all(isinstance(value, str) for value in values.values()):
-        raise DataError(
-            f"{prompt} is {'null' if row[prompt] is None else 'empty'}",
-            expected="what the answers reply to",
-            do="fill it in, or remove the row",
-        )
-    return None
-
-
-def _spoken(where: str, said: Sequence[tuple[str, dict[str, str]]]) -> Conversation:
-    return Conversation(where, [message for _, message in said], [label for label, _ in said], takes_other_roles=True)
-
-
-def _behind(said: Sequence[tuple[str, dict[str, str]]], talk: Conversation) -> Conversation:
-    """`talk` with messages of other columns before it."""
-    messages, labels = [message for _, message in said], [label for label, _ in said]
-    return replace(talk, messages=[*messages, *talk.messages], labels=[*labels, *talk.labels])
-
-
-def _after(asked: _Asked, answer: Conversation) -> Conversation:
-    """The prompt with the messages of an answer behind it."""
-    talk = asked.talk
-    return replace(
-        talk,
-        where=f"{talk.where} and {answer.where}",
-        messages=[*talk.messages, *answer.messages],
-        labels=[*talk.labels, *answer.labels],
-        num_context=len(talk.messages),
-    )
-
-
-def _texts(asked: _Asked | None, values: Mapping[str, str]) -> list[Answered]:
+def _texts(asked: Asked | None, values: Mapping[str, str]) -> list[Answered]:
     """Each of the texts as an answer to what is asked, or to what they begin with."""
     if asked is None:
         prompt, answers, talks = texts_apart(values)
@@ -262,29 +202,24 @@ def _texts(asked: _Asked | None, values: Mapping[str, str]) -> list[Answered]:
         return [Answered(talk, (prompt, answer)) for talk, answer in pairs]
     return [
         Answered(
-            _after(asked, Conversation(column, [{"role": "assistant", "content": value}], [column])),
+            after(asked, Conversation(column, [{"role": "assistant", "content": value}], [column])),
             None if asked.text is None else (asked.text, value),
         )
         for column, value in values.items()
     ]
 
 
-def _conversations(asked: _Asked | None, values: Mapping[str, Any]) -> list[Answered]:
+def _conversations(asked: Asked | None, values: Mapping[str, Any]) -> list[Answered]:
     """Each of the lists of messages as an answer to what is asked, or to what they begin with."""
     talks = [in_column(value, column, takes_other_roles=True) for column, value in values.items()]
-    if asked is not None and all(_begins_with_answer(talk) for talk in talks):
-        return [Answered(_after(asked, talk)) for talk in talks]
+    if asked is not None and all(begins_with_answer(talk.messages) for talk in talks):
+        return [Answered(after(asked, talk)) for talk in talks]
     return [Answered(talk) for talk in conversations_apart(talks, None if asked is None else asked.talk)]
-
-
-def _begins_with_answer(talk: Conversation) -> bool:
-    first = talk.messages[0]
-    return isinstance(first, Mapping) and (first.get("role") or first.get("from")) in ANSWERING
 
 
 def _last_answer(row: Row, column: str) -> Answered:
     """A whole conversation of which the last answer is judged."""
-    talk = _behind(system_of(row), in_column(row[column], column, takes_other_roles=True))
+    talk = behind(system_of(row), in_column(row[column], column, takes_other_roles=True))
     turns, _ = check_messages(talk, train_on="assistant")
     if turns[-1]["role"] != "assistant":
         raise DataError(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from toolkit.data.forms.messages import Conversation, Turn, check_messages
+from toolkit.data.forms.messages import FLAGS, Conversation, Turn, check_messages
 from toolkit.errors import DataError
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -29,7 +29,17 @@ def conversations_apart(talks: Sequence[Conversation], asked: Conversation | Non
                 expected="answers alone, or whole conversations with the prompt in them",
                 do="write the answers alone, or remove the prompt's column (name one that is not there)",
             )
-    return [replace(talk, num_context=count) for talk in talks]
+    return [replace(talk, messages=_context(talk, count), num_context=count) for talk in talks]
+
+
+def _context(talk: Conversation, count: int) -> list[object]:
+    """The messages of `talk`, of which the first `count` say no more that they are learned: they are the prompt."""
+    plain = [
+        {key: value for key, value in message.items() if key not in FLAGS}
+        for message in talk.messages[:count]
+        if isinstance(message, Mapping)
+    ]
+    return [*plain, *talk.messages[count:]]
 
 
 def _key(turn: Turn) -> tuple[str, str]:

@@ -49,9 +49,14 @@ class Mixture:
         return tuple(part.weight for part in self.parts)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether this is one source, once in an epoch."""
+        return self.weights == (1.0,)
+
+    @property
     def content(self) -> str:
         """Digest of what decides the rows and how often each comes."""
-        if self.weights == (1.0,):
+        if self.is_plain:
             return self.parts[0].source.content
         return combined(*((part.source.content, part.weight) for part in self.parts))
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from rich.console import Console
 
 from toolkit.cache import cache_dir
-from toolkit.data.sets import apt, brown, debian, docstrings, npm, preferences, questions, rows, spam
+from toolkit.data.sets import brown, debian, docstrings, preferences, questions, rows, spam
 from toolkit.data.sets.rows import Splits
 from toolkit.errors import DataError, plural
 from toolkit.install import install, is_installed
@@ -44,9 +44,9 @@ def _digest(*modules: ModuleType) -> str:
 
 
 _OF_DOCSTRINGS = (docstrings.LIBRARY, docstrings.LICENCE)
-_OF_SPAM = (spam.PACKAGE, spam.LICENCE, _digest(spam, npm))
-_OF_BROWN = (brown.PACKAGE, brown.LICENCE, _digest(brown, npm))
-_OF_DEBIAN = (debian.INDEX, debian.LICENCE, _digest(debian, apt))
+_OF_SPAM = (spam.PACKAGE, spam.LICENCE, _digest(spam))
+_OF_BROWN = (brown.PACKAGE, brown.LICENCE, _digest(brown))
+_OF_DEBIAN = (debian.INDEX, debian.LICENCE, _digest(debian))
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class DataSet:
     source: Source
     licence: str
     code_sha256: str
-    """Of the modules that make it, as they were when this program started: files may be replaced while it runs."""
+    """Of the modules that make rows of the source, as they were when this program started: files may be replaced while it runs."""
 
     def stamp(self) -> dict[str, object]:
         """What SOURCE beside the files must say: the bytes follow from what is read and the code that reads it."""

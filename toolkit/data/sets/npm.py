@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import http.client
 import os
 import shutil
 import tarfile
@@ -127,7 +128,7 @@ class NpmPackage:
                     progress.update(task, advance=target.write(block))
         except urllib.error.HTTPError as error:
             raise self._error(f"E{error.code} {error.reason}", file.parent) from None
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             raise self._error(f"ECONNREFUSED {error}", file.parent) from None
 
     def _error(self, output: str, folder: Path) -> DataError | StorageError:

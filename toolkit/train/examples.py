@@ -1,0 +1,163 @@
+"""The sources of a run as examples: encoded and kept each on its own, packed, and put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.cache import cache_dir
+from toolkit.data.batches import StoredBatches, StreamedBatches
+from toolkit.data.encoding import Encoder
+from toolkit.data.example import Sequences
+from toolkit.data.forms.recognised import recognised_lines
+from toolkit.data.joined_store import AnyStore, JoinedStore
+from toolkit.data.order import Order, num_passed
+from toolkit.data.packing import best_fit, efficiency, one_each
+from toolkit.data.reading.class_names import class_names
+from toolkit.data.reading.described import as_described
+from toolkit.data.reading.mixture import Mixture, Part
+from toolkit.data.store import Store, fingerprint, prepare
+from toolkit.errors import DataError, plural
+from toolkit.recipe import Recipe
+from toolkit.tasks.base import Task
+from toolkit.train.progress import Display
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The examples of one field of the recipe."""
+
+    mixture: Mixture
+    store: AnyStore
+    packed: tuple[Sequences, ...]
+    """Of each source its sequences, by indices into the store; none has examples of two sources."""
+
+    @property
+    def sequences(self) -> Sequences:
+        """Those of all sources."""
+        return list(chain.from_iterable(self.packed))
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """What is needed to make examples of rows."""
+
+    recipe: Recipe
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    display: Display
+
+    def examples(self, mixture: Mixture, name: str, read_from: str | None = None) -> Prepared:
+        """The examples of `name`, whose rows come from the field `read_from` where that is another one."""
+        stores: list[Store] = []
+        packed: list[Sequences] = []
+        start = 0
+        for part in mixture.parts:
+            stores.append(self._store(mixture, part, name, read_from or name))
+            sequences = self._packed(stores[-1])
+            packed.append([[start + index for index in sequence] for sequence in sequences] if start else sequences)
+            start += len(stores[-1])
+        store = stores[0] if mixture.is_plain else JoinedStore(stores, mixture.weights)
+        return Prepared(mixture, store, tuple(packed))
+
+    def _store(self, mixture: Mixture, part: Part, name: str, read_from: str) -> Store:
+        """The examples of one source."""
+        recipe, task, rows = self.recipe, self.task, part.source.rows
+        name = name if len(mixture.parts) == 1 else f"{name}, {part.location}"
+        limits: dict[str, Any] = {"capacity": recipe.batch.sequence_length, "overlong": recipe.data.overlong}
+        described = {**task.describe(), "class_names": class_names(rows)}
+        table: Any = rows
+        self.display.say(f"preparing {name}: {len(table):,} rows")
+        store = prepare(
+            rows,
+            as_described(task.encode, rows),
+            **limits,
+            cache_dir=cache_dir() / "tokens",
+            fingerprint=fingerprint(part.source.content, self.tokenizer, **limits, **described),
+            columns=task.columns,
+            recognised=task.recognised,
+            name=name,
+            row_name=mixture.part_row_name(part, read_from),
+            kind=task,
+        )
+        counts = store.counts.describe()
+        self.display.say(
+            f"  {len(store):,} examples, {store.num_tokens:,} {task.unit}s, {store.num_trained_tokens:,} with loss"
+            + (f" ({counts})" if counts else "")
+        )
+        for line in recognised_lines(store.forms):
+            self.display.say(line)
+        return store
+
+    def _packed(self, store: Store) -> Sequences:
+        length = self.recipe.batch.sequence_length
+        return best_fit(store.lengths, length) if self.recipe.data.packing else one_each(len(store))
+
+    def ordered(self, prepared: Prepared, rank: int, world_size: int) -> tuple[StoredBatches, int]:
+        """The batches of one rank, and the optimizer steps of the run."""
+        recipe, sequences, store = self.recipe, prepared.sequences, prepared.store
+        for line in _passed(prepared):
+            self.display.say(line)
+        order = Order(
+            [len(packed) for packed in prepared.packed],
+            recipe.batch.global_size,
+            recipe.seed,
+            recipe.data.shuffle,
+            prepared.mixture.weights,
+        )
+        total = recipe.steps if recipe.steps is not None else order.steps_for(recipe.epochs or 1.0)
+        if recipe.data.packing:
+            full = efficiency(store.lengths, sequences, recipe.batch.sequence_length)
+            self.display.say(
+                f"  packed into {len(sequences):,} sequences of {recipe.batch.sequence_length} tokens, {full:.1%} full"
+            )
+        for line in self.task.remarks_on_packs(sequences):
+            self.display.say(line)
+        self.display.say(f"  {plural(total, 'step')} = {order.epoch(total):.2f} epochs")
+        task, micro_size = self.task, recipe.batch.micro_size
+        return StoredBatches(store, sequences, order, task.collate, rank, world_size, micro_size, task), total
+
+    def streamed(self, mixture: Mixture, rank: int, world_size: int) -> StreamedBatches:
+        """The batches of one rank from a stream."""
+        recipe, task = self.recipe, self.task
+        [part] = mixture.parts
+        rows: Any = part.source.rows
+        return StreamedBatches(
+            rows=rows,
+            encoder=Encoder(
+                as_described(task.encode, rows),
+                recipe.batch.sequence_length,
+                recipe.data.overlong,
+                columns=task.columns,
+                row_name=mixture.row_name("data.train"),
+                rows=rows,
+                kind=task,
+            ),
+            packing=recipe.data.packing,
+            shuffle=recipe.data.shuffle,
+            seed=recipe.seed,
+            global_size=recipe.batch.global_size,
+            collate=task.collate,
+            rank=rank,
+            world_size=world_size,
+            micro_size=recipe.batch.micro_size,
+        )
+
+
+def _passed(prepared: Prepared) -> Iterator[str]:
+    """How much of each source an epoch has, where there are several. Raises DataError for one of which it has nothing."""
+    for part, packed in zip(prepared.mixture.parts, prepared.packed, strict=True):
+        passed = num_passed(len(packed), part.weight)
+        if not passed:
+            raise DataError(
+                f"data.train: the weight {part.weight:g} of {part.location!r} takes none of its "
+                f"{plural(len(packed), 'sequence')}",
+                expected="at least one sequence of each source in an epoch",
+                do="raise the weight, or leave the source out",
+            )
+        if not prepared.mixture.is_plain:
+            yield f"  {part.location}: {passed:,} of an epoch's sequences, {len(packed):,} x {part.weight:g}"
