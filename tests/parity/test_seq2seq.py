@@ -60,6 +60,7 @@ def problem(kind: str, model: Path, folder: Path, strategy: str) -> Recipe:
     if not file.exists():
         tiny.write_lines(file, tiny.summaries())
     chosen = CHOSEN[strategy]
+    export = {"export": True, "export_dtype": "fp32"} if strategy == "zero2-2" else {"export": False}
     size = micro_size(chosen, chosen.world_size, 2)
     return recipe(
         "seq2seq",
@@ -71,7 +72,7 @@ def problem(kind: str, model: Path, folder: Path, strategy: str) -> Recipe:
         evaluation=Evaluation(every_steps=HALF),
         optimizer=OPTIMIZER.model_copy(update={"max_grad_norm": CLIPPED}),
         parallel=chosen.parallel,
-        checkpoint=Checkpoint(every_steps=HALF, export=strategy == "zero2-2"),
+        checkpoint=Checkpoint(every_steps=HALF, **export),
         steps=STEPS,
     )
 
