@@ -20,7 +20,7 @@ from toolkit.checkpoint.export import export
 from toolkit.ds_config.render import render
 from toolkit.engine import device, process
 from toolkit.errors import CheckpointError
-from toolkit.models.adapters import ADAPTER, adapter_layers, fill_adapters, is_adapter
+from toolkit.models.adapters import ADAPTER, adapter_layers, adapters_off, fill_adapters, is_adapter
 from toolkit.models.shards import shard_of
 from toolkit.parity import reference
 from toolkit.parity.report import deviation
@@ -217,3 +217,45 @@ def test_dropout_of_adapters_under_tensor_parallelism(tiny_llama_dir: Path, chat
     for name, value in whole.items():
         assert torch.equal(value, others[name]), name
         assert value.any(), name
+
+
+def switched(rank: int, world_size: int, recipe: Recipe, folder: str) -> tuple[list[float], list[torch.Tensor]]:
+    """Losses of four steps, and the hidden states of a text between them: with adapters, without, and with them again."""
+    inputs, steps = global_batches(recipe, 4)
+    me, silent = process.from_environment(recipe.parallel), Display(is_main=False)
+    config = render(recipe, device.target(world_size, wanted="cpu", model_ranks=world_size))
+    engine = build_engine(recipe, inputs, config, me, RunFolder(Path(folder)), silent)
+    tokens = torch.arange(5, 37).unsqueeze(0)
+
+    def without(model: Any) -> Any:
+        with adapters_off(model):
+            return [hidden(model)]
+
+    def hidden(model: Any) -> torch.Tensor:
+        found: torch.Tensor = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        return found.detach().clone()
+
+    # Two steps first: the warm-up's first one moves nothing.
+    losses = [engine.train_step(batches, range(len(batches))).loss for batches in steps[:2]]
+    seen: list[torch.Tensor] = []
+    for look in (lambda model: [hidden(model)], without, lambda model: [hidden(model)]):
+        seen += engine.call(look)
+    losses += [engine.train_step(batches, range(len(batches))).loss for batches in steps[2:]]
+    engine.close()
+    return losses, seen
+
+
+@pytest.mark.parametrize(("strategy", "world_size"), [("zero3", 1), ("tp2", 2)])
+def test_adapters_can_be_switched_off_for_a_while(
+    strategy: str, world_size: int, ground: Ground, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """What is computed meanwhile is the checkpoint's, as a reference for preferences needs it; training goes on as if nothing had been."""
+    one = ground.recipe.model_copy(update={"parallel": STRATEGIES[strategy].parallel})
+    losses, (before, off, after) = run_distributed(switched, world_size, one, str(tmp_path))[0]
+    assert deviation(losses, ground.curve.losses[:4]) < 1e-6
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    with torch.no_grad():
+        wanted = model.base_model(input_ids=torch.arange(5, 37).unsqueeze(0)).last_hidden_state
+    torch.testing.assert_close(off, wanted, rtol=0, atol=2e-6)
+    assert torch.equal(before, after)
+    assert float((before - off).abs().max()) > 1e-4
