@@ -65,11 +65,14 @@ def first_position(network: nn.Module) -> int:
     tables = [
         part.padding_idx + 1
         for name, part in network.named_modules()
-        if "position" in name and isinstance(part, nn.Embedding) and part.padding_idx is not None
-        # Its weight may lie on other ranks.
-        if part.num_embeddings == limit
+        if "position" in name and isinstance(getattr(part, "padding_idx", None), int) and _rows(part.weight) == limit
     ]
     return max(tables, default=0)
+
+
+def _rows(table: Any) -> int:
+    """Of a weight that may lie on several ranks (DeepSpeed's ds_shape)."""
+    return int(getattr(table, "ds_shape", table.shape)[0])
 
 
 def _counts_from_padding(network: type) -> bool:

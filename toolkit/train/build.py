@@ -16,7 +16,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.export import UNTRAINED
 from toolkit.engine import device, process
-from toolkit.engine.base import Training
+from toolkit.engine.base import Survey, Training
 from toolkit.engine.comparison import Comparison
 from toolkit.engine.experts import gather_layers_whole
 from toolkit.engine.grid import Grid
@@ -114,6 +114,8 @@ def build_engine(
     if recipe.data.packing and not task.is_causal:
         # No mask of transformers' keeps documents apart where tokens see what comes after them: attention must.
         check_isolation(engine.call(leak), type(model).__name__, attention="auto")
+        if me.mesh.pipeline == 1:
+            check_positions(engine.call(shift), model, "set data.packing=False for this model")
     if recipe.model.compile:
         # Last: attention is settled, and no probe's short texts are compiled for.
         compile_layers(engine.model)
@@ -209,12 +211,14 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         task.logged,
         task.adds_loss,
         Comparison(task.look, task.compare) if task.compares else None,
+        Survey(task.survey, task.surveyed) if task.surveys else None,
     )
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, me, training)
     if me.mesh.sequence == 1:
         return ZeroEngine(model, config, me, training, split=task.split)
-    attention = SequenceAttention(model.config, Grid(me.mesh, me.rank).sequence)
+    task.sequence_group = Grid(me.mesh, me.rank).sequence
+    attention = SequenceAttention(model.config, task.sequence_group)
     engine = ZeroEngine(model, config, me, training, split=task.split, attention=attention)
     probed = functools.partial(use_sequence_attention, padded=not task.is_causal)
     excess = engine.call(probed, attention, recipe.batch.sequence_length)
