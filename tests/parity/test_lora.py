@@ -259,3 +259,29 @@ def test_adapters_can_be_switched_off_for_a_while(
     torch.testing.assert_close(off, wanted, rtol=0, atol=2e-6)
     assert torch.equal(before, after)
     assert float((before - off).abs().max()) > 1e-4
+
+
+def test_a_classifiers_adapter_has_its_new_head(tiny_bert_dir: Path, classification_file: Path, tmp_path: Path) -> None:
+    """Trained as peft trains it; the adapter beside its base, with the labels' number, is the merged model."""
+    one = recipe(
+        "sequence_classification",
+        tiny_bert_dir,
+        classification_file,
+        tuning=LoRA(rank=4),
+        optimizer=FAST,
+        steps=STEPS,
+        checkpoint=Checkpoint(export_dtype="fp32"),
+    )
+    run_distributed(run_recipe, 1, [(one, str(tmp_path / "run"), None)])
+    export(tmp_path / "run", tmp_path / "merged", "fp32", merge=True)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=2)
+    beside = peft.PeftModel.from_pretrained(base, tmp_path / "run" / "export").eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert sorted(merged.config.id2label.values()) == ["class", "function"]
+    tokens = torch.arange(5, 37).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(beside(tokens).logits, merged(tokens).logits, rtol=0, atol=2e-6)
+        assert float(merged(tokens).logits.abs().max()) > 0.05
+    wanted = beside.merge_and_unload().state_dict()
+    for name, value in merged.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
