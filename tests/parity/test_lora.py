@@ -20,7 +20,7 @@ from toolkit.checkpoint.export import export
 from toolkit.ds_config.render import render
 from toolkit.engine import device, process
 from toolkit.errors import CheckpointError
-from toolkit.models.adapters import ADAPTER, adapter_layers, fill_adapters, is_adapter
+from toolkit.models.adapters import ADAPTER, adapter_layers, adapters_off, fill_adapters, is_adapter
 from toolkit.models.shards import shard_of
 from toolkit.parity import reference
 from toolkit.parity.report import deviation
@@ -217,3 +217,71 @@ def test_dropout_of_adapters_under_tensor_parallelism(tiny_llama_dir: Path, chat
     for name, value in whole.items():
         assert torch.equal(value, others[name]), name
         assert value.any(), name
+
+
+def switched(rank: int, world_size: int, recipe: Recipe, folder: str) -> tuple[list[float], list[torch.Tensor]]:
+    """Losses of four steps, and the hidden states of a text between them: with adapters, without, and with them again."""
+    inputs, steps = global_batches(recipe, 4)
+    me, silent = process.from_environment(recipe.parallel), Display(is_main=False)
+    config = render(recipe, device.target(world_size, wanted="cpu", model_ranks=world_size))
+    engine = build_engine(recipe, inputs, config, me, RunFolder(Path(folder)), silent)
+    tokens = torch.arange(5, 37).unsqueeze(0)
+
+    def without(model: Any) -> Any:
+        with adapters_off(model):
+            return [hidden(model)]
+
+    def hidden(model: Any) -> torch.Tensor:
+        found: torch.Tensor = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        return found.detach().clone()
+
+    # Two steps first: the warm-up's first one moves nothing.
+    losses = [engine.train_step(batches, range(len(batches))).loss for batches in steps[:2]]
+    seen: list[torch.Tensor] = []
+    for look in (lambda model: [hidden(model)], without, lambda model: [hidden(model)]):
+        seen += engine.call(look)
+    losses += [engine.train_step(batches, range(len(batches))).loss for batches in steps[2:]]
+    engine.close()
+    return losses, seen
+
+
+@pytest.mark.parametrize(("strategy", "world_size"), [("zero3", 1), ("tp2", 2)])
+def test_adapters_can_be_switched_off_for_a_while(
+    strategy: str, world_size: int, ground: Ground, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """What is computed meanwhile is the checkpoint's, as a reference for preferences needs it; training goes on as if nothing had been."""
+    one = ground.recipe.model_copy(update={"parallel": STRATEGIES[strategy].parallel})
+    losses, (before, off, after) = run_distributed(switched, world_size, one, str(tmp_path))[0]
+    assert deviation(losses, ground.curve.losses[:4]) < 1e-6
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    with torch.no_grad():
+        wanted = model.base_model(input_ids=torch.arange(5, 37).unsqueeze(0)).last_hidden_state
+    torch.testing.assert_close(off, wanted, rtol=0, atol=2e-6)
+    assert torch.equal(before, after)
+    assert float((before - off).abs().max()) > 1e-4
+
+
+def test_a_classifiers_adapter_has_its_new_head(tiny_bert_dir: Path, classification_file: Path, tmp_path: Path) -> None:
+    """Trained as peft trains it; the adapter beside its base, with the labels' number, is the merged model."""
+    one = recipe(
+        "sequence_classification",
+        tiny_bert_dir,
+        classification_file,
+        tuning=LoRA(rank=4),
+        optimizer=FAST,
+        steps=STEPS,
+        checkpoint=Checkpoint(export_dtype="fp32"),
+    )
+    run_distributed(run_recipe, 1, [(one, str(tmp_path / "run"), None)])
+    export(tmp_path / "run", tmp_path / "merged", "fp32", merge=True)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=2)
+    beside = peft.PeftModel.from_pretrained(base, tmp_path / "run" / "export").eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert sorted(merged.config.id2label.values()) == ["class", "function"]
+    tokens = torch.arange(5, 37).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(beside(tokens).logits, merged(tokens).logits, rtol=0, atol=2e-6)
+        assert float(merged(tokens).logits.abs().max()) > 0.05
+    wanted = beside.merge_and_unload().state_dict()
+    for name, value in merged.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
