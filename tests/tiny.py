@@ -228,6 +228,25 @@ def chats() -> list[dict[str, Any]]:
     return rows
 
 
+def preferences(count: int = 96) -> list[dict[str, str]]:
+    """Questions with the first line of their docstring and with that of another one, of very different lengths."""
+    rows = []
+    texts = [(name, text.partition("\n\n")[0][:160]) for name, _, text in documented()]
+    for number, (name, text) in enumerate(texts[:count]):
+        other = texts[(number * 7 + 3) % len(texts)][1]
+        rejected = other if other != text else f"It is {name}."
+        rows.append({"prompt": f"What does {name} do?", "chosen": text, "rejected": rejected})
+    return rows
+
+
+def judged(count: int = 96) -> list[dict[str, Any]]:
+    """The same, as answers with a label; every third one is bad."""
+    return [
+        {"prompt": row["prompt"], "completion": row["chosen" if number % 3 else "rejected"], "label": bool(number % 3)}
+        for number, row in enumerate(preferences(count))
+    ]
+
+
 def openings() -> list[dict[str, str]]:
     """160 docstring openings, labelled "class" or "function", half and half."""
     kinds: dict[str, list[str]] = {"class": [], "function": []}

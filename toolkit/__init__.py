@@ -7,6 +7,9 @@ from toolkit.errors import ToolkitError, install_hook
 install_hook()  # before the imports that take time
 
 from toolkit.recipe import (  # noqa: E402
+    DPO,
+    KTO,
+    ORPO,
     Batch,
     CausalLM,
     Checkpoint,
@@ -22,10 +25,12 @@ from toolkit.recipe import (  # noqa: E402
     Precision,
     QuestionAnswering,
     Recipe,
+    RewardModel,
     Schedule,
     SentenceEmbedding,
     Seq2Seq,
     SequenceClassification,
+    SimPO,
     Task,
     TokenClassification,
     Tracking,
@@ -41,6 +46,9 @@ def main(recipe: Recipe) -> None:
 
 
 __all__ = [
+    "DPO",
+    "KTO",
+    "ORPO",
     "Batch",
     "CausalLM",
     "Checkpoint",
@@ -56,10 +64,12 @@ __all__ = [
     "Precision",
     "QuestionAnswering",
     "Recipe",
+    "RewardModel",
     "Schedule",
     "SentenceEmbedding",
     "Seq2Seq",
     "SequenceClassification",
+    "SimPO",
     "Task",
     "TokenClassification",
     "ToolkitError",

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 STEPS = 4
 
-ENCODED = ("masked_lm", "sequence_classification", "token_classification", "question_answering")
+ENCODED = ("masked_lm", "sequence_classification", "token_classification", "question_answering", "sentence_embedding")
 """Tasks of encoders."""
 
 SMALL_LLAMA = {
@@ -35,6 +35,7 @@ class Inputs:
 
     llama: Path
     bert: Path
+    t5: Path
     chats: Path
     classes: Path
     texts: Path
@@ -74,6 +75,8 @@ def _task(recipe: Recipe) -> dict[str, Any]:
         columns["second_text_field"] = "second"
     generates = recipe.task.name == "causal_lm" and recipe.task.sample_prompt is not None
     windows = {"doc_stride": 8} if "doc_stride" in fields else {}
+    if recipe.task.name == "seq2seq":
+        windows = {"max_new_tokens": 4, "target_length": 32}
     return {**columns, **windows, **({"sample_tokens": 4} if generates else {})}
 
 
@@ -94,14 +97,14 @@ def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     if recipe.task.name in ENCODED:
         # No mask keeps packed documents of encoders apart: attention has to be chosen.
         return {"path": str(inputs.bert), "attention": "auto" if recipe.data.packing else "sdpa"}
-    return {"path": str(inputs.llama), "attention": "sdpa"}
+    return {"path": str(inputs.t5 if recipe.task.name == "seq2seq" else inputs.llama), "attention": "sdpa"}
 
 
 def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Tiny rows of the kind that the recipe reads."""
     if recipe.task.name == "sequence_classification":
         source = inputs.classes
-    elif recipe.task.name in ("token_classification", "question_answering"):
+    elif recipe.task.name in ("token_classification", "question_answering", "seq2seq", "sentence_embedding"):
         source = inputs.rows / f"{recipe.task.name}.jsonl"
     else:
         source = inputs.texts if recipe.data.overlong == "split" else inputs.chats

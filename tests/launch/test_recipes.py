@@ -22,7 +22,7 @@ from tests.launch.runs import FOREIGN, records, train
 from tests.launch.shrink import RECIPES, ROOT, STEPS, Inputs, shrink
 from tests.parity import text_tasks
 from tests.processor import require_number_format
-from tests.tiny import openings, write_lines
+from tests.tiny import byte_tokenizer, encoder_decoder, openings, save, summaries, text_pairs, write_lines
 from toolkit.cli.run import main
 from toolkit.doctor import check_builds
 from toolkit.ds_config.golden import verify, write
@@ -114,7 +114,12 @@ def inputs(
     classes = write_lines(texts.parent / "classes.jsonl", pairs)
     for task, found in (("token_classification", text_tasks.entities()), ("question_answering", text_tasks.answered())):
         write_lines(texts.parent / f"{task}.jsonl", found[1:])
-    return Inputs(tiny_llama_dir, tiny_bert_dir, chat_file, classes, texts, texts.parent)
+    languages = [row | {"translation": {"en": row["source"], "de": row["target"]}} for row in summaries()]
+    write_lines(texts.parent / "seq2seq.jsonl", languages)
+    write_lines(texts.parent / "sentence_embedding.jsonl", text_pairs())
+    tokenizer = byte_tokenizer()
+    t5 = save(encoder_decoder("t5", tokenizer), tokenizer, texts.parent / "t5")
+    return Inputs(tiny_llama_dir, tiny_bert_dir, t5, chat_file, classes, texts, texts.parent)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from toolkit.recipe import (
     Schedule,
 )
 from toolkit.recipe.schedules import factor
+from toolkit.tasks.causal_lm import CausalLMTask
 
 
 def outcome(rank: int, world_size: int, run: Recipe, output_dir: str) -> tuple[int, str]:
@@ -179,9 +180,9 @@ def test_dropout_and_noise_do_not_depend_on_the_world_size(
 
 def sample_unevenly(rank: int, world_size: int, run: Recipe, folder: str) -> list[Any]:
     """A run whose first rank stops its answer after three tokens, as rounding may let a rank end it."""
-    plain = CausalLM.sample
+    plain = CausalLMTask.sample
 
-    def sample(task: CausalLM, model: Any, generate: Any) -> str | None:
+    def sample(task: CausalLMTask, model: Any, generate: Any) -> str | None:
         whole = task.options
         task.options = whole.model_copy(update={"sample_tokens": 3 if rank == 0 else 6})
         try:
@@ -189,7 +190,7 @@ def sample_unevenly(rank: int, world_size: int, run: Recipe, folder: str) -> lis
         finally:
             task.options = whole
 
-    CausalLM.sample = sample  # type: ignore[method-assign]
+    CausalLMTask.sample = sample  # type: ignore[method-assign]
     return run_recipe(rank, world_size, [(run, folder, None)])[0]
 
 

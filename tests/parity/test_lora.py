@@ -16,14 +16,20 @@ from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, recipe
 from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
 from toolkit.checkpoint.export import export
+from toolkit.ds_config.render import render
+from toolkit.engine import device, process
 from toolkit.errors import CheckpointError
-from toolkit.models.adapters import ADAPTER, fill_adapters
+from toolkit.models.adapters import ADAPTER, adapter_layers, fill_adapters, is_adapter
+from toolkit.models.shards import shard_of
 from toolkit.parity import reference
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
-from toolkit.recipe import Checkpoint, Recipe
+from toolkit.recipe import Checkpoint, Parallel, Recipe
 from toolkit.recipe.schedules import factor
 from toolkit.recipe.tuning import LoRA
+from toolkit.train.build import build_engine
+from toolkit.train.progress import Display
+from toolkit.train.run_folder import RunFolder
 
 STEPS = 6
 # B begins at zero, and A's gradient with it: a rate at which both move.
@@ -158,3 +164,43 @@ def test_an_export_is_merged_with_no_other_base(ground: Ground, tiny_llama_dir: 
     file.write_text(file.read_text().replace(str(tiny_llama_dir), str(other)))
     with pytest.raises(CheckpointError, match=r"are not those that the adapters in .* were trained beside"):
         export(run, tmp_path / "out", "fp32", merge=True)
+
+
+def dropped(rank: int, world_size: int, recipe: Recipe, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each layer's dropout lets through of ones, in one forward pass; and whole adapters after two steps."""
+    inputs, steps = global_batches(recipe, 2)
+    me, silent = process.from_environment(recipe.parallel), Display(is_main=False)
+    config = render(recipe, device.target(world_size, wanted="cpu", model_ranks=world_size))
+    engine = build_engine(recipe, inputs, config, me, RunFolder(Path(folder)), silent)
+    kept: dict[str, torch.Tensor] = {}
+    for name, layer in adapter_layers(engine.model):
+        layer.lora_dropout[ADAPTER].register_forward_hook(
+            lambda _, given, output, name=name: kept.setdefault(name, (output != 0) | (given[0] == 0))
+        )
+    for batches in steps:
+        engine.train_step(batches, range(len(batches)))
+    whole = {
+        name: parameter.detach().clone()
+        for name, parameter in engine.model.named_parameters()
+        if is_adapter(name) and shard_of(parameter) is None
+    }
+    engine.close()
+    return kept, whole
+
+
+def test_dropout_of_adapters_under_tensor_parallelism(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    """Of a whole input all ranks drop the same, of their own parts of one each its own; what is whole stays the same."""
+    one = lora(tiny_llama_dir, chat_file, tuning=LoRA(rank=4, dropout=0.5), parallel=Parallel(zero_stage=1, tensor=2))
+    (first, whole), (second, others) = run_distributed(dropped, 2, one, str(tmp_path))
+    assert len(first) == 14 and len(whole) == 14
+    for name, mask in first.items():
+        is_local = name.endswith(("o_proj", "down_proj"))
+        assert torch.equal(mask, second[name]) != is_local, name
+        assert float(mask.float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert any(
+        not torch.equal(first["model.layers.0.self_attn.q_proj"], first[f"model.layers.0.self_attn.{other}"])
+        for other in ("k_proj", "v_proj")
+    )
+    for name, value in whole.items():
+        assert torch.equal(value, others[name]), name
+        assert value.any(), name

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import tiny
 from tests.processor import require_number_format
 from toolkit.cli import verbs
 from toolkit.parity import ranks, walk
@@ -203,6 +204,8 @@ recipe = Recipe(
         ("SequenceClassification", 'problem_type="regression"', False),
         ("TokenClassification", 'scheme="tags", label_smoothing=0.1', False),
         ("QuestionAnswering", "", False),
+        ("SentenceEmbedding", 'negative_field="other"', False),
+        ("SentenceEmbedding", 'objective="cosent", score_field="grade", pooling="cls"', False),
     ],
 )
 def test_it_speaks_the_tasks_of_encoders(
@@ -211,6 +214,21 @@ def test_it_speaks_the_tasks_of_encoders(
     file = tmp_path / "recipe.py"
     file.write_text(TEXT_TASK.format(name=name, fields=fields, packing=packing))
     code, found = compare(capsys, "--strategies", "zero2", recipe=file)
+    assert code == 0, found
+    (row,) = found["rows"]
+    assert row["verdict"] == "ok" and 0 <= row["loss"] < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "bert2bert"])
+def test_it_speaks_encoders_with_decoders(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One by its architecture, one of a model's own config and one of two models' configs."""
+    tokenizer = tiny.byte_tokenizer()
+    model = tiny.save(tiny.encoder_decoder(kind, tokenizer), tokenizer, tmp_path / kind)
+    file, fields = tmp_path / "recipe.py", 'source_prefix="w5 w6 ", label_smoothing=0.1, scores=("bleu",)'
+    text = TEXT_TASK.format(name="Seq2Seq", fields=fields, packing=False)
+    file.write_text(text.replace('architecture="bert", weights="random", tokenizer="none"', f"path={str(model)!r}"))
+    more = ["--architecture", "t5"] if kind == "t5" else []
+    code, found = compare(capsys, "--strategies", "zero3", *more, recipe=file)
     assert code == 0, found
     (row,) = found["rows"]
     assert row["verdict"] == "ok" and 0 <= row["loss"] < 2e-6

@@ -19,6 +19,7 @@ from tests.parity.topologies import TOPOLOGIES, resumable, train_pairs, worst
 from tests.parity.worker import export_weights, read_metrics
 from toolkit.models.cross_entropy import linear_cross_entropy
 from toolkit.models.heads import token_loss, use_loss_head
+from toolkit.models.log_probabilities import linear_log_probabilities, segment_sum
 from toolkit.models.shards import shard_of
 from toolkit.models.vocabulary import VocabularyPart, even_sizes
 from toolkit.recipe import Checkpoint
@@ -78,6 +79,53 @@ def test_loss_and_gradients_in_float64() -> None:
     for world_size in (2, 3):
         for found in run_distributed(differences, world_size, torch.float64):
             assert len(found) == 2 * (2 + 3) + 2 * (2 + 2) and max(found) < 1e-10, found
+
+
+def log_probability_differences(rank: int, world_size: int) -> list[float]:
+    """Largest of the tokens' log-probabilities and of each gradient, from torch's own linear and log_softmax."""
+    part = part_of(rank, world_size)
+    rows = slice(part.start, part.start + part.size)
+    apart = []
+    for with_bias, chunk in ((True, 5), (True, None), (False, 1)):
+        (hidden, weight, bias), targets = problem(torch.float64)
+        targets = targets.clamp(min=0)
+        leaves = [hidden, weight, *([bias] if with_bias else [])]
+        weights = torch.linspace(-1.0, 2.0, TOKENS, dtype=torch.float64)
+        logits = F.linear(hidden, weight, bias if with_bias else None)
+        wanted = logits.log_softmax(-1).gather(1, targets.unsqueeze(1)).squeeze(1)
+        gradients = torch.autograd.grad(wanted @ weights, leaves)
+        mine = [hidden.detach().requires_grad_(), *(leaf.detach()[rows].requires_grad_() for leaf in leaves[1:])]
+        given = (mine[0], mine[1], mine[2] if with_bias else None, targets)
+        found = linear_log_probabilities(*given, chunk_tokens=chunk, part=part)
+        of_mine = torch.autograd.grad(found @ weights, mine)
+        parts = [gradients[0], *(gradient[rows] for gradient in gradients[1:])]
+        apart += [largest_difference(*pair) for pair in zip((found, *of_mine), (wanted, *parts), strict=True)]
+    return apart
+
+
+def test_log_probabilities_and_gradients_in_float64() -> None:
+    for world_size in (2, 3):
+        for found in run_distributed(log_probability_differences, world_size):
+            assert len(found) == 2 * 4 + 3 and max(found) < 1e-10, found
+
+
+def shared_segments(rank: int, world_size: int) -> tuple[list[float], list[float]]:
+    """Sums over segments of which every rank has some tokens, and the gradient of the sum of the ranks' losses."""
+    group = dist.get_world_group()
+    values = torch.tensor([1.0, 2.0, 4.0]) * 8**rank
+    values.requires_grad_()
+    sums = segment_sum(values, torch.tensor([0, 1, 0]), 2, group)
+    # Each rank has the loss of one segment only: rank 0 that of the first, rank 1 that of the second.
+    sums[rank].square().backward()  # type: ignore[no-untyped-call]
+    assert values.grad is not None
+    return sums.tolist(), values.grad.tolist()
+
+
+def test_documents_that_ranks_share_are_summed_with_the_gradients_of_all() -> None:
+    first, second = 5.0 + 40.0, 2.0 + 16.0
+    for sums, gradient in run_distributed(shared_segments, 2):
+        assert sums == [first, second]
+        assert gradient == [2 * first, 2 * second, 2 * first]
 
 
 def small_fp16_gradients(rank: int, world_size: int) -> tuple[float, int]:

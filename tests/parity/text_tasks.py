@@ -106,7 +106,20 @@ def plain_masked_lm(export: Path, inputs: Any, rows: Rows) -> Metrics:
         loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100))
         right += int((logits.argmax(-1) == labels).sum())
         count += int((labels != -100).sum())
+    _fill(model, export, inputs.tokenizer)
     return {"loss": loss / count, "perplexity": math.exp(loss / count), "accuracy": right / count}
+
+
+def _fill(model: Any, export: Path, tokenizer: Any) -> None:
+    """A sample is what transformers' pipeline puts in the place of the mask."""
+    from transformers import pipeline
+
+    from toolkit.tasks.masked_lm import MaskedLMTask
+
+    prompt = "the [MASK] of the list"
+    (best,) = pipeline("fill-mask", model=str(export), top_k=1)(prompt)
+    sampled = MaskedLMTask(MaskedLM(sample_prompt=prompt), tokenizer).sample(model, None)  # type: ignore[arg-type]
+    assert sampled == prompt.replace("[MASK]", best["token_str"].strip())
 
 
 def _logits(export: Path, rows: Rows) -> list[dict[str, float]]:

@@ -10,7 +10,13 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from toolkit.errors import ModelError, RecipeError
 from toolkit.models.adapter_plan import AdapterPlan, plan_adapters
@@ -158,6 +164,16 @@ def test_a_classifiers_head_is_trained_whole(tiny_bert_dir: Path) -> None:
         f"{module}.{leaf}" for module in ("bert.pooler.dense", "classifier") for leaf in ("weight", "bias")
     }
     assert file_name("classifier.weight") == "base_model.model.classifier.weight"
+
+
+def test_a_head_that_the_checkpoint_lacks_is_trained_whole(tiny_bert_dir: Path, tmp_path: Path) -> None:
+    """Found in the files: drawn at random and frozen it would be of no use. One that is there stays frozen."""
+    kind = AutoModelForQuestionAnswering
+    config = kind.from_pretrained(tiny_bert_dir).config
+    lacking = plan_adapters(kind, config, LoRA(rank=2), trains_head=False, source=str(tiny_bert_dir))
+    assert lacking.modules == ("qa_outputs",)
+    kind.from_pretrained(tiny_bert_dir).save_pretrained(tmp_path)
+    assert plan_adapters(kind, config, LoRA(rank=2), trains_head=False, source=str(tmp_path)).whole == ()
 
 
 def test_transposed_layers_have_adapters_too() -> None:

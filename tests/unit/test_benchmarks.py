@@ -494,12 +494,26 @@ def test_failing_rank_is_told(tmp_path: Path) -> None:
         ranks.measure(str(script), [], 1, timeout_s=0.5)
 
 
+def test_lora_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is measured is what the parts add up to, within 5 %; nothing stays gathered; an 8B model is traced."""
+    module = importlib.import_module("lora_memory")
+    found: list[Any] = []
+    plain = module.sum_of_parts
+    monkeypatch.setattr(module, "sum_of_parts", lambda about, *rest: found.append(about) or plain(about, *rest))
+    run_tiny("lora_memory", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    assert float(cells(printed, "measured")[1].rstrip("%")) == pytest.approx(100, abs=5)
+    assert found[0]["left"] == 0
+    ranks = {count: [float(cell) for cell in cells(printed, str(count))] for count in (1, 8)}
+    assert ranks[1][0] == pytest.approx(14.96, abs=0.01) and ranks[8][0] == pytest.approx(14.96 / 8, abs=0.01)
+
+
 def test_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run's evaluations are read; the least favourable seed decides."""
     run_tiny("tasks", monkeypatch, tmp_path, "--tasks", "mails, spam or ham")
-    recipe, metric, before, after, least, goal, _ = cells(capsys.readouterr().out, "mails, spam or ham")
+    recipe, metric, before, after, least, goal, also, _ = cells(capsys.readouterr().out, "mails, spam or ham")
     assert (recipe, metric, goal) == ("classify_minilm_spam_zero2", "accuracy", "at least 0.94")
-    assert 0 <= float(before) <= 1 and after == least
+    assert 0 <= float(before) <= 1 and after == least and also.startswith("majority_accuracy 0")
     tasks = importlib.import_module("tasks")
     lines = {
         "rising": tasks.Line("x", "m", 0.5, rises=True),

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.architectures import VOCABULARY, tiny_fields
 from toolkit.models.config import load_config
-from toolkit.models.heads import is_plain_head, token_loss, use_loss_head
+from toolkit.models.heads import is_plain_head, target_rows, token_log_probabilities, token_loss, use_loss_head
 from toolkit.recipe import Model
 
 PLAIN = ("llama", "gpt2", "mixtral")
@@ -35,4 +35,10 @@ def test_the_loss_is_that_of_the_logits(architecture: str) -> None:
         wanted = torch.nn.functional.cross_entropy(logits[0].float(), targets[0], ignore_index=-100, reduction="sum")
         assert use_loss_head(model) == is_plain_head(model) == (architecture in PLAIN)
         found = token_loss(model, {"input_ids": tokens}, targets, label_smoothing=0.0, gradient_scale=1.0)
+        rows = target_rows(targets)
+        each = token_log_probabilities(model, {"input_ids": tokens}, targets, rows)
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    assert each.shape == (11,)
+    torch.testing.assert_close(
+        each, logits[0, :-1].float().log_softmax(-1)[torch.arange(11), tokens[0, 1:]], rtol=1e-5, atol=1e-6
+    )

@@ -56,7 +56,9 @@ class Engine:
 
 def make_loop(folder: Path, losses: list[float], *, fp16: bool, held_out: bool = True, **sections: Any) -> Loop:
     """A loop of TOTAL steps; each evaluation takes the next of `losses`."""
-    task = SimpleNamespace(collate=None, evaluate=None, metrics=dict, sample=None, makes_records=False)
+    task = SimpleNamespace(
+        collate=None, evaluate=None, metrics=dict, sample=None, makes_records=False, surveys=False, looks=False
+    )
     inputs = SimpleNamespace(
         total_steps=TOTAL,
         task=task,

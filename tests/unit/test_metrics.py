@@ -16,6 +16,8 @@ from toolkit.recipe import (
     CausalLM,
     MaskedLM,
     QuestionAnswering,
+    SentenceEmbedding,
+    Seq2Seq,
     SequenceClassification,
     Task,
     TokenClassification,
@@ -92,6 +94,24 @@ CASES = {
         [{"words": ["a", "b"], "labels": ["X", "Y"]}],
         [(["X", "Y"], ["X", "Y"])],
         [(["Y", "Y"], ["X", "Y"])],
+    ),
+    "seq2seq": Case(
+        Seq2Seq(scores=("bleu", "rouge", "chrf")),
+        {"loss": 10.0, "targets": 10.0},
+        {"loss": 20.0, "targets": 10.0},
+        [],
+        [("one two three four five", "one two three four five")],
+        [("one two three four six six", "one two three four five")],
+    ),
+    "texts": Case(
+        SentenceEmbedding(),
+        {"loss": 10.0, "targets": 10.0, "first": 5.0, "reciprocal": 7.0},
+        {"loss": 20.0, "targets": 10.0, "first": 2.0, "reciprocal": 4.0},
+    ),
+    "scored texts": Case(
+        SentenceEmbedding(objective="cosent", score_field="score"),
+        {"loss": 10.0, "targets": 10.0, "spearman": 5.0},
+        {"loss": 20.0, "targets": 10.0, "spearman": 2.0},
     ),
     "question_answering": Case(
         QuestionAnswering(),

@@ -15,7 +15,7 @@ from toolkit.models.neftune import add_neftune
 def noise(tokens: int, parts: int) -> torch.Tensor:
     """On embeddings [2, tokens, 16] at alpha 5."""
     embeddings = nn.Embedding(8, 16)
-    add_neftune(SimpleNamespace(get_input_embeddings=lambda: embeddings), 5.0, parts)  # type: ignore[arg-type]
+    add_neftune(SimpleNamespace(config=SimpleNamespace(), get_input_embeddings=lambda: embeddings), 5.0, parts)  # type: ignore[arg-type]
     places = torch.zeros(2, tokens, dtype=torch.int64)
     found: torch.Tensor = embeddings(places) - embeddings.eval()(places)
     return found.detach()

@@ -43,11 +43,12 @@ def test_what_is_written_is_formatted(tmp_path: Path) -> None:
         recipe = load_recipe(path)
         odd = flat(recipe) | {
             "data.train": """a 'b' "c" \\ \n\t \u00e9 \u4e2d \U0001f600 {x}""",
-            "task.sample_prompt": 'What\'s "it"? ' * 30,
             "tracking.trackers": ("wandb",),
             "tracking.project": 'one "quote"',
             "model.config": {"initializer_range": 0.02, "layers": '["a", "b"]'},
         }
+        if "task.sample_prompt" in odd and odd.get("task.second_text_field") is None:
+            odd["task.sample_prompt"] = 'What\'s "it"? ' * 30
         recipe = recipe_of(odd)
         (tmp_path / path.name).write_text(
             again(path, recipe, batch=["word " * 60], note=["one line."]), encoding="utf-8"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import write_lines
+from tests.tiny import byte_tokenizer, encoder_decoder, save, write_lines
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.manifest import Manifest, folder_name
 from toolkit.errors import CheckpointError
@@ -42,6 +42,11 @@ def rows(kind: str, count: int = 24) -> list[dict[str, Any]]:
             made.append({"messages": turns, "dialogue": [turns[0], {"role": "assistant", "content": "other"}]})
         elif kind == "pairs":
             made.append({"prompt": words[0], "completion": words[1], "question": words[1], "answer": words[0]})
+        elif kind == "preferences":
+            answers = {"chosen": words[1], "rejected": words[0], "better": words[1] * 2, "worse": words[0] * 2}
+            made.append({"prompt": words[0], **answers, "gap": number % 3, "wide": number % 2 + 1})
+        elif kind == "judged":
+            made.append({"prompt": words[0], "completion": words[1], "label": number % 2 == 0})
         elif kind == "text":
             made.append({"text": words[1], "body": words[0]})
         elif kind == "tagged":
@@ -62,6 +67,28 @@ def rows(kind: str, count: int = 24) -> list[dict[str, Any]]:
                     "others": other,
                 }
             )
+        elif kind == "written":
+            pair = {"en": words[1], "de": words[0], "fr": words[1] + words[0]}
+            made.append(
+                {
+                    "source": words[1],
+                    "target": words[0],
+                    "body": words[0],
+                    "title": words[1],
+                    "translation": pair,
+                    "pair": dict(pair, en="other"),
+                }
+            )
+        elif kind == "texts":
+            made.append(
+                {
+                    "anchor": words[0],
+                    "positive": words[1],
+                    "other": words[1] + words[0],
+                    "score": number % 3 / 2,
+                    "grade": number % 5 / 4,
+                }
+            )
         elif kind == "flags":
             made.append({"text": words[1], "left": number % 2, "right": number % 3 // 2})
         else:
@@ -78,7 +105,19 @@ class Ground:
     prepared: dict[str, Inputs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for kind in ("chat", "pairs", "text", "classes", "tagged", "asked", "flags"):
+        for kind in (
+            "chat",
+            "pairs",
+            "text",
+            "classes",
+            "tagged",
+            "asked",
+            "flags",
+            "written",
+            "texts",
+            "preferences",
+            "judged",
+        ):
             write_lines(self.folder / f"{kind}.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-copy.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-more.jsonl", rows(kind, 28))
@@ -140,6 +179,11 @@ BASES: dict[str, dict[str, Any]] = {
         "data.train": "{tmp}/classes.jsonl", "data.packing": False, "task.name": "sequence_classification",
         "model.path": "{bert}",
     },
+    **{
+        kind: {"data.train": "{tmp}/preferences.jsonl", "batch.sequence_length": 160, "task.name": kind}
+        for kind in ("dpo", "simpo", "reward_model")
+    },
+    "kto": {"data.train": "{tmp}/judged.jsonl", "batch.sequence_length": 160, "task.name": "kto"},
     "masked": {
         "data.train": "{tmp}/text.jsonl", "data.packing": False, "task.name": "masked_lm", "model.path": "{bert}",
     },
@@ -154,6 +198,13 @@ BASES: dict[str, dict[str, Any]] = {
     "flags": {
         "data.train": "{tmp}/flags.jsonl", "data.packing": False, "task.name": "sequence_classification",
         "model.path": "{bert}", "task.label_fields": ("left", "right"),
+    },
+    "written": {
+        "data.train": "{tmp}/written.jsonl", "data.packing": False, "task.name": "seq2seq", "model.path": "{t5}",
+    },
+    "texts": {
+        "data.train": "{tmp}/texts.jsonl", "data.packing": False, "task.name": "sentence_embedding",
+        "model.path": "{bert}",
     },
     "scratch": {
         "data.train": "{tmp}/chat.jsonl", "model.path": None, "model.architecture": "llama", "model.weights": "random",
@@ -183,6 +234,8 @@ refused, said = partial(Case, right="refused"), partial(Case, right="said")
 BIG = {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}  # fmt: skip
 HELD_OUT = {"data.evaluation": "{tmp}/chat.jsonl", "data.evaluation_examples": 0}
 LORA = {"tuning.name": "lora"}
+LANGUAGES = {"task.source_language": "en", "task.target_language": "de"}
+SCORED = {"task.objective": "cosent", "task.score_field": "score"}
 CASES = [
     said("model.path", "{llama_copy}"),
     refused("model.path", "{llama_other}"),
@@ -224,6 +277,15 @@ CASES = [
     refused("task.completion_field", "answer", base="pairs"),
     refused("task.text_field", "body", base="text"),
     refused("task.label_field", "other", base="classes"),
+    refused("task.chosen_field", "better", base="dpo"),
+    refused("task.rejected_field", "worse", base="simpo"),
+    refused("task.margin_field", "wide", base="reward_model", before={"task.margin_field": "gap"}),
+    said("task.beta", 0.25, base="dpo"),
+    said("task.loss", "hinge", base="dpo"),
+    said("task.gamma", 0.5, base="simpo"),
+    said("task.centering", 0.125, base="reward_model"),
+    said("task.desirable_weight", 1.5, base="kto"),
+    said("task.undesirable_weight", 1.5, base="kto"),
     refused("task.label_fields", ["right", "left"], base="flags"),
     refused("task.second_text_field", "body", base="classes"),
     said("task.problem_type", "single_label_classification", base="classes"),
@@ -242,6 +304,26 @@ CASES = [
     said("task.unanswerable", True, base="asked"),
     said("task.null_threshold", 0.5, base="asked", before={"task.unanswerable": True}),
     said("task.max_answer_tokens", 3, base="asked"),
+    refused("task.source_field", "body", base="written"),
+    refused("task.target_field", "title", base="written"),
+    refused("task.source_language", "fr", base="written", before=LANGUAGES),
+    refused("task.target_language", "fr", base="written", before=LANGUAGES),
+    refused("task.translation_field", "pair", base="written", before=LANGUAGES),
+    refused("task.source_prefix", "write: ", base="written"),
+    refused("task.target_length", 2, base="written"),
+    said("task.scores", ["chrf"], base="written"),
+    said("task.num_beams", 2, base="written"),
+    said("task.max_new_tokens", 3, base="written"),
+    refused("task.anchor_field", "other", base="texts"),
+    refused("task.positive_field", "other", base="texts"),
+    refused("task.negative_field", "other", base="texts"),
+    refused("task.score_field", "grade", base="texts", before=SCORED),
+    refused("task.objective", "mse", base="texts", before=SCORED),
+    refused("task.anchor_prefix", "query: ", base="texts"),
+    refused("task.positive_prefix", "passage: ", base="texts"),
+    refused("task.pooling", "cls", base="texts"),
+    refused("task.normalize", False, base="texts"),
+    said("task.temperature", 0.5, base="texts"),
     Case("data.prefetch", 0, "same"),
     refused("tuning.name", "lora"),
     refused("tuning.rank", 8, before=LORA),
@@ -333,6 +415,8 @@ CASES = [
 def ground(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path, tiny_bert_dir: Path) -> Any:
     folder = tmp_path_factory.mktemp("resumed")
     models = {"llama": tiny_llama_dir, "bert": tiny_bert_dir}
+    tokenizer = byte_tokenizer()
+    models["t5"] = save(encoder_decoder("t5", tokenizer), tokenizer, folder / "t5")
     for name in ("copy", "other", "wider", "template", "special"):
         models[f"llama_{name}"] = shutil.copytree(tiny_llama_dir, folder / f"llama_{name}")
     _edit_weights(models["llama_other"])

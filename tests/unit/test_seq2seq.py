@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from tests import tiny
 from tests.architectures import VOCABULARY, tiny_config
 from toolkit.data.packing import Counts
 from toolkit.errors import DataError, ModelError, RecipeError
+from toolkit.models.config import load_config
+from toolkit.models.flops import Uncountable, count_model_flops
 from toolkit.models.heads import is_plain_head, token_loss, use_loss_head
 from toolkit.models.inner_heads import hands_logits_on, has_inner_loss
-from toolkit.recipe import Batch, Seq2Seq
+from toolkit.models.neftune import add_neftune
+from toolkit.recipe import Batch, Data, Model, Optimizer, Recipe, Seq2Seq
 from toolkit.tasks.seq2seq import Seq2SeqTask, decoder_inputs
+from toolkit.train.generation import decide_generation
 
 BYTES, PIECES = tiny.byte_tokenizer(), tiny.wordpiece_tokenizer()
 TOKENIZERS = {"t5": BYTES, "bart": BYTES, "bert2bert": PIECES}
@@ -112,8 +117,14 @@ def test_both_texts_are_cut_and_keep_their_ends() -> None:
     (cut,) = long.fitted(example, 10, "truncate", counts)
     for name, length in (("input_ids", 10), ("labels", 6)):
         assert cut[name].tolist() == [*example[name][: length - 1].tolist(), PIECES.sep_token_id]
-    assert counts.truncated == 1 and long.size(cut) == 16 and long.targets(cut) == 6
+    assert (counts.truncated, counts.cut_targets) == (1, 1) and long.size(cut) == 16 and long.targets(cut) == 6
     assert long.fitted(example, 10, "drop", counts) == [] and counts.dropped == 1
+    assert long.fitted(example, 500, "drop", counts) == [] and counts.long_targets == 1
+    counts.kept = 1
+    assert counts.describe() == (
+        "1 kept, 1 of them cut to batch.sequence_length, 1 with a target cut to task.target_length; "
+        "left out: 1 longer than batch.sequence_length, 1 with a target longer than task.target_length"
+    )
     assert long.fitted(cut, 10, "error", counts) == [cut]
     short = task(PIECES, target_length=500)
     what = wanted_error(DataError, short.fitted, example, 10, "error", counts).what
@@ -233,3 +244,90 @@ def test_scores_are_those_of_the_libraries() -> None:
 def test_the_preview_marks_the_target() -> None:
     shown = task().show(task().encode({"source": "a b", "target": "c d"})[0])
     assert shown.parts == [("a b\n-> ", False), ("c d<|im_end|>", True)]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_noise_reaches_what_the_encoder_reads(kind: str) -> None:
+    """T5 and BART name a table as theirs that is only shared, and never called."""
+    model: Any = tiny.encoder_decoder(kind, TOKENIZERS[kind])
+    add_neftune(model, 50.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.config.dropout = 0.0
+    model.train()
+    for part in model.modules():
+        if isinstance(getattr(part, "dropout", None), float):
+            part.dropout = 0.0
+    source = torch.arange(8)[None] + 3
+    one, two = (model(input_ids=source, decoder_input_ids=source).encoder_last_hidden_state for _ in range(2))
+    assert not torch.allclose(one, two)
+    again = [model.eval()(input_ids=source, decoder_input_ids=source).encoder_last_hidden_state for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_a_decoder_that_sees_ahead_is_refused() -> None:
+    model: Any = tiny.encoder_decoder("bert2bert", PIECES).eval()
+    ours = task(PIECES)
+    with torch.no_grad():
+        ours.settle(model)
+        for module in model.decoder.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = False
+        model.decoder.config.is_decoder = False
+        found = wanted_error(ModelError, ours.settle, model)
+    assert "lets a token see those after it" in found.what and "task.name='seq2seq'" in found.expected
+
+
+def test_dropout_reaches_both_sides(tmp_path: Path) -> None:
+    tiny.save(tiny.encoder_decoder("bert2bert", PIECES), PIECES, tmp_path)
+    config = load_config(Model(path=str(tmp_path), dropout=0.25), vocabulary_size=len(PIECES), overrides={})
+    for side in (config.encoder, config.decoder):
+        assert side.hidden_dropout_prob == side.attention_probs_dropout_prob == 0.25
+    assert config.decoder.is_decoder and config.decoder_start_token_id == PIECES.cls_token_id
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_special_tokens_of_a_new_language(architecture: str, tmp_path: Path) -> None:
+    """From scratch, targets begin with the tokenizer's first token and end with its end token, in training and after it."""
+    recipe = Recipe(
+        model=Model(architecture=architecture, weights="random", tokenizer=str(tmp_path)),
+        data=Data(train="none", packing=False),
+        task=Seq2Seq(),
+        batch=Batch(global_size=1),
+        optimizer=Optimizer(learning_rate=1e-3),
+        steps=100,
+    )
+    BYTES.save_pretrained(tmp_path)
+    config = load_config(recipe.model, vocabulary_size=len(BYTES), overrides={})
+    rows = [{"source": "a", "target": "b"}]
+    generation = decide_generation(recipe, task(), BYTES, config, rows, [].append)
+    assert generation is not None
+    for found in (config.to_dict(), generation):
+        assert found["decoder_start_token_id"] == BYTES.bos_token_id
+        assert (found["pad_token_id"], found["eos_token_id"]) == (BYTES.pad_token_id, BYTES.eos_token_id)
+
+
+def test_settings_of_a_checkpoint_stay_and_get_its_start(tmp_path: Path) -> None:
+    """[SEP], which training teaches, is where the export stops, and what begins a target is written down."""
+    model: Any = tiny.encoder_decoder("bert2bert", PIECES)
+    model.generation_config = GenerationConfig(no_repeat_ngram_size=3)
+    tiny.save(model, PIECES, tmp_path)
+    recipe = Recipe(
+        model=Model(path=str(tmp_path)),
+        data=Data(train="none", packing=False),
+        task=Seq2Seq(),
+        batch=Batch(global_size=1),
+        optimizer=Optimizer(learning_rate=1e-3),
+        steps=100,
+    )
+    config = load_config(recipe.model, vocabulary_size=len(PIECES), overrides={})
+    generation = decide_generation(recipe, task(PIECES), PIECES, config, [{"source": "a", "target": "b"}], [].append)
+    assert generation is not None and generation["no_repeat_ngram_size"] == 3
+    assert generation["decoder_start_token_id"] == PIECES.cls_token_id
+    assert generation["eos_token_id"] == PIECES.sep_token_id
+
+
+def test_flops_are_not_guessed() -> None:
+    with pytest.raises(Uncountable, match="two lengths"):
+        count_model_flops(AutoModelForSeq2SeqLM, tiny.encoder_decoder("t5", BYTES).config, 64, is_causal=False)

@@ -15,12 +15,13 @@ from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME
 
 from toolkit.checkpoint import export_folder
-from toolkit.checkpoint.export_adapters import ADAPTER_CONFIG, base_of, holds_adapters, merged, write_adapters
+from toolkit.checkpoint.export_adapters import base_of, holds_adapters, merged, write_adapters
 from toolkit.checkpoint.export_folder import Stamp
 from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manifest
 from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.checkpoint.sound_weight import sound_weight
 from toolkit.errors import CheckpointError
+from toolkit.models.files import ADAPTER_CONFIG
 from toolkit.recipe import Task as Options
 from toolkit.storage import RUN, Remedy, storage_errors, why_unwritable
 from toolkit.tasks import task_class

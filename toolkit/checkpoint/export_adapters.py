@@ -16,18 +16,17 @@ from toolkit.checkpoint.sound_weight import check_fits, sound_weight
 from toolkit.errors import CheckpointError
 from toolkit.models.adapters import file_name, merge_adapters
 from toolkit.models.assets import resolve
+from toolkit.models.files import ADAPTER_CONFIG
 from toolkit.models.loading import load_weights
 from toolkit.models.random_weights import RandomWeights, fill
 from toolkit.models.stages import build_skeleton
 from toolkit.models.weights_digest import weights_digest
 
-ADAPTER_CONFIG = "adapter_config.json"
-"""peft's own; in the run's model folder it says that checkpoints hold adapters, and of what."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def holds_adapters(model_folder: Path) -> bool:
-    """Whether the checkpoints of the run with this model folder hold adapters."""
+    """Whether the checkpoints of the run with this model folder hold adapters: then it has the file that says of what."""
     return (model_folder / ADAPTER_CONFIG).is_file()
 
 

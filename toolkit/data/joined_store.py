@@ -12,10 +12,10 @@ import numpy as np
 
 from toolkit.data.example import Example
 from toolkit.data.packing import Counts
-from toolkit.data.store import Store
+from toolkit.data.store import Extensible, Store
 
 
-class JoinedStore:
+class JoinedStore(Extensible):
     """The examples of `stores` one after the other; their `weights` are part of what they are."""
 
     def __init__(self, stores: Sequence[Store], weights: Sequence[float]) -> None:
@@ -40,7 +40,7 @@ class JoinedStore:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         place = bisect_right(self._starts, index) - 1
-        return self._stores[place][index - self._starts[place]]
+        return self._stores[place][index - self._starts[place]] | self.beside(index)
 
     @property
     def num_tokens(self) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 import filelock
 import numpy as np
@@ -35,7 +37,23 @@ Progress = Callable[[int, int | None], None]
 """Called now and then with the rows encoded so far and, where known, the rows there are."""
 
 
-class Store:
+class Extensible:
+    """Examples to which arrays can be added that are not on disk with them."""
+
+    _beside: Mapping[str, NDArray[Any]] = MappingProxyType({})
+
+    def extended(self, name: str, values: NDArray[Any]) -> Self:
+        """The same examples with an array `name` more, which is values[index] of each."""
+        found = copy.copy(self)
+        found._beside = {**self._beside, name: values}
+        return found
+
+    def beside(self, index: int) -> Example:
+        """What was added to example `index`."""
+        return {name: values[index] for name, values in self._beside.items()}
+
+
+class Store(Extensible):
     """Examples by index, with their lengths; what `prepare` returns."""
 
     def __init__(self, directory: Path) -> None:
@@ -64,7 +82,7 @@ class Store:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        return self._columns[index]
+        return self._columns[index] | self.beside(index)
 
     @property
     def num_tokens(self) -> int:

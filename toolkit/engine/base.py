@@ -39,6 +39,16 @@ SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True)
+class Survey:
+    """A pass over a step's micro-batches, without gradients, before any of them is trained."""
+
+    look: Callable[[nn.Module, Batch], Losses]
+    """Sums over a micro-batch."""
+    take: Callable[[Losses], None]
+    """Is told the sums over the global batch."""
+
+
+@dataclass(frozen=True)
 class Training:
     """What an engine is to do with a model, whichever engine it is."""
 
@@ -58,6 +68,8 @@ class Training:
     """Whether `loss` may add something that is trained besides the losses of the targets."""
     comparison: Comparison | None = None
     """What `loss` finds in its batch besides, where an example's loss depends on the others of the global batch."""
+    survey: Survey | None = None
+    """What `loss` needs to know of the whole global batch; None: nothing."""
 
 
 @dataclass(frozen=True)

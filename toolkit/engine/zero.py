@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -88,6 +88,8 @@ class ZeroEngine(DeepSpeedRun):
         weight = self.mesh.gradient_ranks / max(1.0, targets)
         rate = self.schedule.learning_rate
         scale = self.loss_scale
+        if self.training.survey is not None:
+            self.training.survey.take(self._sums_of(micro_batches, self.training.survey.look))
         compared = self._compared(micro_batches, seeds)
         self._begin_step()
         for index, (batch, seed) in enumerate(zip(self._feed(micro_batches), seeds, strict=True)):
@@ -145,10 +147,14 @@ class ZeroEngine(DeepSpeedRun):
 
     def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""
+        return self._sums_of(map(self._mine, batches), function)
+
+    def _sums_of(self, batches: Iterable[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
+        """As `evaluate`, of batches that are this rank's part already."""
         self.engine.eval()
         sums: dict[str, float] = {}
         with torch.no_grad():
-            for batch in self._feed(map(self._mine, batches)):
+            for batch in self._feed(batches):
                 for key, value in self.engine(function, batch)["result"].items():
                     sums[key] = sums.get(key, 0.0) + float(value)
         self.engine.train()

@@ -59,6 +59,10 @@ class Entry(AbsentLayer):
         without = {name: value for name, value in kwargs.items() if name != base.main_input_name}
         return (None, *args[1:]) if args else args, {**without, "inputs_embeds": alike.detach()}
 
+    def receive_inside(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same of a model inside the base model that owns the layers: some heads call it themselves (OPT's)."""
+        return (args, kwargs) if self.received is not None else self.receive(stack, args, kwargs)
+
     def state(self, hidden: Tensor) -> Tensor:
         """The received hidden states; they are held no longer than needed."""
         received, self.received = self.received, None

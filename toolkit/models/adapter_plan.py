@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from toolkit.errors import ModelError, did_you_mean, first_few
 from toolkit.models.output_layer import is_of_a_head
 from toolkit.models.stages import build_skeleton
+from toolkit.models.stored_names import Renaming, files
 from toolkit.recipe.tuning import LoRA
 
 
@@ -61,14 +63,17 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def plan_adapters(kind: Any, config: PretrainedConfig, tuning: LoRA, *, trains_head: bool) -> AdapterPlan:
+def plan_adapters(
+    kind: Any, config: PretrainedConfig, tuning: LoRA, *, trains_head: bool, source: str | None = None
+) -> AdapterPlan:
     """What `tuning` means for the model that `kind` makes of `config`; no weight is needed.
 
     `trains_head`: the weights outside the base model, and its pooler, belong to the task that is learned; they are
-    trained whole. Raises ModelError where a name fits no layer, or where the adapters could not stand for what is trained.
+    trained whole, and so are those of them that the checkpoint `source` lacks. Raises ModelError where a name fits no layer, or where the adapters could not stand for what is trained.
     """
     model = build_skeleton(kind, config)
-    whole = _whole(model, tuning, trains_head=trains_head)
+    heads = {name for name, _ in model.named_parameters() if is_of_a_head(model, name)}
+    whole = _whole(model, tuning, heads if trains_head else heads - _stored(model, source))
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     linear = {
         name: module
@@ -129,10 +134,23 @@ def _ending(linear: Mapping[str, nn.Module], endings: Collection[str]) -> tuple[
     return tuple(name for name in linear if ends(name, endings))
 
 
-def _whole(model: Any, tuning: LoRA, *, trains_head: bool) -> tuple[str, ...]:
+def _stored(model: Any, source: str | None) -> set[str]:
+    """The parameters of `model` that the checkpoint `source` has; all of them where there is no such thing to look at."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    stored = files(Path(source)) if source is not None else {}
+    if not stored:
+        return names
+    renaming = Renaming(model, names)
+    found = {renaming(name)[0] for name in stored}
+    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return found | {origin for target, origin in ties.items() if target in found}
+
+
+def _whole(model: Any, tuning: LoRA, new: Collection[str]) -> tuple[str, ...]:
+    """Names of what is trained whole: `new`, and what tuning.modules_to_save names."""
     names = [name for name, _ in model.named_parameters()]
     modules = {name: module for name, module in model.named_modules() if name}
-    found = {name for name in names if trains_head and is_of_a_head(model, name)}
+    found = set(new)
     for ending in tuning.modules_to_save:
         fitting = [name for name in modules if ends(name, [ending])]
         inside = {

@@ -64,13 +64,13 @@ def shift(model: nn.Module) -> float:
     return excess(model, given, own)
 
 
-def check_positions(moved: float, model: nn.Module) -> None:
-    """Raise ModelError when `shift` is more than rounding."""
+def check_positions(moved: float, model: nn.Module, cure: str = "choose a decoder") -> None:
+    """Raise ModelError when `shift` is more than rounding; `cure` is what to do about it."""
     if not moved < 1.0:
         raise ModelError(
             f"{type(model).__name__} does not count positions from 0",
             expected="a model whose first token has position 0, as in each document of a batch: the export would compute something else",
-            do="choose a decoder",
+            do=cure,
         )
 
 

@@ -15,6 +15,9 @@ from toolkit.models.weight_files import ORDER, chosen, shards
 PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 """What a checkpoint directory holds: configuration, weights, tokenizer, templates."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""peft's own file beside an adapter's weights."""
+
 NEEDED = {
     "configuration": (CONFIG_NAME,),
     "tokenizer": ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"),
@@ -41,6 +44,13 @@ def check_files(field: str, source: str) -> None:
 
 def _no_model(directory: Path) -> ModelError:
     """The message for a folder that describes no model, with the one that was perhaps meant."""
+    if (directory / ADAPTER_CONFIG).is_file():
+        return ModelError(
+            f"model.path={str(directory)!r} holds an adapter, not a model: it has no {CONFIG_NAME}",
+            expected="a whole model, for instance an adapter merged into its base model",
+            do="write one with `toolkit export --merge RUN OUT`, or peft's merge_and_unload, and set model.path to it; "
+            "the run that trained the adapter goes on with --resume auto",
+        )
     names = sorted(entry.name for entry in directory.iterdir())
     models = sorted(file.parent for file in directory.glob(f"*/{CONFIG_NAME}"))
     # Of a run, what may be trained on.

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolkit.models.cross_entropy import IGNORED, linear_cross_entropy
+from toolkit.models.cross_entropy import linear_cross_entropy
+from toolkit.models.head_chunks import IGNORED
 from toolkit.models.inner_heads import has_inner_loss, inner_loss, use_inner_loss
+from toolkit.models.log_probabilities import linear_log_probabilities
 
 SCALED_LOGITS = (
     "final_logit_softcapping",
@@ -64,11 +66,13 @@ def use_loss_head(model: nn.Module) -> bool:
     plain_forward = head.forward
 
     def forward(
-        hidden: torch.Tensor, loss_of: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
+        hidden: torch.Tensor,
+        loss_of: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None,
     ) -> Any:
         if loss_of is None:
             return plain_forward(hidden)
-        return loss_of(head.weight, _bias(model, head))
+        # The hidden states that came in here: ZeRO-3 frees the weight when their gradient goes out again.
+        return loss_of(hidden, head.weight, _bias(model, head))
 
     head.forward = forward
     head.returns_loss = True
@@ -131,5 +135,37 @@ def token_loss(
     if see is not None:
         see(outputs)
     hidden = outputs.last_hidden_state
-    loss: torch.Tensor = head(hidden, lambda weight, bias: head_loss(hidden, weight, bias))
+    loss: torch.Tensor = head(hidden, head_loss)
     return loss
+
+
+def token_log_probabilities(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    targets: torch.Tensor,
+    rows: torch.Tensor,
+    *,
+    see: Callable[[Any], None] | None = None,
+) -> torch.Tensor:
+    """Log-probability of each target, [M] fp32, in the order of `rows`, which are the `target_rows` of targets [B, T].
+
+    `see` is shown what the model returned.
+    """
+    kept = targets.flatten()[rows]
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if not getattr(head, "returns_loss", False):
+        outputs = model(**inputs, use_cache=False)
+        if see is not None:
+            see(outputs)
+        logits: torch.Tensor = outputs.logits.flatten(0, 1)[rows].float()
+        return logits.log_softmax(-1).gather(1, kept.unsqueeze(1)).squeeze(1)
+    outputs = model.base_model(**inputs, use_cache=False)  # type: ignore[operator]
+    if see is not None:
+        see(outputs)
+    hidden = outputs.last_hidden_state.flatten(0, 1)[rows]
+
+    def log_probabilities_of(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear_log_probabilities(hidden, weight, bias, kept, part=getattr(head, "vocabulary", None))
+
+    found: torch.Tensor = head(hidden, log_probabilities_of)
+    return found

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from toolkit.errors import ModelError
 from toolkit.models.absent import Absent, AbsentEmbedding, AbsentLayer, Entry, Exit
@@ -144,6 +144,9 @@ def _cut_layers(model: nn.Module, outside: _Outside, plan: StagePlan, start: int
         # Bound methods, so that a deep copy of the stage has hooks on its own stand-ins.
         base: Any = model.base_model
         base.register_forward_pre_hook(layers[start - 1].receive, with_kwargs=True)
+        stack = model.get_submodule(outside.stack)
+        if stack is not base and isinstance(stack, PreTrainedModel):
+            stack.register_forward_pre_hook(layers[start - 1].receive_inside, with_kwargs=True)
         layers[start].register_forward_pre_hook(layers[start - 1].check, with_kwargs=True)
     if stop < len(layers):
         model.get_submodule(outside.stack).register_forward_hook(layers[stop].hand_over)

@@ -125,6 +125,10 @@ def _task(task: Task) -> Task:
     }
     if getattr(task, "label_fields", ()):
         kept["problem_type"] = "multi_label_classification"
+    # Columns without which a task is another one.
+    kept |= {
+        f"{name}_field": name for name in ("negative", "score") if getattr(task, f"{name}_field", None) is not None
+    }
     return type(task)(**kept)
 
 

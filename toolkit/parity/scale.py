@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from toolkit.errors import ModelError
 from toolkit.models.config import DROPOUT_NAMES
 
-WIDTH_NAMES = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "n_inner")
+WIDTH_NAMES = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")
 """Endings of fields that hold the width of a feed-forward layer."""
 
 EXPERT_WIDTH_NAMES = ("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size")
@@ -41,6 +41,7 @@ AT_MOST = {
     "qk_rope_head_dim": 16,
     "qk_head_dim": 32,
     "v_head_dim": 16,
+    "d_kv": 16,
     "mamba_d_state": 16,
     "word_embed_proj_dim": 64,
     "num_nextn_predict_layers": 0,
@@ -63,10 +64,22 @@ def scale_down(
     ModelError for a configuration without the usual names.
     """
     scaled = copy.deepcopy(config)
+    if getattr(scaled, "is_encoder_decoder", False) and "decoder" in scaled.sub_configs:
+        for side in ("encoder", "decoder"):
+            part = scale_down(
+                getattr(scaled, side),
+                num_layers=num_layers,
+                key_value_heads=key_value_heads,
+                vocabulary_size=vocabulary_size,
+            )
+            setattr(scaled, side, part)
+        _cut_vocabulary(scaled, vocabulary_size)
+        return scaled
     try:
         text = scaled.get_text_config()
         _cut_layers(text, num_layers)
         _cut_heads(text, key_value_heads)
+        _follow(text)
         for part in {id(part): part for part in (scaled, text)}.values():
             _cut_vocabulary(part, vocabulary_size)
             _stop_dropout(part)
@@ -150,6 +163,18 @@ def _cut_heads(config: Any, key_value_heads: int) -> None:
     _cut_rotary_lists(config, size)
 
 
+def _follow(config: Any) -> None:
+    """Let a decoder be as deep as its encoder, with as many heads."""
+    of_decoders = {
+        ("decoder_layers", "num_decoder_layers"): config.num_hidden_layers,
+        ("decoder_attention_heads",): config.num_attention_heads,
+    }
+    for names, value in of_decoders.items():
+        for name in names:
+            if isinstance(getattr(config, name, None), int):
+                setattr(config, name, value)
+
+
 def _cut_widths(config: Any, old: int, new: int) -> None:
     config.hidden_size = new
     for name, value in config.to_dict().items():
@@ -183,6 +208,8 @@ def _cut_vocabulary(config: Any, size: int) -> None:
             setattr(config, name, size)
     for name, token in (("pad_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2)):
         setattr(config, name, token)
+    if getattr(config, "is_encoder_decoder", False):
+        config.decoder_start_token_id = 1
 
 
 def _stop_dropout(config: Any) -> None:

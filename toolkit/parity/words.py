@@ -58,10 +58,29 @@ def _row(source: random.Random, task: str, kind: str, split: bool, longest: int,
         return {"words": words, "labels": [_tag(word, kind) for word in words]}
     if task == "question_answering":
         return _asked(source, words)
+    if task == "sentence_embedding":
+        return _compared(source, words, size)
+    if task == "seq2seq":
+        cut = source.randint(1, length - 2)
+        return {"source": " ".join(words[:cut]), "target": " ".join(words[cut:])}
     if split or task == "masked_lm":
         return {"text": " ".join(words)}
+    if task in ("dpo", "orpo", "simpo", "reward_model"):
+        return _pair(source, words, size)
     cut = source.randint(1, length - 2)
-    return {"prompt": " ".join(words[:cut]) + " ", "completion": " ".join(words[cut:])}
+    row = {"prompt": " ".join(words[:cut]) + " ", "completion": " ".join(words[cut:])}
+    return row | {"label": source.random() < 0.5} if task == "kto" else row
+
+
+def _pair(source: random.Random, words: list[str], size: int) -> dict[str, Any]:
+    """A prompt with two answers, which differ in their first word at least; with it twice, not longer than twice `words`."""
+    half = words[: max(2, len(words) // 2 - 1)]
+    cut = source.randint(1, len(half) - 1)
+    prompt, chosen = half[:cut], half[cut:]
+    rejected = [word for word in _words(source, len(chosen) + 1, size) if word != chosen[0]] or [f"w{len(SPECIAL)}"]
+    if rejected[0] == chosen[0]:
+        rejected[0] = f"w{len(SPECIAL) + 1}"
+    return {"prompt": " ".join(prompt) + " ", "chosen": " ".join(chosen), "rejected": " ".join(rejected)}
 
 
 def _label(source: random.Random, kind: str) -> Any:
@@ -86,6 +105,13 @@ def _asked(source: random.Random, words: list[str]) -> dict[str, Any]:
     start = sum(len(word) + 1 for word in context[:first])
     answers = {"text": [answer], "answer_start": [start]}
     return {"question": " ".join(question), "context": " ".join(context), "answers": answers}
+
+
+def _compared(source: random.Random, words: list[str], size: int) -> dict[str, Any]:
+    """A text, one that has half of its words, another one, and how alike the first two are said to be."""
+    positive = [*words[::2], *_words(source, 2, size)]
+    texts = {"anchor": words, "positive": positive, "negative": list(_words(source, len(words), size))}
+    return {**{name: " ".join(text) for name, text in texts.items()}, "score": source.random()}
 
 
 def _words(source: random.Random, length: int, size: int) -> Iterator[str]:

@@ -21,6 +21,7 @@ from toolkit.parity import reference
 from toolkit.parity.adapted import adapted, exported_weights, trained_weights
 from toolkit.parity.optimizers import build_optimizer
 from toolkit.parity.pairs import EmbeddingJudge, TargetJudge
+from toolkit.parity.preferences import PreferenceJudge
 from toolkit.parity.problem import (
     GLOBAL_SIZE,
     SEQUENCE_LENGTH,
@@ -172,6 +173,8 @@ def _train(model: nn.Module, steps: list[Any], recipe: Recipe, *, clip: bool = T
 
 def judge_of(options: Task, model: nn.Module) -> reference.Judge:
     """What says the losses of the task `options`, for a model before its first step."""
+    if options.name in ("dpo", "orpo", "simpo", "kto", "reward_model"):
+        return PreferenceJudge(options, model)
     if options.name in ("masked_lm", "sequence_classification", "token_classification", "question_answering"):
         return TextJudge(options)
     if isinstance(options, Seq2Seq):

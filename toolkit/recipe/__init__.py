@@ -4,12 +4,17 @@ from toolkit.recipe.inputs import Batch, Data, Model
 from toolkit.recipe.outputs import Checkpoint, Evaluation, Launch, Tracking
 from toolkit.recipe.recipe import Recipe
 from toolkit.recipe.tasks import (
+    DPO,
+    KTO,
+    ORPO,
     CausalLM,
     MaskedLM,
     QuestionAnswering,
+    RewardModel,
     SentenceEmbedding,
     Seq2Seq,
     SequenceClassification,
+    SimPO,
     Task,
     TokenClassification,
 )
@@ -17,6 +22,9 @@ from toolkit.recipe.tuning import Full, LoRA, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
 __all__ = [
+    "DPO",
+    "KTO",
+    "ORPO",
     "Batch",
     "CausalLM",
     "Checkpoint",
@@ -32,10 +40,12 @@ __all__ = [
     "Precision",
     "QuestionAnswering",
     "Recipe",
+    "RewardModel",
     "Schedule",
     "SentenceEmbedding",
     "Seq2Seq",
     "SequenceClassification",
+    "SimPO",
     "Task",
     "TokenClassification",
     "Tracking",

@@ -65,7 +65,13 @@ class Recipe(Section):
             )
         found = collect(partial(_check_evaluation, self))
         # What watches an evaluation that is missing has no effect either, nor room: once is enough.
-        checks = (_check_attention, _check_parallel, _check_adapters, *(() if found else (check_effect, _check_steps)))
+        checks = (
+            self.task.check_with,
+            _check_attention,
+            _check_parallel,
+            _check_adapters,
+            *(() if found else (check_effect, _check_steps)),
+        )
         found += collect(*(partial(check, self) for check in checks))
         if found:
             raise InconsistentRecipe(self, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,8 @@ def file_text(
     keep = {name for name in keep if not name.endswith(".name")}  # the class says it
     parts = sections_of(chosen(values, keep), values, built=False)
     kinds = {part: section_class(part, values).__name__ for part, value in parts.items() if _is_section(value)}
-    classes = sorted({"Recipe", *kinds.values()})
+    # As ruff sorts an import: what is all capitals (DPO) counts as a constant, which comes first.
+    classes = sorted({"Recipe", *kinds.values()}, key=lambda name: (not name.isupper(), name))
     lines = [
         f'"""{_docstring(headline)}',
         "",
@@ -94,7 +96,7 @@ def _docstring(text: str) -> str:
 
 def _import(names: Sequence[str]) -> list[str]:
     line = f"from toolkit import {', '.join(names)}"
-    if len(line) <= WIDTH:
+    if _width(line) <= WIDTH:
         return [line]
     return ["from toolkit import (", *(f"    {name}," for name in names), ")"]
 
@@ -104,17 +106,22 @@ def _part(name: str, value: Any, kind: str | None) -> list[str]:
     if kind is None:
         return [f"    {name}={literal(value)},"]
     line = f"    {name}={kind}({', '.join(f'{field}={literal(inner)}' for field, inner in value.items())}),"
-    if len(line) <= WIDTH:
+    if _width(line) <= WIDTH:
         return [line]
     return [f"    {name}={kind}(", *(line for field, inner in value.items() for line in _field(field, inner)), "    ),"]
 
 
 def _field(name: str, value: Any) -> list[str]:
     line = f"        {name}={literal(value)},"
-    if len(line) <= WIDTH or not isinstance(value, dict):
+    if _width(line) <= WIDTH or not isinstance(value, dict):
         return [line]
     entries = [f"            {literal(key)}: {literal(inner)}," for key, inner in value.items()]
     return [f"        {name}={{", *entries, "        },"]
+
+
+def _width(line: str) -> int:
+    """Columns of `line`: characters of East Asia and most pictures take two, for `ruff format` as well."""
+    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in line)
 
 
 def literal(value: Any) -> str:

@@ -17,6 +17,11 @@ class Tuning(Choice):
     section: ClassVar[str] = "tuning"
     kinds: ClassVar[dict[str, type[Any]]] = {}
 
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the model in training still has in it the one that it began with."""
+        return False
+
 
 class Full(Tuning):
     """Every weight of the model is trained."""
@@ -49,6 +54,11 @@ class LoRA(Tuning):
     """Modules that are trained whole beside the adapters and saved with them, by the ends of their names, such as embed_tokens; a new classification head always is."""
     initialisation: Literal["kaiming", "gaussian"] = "kaiming"
     """How A is drawn (B is zero): uniform within 1 / sqrt(inputs), or normal with deviation 1 / rank."""
+
+    @property
+    def keeps_base(self) -> bool:
+        """With the adapters switched off, unless weights are trained beside them."""
+        return not self.modules_to_save
 
     @model_validator(mode="after")
     def _has_a_target(self) -> LoRA:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from toolkit.data import tokens
-from toolkit.data.example import Example, Row
+from toolkit.data.example import Example, Row, Sequences
 from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
@@ -68,18 +68,24 @@ class Task(ABC):
     """Entries of a batch that the loss alone reads."""
     logged: ClassVar[tuple[str, ...]] = ()
     """Names in Loss.sums."""
+    surveys: ClassVar[bool] = False
+    """Whether the loss needs to know something of the whole global batch; see `survey`."""
     looks: ClassVar[bool] = False
     """Whether held-out figures are those of all examples together: `look` at each, then `tally`."""
     transforms: ClassVar[bool] = False
     """Whether `transform` does anything."""
     may_lack_head: ClassVar[bool] = False
     """Whether weights outside the base model are drawn where the checkpoint has none of them."""
+    trains_head: ClassVar[bool] = False
+    """Whether adapters leave what lies outside the base model to be trained whole, beside tasks that name classes."""
     settles: ClassVar[bool] = False
     """Whether `settle` does anything."""
     legend: ClassVar[str | None] = None
     """What a preview shows; None: text of which some tokens are trained."""
     unit: ClassVar[str] = "token"
     """What `size` counts."""
+    sequence_group: Any = None
+    """The process group whose ranks share the sequences of a batch, where they are cut (`split`); None: they are whole."""
 
     def __init__(self, options: Options, tokenizer: Any) -> None:
         self.options: Any = options
@@ -166,6 +172,10 @@ class Task(ABC):
         """
         return example
 
+    def remarks_on_packs(self, sequences: Sequences) -> list[str]:
+        """Lines to say about which examples share a sequence. Raises DataError where nothing can be learned so."""
+        return []
+
     def show(self, example: Example) -> Shown:
         """`example` for a reader, as --preview prints it."""
         return tokens.show(self.tokenizer, example)
@@ -210,6 +220,25 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
         """The losses of the targets of `batch`. The caller multiplies their gradient by `gradient_scale`."""
+
+    def summary(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What a step logs of the means of its `logged` sums."""
+        return dict(means)
+
+    def reference(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """What `model`, which training is to begin with, gives to each example of `batch`: [E, n] fp64.
+
+        Asked for once before training, by tasks whose section `reads_reference`, where the model in training does not keep
+        its first weights: examples then have an array "reference" [n] more.
+        """
+        raise NotImplementedError
+
+    def survey(self, model: nn.Module, batch: Batch) -> Sums:
+        """Sums over `batch`, without gradients and dropout, before any of its global batch is trained or evaluated."""
+        raise NotImplementedError
+
+    def surveyed(self, sums: Mapping[str, float]) -> None:
+        """Take over the sums of `survey` over the whole global batch, or the whole held-out set."""
 
     @property
     def compares(self) -> bool:

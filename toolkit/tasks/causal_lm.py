@@ -8,14 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from toolkit.data.example import IGNORED, Example, Row
+from toolkit.data.example import Example, Row
 from toolkit.data.forms.chat import encode_completion, encode_conversation, encode_text
-from toolkit.data.forms.chat_template import takes_tools, template_of
+from toolkit.data.forms.chat_template import takes_tools
 from toolkit.data.forms.conversations import completion_of, in_column, texts_of
 from toolkit.data.forms.formats import Format
 from toolkit.data.forms.messages import Conversation, ends_unanswered
@@ -26,12 +25,14 @@ from toolkit.data.forms.tool_calls import TOOL_COLUMNS, tool_columns, tools_of
 from toolkit.data.reading.described import leaves_out_nulls
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
-from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor, tell_documents
-from toolkit.models.decoding import Generate, GenerationSettings, left_padded
-from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
+from toolkit.models.attention import tell_documents
+from toolkit.models.decoding import Generate
+from toolkit.models.heads import TARGET_ROWS, token_loss, use_loss_head
 from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import CausalLM
 from toolkit.tasks.base import TRAINED, Batch, Loss, Sums, Task
+from toolkit.tasks.greedy import greedy_answer
+from toolkit.tasks.packed_rows import next_tokens, pack_rows
 from toolkit.tasks.sequence_parts import part_of
 from toolkit.tasks.stop_tokens import trained_ends
 
@@ -153,32 +154,12 @@ class CausalLMTask(Task):
         Positions restart with every example and the lengths say where, which keeps attention inside it (see
         `toolkit.models.attention`); padding is an example of its own. `targets` are shifted inside each example.
         """
+        rows = [
+            [next_tokens(example["input_ids"], example["labels"]) for example in sequence] for sequence in sequences
+        ]
+        batch = pack_rows(rows, self.tokenizer.pad_token_id)
         lengths = [sum(len(example["input_ids"]) for example in sequence) for sequence in sequences]
-        shape = (len(sequences), max(lengths))
-        filler = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        tokens = np.full(shape, filler, dtype=np.int64)
-        positions = np.zeros(shape, dtype=np.int64)
-        targets = np.full(shape, IGNORED, dtype=np.int64)
-        documents = []
-        for index, sequence in enumerate(sequences):
-            start = 0
-            documents.append([len(example["input_ids"]) for example in sequence])
-            for example in sequence:
-                stop = start + len(example["input_ids"])
-                tokens[index, start:stop] = example["input_ids"]
-                positions[index, start:stop] = np.arange(stop - start)
-                targets[index, start : stop - 1] = example["labels"][1:]
-                start = stop
-            positions[index, start:] = np.arange(shape[1] - start)
-            documents[-1] += [shape[1] - start] if start < shape[1] else []
-        return {
-            "input_ids": torch.from_numpy(tokens),
-            "position_ids": torch.from_numpy(positions),
-            "targets": torch.from_numpy(targets),
-            TARGET_ROWS: target_rows(torch.from_numpy(targets)),
-            DOCUMENT_LENGTHS: lengths_tensor(documents),
-            **self._real_tokens(lengths, shape[1]),
-        }
+        return batch | self._real_tokens(lengths, batch["input_ids"].shape[1])
 
     def _real_tokens(self, lengths: list[int], longest: int) -> Batch:
         """Where padding begins in each row, for routers that are balanced over the others."""
@@ -242,13 +223,4 @@ class CausalLMTask(Task):
 
     def sample(self, model: nn.Module, generate: Generate) -> str | None:
         """The greedy answer to task.sample_prompt (through the chat template where there is one). Collective."""
-        prompt = self.options.sample_prompt
-        if prompt is None:
-            return None
-        if self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": prompt}]
-            prompt = template_of(self.tokenizer).text(messages, "task.sample_prompt", prompt=True)
-        tokens = self.tokenizer(prompt, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
-        settings = GenerationSettings(self.options.sample_tokens, pad_id=self.tokenizer.pad_token_id)
-        answer = generate(left_padded([tokens], 0), settings)[0]
-        return str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+        return greedy_answer(generate, self.tokenizer, self.options.sample_prompt, self.options.sample_tokens)

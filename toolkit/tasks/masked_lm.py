@@ -25,6 +25,7 @@ from toolkit.tasks.base import Batch, Loss, Sums
 from toolkit.tasks.columns import text_of
 from toolkit.tasks.masking import Tokens, choose, hide, num_chosen
 from toolkit.tasks.padded import EncoderTask, check_padding, closing_tokens, padded
+from toolkit.tasks.sequence_parts import part_of
 
 
 class MaskedLMTask(EncoderTask):
@@ -34,6 +35,7 @@ class MaskedLMTask(EncoderTask):
     can_pack = True
     transforms = True
     answers = frozenset(("targets", TARGET_ROWS))
+    cuts = frozenset(("tensor", "pipeline", "sequence"))
     settles = True
 
     def __init__(self, options: MaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -173,6 +175,10 @@ class MaskedLMTask(EncoderTask):
             row[:] = torch.cat([torch.arange(size) for size in documents[-1]])
         del batch["attention_mask"]
         return {**batch, "position_ids": positions, DOCUMENT_LENGTHS: lengths_tensor(documents)}
+
+    def split(self, batch: Batch, index: int, count: int) -> Batch:
+        """Equal parts, see `toolkit.tasks.sequence_parts`."""
+        return part_of(batch, index, count)
 
     def count(self, batch: Batch) -> int:
         """Hidden tokens."""

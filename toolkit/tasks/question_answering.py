@@ -38,6 +38,7 @@ class QuestionAnsweringTask(EncoderTask):
     auto_class = AutoModelForQuestionAnswering
     answers = frozenset(("spans",))
     makes_records = True
+    trains_head = True
 
     def __init__(self, options: QuestionAnswering, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)

@@ -45,6 +45,7 @@ class Seq2SeqTask(Task):
     auto_class = AutoModelForSeq2SeqLM
     reads_padding = True
     settles = True
+    cuts = frozenset(("tensor",))
 
     def __init__(self, options: Seq2Seq, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
@@ -161,11 +162,13 @@ class Seq2SeqTask(Task):
         if not over:
             return [example]
         if overlong == "truncate":
-            counts.truncated += 1
+            counts.truncated += "input_ids" in over
+            counts.cut_targets += "labels" in over
             closings = dict(zip(limits, example["closing"].tolist(), strict=True))
             return [example | {name: cut(example[name], limits[name], closings[name]) for name in over}]
         if overlong == "drop":
-            counts.dropped += 1
+            counts.dropped += "input_ids" in over
+            counts.long_targets += "input_ids" not in over
             return []
         name = over[0]
         text, field = ("source", "batch.sequence_length") if name == "input_ids" else ("target", "task.target_length")

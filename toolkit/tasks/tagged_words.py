@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.data.example import Row
 from toolkit.data.reading.described import described_rows
@@ -117,3 +120,33 @@ def word_numbers(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> li
             do="remove the word and its label from the row",
         )
     return found
+
+
+def begins(words: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which tokens are the first of their word, by the word of each (-1: none)."""
+    before = np.maximum.accumulate(np.r_[-1, words[:-1]])
+    found: NDArray[np.bool_] = words > before
+    return found
+
+
+def between_words(
+    places: Sequence[int], apart: Collection[int], whole: tuple[int, int], room: int
+) -> Iterator[tuple[int, int]]:
+    """Stretches [start, stop) of at most `room` tokens, of whole words, that together are those of `whole`.
+
+    `places` are the first tokens of the words, of which those in `apart` are cut before where that is possible. Raises
+    DataError for a word without room.
+    """
+    start, end = whole
+    while end - start > room:
+        possible = [place for place in places if start < place <= start + room]
+        if not possible:
+            raise DataError(
+                f"a word has more tokens than the {max(0, room)} that batch.sequence_length leaves beside the special ones",
+                expected="room for every word",
+                do="raise batch.sequence_length",
+            )
+        stop = max((place for place in possible if place in apart), default=possible[-1])
+        yield start, stop
+        start = stop
+    yield start, end

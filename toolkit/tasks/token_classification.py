@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
@@ -26,7 +25,8 @@ from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numb
 from toolkit.tasks.metrics.entities import entity_scores
 from toolkit.tasks.metrics.labels import class_scores
 from toolkit.tasks.padded import EncoderTask, check_padding, closing_tokens, padded
-from toolkit.tasks.tagged_words import are_entities, counted, goes_on, tagged, word_numbers
+from toolkit.tasks.sequence_parts import part_of
+from toolkit.tasks.tagged_words import are_entities, begins, between_words, counted, goes_on, tagged, word_numbers
 
 HEAD = "ForTokenClassification"
 MOST_CLASSES = 10_000
@@ -41,6 +41,7 @@ class TokenClassificationTask(EncoderTask):
 
     auto_class = AutoModelForTokenClassification
     answers = frozenset(("targets",))
+    cuts = frozenset(("tensor", "pipeline", "sequence"))
     makes_records = True
     legend = "each text as the model reads it; classes: of its words"
 
@@ -141,7 +142,7 @@ class TokenClassificationTask(EncoderTask):
         found = self._encoded(words)
         numbers = found["words"]
         labels = np.array([indices[number] if number >= 0 else IGNORED for number in numbers], np.int32)
-        following = np.flatnonzero(~_begins(numbers) & (numbers >= 0))
+        following = np.flatnonzero(~begins(numbers) & (numbers >= 0))
         if not self.options.label_all_tokens:
             labels[following] = IGNORED
         elif self.options.scheme == "entities":
@@ -185,32 +186,16 @@ class TokenClassificationTask(EncoderTask):
             return tokens.fit(example, capacity, overlong, counts)
         counts.split += 1
         opening, closing = int(example["opening"][0]), int(example["closing"][0])
-        parts = self._parts(example, opening, length - closing, capacity - opening - closing)
+        places = np.flatnonzero(begins(example["words"]))
+        apart = {int(place) for place in places if not goes_on(self.classes[example["labels"][place]])}
+        parts = between_words(places.tolist(), apart, (opening, length - closing), capacity - opening - closing)
         kept = [np.r_[:opening, start:stop, length - closing : length] for start, stop in parts]
         cut = ("input_ids", "words", "labels")
         return [{name: column[part] if name in cut else column for name, column in example.items()} for part in kept]
 
-    def _parts(self, example: Example, start: int, end: int, room: int) -> Iterator[tuple[int, int]]:
-        """Stretches [start, stop) of at most `room` tokens, of whole words, that together are those from `start` to `end`."""
-        begins = np.flatnonzero(_begins(example["words"]))
-        names = [self.classes[label] for label in example["labels"][begins]]
-        apart = {int(place) for place, name in zip(begins, names, strict=True) if not goes_on(name)}
-        while end - start > room:
-            possible = [int(place) for place in begins if start < place <= start + room]
-            if not possible:
-                raise DataError(
-                    f"a word has more tokens than the {max(0, room)} that batch.sequence_length leaves beside the special ones",
-                    expected="room for every word",
-                    do="raise batch.sequence_length",
-                )
-            stop = max((place for place in possible if place in apart), default=possible[-1])
-            yield start, stop
-            start = stop
-        yield start, end
-
     def show(self, example: Example) -> Shown:
         """The text, and the classes of its words."""
-        places = np.flatnonzero(_begins(example["words"]))
+        places = np.flatnonzero(begins(example["words"]))
         named = ", ".join(self.classes[label] for label in example["labels"][places])
         length = tokens.size(example)
         text = self.tokenizer.decode(
@@ -225,6 +210,10 @@ class TokenClassificationTask(EncoderTask):
         batch = padded(self.tokenizer, [sequence[0] for sequence in sequences], {"labels": IGNORED})
         batch["targets"] = batch.pop("labels")
         return batch
+
+    def split(self, batch: Batch, index: int, count: int) -> Batch:
+        """Equal parts, see `toolkit.tasks.sequence_parts`."""
+        return part_of(batch, index, count)
 
     def count(self, batch: Batch) -> int:
         """Tokens with a class to learn."""
@@ -266,7 +255,7 @@ class TokenClassificationTask(EncoderTask):
         best = self.outputs(model, batch).logits.argmax(-1).cpu().numpy()
         found = []
         for row, example in zip(best, examples, strict=True):
-            places = np.flatnonzero(_begins(example["words"]))
+            places = np.flatnonzero(begins(example["words"]))
             told, labels = row[places], example["labels"][places]
             found.append(
                 {"prediction": self._names(told), "reference": self._names(np.maximum(labels, 0))}  # fillers have none
@@ -298,12 +287,5 @@ class TokenClassificationTask(EncoderTask):
         batch = padded(self.tokenizer, [example])
         device = next(model.parameters()).device
         logits = self.outputs(model, {name: values.to(device) for name, values in batch.items()}).logits[0]
-        told = self._names(logits.argmax(-1).cpu().numpy()[_begins(example["words"])])
+        told = self._names(logits.argmax(-1).cpu().numpy()[begins(example["words"])])
         return " ".join(f"{word}/{name}" for word, name in zip(words, told, strict=True))
-
-
-def _begins(words: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Which tokens are the first of their word."""
-    known, before = words >= 0, np.maximum.accumulate(np.r_[-1, words[:-1]])
-    begins: NDArray[np.bool_] = known & (words > before)
-    return begins

@@ -15,9 +15,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.export import UNTRAINED
-from toolkit.checkpoint.export_adapters import ADAPTER_CONFIG
 from toolkit.engine import device, process
-from toolkit.engine.base import Training
+from toolkit.engine.base import Survey, Training
 from toolkit.engine.comparison import Comparison
 from toolkit.engine.experts import gather_layers_whole
 from toolkit.engine.grid import Grid
@@ -38,6 +37,7 @@ from toolkit.models.document_choice import (
     use_packed_attention,
     use_padded_attention,
 )
+from toolkit.models.files import ADAPTER_CONFIG
 from toolkit.models.generation import restore_use_cache, train_shared_padding
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.models.kernels import Kernels, check_kernels, is_installed, is_known
@@ -88,6 +88,10 @@ def build_engine(
         _keep_model_files(inputs, recipe, folder, untrained)
     if recipe.model.compile and config["zero_optimization"]["stage"] == 3:
         gather_layers_whole(model)
+        if inputs.adapters is not None:
+            # A unit whose inputs have no gradient, as the first layer's behind a frozen embedding, is freed when its
+            # backward pass begins (parameter_offload.py, _post_backward_module_hook).
+            model.enable_input_require_grads()  # type: ignore[operator]
     engine = _engine(recipe, inputs, config, me, model)
     if kernels is not None:
         _probe_kernels(recipe, engine, kernels, type(model).__name__, display)
@@ -110,6 +114,8 @@ def build_engine(
     if recipe.data.packing and not task.is_causal:
         # No mask of transformers' keeps documents apart where tokens see what comes after them: attention must.
         check_isolation(engine.call(leak), type(model).__name__, attention="auto")
+        if me.mesh.pipeline == 1:
+            check_positions(engine.call(shift), model, "set data.packing=False for this model")
     if recipe.model.compile:
         # Last: attention is settled, and no probe's short texts are compiled for.
         compile_layers(engine.model)
@@ -205,12 +211,14 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         task.logged,
         task.adds_loss,
         Comparison(task.look, task.compare) if task.compares else None,
+        Survey(task.survey, task.surveyed) if task.surveys else None,
     )
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, me, training)
     if me.mesh.sequence == 1:
         return ZeroEngine(model, config, me, training, split=task.split)
-    attention = SequenceAttention(model.config, Grid(me.mesh, me.rank).sequence)
+    task.sequence_group = Grid(me.mesh, me.rank).sequence
+    attention = SequenceAttention(model.config, task.sequence_group)
     engine = ZeroEngine(model, config, me, training, split=task.split, attention=attention)
     probed = functools.partial(use_sequence_attention, padded=not task.is_causal)
     excess = engine.call(probed, attention, recipe.batch.sequence_length)

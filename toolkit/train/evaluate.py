@@ -7,7 +7,7 @@ the records of all ranks are put into the order of the data before they are judg
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,14 +55,16 @@ class HeldOut:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Metrics of the weights as they are after `step` steps. Collective."""
-        if self.task.looks:
-            metrics = self.task.metrics(self._tallied())
-        else:
-            batches = (batch.tensors for batch in self._batches())
-            metrics = self.task.metrics(self.engine.evaluate(batches, self.task.evaluate))
+        if self.task.surveys:
+            self.task.surveyed(self._sums(self.task.survey))
+        found = self._tallied() if self.task.looks else self._sums(self.task.evaluate)
+        metrics = self.task.metrics(found)
         if self.task.makes_records:
             metrics |= self._scored(step)
         return metrics
+
+    def _sums(self, function: Callable[[nn.Module, Batch], dict[str, float]]) -> dict[str, float]:
+        return self.engine.evaluate((batch.tensors for batch in self._batches()), function)
 
     def _batches(self) -> Iterator[EvaluationBatch]:
         return evaluation_batches(

@@ -115,6 +115,8 @@ class Preparing:
             self.display.say(
                 f"  packed into {len(sequences):,} sequences of {recipe.batch.sequence_length} tokens, {full:.1%} full"
             )
+        for line in self.task.remarks_on_packs(sequences):
+            self.display.say(line)
         self.display.say(f"  {plural(total, 'step')} = {order.epoch(total):.2f} epochs")
         task, micro_size = self.task, recipe.batch.micro_size
         return StoredBatches(store, sequences, order, task.collate, rank, world_size, micro_size, task), total

@@ -130,8 +130,9 @@ def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> Adap
     if not isinstance(tuning, LoRA):
         return None
     # A task that says what its head is like has one that a checkpoint may lack.
-    trains_head = bool(task.config_overrides()) or task.new_head
-    plan = plan_adapters(task.auto_class, config, tuning, trains_head=trains_head)
+    trains_head = task.trains_head or bool(task.config_overrides()) or task.new_head
+    source = resolve_model(str(recipe.model.path), weights=True) if recipe.model.weights == "pretrained" else None
+    plan = plan_adapters(task.auto_class, config, tuning, trains_head=trains_head, source=source)
     display.say(plan.describe())
     return plan
 

@@ -142,7 +142,7 @@ class Loop:
             record["bubble"] = self.me.mesh.bubble(len(batch.micro_batches))
         if result.aux_loss is not None:
             record["aux_loss"] = result.aux_loss
-        record |= result.means
+        record |= self.inputs.task.summary(result.means)
         if result.loss_scale is not None:
             record["loss_scale"] = result.loss_scale
         if result.loss_scale is not None or result.skipped:

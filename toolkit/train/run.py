@@ -37,6 +37,7 @@ from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
 from toolkit.train.metrics import MetricsLog, cut_after
 from toolkit.train.progress import Display
+from toolkit.train.reference import add_reference
 from toolkit.train.resume import Start, adopt, find_start, rate_line, why_complete
 from toolkit.train.resume_fields import flatten
 from toolkit.train.run_folder import RunFolder
@@ -118,6 +119,7 @@ def _train(
     if isinstance(inputs.batches, StreamedBatches):
         inputs.batches.exchange = process.GlooExchange()
     engine = build_engine(recipe, inputs, config, me, folder, display)
+    inputs = add_reference(recipe, inputs, engine, me, display)
     loop = Loop(recipe, inputs, engine, me, folder, display, interrupt, watch, _identity(recipe, options, start))
     if start.checkpoint is not None:
         manifest = _restore(engine, start, start.checkpoint, me, display)

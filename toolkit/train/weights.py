@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from toolkit.engine.grid import Grid
 from toolkit.engine.partition import move_buffers, partitioner
 from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
 from toolkit.engine.tensor_adapters import cut_adapters
+from toolkit.errors import ModelError, first_few
 from toolkit.models.adapters import add_adapters, fill_adapters
 from toolkit.models.assets import resolve
 from toolkit.models.contents import compare, settle
@@ -102,11 +103,23 @@ def _read(
     may_lack = _may_lack_head(inputs)
     check_missing([name for name in missing if not (may_lack and is_of_a_head(model, name))], source, model)
     if missing:
+        _check_trained(missing, inputs, source)
         weights = RandomWeights(kind, config, recipe.seed, recipe.model.config)
         fill(model, weights, missing, device=place, dtype=dtype, placed=keep_share)
         display.say(f"new weights: {', '.join(missing)}")
     if keep_share is not None:
         move_buffers(model)
+
+
+def _check_trained(missing: Collection[str], inputs: Inputs, source: str) -> None:
+    """Raise ModelError for drawn weights that adapters would leave as they were drawn."""
+    frozen = [] if inputs.adapters is None else sorted({*missing} - {*inputs.adapters.whole})
+    if frozen:
+        raise ModelError(
+            f"the checkpoint at {source!r} has no {first_few(frozen, 4)}, and tuning=LoRA(...) does not train it",
+            expected="a checkpoint with the head of this task, or a tuning that trains a new one",
+            do="set tuning=Full(), or choose a checkpoint that was trained for this task",
+        )
 
 
 def _part(

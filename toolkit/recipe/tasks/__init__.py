@@ -3,6 +3,7 @@
 from toolkit.recipe.tasks.base import Direction, Task
 from toolkit.recipe.tasks.causal_lm import CausalLM
 from toolkit.recipe.tasks.masked_lm import MaskedLM
+from toolkit.recipe.tasks.preference import DPO, KTO, ORPO, RewardModel, SimPO
 from toolkit.recipe.tasks.question_answering import QuestionAnswering
 from toolkit.recipe.tasks.sentence_embedding import SentenceEmbedding
 from toolkit.recipe.tasks.seq2seq import Seq2Seq
@@ -10,13 +11,18 @@ from toolkit.recipe.tasks.sequence_classification import SequenceClassification
 from toolkit.recipe.tasks.token_classification import TokenClassification
 
 __all__ = [
+    "DPO",
+    "KTO",
+    "ORPO",
     "CausalLM",
     "Direction",
     "MaskedLM",
     "QuestionAnswering",
+    "RewardModel",
     "SentenceEmbedding",
     "Seq2Seq",
     "SequenceClassification",
+    "SimPO",
     "Task",
     "TokenClassification",
 ]

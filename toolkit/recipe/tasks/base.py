@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from toolkit.errors import RecipeError, did_you_mean
 from toolkit.recipe.choice import Choice
+
+if TYPE_CHECKING:
+    from toolkit.recipe.recipe import Recipe
 
 Direction = Literal["falls", "rises", "stays"]
 """What a metric does as the model improves; "stays": it does not depend on the model."""
@@ -23,6 +26,19 @@ class Task(Choice):
     needs: ClassVar[Mapping[str, str]] = {"sample_tokens": "sample_prompt"}
     implementation: ClassVar[str]
     """`module:Class` of what computes it, a subclass of `toolkit.tasks.base.Task`. Named, so that a recipe imports no torch."""
+
+    reads_reference: ClassVar[bool] = False
+    """Whether the loss compares with the model that training begins with."""
+
+    def check_with(self, recipe: Recipe) -> None:
+        """Raise RecipeError where the other sections of `recipe` do not fit this task."""
+        if self.reads_reference and recipe.data.streaming and not recipe.tuning.keeps_base:
+            raise RecipeError(
+                f"data.streaming=True with task.name={self.name!r} and tuning.name={recipe.tuning.name!r}",
+                expected="examples that are there before training, since what the first weights give to them is computed "
+                "then; or adapters alone, without which the model is the one it was",
+                do="set data.streaming=False, or tuning=LoRA(...) without modules_to_save",
+            )
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
