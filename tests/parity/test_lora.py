@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, recipe
+from tests.parity.test_compile import run_compiled
 from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
 from toolkit.checkpoint.export import export
 from toolkit.ds_config.render import render
@@ -164,6 +165,18 @@ def test_an_export_is_merged_with_no_other_base(ground: Ground, tiny_llama_dir: 
     file.write_text(file.read_text().replace(str(tiny_llama_dir), str(other)))
     with pytest.raises(CheckpointError, match=r"are not those that the adapters in .* were trained beside"):
         export(run, tmp_path / "out", "fp32", merge=True)
+
+
+def test_compiled_layers_train_the_same(ground: Ground, tmp_path: Path) -> None:
+    """Under ZeRO-3 each layer is gathered whole; the first one's inputs come from a frozen embedding."""
+    compiled = {
+        "model": ground.recipe.model.model_copy(update={"compile": True}),
+        "parallel": Parallel(zero_stage=3, param_persistence_threshold=100),
+    }
+    run = ground.recipe.model_copy(update=compiled)
+    [(losses, calls)] = run_distributed(run_compiled, 1, [(run, str(tmp_path), None)], timeout_s=300)[0]
+    assert deviation(losses, ground.curve.losses) < 1e-6
+    assert calls >= 2 * STEPS
 
 
 def dropped(rank: int, world_size: int, recipe: Recipe, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
