@@ -135,7 +135,10 @@ def check_export(kind: str, run: Path) -> None:
     """Loaded by transformers alone, it writes the predictions of the run's end, one text at a time."""
     model = AutoModelForSeq2SeqLM.from_pretrained(run / "export", dtype=torch.float32).eval()
     tokenizer, options = AutoTokenizer.from_pretrained(run / "export"), TASKS[kind]
-    rows = {row["target"]: row["source"] for row in tiny.summaries()}
+    rows = {
+        tokenizer.decode(tokenizer(row["target"])["input_ids"], skip_special_tokens=True): row["source"]
+        for row in tiny.summaries()
+    }
     records = predictions(run, STEPS)
     assert len(records) == HELD_OUT and len({record["prediction"] for record in records}) > 1
     for record in records:

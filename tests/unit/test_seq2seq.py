@@ -58,6 +58,7 @@ def test_columns_by_name_by_language_and_with_a_prefix() -> None:
     found = prefixed.encode({"en": "house", "de": "Haus"})[0]
     assert BYTES.decode(found["input_ids"]) == "translate: house"
     assert found["reference"].tobytes().decode() == "Haus"
+    assert task(PIECES).encode({"source": "a", "target": "A Class-File"})[0]["reference"].tobytes() == b"a class - file"
     nested = task(source_language="de", target_language="en")
     row = {"translation": {"en": "house", "de": "Haus", "fr": "maison"}, "id": 3}
     found = nested.encode(row)[0]

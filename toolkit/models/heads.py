@@ -164,8 +164,8 @@ def token_log_probabilities(
         see(outputs)
     hidden = outputs.last_hidden_state.flatten(0, 1)[rows]
 
-    def log_probabilities_of(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return linear_log_probabilities(hidden, weight, bias, kept, part=getattr(head, "vocabulary", None))
+    def log_probabilities_of(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear_log_probabilities(given, weight, bias, kept, part=getattr(head, "vocabulary", None))
 
     found: torch.Tensor = head(hidden, log_probabilities_of)
     return found

@@ -32,7 +32,10 @@ from toolkit.tasks.padded import check_padding, closing_tokens, padded
 from toolkit.tasks.stop_tokens import trained_ends
 
 REFERENCE = "reference"
-"""Name in an example of the target's text, UTF-8 bytes: generated targets are compared with it, not with its tokens."""
+"""Name in an example of the whole target as the tokenizer writes it, UTF-8 bytes: what generated targets are compared with.
+
+So a model is not told off for what its tokenizer cannot write, such as capitals, nor praised for a target that was cut.
+"""
 
 
 class Seq2SeqTask(Task):
@@ -105,7 +108,7 @@ class Seq2SeqTask(Task):
                 "input_ids": np.array(read, np.int32),
                 "labels": np.array(written, np.int32),
                 "closing": np.array([read_closing, written_closing], np.int32),
-                REFERENCE: np.frombuffer(target.encode(), np.uint8),
+                REFERENCE: np.array(bytearray(self._decoded(written).encode()), np.uint8),
             }
         ]
 
