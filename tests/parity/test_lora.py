@@ -16,6 +16,7 @@ from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, recipe
 from tests.parity.test_compile import run_compiled
 from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
+from tests.processor import require_number_format
 from toolkit.checkpoint.export import export
 from toolkit.ds_config.render import render
 from toolkit.engine import device, process
@@ -25,7 +26,7 @@ from toolkit.models.shards import shard_of
 from toolkit.parity import reference
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
-from toolkit.recipe import Checkpoint, Parallel, Recipe
+from toolkit.recipe import Checkpoint, Parallel, Precision, Recipe
 from toolkit.recipe.schedules import factor
 from toolkit.recipe.tuning import LoRA
 from toolkit.train.build import build_engine
@@ -285,3 +286,39 @@ def test_a_classifiers_adapter_has_its_new_head(tiny_bert_dir: Path, classificat
     wanted = beside.merge_and_unload().state_dict()
     for name, value in merged.state_dict().items():
         assert torch.equal(value, wanted[name]), name
+
+
+def judge_in_fp8(rank: int, world_size: int, recipe: Recipe) -> list[float]:
+    """Losses of plain PyTorch with torchao's layers in the stack, and plain peft around them."""
+    import torchao.float8 as torchao
+
+    inputs, steps = global_batches(recipe, recipe.steps or 0)
+    model = AutoModelForCausalLM.from_pretrained(str(recipe.model.path), dtype=torch.float32)
+    config = dataclasses.replace(torchao.Float8LinearConfig.from_recipe_name("rowwise"), emulate=True)
+    torchao.convert_to_float8_training(model.model.layers, config=config)
+    assert isinstance(recipe.tuning, LoRA)
+    tuned = plain(model, recipe.tuning, task_type="CAUSAL_LM")
+    fill_adapters(tuned.get_base_model(), inputs.adapters, recipe.seed)
+    optimizer = recipe.optimizer
+    return reference.train(
+        tuned,
+        steps,
+        lambda groups: torch.optim.AdamW(groups, lr=1.0),
+        lambda step: optimizer.learning_rate * factor(recipe.schedule, step, recipe.steps or 0),
+        dtype="bf16",
+        max_grad_norm=optimizer.max_grad_norm,
+        weight_decay=optimizer.weight_decay,
+    ).losses
+
+
+def test_adapters_beside_layers_in_fp8(ground: Ground, tmp_path: Path) -> None:
+    """The frozen layers multiply in fp8, the adapters in bf16. Limits are those of test_fp8."""
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'toolkit[torchao]'")
+    from tests.parity.test_fp8 import EXACT, TOLERANCE, on_fp8  # a module that is skipped without it
+
+    require_number_format("bf16")
+    one = ground.recipe.model_copy(update={"precision": Precision(dtype="fp8"), "parallel": Parallel(zero_stage=3)})
+    wanted = run_distributed(judge_in_fp8, 1, one)[0]
+    found = [record["loss"] for record in run_distributed(on_fp8, 1, [(one, str(tmp_path), None)])[0][0]]
+    assert deviation(found[:2], wanted[:2]) < EXACT
+    assert deviation(found, wanted) < TOLERANCE
