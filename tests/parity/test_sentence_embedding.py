@@ -156,6 +156,19 @@ def test_dropout_is_the_same_in_both_passes(lively_bert: Path, tmp_path: Path) -
     assert deviation([record["grad_norm"] for record in records], [norm for _, norm in wanted]) < NORMS
 
 
+def test_dropout_does_not_depend_on_the_number_of_ranks(lively_bert: Path, tmp_path: Path) -> None:
+    """The same micro-batches on one rank and on two, recomputed in the backward pass."""
+    model = Model(path=str(lively_bert), dropout=0.2, activation_checkpointing=True)
+    found = {}
+    for strategy in ("accumulated", "zero3-2"):
+        run = problem("contrastive", lively_bert, tmp_path, strategy, model=model)
+        run_distributed(run_recipe, CHOSEN[strategy][0], [(run, str(tmp_path / strategy), None)], timeout_s=300)
+        found[strategy] = read_metrics(tmp_path / strategy)
+    for name, most in (("loss", LOSSES), ("grad_norm", NORMS)):
+        one, two = ([record[name] for record in records] for records in found.values())
+        assert deviation(two, one) < most
+
+
 def one_pass(rank: int, world_size: int, run: Recipe) -> list[tuple[float, float]]:
     """(loss, gradient norm) of every step of a run with one micro-batch each: plain PyTorch in one graph."""
     from tests.parity.worker import global_batches
