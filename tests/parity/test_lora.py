@@ -187,9 +187,13 @@ def dropped(rank: int, world_size: int, recipe: Recipe, folder: str) -> tuple[di
     config = render(recipe, device.target(world_size, wanted="cpu", model_ranks=world_size))
     engine = build_engine(recipe, inputs, config, me, RunFolder(Path(folder)), silent)
     kept: dict[str, torch.Tensor] = {}
+
+    def note(name: str, given: torch.Tensor, output: torch.Tensor) -> None:
+        kept.setdefault(name, (output != 0) | (given == 0))
+
     for name, layer in adapter_layers(engine.model):
         layer.lora_dropout[ADAPTER].register_forward_hook(
-            lambda _, given, output, name=name: kept.setdefault(name, (output != 0) | (given[0] == 0))
+            lambda _, given, output, name=name: note(name, given[0], output)
         )
     for batches in steps:
         engine.train_step(batches, range(len(batches)))

@@ -264,6 +264,10 @@ def test_a_layer_is_adapted_or_trained_whole() -> None:
         LoRA(target_modules=("q_proj",), modules_to_save=("q_proj",))
     with pytest.raises(RecipeError, match="is empty"):
         LoRA(target_modules=())
+    with pytest.raises(RecipeError) as caught:
+        LoRA(target_modules="q_proj")
+    assert caught.value.what == "tuning.target_modules='q_proj'"
+    assert caught.value.expected == 'names in parentheses, each in quotes and with a comma after it: ("q_proj",)'
 
 
 @pytest.mark.parametrize(

@@ -502,7 +502,7 @@ def test_lora_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
     monkeypatch.setattr(module, "sum_of_parts", lambda about, *rest: found.append(about) or plain(about, *rest))
     run_tiny("lora_memory", monkeypatch, tmp_path)
     printed = capsys.readouterr().out
-    assert float(cells(printed, "measured")[1].rstrip("%")) == pytest.approx(100, abs=5)
+    assert float(cells(printed, "**measured**")[1].rstrip("%")) == pytest.approx(100, abs=5)
     assert found[0]["left"] == 0
     ranks = {count: [float(cell) for cell in cells(printed, str(count))] for count in (1, 8)}
     assert ranks[1][0] == pytest.approx(14.96, abs=0.01) and ranks[8][0] == pytest.approx(14.96 / 8, abs=0.01)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from toolkit.errors import RecipeError
 from toolkit.recipe.choice import Choice
@@ -59,6 +59,13 @@ class LoRA(Tuning):
     def keeps_base(self) -> bool:
         """With the adapters switched off, unless weights are trained beside them."""
         return not self.modules_to_save
+
+    @field_validator("target_modules", "modules_to_save", mode="before")
+    @classmethod
+    def _several_names(cls, value: object) -> object:
+        if isinstance(value, str) and value != "all-linear":
+            raise ValueError(f'names in parentheses, each in quotes and with a comma after it: ("{value}",)')
+        return value
 
     @model_validator(mode="after")
     def _has_a_target(self) -> LoRA:
