@@ -3,8 +3,8 @@
 A Llama in bf16 is trained with adapters on all its linear layers, by the toolkit's engine on two ranks. Counted are the
 bytes of live tensors on a rank during its steps, by operation (harness/live_bytes.py). Against them stands a sum: the
 rank's share of the frozen weights (2 bytes each) and of the adapters (weight, master, two moments and a gradient: 18
-bytes), what DeepSpeed may hold gathered at a time (two layers, or the embedding where that is larger, and a bucket that is
-fetched ahead), and the activations, counted in one process in which plain peft runs the same step with whole weights.
+bytes), what DeepSpeed holds gathered at a time (the two layers that it fetches ahead, the toolkit's limit, and the one that is
+computed again), a bucket of gradients, and the activations, counted in one process in which plain peft runs the same step with whole weights.
 The second table has an 8B Llama: its activations are those of fake tensors at two depths, and a line through them.
 """
 
@@ -154,8 +154,8 @@ def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def gathered(named: dict[str, int], limit: int) -> int:
-    """Parameters that are whole at a time: what the limit allows, or the largest matrix."""
-    return max(limit, *named.values())
+    """Parameters that are whole at a time: two layers, which are the limit, and the last one, which is computed again."""
+    return max(limit + limit // 2, *named.values())
 
 
 def measure_plain(options: argparse.Namespace) -> dict[str, float]:

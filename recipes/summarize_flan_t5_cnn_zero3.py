@@ -25,9 +25,9 @@ recipe = Recipe(
     model=Model(path="google/flan-t5-xl", activation_checkpointing=True),
     data=Data(
         train="abisee/cnn_dailymail",
-        subset="3.0.0",
         evaluation="abisee/cnn_dailymail",
         evaluation_split="validation",
+        subset="3.0.0",
         packing=False,
         overlong="truncate",
     ),

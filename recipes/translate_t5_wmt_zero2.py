@@ -25,9 +25,9 @@ recipe = Recipe(
     model=Model(path="google-t5/t5-base"),
     data=Data(
         train="wmt/wmt16",
-        subset="de-en",
         evaluation="wmt/wmt16",
         evaluation_split="validation",
+        subset="de-en",
         max_examples=1_000_000,
         packing=False,
         overlong="drop",

@@ -20,6 +20,7 @@ def random_steps(steps: int, micro_batches: int, length: int, vocabulary: int) -
 def _batch(tokens: Any) -> dict[str, Any]:
     import torch
 
+    from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_tensor
     from toolkit.models.heads import TARGET_ROWS, target_rows
 
     targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
@@ -28,4 +29,5 @@ def _batch(tokens: Any) -> dict[str, Any]:
         "position_ids": torch.arange(tokens.shape[1])[None],
         "targets": targets,
         TARGET_ROWS: target_rows(targets),
+        DOCUMENT_LENGTHS: lengths_tensor([[tokens.shape[1]]]),
     }

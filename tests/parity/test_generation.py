@@ -277,9 +277,10 @@ WITHOUT_CACHE = {"deepseek_v4", "qwen3_next"}
 def test_stages_of_many_architectures_keep_caches_of_their_own() -> None:
     from tests.parity.test_stages import THREE_STAGES
 
-    of_ranks = run_distributed(generate_in_stages, 3, THREE_STAGES)
+    kinds = (*THREE_STAGES, "longcat_flash")  # two attentions in each layer
+    of_ranks = run_distributed(generate_in_stages, 3, kinds)
     for found in of_ranks:
-        assert found.keys() == set(THREE_STAGES)
+        assert found.keys() == set(kinds)
         assert {kind for kind, (use_cache, _, _) in found.items() if not use_cache} == WITHOUT_CACHE
         assert {kind: answers for kind, (_, answers, _) in found.items()} == {
             kind: wanted for kind, (_, _, wanted) in found.items()

@@ -14,16 +14,24 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, recipe
+from tests.parity.test_compile import run_compiled
 from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
+from tests.processor import require_number_format
 from toolkit.checkpoint.export import export
+from toolkit.ds_config.render import render
+from toolkit.engine import device, process
 from toolkit.errors import CheckpointError
-from toolkit.models.adapters import ADAPTER, fill_adapters
+from toolkit.models.adapters import ADAPTER, adapter_layers, adapters_off, fill_adapters, is_adapter
+from toolkit.models.shards import shard_of
 from toolkit.parity import reference
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
-from toolkit.recipe import Checkpoint, Recipe
+from toolkit.recipe import Checkpoint, Parallel, Precision, Recipe
 from toolkit.recipe.schedules import factor
 from toolkit.recipe.tuning import LoRA
+from toolkit.train.build import build_engine
+from toolkit.train.progress import Display
+from toolkit.train.run_folder import RunFolder
 
 STEPS = 6
 # B begins at zero, and A's gradient with it: a rate at which both move.
@@ -158,3 +166,159 @@ def test_an_export_is_merged_with_no_other_base(ground: Ground, tiny_llama_dir: 
     file.write_text(file.read_text().replace(str(tiny_llama_dir), str(other)))
     with pytest.raises(CheckpointError, match=r"are not those that the adapters in .* were trained beside"):
         export(run, tmp_path / "out", "fp32", merge=True)
+
+
+def test_compiled_layers_train_the_same(ground: Ground, tmp_path: Path) -> None:
+    """Under ZeRO-3 each layer is gathered whole; the first one's inputs come from a frozen embedding."""
+    compiled = {
+        "model": ground.recipe.model.model_copy(update={"compile": True}),
+        "parallel": Parallel(zero_stage=3, param_persistence_threshold=100),
+    }
+    run = ground.recipe.model_copy(update=compiled)
+    [(losses, calls)] = run_distributed(run_compiled, 1, [(run, str(tmp_path), None)], timeout_s=300)[0]
+    assert deviation(losses, ground.curve.losses) < 1e-6
+    assert calls >= 2 * STEPS
+
+
+def dropped(rank: int, world_size: int, recipe: Recipe, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each layer's dropout lets through of ones, in one forward pass; and whole adapters after two steps."""
+    inputs, steps = global_batches(recipe, 2)
+    me, silent = process.from_environment(recipe.parallel), Display(is_main=False)
+    config = render(recipe, device.target(world_size, wanted="cpu", model_ranks=world_size))
+    engine = build_engine(recipe, inputs, config, me, RunFolder(Path(folder)), silent)
+    kept: dict[str, torch.Tensor] = {}
+    for name, layer in adapter_layers(engine.model):
+        layer.lora_dropout[ADAPTER].register_forward_hook(
+            lambda _, given, output, name=name: kept.setdefault(name, (output != 0) | (given[0] == 0))
+        )
+    for batches in steps:
+        engine.train_step(batches, range(len(batches)))
+    whole = {
+        name: parameter.detach().clone()
+        for name, parameter in engine.model.named_parameters()
+        if is_adapter(name) and shard_of(parameter) is None
+    }
+    engine.close()
+    return kept, whole
+
+
+def test_dropout_of_adapters_under_tensor_parallelism(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    """Of a whole input all ranks drop the same, of their own parts of one each its own; what is whole stays the same."""
+    one = lora(tiny_llama_dir, chat_file, tuning=LoRA(rank=4, dropout=0.5), parallel=Parallel(zero_stage=1, tensor=2))
+    (first, whole), (second, others) = run_distributed(dropped, 2, one, str(tmp_path))
+    assert len(first) == 14 and len(whole) == 14
+    for name, mask in first.items():
+        is_local = name.endswith(("o_proj", "down_proj"))
+        assert torch.equal(mask, second[name]) != is_local, name
+        assert float(mask.float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert any(
+        not torch.equal(first["model.layers.0.self_attn.q_proj"], first[f"model.layers.0.self_attn.{other}"])
+        for other in ("k_proj", "v_proj")
+    )
+    for name, value in whole.items():
+        assert torch.equal(value, others[name]), name
+        assert value.any(), name
+
+
+def switched(rank: int, world_size: int, recipe: Recipe, folder: str) -> tuple[list[float], list[torch.Tensor]]:
+    """Losses of four steps, and the hidden states of a text between them: with adapters, without, and with them again."""
+    inputs, steps = global_batches(recipe, 4)
+    me, silent = process.from_environment(recipe.parallel), Display(is_main=False)
+    config = render(recipe, device.target(world_size, wanted="cpu", model_ranks=world_size))
+    engine = build_engine(recipe, inputs, config, me, RunFolder(Path(folder)), silent)
+    tokens = torch.arange(5, 37).unsqueeze(0)
+
+    def without(model: Any) -> Any:
+        with adapters_off(model):
+            return [hidden(model)]
+
+    def hidden(model: Any) -> torch.Tensor:
+        found: torch.Tensor = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        return found.detach().clone()
+
+    # Two steps first: the warm-up's first one moves nothing.
+    losses = [engine.train_step(batches, range(len(batches))).loss for batches in steps[:2]]
+    seen: list[torch.Tensor] = []
+    for look in (lambda model: [hidden(model)], without, lambda model: [hidden(model)]):
+        seen += engine.call(look)
+    losses += [engine.train_step(batches, range(len(batches))).loss for batches in steps[2:]]
+    engine.close()
+    return losses, seen
+
+
+@pytest.mark.parametrize(("strategy", "world_size"), [("zero3", 1), ("tp2", 2)])
+def test_adapters_can_be_switched_off_for_a_while(
+    strategy: str, world_size: int, ground: Ground, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """What is computed meanwhile is the checkpoint's, as a reference for preferences needs it; training goes on as if nothing had been."""
+    one = ground.recipe.model_copy(update={"parallel": STRATEGIES[strategy].parallel})
+    losses, (before, off, after) = run_distributed(switched, world_size, one, str(tmp_path))[0]
+    assert deviation(losses, ground.curve.losses[:4]) < 1e-6
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    with torch.no_grad():
+        wanted = model.base_model(input_ids=torch.arange(5, 37).unsqueeze(0)).last_hidden_state
+    torch.testing.assert_close(off, wanted, rtol=0, atol=2e-6)
+    assert torch.equal(before, after)
+    assert float((before - off).abs().max()) > 1e-4
+
+
+def test_a_classifiers_adapter_has_its_new_head(tiny_bert_dir: Path, classification_file: Path, tmp_path: Path) -> None:
+    """Trained as peft trains it; the adapter beside its base, with the labels' number, is the merged model."""
+    one = recipe(
+        "sequence_classification",
+        tiny_bert_dir,
+        classification_file,
+        tuning=LoRA(rank=4),
+        optimizer=FAST,
+        steps=STEPS,
+        checkpoint=Checkpoint(export_dtype="fp32"),
+    )
+    run_distributed(run_recipe, 1, [(one, str(tmp_path / "run"), None)])
+    export(tmp_path / "run", tmp_path / "merged", "fp32", merge=True)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=2)
+    beside = peft.PeftModel.from_pretrained(base, tmp_path / "run" / "export").eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert sorted(merged.config.id2label.values()) == ["class", "function"]
+    tokens = torch.arange(5, 37).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(beside(tokens).logits, merged(tokens).logits, rtol=0, atol=2e-6)
+        assert float(merged(tokens).logits.abs().max()) > 0.05
+    wanted = beside.merge_and_unload().state_dict()
+    for name, value in merged.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+
+
+def judge_in_fp8(rank: int, world_size: int, recipe: Recipe) -> list[float]:
+    """Losses of plain PyTorch with torchao's layers in the stack, and plain peft around them."""
+    import torchao.float8 as torchao
+
+    inputs, steps = global_batches(recipe, recipe.steps or 0)
+    model = AutoModelForCausalLM.from_pretrained(str(recipe.model.path), dtype=torch.float32)
+    config = dataclasses.replace(torchao.Float8LinearConfig.from_recipe_name("rowwise"), emulate=True)
+    torchao.convert_to_float8_training(model.model.layers, config=config)
+    assert isinstance(recipe.tuning, LoRA)
+    tuned = plain(model, recipe.tuning, task_type="CAUSAL_LM")
+    fill_adapters(tuned.get_base_model(), inputs.adapters, recipe.seed)
+    optimizer = recipe.optimizer
+    return reference.train(
+        tuned,
+        steps,
+        lambda groups: torch.optim.AdamW(groups, lr=1.0),
+        lambda step: optimizer.learning_rate * factor(recipe.schedule, step, recipe.steps or 0),
+        dtype="bf16",
+        max_grad_norm=optimizer.max_grad_norm,
+        weight_decay=optimizer.weight_decay,
+    ).losses
+
+
+def test_adapters_beside_layers_in_fp8(ground: Ground, tmp_path: Path) -> None:
+    """The frozen layers multiply in fp8, the adapters in bf16. Limits are those of test_fp8."""
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'toolkit[torchao]'")
+    from tests.parity.test_fp8 import EXACT, TOLERANCE, on_fp8  # a module that is skipped without it
+
+    require_number_format("bf16")
+    one = ground.recipe.model_copy(update={"precision": Precision(dtype="fp8"), "parallel": Parallel(zero_stage=3)})
+    wanted = run_distributed(judge_in_fp8, 1, one)[0]
+    found = [record["loss"] for record in run_distributed(on_fp8, 1, [(one, str(tmp_path), None)])[0][0]]
+    assert deviation(found[:2], wanted[:2]) < EXACT
+    assert deviation(found, wanted) < TOLERANCE

@@ -17,6 +17,8 @@ from tests.parity.strategies import recipe
 from tests.tasks import ANSWERS, KINDS, LENGTHS, Batch, Kind, count_of
 from toolkit.ds_config.render import render
 from toolkit.engine import device, process
+from toolkit.engine.protocol import Engine
+from toolkit.models.attention import DOCUMENTS, tell_documents
 from toolkit.models.attention_choice import choose_attention
 from toolkit.models.loading import load_tokenizer
 from toolkit.models.random_weights import RandomWeights
@@ -120,8 +122,8 @@ Curve = tuple[list[float], list[float], float]
 """Losses and norms of each step, and the loss afterwards."""
 
 
-def plain_curve(case: Case) -> Curve:
-    """AdamW on the whole model, all micro-batches at once."""
+def whole(case: Case) -> nn.Module:
+    """The model with the weights that a run draws."""
     kind, config = KINDS[case[0]], config_of(*case[:2])
     model: nn.Module = kind.auto_class.from_config(config, dtype=torch.float32).train()
     base_first(model)
@@ -129,6 +131,12 @@ def plain_curve(case: Case) -> Curve:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(drawn.parameter(name))
+    return model
+
+
+def plain_curve(case: Case) -> Curve:
+    """AdamW on the whole model, all micro-batches at once."""
+    kind, model = KINDS[case[0]], whole(case)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     losses, norms = [], []
     for step in range(STEPS):
@@ -155,15 +163,20 @@ def curves(rank: int, world_size: int, cases: list[Case], tokenizer: str, folder
     return found
 
 
-def curve(case: Case, tokenizer: str, folder: Path) -> Curve:
-    run, task, config = problem(case, tokenizer), Minimal(KINDS[case[0]]), config_of(*case[:2])
+def built(run: Recipe, task: Task, config: Any, folder: Path) -> tuple[Engine, process.Process]:
+    """The engine of a run whose data are not read."""
     me = process.from_environment(run.parallel)
     target = device.target(me.world_size, wanted="cpu", model_ranks=model_ranks(run.parallel))
     rendered = render(run, target)
     process.start(me, timeout_s=60)
     nothing: Any = None
     inputs = Inputs(load_tokenizer(run.model), task, config, None, "", nothing, None, [], STEPS)
-    engine = build_engine(run, inputs, rendered, me, RunFolder(folder), Display(is_main=False))
+    return build_engine(run, inputs, rendered, me, RunFolder(folder), Display(is_main=False)), me
+
+
+def curve(case: Case, tokenizer: str, folder: Path) -> Curve:
+    task = Minimal(KINDS[case[0]])
+    engine, me = built(problem(case, tokenizer), task, config_of(*case[:2]), folder)
     replica, replicas = me.mesh.coordinate(me.rank, "data"), me.mesh.data
     losses, norms = [], []
     for step in range(STEPS):
@@ -190,3 +203,25 @@ def test_curves_are_those_of_one_process(cases: list[Case], tiny_bert_dir: Path,
             deviation(losses, wanted_losses), deviation(norms, wanted_norms), deviation([after], [wanted_after])
         )
     assert {case: value for case, value in apart.items() if not value < TOLERANCE} == {}
+
+
+def told_apart_without_a_mask(rank: int, world_size: int, tokenizer: str, folder: str) -> tuple[str, float]:
+    """BERT in two stages with attention inside each row: the implementation of this rank's stage, and how far the logits
+    of the staged model are from the whole model's."""
+    case = ("sequence_classification", "bert", "pp2")
+    run, kind, config = problem(case, tokenizer), KINDS[case[0]], config_of(*case[:2])
+    run = run.model_copy(update={"model": run.model.model_copy(update={"attention": "varlen"})})
+    engine, _ = built(run, Minimal(kind), config, Path(folder))
+    inputs = {name: values for name, values in kind.batch().items() if name not in ANSWERS}
+    found = engine.call(lambda model: model(**tell_documents(model, inputs)).logits)
+    with torch.no_grad():
+        wanted = whole(case).eval()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    used = str(engine.model.config._attn_implementation)  # type: ignore[union-attr]
+    engine.close()
+    return used, float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def test_stages_tell_documents_apart_without_a_mask(tiny_bert_dir: Path, tmp_path: Path) -> None:
+    """All stages change over together, after the last has shown that its head hands the bounds on."""
+    for used, apart in run_distributed(told_apart_without_a_mask, 2, str(tiny_bert_dir), str(tmp_path)):
+        assert used == DOCUMENTS and apart < TOLERANCE

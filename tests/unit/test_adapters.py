@@ -29,9 +29,10 @@ from toolkit.models.adapters import (
     fill_adapters,
     is_adapter,
 )
+from toolkit.models.files import check_files
 from toolkit.models.heads import token_loss, use_loss_head
 from toolkit.parity import reference
-from toolkit.recipe import LoRA
+from toolkit.recipe import Batch, Checkpoint, Data, LoRA, Model, Parallel, Recipe
 
 TUNINGS = {
     "all-linear": LoRA(rank=4),
@@ -263,3 +264,50 @@ def test_a_layer_is_adapted_or_trained_whole() -> None:
         LoRA(target_modules=("q_proj",), modules_to_save=("q_proj",))
     with pytest.raises(RecipeError, match="is empty"):
         LoRA(target_modules=())
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "do"),
+    [
+        (
+            {"tuning": LoRA(use_dora=True), "parallel": Parallel(zero_stage=3)},
+            "tuning.use_dora=True with parallel.zero_stage=3",
+            "set parallel.zero_stage=2 and parallel.tensor=1, or tuning.use_dora=False",
+        ),
+        (
+            {"tuning": LoRA(use_dora=True), "parallel": Parallel(tensor=2)},
+            "tuning.use_dora=True with parallel.tensor=2",
+            "set parallel.zero_stage=2 and parallel.tensor=1, or tuning.use_dora=False",
+        ),
+        (
+            {"tuning": LoRA(), "model": Model(path="m", weights="random")},
+            "tuning.name='lora' with model.weights='random' and checkpoint.export=True",
+            "set checkpoint.merge=True, or checkpoint.export=False, or take a checkpoint with model.path",
+        ),
+        (
+            {"checkpoint": Checkpoint(merge=True)},
+            "checkpoint.merge=True has no effect with checkpoint.export=True, tuning.name='full'",
+            "remove checkpoint.merge from the recipe (on the command line: --checkpoint.merge False)",
+        ),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(changes: dict[str, Any], what: str, do: str) -> None:
+    plain: dict[str, Any] = {
+        "model": Model(path="m"),
+        "data": Data(train="d"),
+        "batch": Batch(global_size=8),
+        "steps": 4,
+    }
+    with pytest.raises(RecipeError) as caught:
+        Recipe(**{**plain, **changes})
+    assert (caught.value.what, caught.value.do) == (what, do)
+
+
+def test_an_adapter_is_no_model(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """As model.path it is named for what it is, with the command that makes a model of it."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear")).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="holds an adapter, not a model") as caught:
+        check_files("model.path", str(tmp_path))
+    assert "toolkit export --merge RUN OUT" in caught.value.do
+    assert caught.value.exit_code == 2

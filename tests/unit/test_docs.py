@@ -114,7 +114,7 @@ def test_docs_of_another_project_are_left_alone(
     (tmp_path / "docs" / "rules.md").write_text("ours")
     monkeypatch.chdir(tmp_path)
     assert verbs.main(["config", "--write"]) == 0 == verbs.main(["config", "--verify"])
-    assert "docs" not in capsys.readouterr().out
+    assert "docs/" not in capsys.readouterr().out
     assert [path.read_text() for path in (tmp_path / "docs").iterdir()] == ["ours"]
 
 

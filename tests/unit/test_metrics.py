@@ -13,12 +13,17 @@ from tests.tiny import byte_tokenizer, wordpiece_tokenizer
 from tests.unit.test_effect import CLASSES, HELD_OUT, recipe
 from toolkit.errors import RecipeError
 from toolkit.recipe import (
+    DPO,
+    KTO,
+    ORPO,
     CausalLM,
     MaskedLM,
     QuestionAnswering,
+    RewardModel,
     SentenceEmbedding,
     Seq2Seq,
     SequenceClassification,
+    SimPO,
     Task,
     TokenClassification,
 )
@@ -47,8 +52,34 @@ def labelled(*labels: Any) -> list[dict[str, Any]]:
     return [{"text": "a", "label": label} for label in labels]
 
 
+_BETTER = {
+    "loss": 1.0, "targets": 10.0, "rewards/chosen": 5.0, "rewards/rejected": -5.0, "rewards/margins": 10.0, "rewards/accuracies": 9.0,
+}  # fmt: skip
+_WORSE = {
+    "loss": 9.0, "targets": 10.0, "rewards/chosen": 1.0, "rewards/rejected": 1.0, "rewards/margins": 0.0, "rewards/accuracies": 4.0,
+}  # fmt: skip
 _OF_SPANS = {"window": 0, "score": 1.0, "no_answer_score": 0.0}
 CASES = {
+    **{options.name: Case(options, _BETTER, _WORSE) for options in (DPO(), ORPO(), SimPO(), RewardModel())},
+    "kto": Case(
+        KTO(),
+        {
+            "loss": 1.0,
+            "targets": 10.0,
+            "desirable": 5.0,
+            "desirable_rewards": 5.0,
+            "undesirable_rewards": -5.0,
+            "right": 9.0,
+        },
+        {
+            "loss": 9.0,
+            "targets": 10.0,
+            "desirable": 5.0,
+            "desirable_rewards": 1.0,
+            "undesirable_rewards": 1.0,
+            "right": 4.0,
+        },
+    ),
     "causal_lm": Case(CausalLM(), {"loss": 10.0, "targets": 10.0}, {"loss": 20.0, "targets": 10.0}),
     "masked_lm": Case(
         MaskedLM(),

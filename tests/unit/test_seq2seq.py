@@ -58,6 +58,7 @@ def test_columns_by_name_by_language_and_with_a_prefix() -> None:
     found = prefixed.encode({"en": "house", "de": "Haus"})[0]
     assert BYTES.decode(found["input_ids"]) == "translate: house"
     assert found["reference"].tobytes().decode() == "Haus"
+    assert task(PIECES).encode({"source": "a", "target": "A Class-File"})[0]["reference"].tobytes() == b"a class - file"
     nested = task(source_language="de", target_language="en")
     row = {"translation": {"en": "house", "de": "Haus", "fr": "maison"}, "id": 3}
     found = nested.encode(row)[0]
@@ -117,8 +118,14 @@ def test_both_texts_are_cut_and_keep_their_ends() -> None:
     (cut,) = long.fitted(example, 10, "truncate", counts)
     for name, length in (("input_ids", 10), ("labels", 6)):
         assert cut[name].tolist() == [*example[name][: length - 1].tolist(), PIECES.sep_token_id]
-    assert counts.truncated == 1 and long.size(cut) == 16 and long.targets(cut) == 6
+    assert (counts.truncated, counts.cut_targets) == (1, 1) and long.size(cut) == 16 and long.targets(cut) == 6
     assert long.fitted(example, 10, "drop", counts) == [] and counts.dropped == 1
+    assert long.fitted(example, 500, "drop", counts) == [] and counts.long_targets == 1
+    counts.kept = 1
+    assert counts.describe() == (
+        "1 kept, 1 of them cut to batch.sequence_length, 1 with a target cut to task.target_length; "
+        "left out: 1 longer than batch.sequence_length, 1 with a target longer than task.target_length"
+    )
     assert long.fitted(cut, 10, "error", counts) == [cut]
     short = task(PIECES, target_length=500)
     what = wanted_error(DataError, short.fitted, example, 10, "error", counts).what

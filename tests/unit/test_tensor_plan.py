@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from tests.architectures import tiny_config
 from toolkit.errors import ModelError
@@ -17,10 +17,10 @@ from toolkit.models.tensor_plan import TensorPlan, tensor_plan
 from toolkit.models.tensor_styles import STYLES, Boundary, Enter, Leave
 
 
-def skeleton(kind: str, **changes: Any) -> nn.Module:
+def skeleton(kind: str, auto_class: Any = AutoModelForCausalLM, **changes: Any) -> nn.Module:
     config: PretrainedConfig = tiny_config(kind, **changes)
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+        model: nn.Module = auto_class.from_config(config)
     return model
 
 
@@ -94,6 +94,20 @@ def test_fused_projections_are_cut_part_by_part() -> None:
     assert plan.shards[f"{attention}.c_attn.bias"][1] == Shard((96,), 0, ((16, 16), (48, 16), (80, 16)))
     assert f"{attention}.c_proj.bias" not in plan.shards
     assert plan.counts[attention] == {"num_heads": 2, "split_size": 16}
+
+
+def test_encoders_and_decoders() -> None:
+    """Self- and cross-attention by heads, distances by the heads that read them; the shared vocabulary stays whole."""
+    plan = tensor_plan(skeleton("t5", AutoModelForSeq2SeqLM), 2)
+    cross = "decoder.block.1.layer.1.EncDecAttention"
+    assert plan.shards[f"{cross}.k.weight"][1] == Shard((32, 32), 0, ((16, 16),))
+    assert plan.counts[cross] == {"n_heads": 2, "inner_dim": 16}
+    distances = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+    assert plan.shards[f"{distances}.weight"][1] == Shard((32, 4), 1, ((2, 2),))
+    assert distances not in plan.boundaries
+    plan = tensor_plan(skeleton("bart", AutoModelForSeq2SeqLM), 2)
+    assert plan.boundaries["model.decoder.layers.0.encoder_attn.out_proj"] == Boundary(Enter.AS_IS, Leave.SUM)
+    assert plan.head is None and "model.shared.weight" not in plan.shards
 
 
 def test_norms_of_single_heads_and_activations_see_a_part() -> None:

@@ -21,12 +21,16 @@ class Counts:
     """In the result, after truncating and splitting."""
     truncated: int = 0
     """Of those kept: cut to the capacity."""
+    cut_targets: int = 0
+    """Of those kept: with a target cut to task.target_length."""
     split: int = 0
     """Cut into several, which are kept."""
     empty: int = 0
     """Left out: rows that have no tokens."""
     dropped: int = 0
     """Left out because longer than the capacity."""
+    long_targets: int = 0
+    """Left out because of a target longer than task.target_length."""
     cut_off: int = 0
     """Left out because none of the tokens that fit carries loss, while later ones do."""
     masked: int = 0
@@ -41,18 +45,20 @@ class Counts:
     @property
     def left_out(self) -> int:
         """Rows, or examples of them, that are not in the result."""
-        return self.empty + self.dropped + self.cut_off + self.masked
+        return self.empty + self.dropped + self.long_targets + self.cut_off + self.masked
 
     def describe(self) -> str:
         """One line for a reader, `120 kept, 3 of them cut ...; left out: 2 empty`; empty when all were kept as they are."""
         reasons = {
             "empty": self.empty,
             "longer than batch.sequence_length": self.dropped,
+            "with a target longer than task.target_length": self.long_targets,
             "with all there is to learn beyond batch.sequence_length": self.cut_off,
             "with nothing to learn": self.masked,
         }
         kept = [f"{self.kept:,} kept"] if self.kept else []
         kept += [f"{self.truncated:,} of them cut to batch.sequence_length"] if self.truncated else []
+        kept += [f"{self.cut_targets:,} with a target cut to task.target_length"] if self.cut_targets else []
         kept += [f"with the parts of {self.split:,} longer than batch.sequence_length"] if self.split else []
         left_out = [f"{count:,} {reason}" for reason, count in reasons.items() if count]
         if not left_out and len(kept) <= 1:

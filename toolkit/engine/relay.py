@@ -20,8 +20,6 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from toolkit.engine import device
-from toolkit.models.absent import AbsentLayer
-from toolkit.models.stage_plan import stage_plan
 
 OF_THE_HEAD = ("logits_to_keep", "labels", "return_dict")
 """Arguments of a causal language model that its base model does not know."""
@@ -75,8 +73,6 @@ class _Relay:
         self._before = ranks[index - 1] if index > 0 else None
         self._after = ranks[index + 1] if index < len(ranks) - 1 else None
         self._last = ranks[-1]
-        layers: Any = stage.base_model.get_submodule(stage_plan(stage.config).outline.layers)  # type: ignore[union-attr]
-        self._absent = [place for place, layer in enumerate(layers) if isinstance(layer, AbsentLayer)]
         self.can_cache = _has_plain_cache(stage)
         self._form: tuple[torch.dtype, list[int]] | None = None
         """Of received hidden states: format, and the sizes behind [B, T]; announced before the first of them."""
@@ -87,6 +83,7 @@ class _Relay:
         """Logits [B, T or 1, V] on the last stage, zeros of that width on the others."""
         cache = inputs.get("past_key_values")
         tokens: Tensor = inputs["input_ids"]
+        before = _places(cache)
         if self._before is not None:
             inputs["inputs_embeds"] = self._receive(tokens, self._before)
             del inputs["input_ids"]
@@ -97,7 +94,7 @@ class _Relay:
             self._send(self._stage.base_model(**own).last_hidden_state, self._after)  # type: ignore[operator]
             logits = None
         if cache is not None:
-            self._keep_places(cache, tokens)
+            _keep_places(cache, before, tokens)
         if not self._vocabulary:
             self._vocabulary = self._width(logits)
         if logits is None:
@@ -128,12 +125,18 @@ class _Relay:
         dist.broadcast(width, self._last, group=self._group)
         return int(width)
 
-    def _keep_places(self, cache: Any, tokens: Tensor) -> None:
-        """Let layers of other stages take as many places in the cache: masks and positions are counted from any of them."""
-        places = torch.zeros(tokens.shape[0], 1, tokens.shape[1], 1, device=tokens.device)
-        for index in self._absent:
-            if index < len(cache.layers) or not cache.layers:
-                cache.update(places, places, index)
+
+def _places(cache: Any) -> int:
+    """Tokens that a cache holds; every layer as many."""
+    return max((layer.get_seq_length() for layer in cache.layers), default=0) if cache is not None else 0
+
+
+def _keep_places(cache: Any, before: int, tokens: Tensor) -> None:
+    """Let layers of other stages take as many places for `tokens` [B, T]: masks and positions are counted from any layer."""
+    places = torch.zeros(tokens.shape[0], 1, tokens.shape[1], 1, device=tokens.device)
+    for index, layer in enumerate(cache.layers):
+        if layer.get_seq_length() == before:
+            cache.update(places, places, index)
 
 
 def _has_plain_cache(stage: nn.Module) -> bool:

@@ -66,11 +66,13 @@ def use_loss_head(model: nn.Module) -> bool:
     plain_forward = head.forward
 
     def forward(
-        hidden: torch.Tensor, loss_of: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
+        hidden: torch.Tensor,
+        loss_of: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None,
     ) -> Any:
         if loss_of is None:
             return plain_forward(hidden)
-        return loss_of(head.weight, _bias(model, head))
+        # The hidden states that came in here: ZeRO-3 frees the weight when their gradient goes out again.
+        return loss_of(hidden, head.weight, _bias(model, head))
 
     head.forward = forward
     head.returns_loss = True
@@ -133,7 +135,7 @@ def token_loss(
     if see is not None:
         see(outputs)
     hidden = outputs.last_hidden_state
-    loss: torch.Tensor = head(hidden, lambda weight, bias: head_loss(hidden, weight, bias))
+    loss: torch.Tensor = head(hidden, head_loss)
     return loss
 
 
@@ -162,8 +164,8 @@ def token_log_probabilities(
         see(outputs)
     hidden = outputs.last_hidden_state.flatten(0, 1)[rows]
 
-    def log_probabilities_of(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return linear_log_probabilities(hidden, weight, bias, kept, part=getattr(head, "vocabulary", None))
+    def log_probabilities_of(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear_log_probabilities(given, weight, bias, kept, part=getattr(head, "vocabulary", None))
 
     found: torch.Tensor = head(hidden, log_probabilities_of)
     return found

@@ -185,9 +185,11 @@ class KTOTask(AnswersTask):
         return dict(zip(("loss", *SUMS, "targets"), values, strict=True))
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Mean loss of an answer, and what `summary` makes of the rest."""
+        """Mean loss of an answer, and what `summary` makes of the rest; not the divergence, which is neither good nor bad."""
         answers_ = max(1.0, sums["targets"])
-        return {"loss": sums["loss"] / answers_, **self.summary({name: sums[name] / answers_ for name in SUMS})}
+        rewards = self.summary({name: sums[name] / answers_ for name in SUMS})
+        del rewards["kl"]
+        return {"loss": sums["loss"] / answers_, **rewards}
 
     def summary(self, means: Mapping[str, float]) -> dict[str, float]:
         """Mean rewards of good and of bad answers, their distance, the share of answers on the right side of the baseline,

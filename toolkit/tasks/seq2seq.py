@@ -32,7 +32,10 @@ from toolkit.tasks.padded import check_padding, closing_tokens, padded
 from toolkit.tasks.stop_tokens import trained_ends
 
 REFERENCE = "reference"
-"""Name in an example of the target's text, UTF-8 bytes: generated targets are compared with it, not with its tokens."""
+"""Name in an example of the whole target as the tokenizer writes it, UTF-8 bytes: what generated targets are compared with.
+
+So a model is not told off for what its tokenizer cannot write, such as capitals, nor praised for a target that was cut.
+"""
 
 
 class Seq2SeqTask(Task):
@@ -105,7 +108,7 @@ class Seq2SeqTask(Task):
                 "input_ids": np.array(read, np.int32),
                 "labels": np.array(written, np.int32),
                 "closing": np.array([read_closing, written_closing], np.int32),
-                REFERENCE: np.frombuffer(target.encode(), np.uint8),
+                REFERENCE: np.array(bytearray(self._decoded(written).encode()), np.uint8),
             }
         ]
 
@@ -162,11 +165,13 @@ class Seq2SeqTask(Task):
         if not over:
             return [example]
         if overlong == "truncate":
-            counts.truncated += 1
+            counts.truncated += "input_ids" in over
+            counts.cut_targets += "labels" in over
             closings = dict(zip(limits, example["closing"].tolist(), strict=True))
             return [example | {name: cut(example[name], limits[name], closings[name]) for name in over}]
         if overlong == "drop":
-            counts.dropped += 1
+            counts.dropped += "input_ids" in over
+            counts.long_targets += "input_ids" not in over
             return []
         name = over[0]
         text, field = ("source", "batch.sequence_length") if name == "input_ids" else ("target", "task.target_length")

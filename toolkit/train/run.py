@@ -24,7 +24,7 @@ from toolkit.engine.hosts import check_agreement, watched
 from toolkit.engine.protocol import Engine
 from toolkit.errors import plural
 from toolkit.models.model_size import model_size
-from toolkit.recipe import Recipe
+from toolkit.recipe import LoRA, Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.storage import storage_errors
 from toolkit.tasks import task_class
@@ -184,6 +184,10 @@ CARD = {
 def _identity(recipe: Recipe, options: RunOptions, start: Start) -> dict[str, Any]:
     values = flatten(recipe)
     card = {what: start.told(name, values[name]) for what, name in CARD.items()}
+    if isinstance(recipe.tuning, LoRA):
+        tuning = recipe.tuning
+        targets = tuning.target_modules if isinstance(tuning.target_modules, str) else ", ".join(tuning.target_modules)
+        card["adapters"] = f"rank {tuning.rank}, alpha {tuning.alpha:g}, on {targets}"
     if recipe.model.weights == "random":
         fields = ", ".join(f"{name}={value}" for name, value in recipe.model.config.items())
         card["base model"] = (

@@ -39,6 +39,8 @@ def prepare_utilization(
     """Count the model's FLOPs; None, and said why, where they cannot be counted. Touches no device and no weight."""
     task = inputs.task
     try:
+        if task.looks:
+            raise Uncountable("an example has several texts, whose lengths are not told apart")
         flops = count_model_flops(
             task.auto_class, inputs.model_config, recipe.batch.sequence_length, is_causal=task.is_causal
         )

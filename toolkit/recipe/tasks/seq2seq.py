@@ -48,7 +48,7 @@ class Seq2Seq(Task):
     neftune_alpha: Annotated[float, Field(ge=0.0)] = 0.0
     """Uniform noise added to the encoder's embeddings in training, scaled by alpha / sqrt(tokens x width) (NEFTune, arXiv 2310.05914); 0: none."""
     scores: tuple[Literal["bleu", "chrf", "rouge"], ...] = ()
-    """What generated targets of the held-out set are measured by: BLEU and chrF of translations, ROUGE of summaries; empty: nothing is generated."""
+    """What generated targets of the held-out set are measured by: BLEU and chrF of translations, ROUGE of summaries; empty: nothing is generated. Compared with are targets as the tokenizer writes them: an uncased one has no capitals."""
     num_beams: Positive = 1
     """Beams of generation, for `scores` and the sample; 1: greedy."""
     max_new_tokens: Positive | None = None
