@@ -18,6 +18,10 @@ Batch = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+ROUNDING = 1e-6
+"""Of the norm of all gradients."""
+
+
 @dataclass
 class Curve:
     """What one run did, per step, and what it ended with."""
@@ -30,6 +34,9 @@ class Curve:
     """Learning rate used."""
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     """fp32, by parameter name."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Largest norm of each parameter's gradient in any step, as a share of that of all; below ROUNDING it is zero but for
+    rounding (a bias that a softmax takes away), which Adam makes whole steps of."""
 
 
 def token_losses(model: nn.Module, batch: dict[str, torch.Tensor], label_smoothing: float = 0.0) -> torch.Tensor:
@@ -149,6 +156,8 @@ def train(
         loss, sums = _gradients(model, micro_batches, losses)
         norm = _norm(sums.values())
         clip = min(1.0, max_grad_norm / (norm + 1e-6)) if max_grad_norm else 1.0
+        for name, gradient in sums.items():
+            curve.shares[name] = max(curve.shares.get(name, 0.0), _norm([gradient]) / max(norm, 1e-30))
         for name, master in masters.items():
             # Rounded first: the optimizer never sees more of a gradient than its own format holds.
             master.grad = sums[name].to(master.dtype).mul_(clip)

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def prepare(rank: int, world_size: int, recipe: Recipe, wanted: Wanted, folder: 
     steps = [batch.micro_batches for batch in inputs.batches.iterate(0, wanted.steps)]
     scaled = _with_clipping(scaled, _train(copy.deepcopy(model), steps[:1], scaled, clip=False).norms[0])
     curve = _train(model, steps, scaled)
-    torch.save(trained_weights(model, curve.weights), place / WEIGHTS)
+    rounding = [name for name, share in curve.shares.items() if 0.0 < share < reference.ROUNDING]
+    torch.save({"weights": trained_weights(model, curve.weights), "rounding": rounding}, place / WEIGHTS)
     return Problem(scaled, type(plain).__name__, num_parameters, Curves(curve.losses, list(curve.norms)))
 
 
@@ -88,15 +90,19 @@ def train_strategy(rank: int, world_size: int, recipe: Recipe, folder: str, name
     kind = task_class(recipe.task).auto_class
     exported = exported_weights(run / "export", kind)
     wanted = torch.load(place / WEIGHTS, weights_only=True)
-    return Curves([record["loss"] for record in records], norms, weight_deviation(exported, wanted))
+    apart = weight_deviation(exported, wanted["weights"], wanted["rounding"])
+    return Curves([record["loss"] for record in records], norms, apart)
 
 
-def weight_deviation(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    """Norm of the difference between `found` and `wanted`, relative to the norm of `wanted`."""
+def weight_deviation(
+    found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], left_out: Collection[str] = ()
+) -> float:
+    """Norm of the difference between `found` and `wanted`, but for those `left_out`, relative to the norm of `wanted`."""
     if found.keys() != wanted.keys():
         return math.inf
+    names = [name for name in wanted if name not in left_out]
     with torch.no_grad():
-        difference = torch.nn.utils.get_total_norm([found[name] - wanted[name] for name in wanted])
+        difference = torch.nn.utils.get_total_norm([found[name] - wanted[name] for name in names])
     return float(difference / torch.nn.utils.get_total_norm(list(wanted.values())))
 
 
