@@ -117,6 +117,8 @@ def inputs(
     languages = [row | {"translation": {"en": row["source"], "de": row["target"]}} for row in summaries()]
     write_lines(texts.parent / "seq2seq.jsonl", languages)
     write_lines(texts.parent / "sentence_embedding.jsonl", text_pairs())
+    short = [{"prompt": "Why?", "chosen": f"Because {number}.", "rejected": f"{number}?"} for number in range(32)]
+    write_lines(texts.parent / "dpo.jsonl", short)
     tokenizer = byte_tokenizer()
     t5 = save(encoder_decoder("t5", tokenizer), tokenizer, texts.parent / "t5")
     return Inputs(tiny_llama_dir, tiny_bert_dir, t5, chat_file, classes, texts, texts.parent)
@@ -190,7 +192,8 @@ def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> 
     assert "done: 4 steps" in printed
     assert FOREIGN.findall(printed) == []
     _keeps_its_strategy(original, json.loads((folder / "ds_config.json").read_text()), found)
-    assert (folder / "export" / "model.safetensors").is_file()
+    is_adapter = original.tuning.name == "lora" and not original.checkpoint.merge
+    assert (folder / "export" / f"{'adapter_' if is_adapter else ''}model.safetensors").is_file()
     assert not list(scratch.rglob("*.swp")), "what was swapped to disk is of no use after the run"
 
 

@@ -222,7 +222,7 @@ def generate_texts(rank: int, world_size: int, run: Recipe) -> list[tuple[int, l
     for model in encoder_decoders().values():
         if me.mesh.tensor > 1:
             apply_tensor_parallel(model, tensor_plan(model, me.mesh.tensor), Grid(me.mesh, me.rank).tensor)
-        training = Training(run.optimizer, run.schedule, 2, unused, unused)
+        training = Training(run.optimizer, run.schedule, 2, unused, unused, unused)
         engine = ZeroEngine(model, config, me, training, split=unused)
         found.append((me.data_rank, answers_of(engine, me, decoder=False)))
         engine.close()

@@ -85,7 +85,7 @@ def loss_and_gradients(model: nn.Module, batch: dict[str, torch.Tensor]) -> tupl
     """Of the task's own loss."""
     task = CausalLMTask(CausalLM(), Tokenizer())  # type: ignore[arg-type]
     model.zero_grad()
-    loss = task.loss(model, batch, 1.0)
+    loss = task.loss(model, batch, 1.0).trained
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach()), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
 

@@ -166,6 +166,13 @@ def _whole(model: Any, tuning: LoRA, new: Collection[str]) -> tuple[str, ...]:
         found |= inside
     ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     tied = sorted(name for name in found if name in ties or name in ties.values())
+    if tied and tied[0] in new:
+        raise ModelError(
+            f"the checkpoint has no {tied[0]}, which has to be trained whole beside adapters, and it is one weight with "
+            f"{', '.join(_partners(tied[0], ties))}",
+            expected="a checkpoint that has this head, or all weights in training",
+            do="take a checkpoint with the head, or set tuning=Full() (--tuning.name full)",
+        )
     if tied:
         # peft keeps a copy of the one module and leaves the other at its old values: another model than the one trained.
         raise ModelError(
