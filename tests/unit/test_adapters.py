@@ -246,7 +246,7 @@ def test_what_is_trained_whole_cannot_be_switched_off(tiny_llama_dir: Path) -> N
         (
             LoRA(modules_to_save=("embed_tokens",)),
             "model.embed_tokens.weight is one weight with lm_head.weight: an adapter that holds one of the two is another model",
-            "leave it out of tuning.modules_to_save, or set model.config={'tie_word_embeddings': False}",
+            "leave it out of tuning.modules_to_save, or train every weight with tuning.name='full'",
         ),
     ],
 )
