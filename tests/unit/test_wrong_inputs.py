@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.tiny import write_lines
+from tests.tiny import judged, preferences, write_lines
 from toolkit.cli import run, verbs
 from toolkit.recipe import Batch, Data, Model, Parallel, Precision, Recipe, Tracking
 
@@ -68,6 +68,10 @@ class Ground:
         prompt = [{"role": "user", "content": "word " * 400}, {"role": "assistant", "content": "Yes."}]
         write_lines(self.tmp / "long_prompts.jsonl", [{"messages": prompt}] * 3)
         write_lines(self.tmp / "other_class.jsonl", [{"text": "A module.", "label": "module"}] * 4)
+        write_lines(self.tmp / "judged.jsonl", judged(4))
+        write_lines(self.tmp / "pairs.jsonl", preferences(4))
+        texts = [{"text": text, "label": label} for text, label in (("One.", "a"), (" ", "b"), ("Two.", "a"))]
+        write_lines(self.tmp / "no_text.jsonl", texts)
         (self.tmp / "edited.json").write_text('{"train_batch_size": 4, "zero_optimization": {"stage": 3}}')
         (self.tmp / "broken.json").write_text('{"train_batch_size": 4,, }}')
 
@@ -265,6 +269,9 @@ DATA_AND_MODEL = [
     Wrong("sequence-and-eager", "--parallel.sequence 2 --model.attention eager", "eager attention with parallel.sequence=2", "'sdpa' or a flash_attention", "set model.attention='auto'", TWO_RANKS),
     Wrong("sequence-of-a-recurrent-model", "--model.path None --model.architecture mamba --model.weights random --model.tokenizer {llama} --parallel.sequence 2", "parallel.sequence=2: MambaConfig has linear_attention", "tokens meet in attention only", "set parallel.sequence=1", TWO_RANKS),
     Wrong("stages-of-one-layer", CLASSIFY + "--model.path None --model.architecture albert --model.weights random --model.tokenizer {bert} --parallel.pipeline 2 --parallel.zero_stage 1", "albert cannot be cut into pipeline stages: all its layers are one and the same", "an architecture with a pipeline plan", "set parallel.pipeline=1", TWO_RANKS),
+    Wrong("judged-answers-for-pairs", "--task.name dpo --data.train {tmp}/judged.jsonl", "row 1 of data.train, '{tmp}/judged.jsonl': chosen is not there; the columns are completion, label, prompt", "chosen and rejected, two answers to one prompt; this is one answer with a judgement", "pass --task.name kto"),
+    Wrong("pairs-for-judged-answers", "--task.name kto --data.train {tmp}/pairs.jsonl", "row 1 of data.train, '{tmp}/pairs.jsonl': label is not there; the columns are chosen, prompt, rejected", "completion and label, one answer with a judgement; these are two answers to one prompt", "pass --task.name dpo"),
+    Wrong("empty-text", CLASSIFY + "--data.train {tmp}/no_text.jsonl", "row 2 of data.train, '{tmp}/no_text.jsonl': task.text_field='text' is empty", "text in every row", "remove the row, or write its text"),
     Wrong("packed-classes", CLASSIFY + "--data.packing True", "data.packing=True with task.name='sequence_classification'", "False: every example of this task has a sequence of its own", "set data.packing=False"),
     Wrong("no-label-column", CLASSIFY + "--task.label_field kind", "row 1 of data.train, '{classes}': task.label_field='kind' is not there; the columns are text, label", "an integer or a class name", "set task.label_field to the column that holds the class"),
     Wrong("class-only-in-evaluation", CLASSIFY + "--data.evaluation {tmp}/other_class.jsonl", "row 1 of data.evaluation, '{tmp}/other_class.jsonl': label='module' does not occur in the training rows", "one of class, function", "add the class to the training data"),
