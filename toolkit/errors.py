@@ -152,6 +152,12 @@ def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> list[str]
     return difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
 
 
+def not_apart(word: str) -> str:
+    """What to say of `word` in a list where it is not known and has a comma; else an empty string."""
+    parts = [part for part in word.split(",") if part]
+    return f" (several are separated by spaces: {' '.join(parts)})" if len(parts) > 1 else ""
+
+
 def plural(count: int, word: str, plural: str = "") -> str:
     """`1 rank`, `2 ranks`, `0 ranks`; for a word that takes more than an s, give its `plural`."""
     return f"{count:,} {word if count == 1 else plural or word + 's'}"

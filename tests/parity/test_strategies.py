@@ -18,7 +18,6 @@ from toolkit.parity.reference import Curve
 from toolkit.parity.report import SPREAD, deviation, spread
 from toolkit.parity.strategies import DEGREES, STRATEGIES, Strategy
 from toolkit.recipe import Batch, Task
-from toolkit.tasks import task_class
 
 TASKS = ("causal_lm", "sequence_classification")
 LAYOUTS = {
@@ -52,7 +51,7 @@ def having(task: str, dtype: str, layout: tuple[int, int]) -> dict[str, Strategy
     return {
         name: strategy
         for name, strategy in fitting.items()
-        if strategy.degree("pipeline") <= LAYERS and cuts[name] <= task_class(Task.kind(task)()).cuts
+        if strategy.degree("pipeline") <= LAYERS and cuts[name] <= Task.kind(task).cuts
     }
 
 

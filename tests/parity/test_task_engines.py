@@ -61,7 +61,6 @@ TOLERANCE = 1e-5
 class Minimal(Task):
     """A kind of head as a task; its batches are given."""
 
-    cuts = frozenset(("pipeline", "tensor", "sequence"))
     answers = frozenset(ANSWERS)
 
     def __init__(self, kind: Kind) -> None:
@@ -103,9 +102,9 @@ def config_of(task: str, model_type: str) -> Any:
 
 def problem(case: Case, tokenizer: str) -> Recipe:
     """Random weights, clipping that bites, no decay."""
-    _, model_type, strategy = case
+    task, model_type, strategy = case
     return recipe(
-        "sequence_classification",
+        task,
         Path(tokenizer),
         Path("unread.jsonl"),
         model=Model(architecture=model_type, weights="random", tokenizer=tokenizer),

@@ -19,7 +19,6 @@ from toolkit.parity.ranks import RankFailed
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch, Checkpoint, Data, Evaluation, LoRA, Recipe
-from toolkit.tasks import task_class
 
 STEPS, HALF, HELD_OUT = 6, 3, 24
 LOSSES, NORMS = 1e-6, 2e-6
@@ -64,7 +63,7 @@ def evaluations(folder: Path) -> dict[int, dict[str, float]]:
 @pytest.mark.parametrize("name", CASES)
 def test_one_curve_and_one_figure_on_every_topology(name: str, tiny_bert_dir: Path, tmp_path: Path) -> None:
     starts = tuple(STARTS) if name in EVERYWHERE else ("zero0-1", "zero3-2")
-    if "sequence" not in task_class(CASES[name].task).cuts:
+    if "sequence" not in CASES[name].task.cuts:
         starts = tuple(start for start in starts if start != "sp2-2")
     runs = {start: problem(name, tiny_bert_dir, tmp_path, start) for start in starts}
     one = tmp_path / "zero0-1"

@@ -239,14 +239,25 @@ def test_what_is_trained_whole_cannot_be_switched_off(tiny_llama_dir: Path) -> N
             "correct tuning.target_modules, or set it to 'all-linear'",
         ),
         (
+            LoRA(target_modules=("q_proj,v_proj",)),
+            "tuning.target_modules has 'q_proj,v_proj', in which no name of a linear layer ends "
+            "(several are separated by spaces: q_proj v_proj)",
+            "correct tuning.target_modules, or set it to 'all-linear'",
+        ),
+        (
             LoRA(modules_to_save=("nrm",)),
             "tuning.modules_to_save has 'nrm', in which no name of a module with weights ends (did you mean 'norm'?)",
             "correct tuning.modules_to_save",
         ),
         (
+            LoRA(modules_to_save=("lm_head",)),
+            "lm_head.weight is one weight with model.embed_tokens.weight: an adapter that holds one of the two is another model",
+            "leave it out of tuning.modules_to_save, or train every weight with tuning.name='full'",
+        ),
+        (
             LoRA(modules_to_save=("embed_tokens",)),
             "model.embed_tokens.weight is one weight with lm_head.weight: an adapter that holds one of the two is another model",
-            "leave it out of tuning.modules_to_save, or set model.config={'tie_word_embeddings': False}",
+            "leave it out of tuning.modules_to_save, or train every weight with tuning.name='full'",
         ),
     ],
 )

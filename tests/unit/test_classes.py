@@ -383,6 +383,8 @@ def test_numbers_without_a_name_in_a_described_data_set() -> None:
     ("row", "what", "do"),
     [
         ({"sentence": "s", "label": "a"}, "task.text_field='text' is not there; the columns are sentence, label", "set task.text_field to the column that holds the text, 'sentence' perhaps"),
+        ({"title": "s", "a_text": "s", "label": "a"}, "task.text_field='text' is not there; the columns are title, a_text, label", "set task.text_field to the column that holds the text, 'a_text' perhaps"),
+        ({"text": " \n", "label": "a"}, "task.text_field='text' is empty", "remove the row, or write its text"),
         ({"text": None, "label": "a"}, "task.text_field='text' gives None", "write the value as a string, or remove the row"),
         ({"text": 7, "label": "a"}, "task.text_field='text' gives 7", "write the value as a string, or remove the row"),
     ],
@@ -391,3 +393,19 @@ def test_a_row_without_its_text(row: Row, what: str, do: str) -> None:
     with pytest.raises(DataError) as refused:
         labels(["a", "b"]).encode(row)
     assert refused.value.what.startswith(what) and refused.value.do == do
+
+
+@pytest.mark.parametrize(
+    ("row", "what", "do"),
+    [
+        ({"text": "s", "sentence1": "s", "label": "a"}, "task.second_text_field='sentence2' is not there", ", 'sentence1' perhaps"),
+        ({"text": "s", "label": "a"}, "task.second_text_field='sentence2' is not there", "that holds the text"),
+        ({"text": "s", "sentence2": "", "label": "a"}, "task.second_text_field='sentence2' is empty", "or write its text"),
+    ],
+)  # fmt: skip
+def test_a_row_without_its_second_text(row: Row, what: str, do: str) -> None:
+    """The column of the first text is never what was meant by the second."""
+    task = SequenceClassificationTask(SequenceClassification(second_text_field="sentence2"), TOKENIZER)
+    with pytest.raises(DataError) as refused:
+        task.encode(row)
+    assert refused.value.what.startswith(what) and refused.value.do is not None and refused.value.do.endswith(do)

@@ -183,6 +183,8 @@ def test_classes_and_columns_that_are_not_known() -> None:
         fitted([{"text": "a"}], problem_type="multi_label_classification")
     with pytest.raises(DataError, match=r"'b' of task\.label_fields is 2"):
         fitted([{"text": "a", "a": 0, "b": 2}], label_fields=("a", "b"))
+    with pytest.raises(DataError, match=r"label_fields='a,b' is not there \(several are separated by spaces: a b\)"):
+        fitted([{"text": "a", "a": 0, "b": 1}], label_fields=("a,b",))
     with pytest.raises(DataError, match=r"task\.second_text_field='other' is not there; the columns are text, label"):
         fitted(rows("a", "b"), second_text_field="other").encode(rows("a")[0])
 

@@ -90,6 +90,29 @@ def test_a_judgement_is_true_or_false(tokenizer: Any) -> None:
         task.encode({**row, "label": "maybe"})
 
 
+def test_rows_of_the_other_kind_of_preferences_name_its_task(tokenizer: Any) -> None:
+    judged = {"prompt": "What?", "completion": "This.", "label": True}
+    with pytest.raises(DataError, match=r"chosen is not there; the columns are completion, label, prompt") as caught:
+        DPOTask(DPO(), tokenizer).encode(judged)
+    assert caught.value.do == "pass --task.name kto, which learns from such rows"
+    with pytest.raises(DataError, match=r"label is not there; the columns are chosen, prompt, rejected") as caught:
+        KTOTask(KTO(), tokenizer).encode(ROW)
+    assert caught.value.do == "pass --task.name dpo (or orpo, simpo, reward_model), which learn from such rows"
+
+
+def test_judgements_of_one_kind_are_said(tokenizer: Any) -> None:
+    task = KTOTask(KTO(), tokenizer)
+    rows = [{"prompt": "What?", "completion": "This.", "label": label} for label in (1, True, 0, 0, 0)]
+    assert task.remarks(rows) == []
+    assert task.remarks(rows[:2])[0].startswith(
+        "warning: all 2 answers are good, and none is bad, by task.label_field="
+    )
+    assert task.remarks(rows[2:])[0].startswith(
+        "warning: all 3 answers are bad, and none is good, by task.label_field="
+    )
+    assert task.remarks([{"prompt": "What?", "completion": "This."}]) == []
+
+
 def test_truncating_a_pair_takes_from_its_longest_answer(tokenizer: Any) -> None:
     task, counts = DPOTask(DPO(), tokenizer), Counts()
     [cut] = task.fitted(EXAMPLE, 12, "truncate", counts)

@@ -109,6 +109,25 @@ def test_one_language_alone_has_no_effect() -> None:
         Seq2Seq(scores=("bleu", "bleu"))
 
 
+def test_languages_that_nobody_knows_have_no_effect() -> None:
+    plain, pair = {"source": "a", "target": "b"}, {"translation": {"en": "a", "de": "b"}}
+    german = task(source_language="en", target_language="de")
+    error = wanted_error(RecipeError, german.fit, [plain, plain])
+    assert error.what.startswith("task.source_language='en' and task.target_language='de' have no effect: no row has")
+    german.fit([plain, pair])
+    task().fit([plain])
+    # BLEU of Chinese is counted by characters.
+    task(source_language="en", target_language="zh", scores=("bleu",)).fit([plain])
+    wanted_error(RecipeError, task(source_language="en", target_language="zh").fit, [plain])
+
+
+def test_a_metric_that_no_score_gives_is_asked_for_by_its_score() -> None:
+    Seq2Seq(scores=("rouge",)).check_metric("rougeL")
+    error = wanted_error(RecipeError, Seq2Seq(scores=("bleu",)).check_metric, "rougeL")
+    assert error.do == "set task.scores to bleu rouge, or another evaluation.metric"
+    assert "correct evaluation.metric" in str(wanted_error(RecipeError, Seq2Seq().check_metric, "accuracy"))
+
+
 def test_both_texts_are_cut_and_keep_their_ends() -> None:
     long = task(PIECES, target_length=6)
     example = long.encode({"source": "a class of the file " * 8, "target": "the type of an object is its class " * 4})[

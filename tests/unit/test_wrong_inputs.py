@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.tiny import write_lines
+from tests.tiny import judged, preferences, write_lines
 from toolkit.cli import run, verbs
 from toolkit.recipe import Batch, Data, Model, Parallel, Precision, Recipe, Tracking
 
@@ -68,6 +68,10 @@ class Ground:
         prompt = [{"role": "user", "content": "word " * 400}, {"role": "assistant", "content": "Yes."}]
         write_lines(self.tmp / "long_prompts.jsonl", [{"messages": prompt}] * 3)
         write_lines(self.tmp / "other_class.jsonl", [{"text": "A module.", "label": "module"}] * 4)
+        write_lines(self.tmp / "judged.jsonl", judged(4))
+        write_lines(self.tmp / "pairs.jsonl", preferences(4))
+        texts = [{"text": text, "label": label} for text, label in (("One.", "a"), (" ", "b"), ("Two.", "a"))]
+        write_lines(self.tmp / "no_text.jsonl", texts)
         (self.tmp / "edited.json").write_text('{"train_batch_size": 4, "zero_optimization": {"stage": 3}}')
         (self.tmp / "broken.json").write_text('{"train_batch_size": 4,, }}')
 
@@ -177,6 +181,11 @@ COMMAND_LINE = [
     Wrong("warm-up-beyond-the-run", "--schedule.type cosine --schedule.warmup_steps 5", "schedule.warmup_steps=5 in a run of 2 steps", "schedule.warmup_steps below 2", "pass --schedule.warmup_steps 1"),
     Wrong("no-tiles", "--model.mlp_tiles 0", "model.mlp_tiles=0", "input should be greater than 0", "correct the recipe or the flag"),
     Wrong("unknown-metric", "--evaluation.metric perplexty --data.evaluation_examples 8 --evaluation.every_steps 1 --checkpoint.keep_best True", "evaluation.metric='perplexty' with task.name='causal_lm' (did you mean 'perplexity'?)", "one of loss, perplexity", "correct evaluation.metric"),
+    Wrong("sequence-of-classes", "--task.name sequence_classification --data.packing False --parallel.sequence 2", "parallel.sequence=2 with task.name='sequence_classification'", "parallel.pipeline or parallel.tensor: this task cannot be cut otherwise", "set parallel.sequence=1", "WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
+    Wrong("stages-of-an-encoder-with-a-decoder", "--dry_run --task.name seq2seq --data.packing False --parallel.pipeline 2 --parallel.zero_stage 1", "parallel.pipeline=2 with task.name='seq2seq'", "parallel.tensor: this task cannot be cut otherwise", "set parallel.pipeline=1"),
+    Wrong("tensors-of-embeddings", "--dry_run --task.name sentence_embedding --data.packing False --parallel.tensor 2", "parallel.tensor=2 with task.name='sentence_embedding'", "data parallelism and ZeRO", "set parallel.tensor=1"),
+    Wrong("metric-that-is-not-asked-for", "--dry_run --task.name seq2seq --data.packing False --evaluation.metric bleu --data.evaluation_examples 8 --evaluation.every_steps 1 --checkpoint.keep_best True", "evaluation.metric='bleu' with task.name='seq2seq' and task.scores=()", "'bleu' in task.scores", "set task.scores to bleu"),
+    Wrong("rank-by-one-letter", "--tuning.name lora --tuning.r 8", "unknown flag --tuning.r: here it is --tuning.rank", "--tuning.rank, for the same values", "pass --tuning.rank 8"),
     Wrong("indivisible-batch", "", "batch.global_size=4 is not a multiple of batch.micro_size x world size = 1 x 3 = 3", "a multiple of 3", "set batch.global_size to 3 or 6", "WORLD_SIZE=3 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
     Wrong("batch-of-fewer-rows-per-rank", "--batch.micro_size 2", "batch.global_size=4 is not a multiple of batch.micro_size x world size = 2 x 4 = 8", "a multiple of 8", "pass --batch.micro_size 1 (the same batch), set batch.global_size to 8, or start another number of processes", "WORLD_SIZE=4 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500"),
     Wrong("no-master", "", "WORLD_SIZE=2 without MASTER_ADDR and MASTER_PORT", "the environment of a launcher", "start with `deepspeed`, `accelerate launch` or `torchrun`, or unset WORLD_SIZE", "WORLD_SIZE=2 RANK=0"),
@@ -255,12 +264,15 @@ DATA_AND_MODEL = [
     Wrong("config-changes-a-shape", "--model.config hidden_size 32", "model.config={{'hidden_size': 32}}: model.embed_tokens.weight has shape (640, 64) in the checkpoint and (640, 32) with it", "only fields that change no weight's shape", "model.weights='random'"),
     Wrong("config-of-another-type", "--model.config hidden_size wide", "model.config={{'hidden_size': 'wide'}}: no model can be built", "values of the architecture's own config that fit together", "correct model.config"),
     Wrong("no-dropout", "--model.path None --model.architecture mamba --model.weights random --model.tokenizer {llama} --model.dropout 0.1", "model.dropout=0.1: MambaConfig has no dropout", "an architecture with dropout, or None", "remove model.dropout"),
-    Wrong("sequence-of-classes", CLASSIFY + "--parallel.sequence 2", "parallel.sequence=2 with task.name='sequence_classification'", "parallel.pipeline or parallel.tensor: this task cannot be cut otherwise", "set parallel.sequence=1", TWO_RANKS),
     Wrong("sequence-of-too-few-processes", "--parallel.sequence 2", "parallel.sequence=2 does not divide the 1 process of this run", "a multiple of 2 processes", "start 2 processes"),
     Wrong("degree-beside-heads", "--parallel.sequence 3", "parallel.sequence=3 with 4 attention heads and 2 key-value heads", "a degree that divides the heads", "set parallel.sequence to one of 2, 4", TWO_RANKS.replace("=2", "=3")),
     Wrong("sequence-and-eager", "--parallel.sequence 2 --model.attention eager", "eager attention with parallel.sequence=2", "'sdpa' or a flash_attention", "set model.attention='auto'", TWO_RANKS),
     Wrong("sequence-of-a-recurrent-model", "--model.path None --model.architecture mamba --model.weights random --model.tokenizer {llama} --parallel.sequence 2", "parallel.sequence=2: MambaConfig has linear_attention", "tokens meet in attention only", "set parallel.sequence=1", TWO_RANKS),
     Wrong("stages-of-one-layer", CLASSIFY + "--model.path None --model.architecture albert --model.weights random --model.tokenizer {bert} --parallel.pipeline 2 --parallel.zero_stage 1", "albert cannot be cut into pipeline stages: all its layers are one and the same", "an architecture with a pipeline plan", "set parallel.pipeline=1", TWO_RANKS),
+    Wrong("judged-answers-for-pairs", "--task.name dpo --data.train {tmp}/judged.jsonl", "row 1 of data.train, '{tmp}/judged.jsonl': chosen is not there; the columns are completion, label, prompt", "chosen and rejected, two answers to one prompt; this is one answer with a judgement", "pass --task.name kto"),
+    Wrong("pairs-for-judged-answers", "--task.name kto --data.train {tmp}/pairs.jsonl", "row 1 of data.train, '{tmp}/pairs.jsonl': label is not there; the columns are chosen, prompt, rejected", "completion and label, one answer with a judgement; these are two answers to one prompt", "pass --task.name dpo"),
+    Wrong("pairs-for-classes", CLASSIFY + "--data.train {tmp}/pairs.jsonl", "row 1 of data.train, '{tmp}/pairs.jsonl': task.label_field='label' is not there", "an integer or a class name", "pass --task.name reward_model (or dpo, orpo, simpo)"),
+    Wrong("empty-text", CLASSIFY + "--data.train {tmp}/no_text.jsonl", "row 2 of data.train, '{tmp}/no_text.jsonl': task.text_field='text' is empty", "text in every row", "remove the row, or write its text"),
     Wrong("packed-classes", CLASSIFY + "--data.packing True", "data.packing=True with task.name='sequence_classification'", "False: every example of this task has a sequence of its own", "set data.packing=False"),
     Wrong("no-label-column", CLASSIFY + "--task.label_field kind", "row 1 of data.train, '{classes}': task.label_field='kind' is not there; the columns are text, label", "an integer or a class name", "set task.label_field to the column that holds the class"),
     Wrong("class-only-in-evaluation", CLASSIFY + "--data.evaluation {tmp}/other_class.jsonl", "row 1 of data.evaluation, '{tmp}/other_class.jsonl': label='module' does not occur in the training rows", "one of class, function", "add the class to the training data"),

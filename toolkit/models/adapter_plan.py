@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from toolkit.errors import ModelError, did_you_mean, first_few
+from toolkit.errors import ModelError, did_you_mean, first_few, not_apart
 from toolkit.models.output_layer import is_of_a_head
 from toolkit.models.stages import build_skeleton
 from toolkit.models.stored_names import Renaming, files
@@ -126,7 +126,8 @@ def _ending(linear: Mapping[str, nn.Module], endings: Collection[str]) -> tuple[
         if not any(ends(name, [ending]) for name in linear):
             known = sorted({name.rpartition(".")[2] for name in linear})
             raise ModelError(
-                f"tuning.target_modules has {ending!r}, in which no name of a linear layer ends{did_you_mean(ending, known)}",
+                f"tuning.target_modules has {ending!r}, in which no name of a linear layer ends"
+                f"{not_apart(ending) or did_you_mean(ending, known)}",
                 expected=f"ends of names such as {', '.join(known[:12])}; the output layer gets no adapter "
                 "(tuning.modules_to_save trains it whole), nor does what is trained whole",
                 do="correct tuning.target_modules, or set it to 'all-linear'",
@@ -159,7 +160,8 @@ def _whole(model: Any, tuning: LoRA, new: Collection[str]) -> tuple[str, ...]:
         if not inside:
             known = sorted({name.rpartition(".")[2] for name, module in modules.items() if module._parameters})
             raise ModelError(
-                f"tuning.modules_to_save has {ending!r}, in which no name of a module with weights ends{did_you_mean(ending, known)}",
+                f"tuning.modules_to_save has {ending!r}, in which no name of a module with weights ends"
+                f"{not_apart(ending) or did_you_mean(ending, known)}",
                 expected=f"ends of names such as {', '.join(known[:12])}",
                 do="correct tuning.modules_to_save",
             )
@@ -178,7 +180,7 @@ def _whole(model: Any, tuning: LoRA, new: Collection[str]) -> tuple[str, ...]:
         raise ModelError(
             f"{tied[0]} is one weight with {', '.join(_partners(tied[0], ties))}: an adapter that holds one of the two is another model",
             expected="modules in tuning.modules_to_save that share no weight with others",
-            do="leave it out of tuning.modules_to_save, or set model.config={'tie_word_embeddings': False}",
+            do="leave it out of tuning.modules_to_save, or train every weight with tuning.name='full'",
         )
     return tuple(name for name in names if name in found)
 

@@ -68,6 +68,7 @@ class Recipe(Section):
         checks = (
             self.task.check_with,
             _check_attention,
+            _check_cuts,
             _check_parallel,
             _check_adapters,
             *(() if found else (check_effect, _check_steps)),
@@ -155,6 +156,19 @@ def _check_adapters(recipe: Recipe) -> None:
             expected="a base model that others have too: an adapter is of no use beside weights that this run has drawn",
             do="set checkpoint.merge=True, or checkpoint.export=False, or take a checkpoint with model.path",
         )
+
+
+def _check_cuts(recipe: Recipe) -> None:
+    task, parallel = recipe.task, recipe.parallel
+    for name in ("sequence", "pipeline", "tensor"):
+        degree = getattr(parallel, name)
+        if degree > 1 and name not in task.cuts:
+            others = " or ".join(f"parallel.{other}" for other in sorted(task.cuts))
+            raise RecipeError(
+                f"parallel.{name}={degree} with task.name={task.name!r}",
+                expected=f"{others}: this task cannot be cut otherwise" if others else "data parallelism and ZeRO",
+                do=f"set parallel.{name}=1 (parallel.zero_stage=3 saves the most memory)",
+            )
 
 
 def _check_parallel(recipe: Recipe) -> None:

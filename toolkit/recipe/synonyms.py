@@ -49,7 +49,7 @@ SAME = {
     "evaluation.early_stopping_patience": "early_stopping_patience",
     "task.label_smoothing": "label_smoothing_factor",
     "task.neftune_alpha": "neftune_noise_alpha",
-    "tuning.rank": "lora_rank lora_r peft_lora_r",
+    "tuning.rank": "r lora_rank lora_r peft_lora_r",
     "tuning.alpha": "lora_alpha peft_lora_alpha",
     "tuning.dropout": "lora_dropout",
     "tuning.target_modules": "lora_target_modules lora_target lora_modules",

@@ -88,7 +88,6 @@ class AnswersTask(Task):
     auto_class = AutoModelForCausalLM
     can_pack = True
     is_causal = True
-    cuts = frozenset(("tensor", "sequence"))
 
     def __init__(self, options: Options, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)

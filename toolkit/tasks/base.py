@@ -62,8 +62,6 @@ class Task(ABC):
     """Whether a token may see only those before it; the model is then asked whether it keeps to that."""
     reads_padding: ClassVar[bool] = False
     """Whether the model itself looks for padding tokens, so that its config must name them."""
-    cuts: ClassVar[frozenset[str]] = frozenset()
-    """The degrees of the parallel section above 1 that the task takes: "tensor", "pipeline", "sequence"."""
     answers: ClassVar[frozenset[str]] = frozenset({"labels"})
     """Entries of a batch that the loss alone reads."""
     logged: ClassVar[tuple[str, ...]] = ()
@@ -200,7 +198,7 @@ class Task(ABC):
     def split(self, batch: Batch, index: int, count: int) -> Batch:
         """Part `index` of `count` of every sequence in `batch`; targets stay with the positions that predict them.
 
-        Asked for by tasks whose `cuts` have "sequence".
+        Asked for by tasks whose section has "sequence" among its `cuts`.
         """
         raise NotImplementedError
 

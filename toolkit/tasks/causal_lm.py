@@ -49,7 +49,6 @@ class CausalLMTask(Task):
     auto_class = AutoModelForCausalLM
     can_pack = True
     is_causal = True
-    cuts = frozenset(("tensor", "pipeline", "sequence"))
     answers = frozenset(("targets", TARGET_ROWS, REAL))
 
     def __init__(self, options: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from toolkit.data.example import Row
 from toolkit.data.reading.column_names import ColumnMissing
-from toolkit.errors import DataError, first_few
+from toolkit.errors import DataError, first_few, not_apart
+
+
+def in_column(rows: Iterable[Row], column: str) -> Iterable[Row]:
+    """`rows` with nothing but `column`, where that spares reading the others."""
+    select: Any = getattr(rows, "select_columns", None)
+    narrow = select is not None and column in (getattr(rows, "column_names", None) or ())
+    return select([column]) if narrow else rows
 
 
 def value_of(row: Row, column: str, field: str, expected: str) -> Any:
     """What `row` has in `column`, which task.`field` names. Raises DataError where it has no such column."""
     if column not in row:
         raise ColumnMissing(
-            f"task.{field}={column!r} is not there; the columns are {first_few(list(row))}",
+            f"task.{field}={column!r} is not there{not_apart(column)}; the columns are {first_few(list(row))}",
             expected=expected,
             do=f"set task.{field} to the column that holds it",
         )

@@ -10,7 +10,8 @@ examples of a micro-batch and takes the mean of the ranks' micro-batches. An exa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,17 @@ from toolkit.data import documents, tokens
 from toolkit.data.example import IGNORED, Array, Example, Row, Sequences
 from toolkit.data.forms.chat_template import takes_tools
 from toolkit.data.forms.preference_tokens import encode_unpaired
-from toolkit.data.forms.preferences import Unpaired, unpaired_of
+from toolkit.data.forms.preferences import Unpaired, judgement, unpaired_of
 from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
+from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.recipe import KTO
 from toolkit.tasks import preference_losses as losses
 from toolkit.tasks.answers import ANSWER_TOKENS, REFERENCE, AnswersTask, answer_tokens, answers, reference_sums
-from toolkit.tasks.base import Batch, Loss, Sums
+from toolkit.tasks.base import TRAINED, Batch, Loss, Sums
+from toolkit.tasks.columns import in_column
 from toolkit.tasks.packed_rows import COUNTED, next_tokens, pack_rows, split_rows
 
 DESIRABLE = "desirable"
@@ -51,6 +54,23 @@ class KTOTask(AnswersTask):
         super().__init__(options, tokenizer)
         self.divergence = 0.0
         """The estimate of the KL divergence from the reference that holds for the global batch in hand."""
+
+    def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
+        """That all answers are good, or all bad. Rows are read until there is one of both."""
+        counts: Counter[bool | None] = Counter()
+        for row in in_column(rows, self.options.label_field):
+            counts[judgement(row.get(self.options.label_field))] += 1
+            if counts[True] and counts[False]:
+                return []
+        kind, other = ("good", "bad") if counts[True] else ("bad", "good")
+        return (
+            [
+                f"warning: all {counts[kind == 'good']:,} answers are {kind}, and none is {other}, by "
+                f"task.label_field={self.options.label_field!r}: KTO tells good from bad, and learns little from one kind alone"
+            ]
+            if counts[kind == "good"]
+            else []
+        )
 
     def encode(self, row: Row) -> list[Example]:
         """One example of one document, the prompt with the answer; and whether that is good."""

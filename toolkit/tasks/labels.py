@@ -34,7 +34,9 @@ def label_of(row: Row, column: str) -> str:
         raise ColumnMissing(
             f"task.label_field={column!r} is not there; the columns are {first_few(list(row))}",
             expected="an integer or a class name in task.label_field",
-            do="set task.label_field to the column that holds the class",
+            do="pass --task.name reward_model (or dpo, orpo, simpo), which learn from chosen and rejected answers"
+            if {"chosen", "rejected"} <= row.keys()
+            else "set task.label_field to the column that holds the class",
         )
     if label is None or isinstance(label, str):
         raise DataError(

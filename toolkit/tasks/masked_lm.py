@@ -35,7 +35,6 @@ class MaskedLMTask(EncoderTask):
     can_pack = True
     transforms = True
     answers = frozenset(("targets", TARGET_ROWS))
-    cuts = frozenset(("tensor", "pipeline", "sequence"))
     settles = True
 
     def __init__(self, options: MaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:

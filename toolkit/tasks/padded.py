@@ -57,7 +57,6 @@ class EncoderTask(Task):
     """What the tasks of encoders share: padded rows, a head that may be new, and token types where the model knows them."""
 
     may_lack_head = True
-    cuts = frozenset(("tensor", "pipeline"))
     tells_texts = True
     """Whether the model tells the first of two texts from the second by their token types; known after `prepare`."""
 

@@ -43,7 +43,6 @@ class PairsTask(Task):
 
     can_pack = True
     is_causal = True
-    cuts = frozenset(("tensor", "sequence"))
     logged = REWARDS
     legend = (
         "each pair: the prompt with the chosen answer, then with the rejected one; answers stand in [[double brackets]]"

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedTokenizerBa
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
+from toolkit.data.reading.row_names import RowName
 from toolkit.data.tokens import cut
 from toolkit.errors import DataError, ModelError, RecipeError, plural
 from toolkit.models.causality import check_causal, foresight
@@ -24,8 +25,8 @@ from toolkit.models.positions import check_sequence_length
 from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import Seq2Seq
 from toolkit.recipe.tasks.seq2seq import MEASURED
-from toolkit.tasks.base import Batch, Loss, Record, Sums, Task
-from toolkit.tasks.columns import checked_text, text_of
+from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums, Task
+from toolkit.tasks.columns import checked_text, in_column, text_of
 from toolkit.tasks.metrics.summaries import summary_scores
 from toolkit.tasks.metrics.translation import translation_scores
 from toolkit.tasks.padded import check_padding, closing_tokens, padded
@@ -48,13 +49,13 @@ class Seq2SeqTask(Task):
     auto_class = AutoModelForSeq2SeqLM
     reads_padding = True
     settles = True
-    cuts = frozenset(("tensor",))
 
     def __init__(self, options: Seq2Seq, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(options, tokenizer)
         check_padding(tokenizer)
-        for ours, theirs in (("source_language", "src_lang"), ("target_language", "tgt_lang")):
-            self._set_language(ours, theirs)
+        languages = (("source_language", "src_lang"), ("target_language", "tgt_lang"))
+        known = [self._set_language(ours, theirs) for ours, theirs in languages]
+        self._reads_languages = any(known) or (self._is_chinese and "bleu" in options.scores)
         ends = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None]
         if not ends:
             raise RecipeError(
@@ -64,11 +65,37 @@ class Seq2SeqTask(Task):
             )
         self._end: int = ends[0]
 
-    def _set_language(self, field: str, attribute: str) -> None:
-        """Tell a tokenizer of many languages, where this is one that knows the language by that name."""
+    def _set_language(self, field: str, attribute: str) -> bool:
+        """Tell a tokenizer of many languages; whether this is one that knows the language by that name."""
         language = getattr(self.options, field)
-        if language is not None and hasattr(self.tokenizer, attribute) and language in self.tokenizer.get_vocab():
-            setattr(self.tokenizer, attribute, language)
+        if language is None or not hasattr(self.tokenizer, attribute) or language not in self.tokenizer.get_vocab():
+            return False
+        setattr(self.tokenizer, attribute, language)
+        return True
+
+    @property
+    def _is_chinese(self) -> bool:
+        return (self.options.target_language or "").lower().startswith(("zh", "zho"))
+
+    def fit(
+        self,
+        rows: Iterable[Row],
+        checkpoint: Any = None,
+        fields: Mapping[str, Any] = NO_FIELDS,
+        row_name: RowName = TRAINED,
+    ) -> None:
+        """Raise RecipeError for languages that have no effect: no row has them, the tokenizer does not know them."""
+        options = self.options
+        if options.source_language is None or self._reads_languages:
+            return
+        column = options.translation_field
+        if all(row.get(column) is None for row in in_column(rows, column)):
+            raise RecipeError(
+                f"task.source_language={options.source_language!r} and task.target_language={options.target_language!r} "
+                f"have no effect: no row has task.translation_field={column!r}, and the tokenizer has no tokens of that name",
+                expected='rows with {"en": "...", "de": "..."} in task.translation_field, or a tokenizer of many languages',
+                do="take both out, or set task.translation_field to the column that holds the texts of both languages",
+            )
 
     def meet(self, config: Any, batch: BatchSizes) -> None:
         """Raise ModelError where the config has no token that begins a target, or too few positions for a text."""
@@ -280,8 +307,7 @@ class Seq2SeqTask(Task):
         """What task.scores asks for: bleu and chrf, 0 to 100; rouge1, rouge2 and rougeL, 0 to 1."""
         found: dict[str, float] = {}
         if {"bleu", "chrf"} & set(self.options.scores):
-            is_chinese = (self.options.target_language or "").lower().startswith(("zh", "zho"))
-            found |= translation_scores(records, tokenizer="zh" if is_chinese else None)
+            found |= translation_scores(records, tokenizer="zh" if self._is_chinese else None)
         if "rouge" in self.options.scores:
             found |= summary_scores(records)
         return {name: found[name] for score in self.options.scores for name in MEASURED[score]}

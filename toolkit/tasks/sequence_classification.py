@@ -17,10 +17,11 @@ from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.column_names import ColumnMissing
 from toolkit.data.reading.row_names import RowName
-from toolkit.errors import DataError, RecipeError, first_few, plural
+from toolkit.errors import DataError, RecipeError, first_few, nearest, plural
 from toolkit.models.decoding import Generate
 from toolkit.recipe import SequenceClassification
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
+from toolkit.tasks.columns import checked_text
 from toolkit.tasks.label_kinds.base import LabelKind
 from toolkit.tasks.label_kinds.choice import kind_of
 from toolkit.tasks.label_kinds.one_class import OneClass
@@ -106,8 +107,10 @@ class SequenceClassificationTask(EncoderTask):
     def _text(self, row: Row, column: str, field: str) -> str:
         text = row.get(column)
         if isinstance(text, str):
-            return text
-        texts = [name for name, value in row.items() if isinstance(value, str) and name not in self.kind.columns()]
+            return checked_text(text, f"task.{field}={column!r}")
+        taken = {*self.columns(row)}
+        texts = [name for name, value in row.items() if isinstance(value, str) and name not in taken]
+        meant = nearest(column, texts, likeness=0.0)
         raise (DataError if column in row else ColumnMissing)(
             f"task.{field}={column!r} "
             + (f"gives {text!r:.60}" if column in row else "is not there")
@@ -115,7 +118,7 @@ class SequenceClassificationTask(EncoderTask):
             expected=f"text in task.{field}",
             do="write the value as a string, or remove the row"
             if column in row
-            else f"set task.{field} to the column that holds the text" + (f", {texts[0]!r} perhaps" if texts else ""),
+            else f"set task.{field} to the column that holds the text" + (f", {meant[0]!r} perhaps" if meant else ""),
         )
 
     def _encoded(self, *texts: str) -> Example:

@@ -41,7 +41,6 @@ class TokenClassificationTask(EncoderTask):
 
     auto_class = AutoModelForTokenClassification
     answers = frozenset(("targets",))
-    cuts = frozenset(("tensor", "pipeline", "sequence"))
     makes_records = True
     legend = "each text as the model reads it; classes: of its words"
 

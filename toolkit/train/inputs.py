@@ -83,7 +83,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         display.say(line)
     config = _model_config(recipe, task, len(tokenizer), display)
     check_sequence_length(task.auto_class, config, recipe.batch.sequence_length)
-    _check_parallel(recipe, task, config)
+    _check_parallel(recipe, config)
     check_vocabulary(tokenizer, config)
     adapters = _adapters(recipe, task, config, display)
     said = _check_balance(recipe, task, config)
@@ -191,18 +191,9 @@ def _model_config(recipe: Recipe, task: Task, vocabulary_size: int, display: Dis
     return config
 
 
-def _check_parallel(recipe: Recipe, task: Task, config: Any) -> None:
-    """Raise where the task, or the architecture, cannot be cut as the recipe asks; a tensor plan is made with the model."""
+def _check_parallel(recipe: Recipe, config: Any) -> None:
+    """Raise where the architecture cannot be cut as the recipe asks; a tensor plan is made with the model."""
     parallel = recipe.parallel
-    for name in ("sequence", "pipeline", "tensor"):
-        degree = getattr(parallel, name)
-        if degree > 1 and name not in task.cuts:
-            others = " or ".join(f"parallel.{other}" for other in sorted(task.cuts))
-            raise RecipeError(
-                f"parallel.{name}={degree} with task.name={recipe.task.name!r}",
-                expected=f"{others}: this task cannot be cut otherwise" if others else "data parallelism and ZeRO",
-                do=f"set parallel.{name}=1 (parallel.zero_stage=3 saves the most memory)",
-            )
     if parallel.pipeline > 1:
         stage_plan(config)
     if parallel.sequence > 1:

@@ -89,6 +89,12 @@ def preference_of(
         prompt_field, chosen_field, rejected_field = OPENAI
         row = _without_frame(row)
     both = (chosen_field, rejected_field)
+    if not {*both} & row.keys() and {"completion", "label"} <= row.keys():
+        raise ColumnMissing(
+            f"{chosen_field} is not there; the columns are {first_few(sorted(row))}",
+            expected=f"{chosen_field} and {rejected_field}, two answers to one prompt; this is one answer with a judgement",
+            do="pass --task.name kto, which learns from such rows",
+        )
     values = {column: _answer(row, column, both) for column in both}
     _check_alike(values, row)
     asked = asked_of(row, prompt_field, values)
@@ -121,8 +127,14 @@ def unpaired_of(
     Raises DataError with the column, as `preference_of` does, and for a label that is neither true nor false.
     """
     label = row.get(label_field)
-    is_good = _LABELS.get(str(label).strip().casefold())
+    is_good = judgement(label)
     if is_good is None:
+        if label_field not in row and {"chosen", "rejected"} <= row.keys():
+            raise ColumnMissing(
+                f"{label_field} is not there; the columns are {first_few(sorted(row))}",
+                expected=f"{completion_field} and {label_field}, one answer with a judgement; these are two answers to one prompt",
+                do="pass --task.name dpo (or orpo, simpo, reward_model), which learn from such rows",
+            )
         if label_field not in row:
             raise _missing(label_field, row, (label_field,))
         raise DataError(
@@ -144,6 +156,11 @@ def unpaired_of(
     columns |= {*(tool_columns(row) if with_tools else ())}
     form = Recognised("answers with a label", tuple(column for column in row if column in columns))
     return Unpaired(_with_tools(answer, tools), is_good, form)
+
+
+def judgement(label: Any) -> bool | None:
+    """Whether `label` says that an answer is good; None where it says neither."""
+    return _LABELS.get(str(label).strip().casefold())
 
 
 _TALKS = ("messages", "conversations", "conversation")

@@ -27,6 +27,8 @@ class Task(Choice):
     implementation: ClassVar[str]
     """`module:Class` of what computes it, a subclass of `toolkit.tasks.base.Task`. Named, so that a recipe imports no torch."""
 
+    cuts: ClassVar[frozenset[str]] = frozenset()
+    """The degrees of the parallel section above 1 that the task takes: "tensor", "pipeline", "sequence"."""
     reads_reference: ClassVar[bool] = False
     """Whether the loss compares with the model that training begins with."""
 

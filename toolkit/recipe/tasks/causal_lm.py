@@ -15,6 +15,7 @@ class CausalLM(Task):
     """Predict each token from those before it: chat and instruction fine-tuning, and pretraining on plain text."""
 
     implementation: ClassVar[str] = "toolkit.tasks.causal_lm:CausalLMTask"
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline", "sequence"})
 
     name: Literal["causal_lm"] = "causal_lm"
     """Causal language modelling."""

@@ -16,6 +16,7 @@ class MaskedLM(Task):
     """Tell hidden tokens of a text from those around them (Devlin et al. 2018, arXiv 1810.04805): encoders on plain text."""
 
     implementation: ClassVar[str] = "toolkit.tasks.masked_lm:MaskedLMTask"
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline", "sequence"})
 
     identity: ClassVar[frozenset[str]] = frozenset({"mask_probability", "mask_share", "random_share"})
 

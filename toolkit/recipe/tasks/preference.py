@@ -27,6 +27,7 @@ Above = Annotated[float, Field(gt=0.0)]
 class _Preferences(Task):
     """What all of them have in common: a prompt, which the rows of pairs may also have inside both answers."""
 
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "sequence"})
     settings: ClassVar[frozenset[str]] = Task.settings | {
         "beta",
         "loss",

@@ -20,6 +20,7 @@ class Seq2Seq(Task):
     """Write a target text for a source text, with an encoder and a decoder: translation, summarisation."""
 
     implementation: ClassVar[str] = "toolkit.tasks.seq2seq:Seq2SeqTask"
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor"})
     settings: ClassVar[frozenset[str]] = Task.settings | {"scores", "num_beams", "max_new_tokens"}
     needs: ClassVar[Mapping[str, str]] = {
         "source_language": "target_language",
@@ -65,6 +66,17 @@ class Seq2Seq(Task):
                 do="correct task.scores",
             )
         return self
+
+    def check_metric(self, metric: str) -> None:
+        """As for every task; of a metric that `scores` would give, say so."""
+        score = next((score for score, metrics in MEASURED.items() if metric in metrics), None)
+        if score is not None and score not in self.scores:
+            raise RecipeError(
+                f"evaluation.metric={metric!r} with task.name={self.name!r} and task.scores={self.scores!r}",
+                expected=f"{score!r} in task.scores, without which no target is generated and measured by it",
+                do=f"set task.scores to {' '.join((*self.scores, score))}, or another evaluation.metric",
+            )
+        super().check_metric(metric)
 
     @property
     def metrics(self) -> Mapping[str, Direction]:

@@ -24,6 +24,7 @@ class SequenceClassification(Task):
     """Tell the class of a text or of a pair of texts, several classes at once, or a number."""
 
     implementation: ClassVar[str] = "toolkit.tasks.sequence_classification:SequenceClassificationTask"
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline"})
 
     name: Literal["sequence_classification"] = "sequence_classification"
     """Sequence classification."""

@@ -17,6 +17,7 @@ class TokenClassification(Task):
     """Tell the class of each word: names and other entities, parts of speech."""
 
     implementation: ClassVar[str] = "toolkit.tasks.token_classification:TokenClassificationTask"
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline", "sequence"})
 
     name: Literal["token_classification"] = "token_classification"
     """Token classification."""

@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.data.example import Row
 from toolkit.data.reading.class_names import class_names
 from toolkit.recipe import SequenceClassification
+from toolkit.tasks.columns import in_column
 from toolkit.tasks.label_kinds.base import LabelKind
 from toolkit.tasks.label_kinds.class_set import ClassSet
 from toolkit.tasks.label_kinds.number import Number
@@ -38,10 +39,7 @@ def kind_of(options: SequenceClassification, rows: Iterable[Row]) -> LabelKind:
 
 
 def _labels(options: SequenceClassification, rows: Iterable[Row]) -> Iterator[Any]:
-    select: Any = getattr(rows, "select_columns", None)
-    if select is not None and options.label_field in (getattr(rows, "column_names", None) or ()):
-        rows = select([options.label_field])
-    return (row.get(options.label_field) for row in rows)
+    return (row.get(options.label_field) for row in in_column(rows, options.label_field))
 
 
 def _is_fraction(label: Any) -> bool:
