@@ -294,6 +294,13 @@ UNDRAFTED: dict[str, tuple[Callable[[int], dict[str, object]], str, str, str, st
         "dpo_smollm2_zero2",
         "--task.name kto --task.prompt_field question --task.completion_field answer;",
     ),
+    "kto_with_columns": (
+        lambda n: {"prompt": f"Who is {n}?", "completion": "Me.", "label": str(n % 2 == 0)},
+        "--task.prompt_field prompt",
+        "KTO (task.name kto)",
+        "dpo_smollm2_zero2",
+        "--task.name kto --task.prompt_field prompt;",
+    ),
     "kto_by_name": (
         lambda n: {"prompt": f"Who is {n}?", "completion": "Me.", "good": n % 2 == 0},
         "--task.name kto --task.label_field good",
@@ -357,6 +364,13 @@ UNDRAFTED: dict[str, tuple[Callable[[int], dict[str, object]], str, str, str, st
         "translate_bert2bert_debian_zero2",
         "--task.source_field src --task.target_field tgt",
     ),
+    "unusual_columns": (
+        lambda n: {"frage": f"Who {n}?", "antwort": f"It is {n}."},
+        "--from embed_minilm_debian_zero1",
+        "task.name='sentence_embedding'",
+        "embed_minilm_debian_zero1",
+        "--task.anchor_field COLUMN --task.positive_field COLUMN (COLUMN: one of frage, antwort)",
+    ),
     "embedding": (
         lambda n: {"query": f"Who {n}?", "passage": f"It is {n}.", "odd": n},
         "--from embed_minilm_debian_zero1",
@@ -379,7 +393,7 @@ def test_another_task_is_refused_with_the_recipe_to_copy(
     said = capsys.readouterr().err
     assert what in said and f"copy the recipe {stem} (" in said and then in said, said
     assert not (here / "recipes").exists()
-    command = re.search(r"start it: (deepspeed .*? recipes/mine\.py) ([^;\n]*)", said)
+    command = re.search(r"start it: (deepspeed .*? recipes/mine\.py) ([^;(\n]*)", said)
     assert command is not None
     (here / "recipes").mkdir()
     text = (new.SHIPPED / f"{stem}.py").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from toolkit.ds_config.findings import raise_errors
 from toolkit.ds_config.golden import assumed_target, rendering_of
 from toolkit.ds_config.render import render
 from toolkit.errors import InputError, did_you_mean
-from toolkit.recipe import CausalLM, Data, Recipe, SequenceClassification, Task
+from toolkit.recipe import CausalLM, Recipe, SequenceClassification, Task
 from toolkit.recipe.dotted import CHOICES, flat, recipe_of, switched, written
 from toolkit.recipe.effect import FIELDS
 from toolkit.recipe.load import load_recipe
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from toolkit.cli.asked_recipe import Wanted
     from toolkit.cli.new_report import Report
     from toolkit.draft.roles import Roles
-    from toolkit.draft.survey import Look
-    from toolkit.draft.undrafted import Start
 
 SHIPPED = Path(__file__).parents[2] / "recipes"
 """Beside the package, in a clone."""
@@ -238,6 +236,7 @@ def find_source(word: str) -> Path:
 def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     """The recipe for what the command line names, and the text of its file."""
     from toolkit.cli.asked_recipe import asked
+    from toolkit.cli.new_undrafted import check_rows, check_task
     from toolkit.data.reading.row_names import row_names
     from toolkit.draft import proposal, survey
     from toolkit.draft.roles import find_roles
@@ -247,10 +246,10 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
 
     names_classes = wanted.data is not None and "task.label_field" in given_flags(wanted.fields)
     source = find_source(wanted.source or (CLASSES if names_classes else LANGUAGE))
-    _check_task(source, wanted)
+    check_task(load_recipe(source).task.name, wanted, SHIPPED)
     begun = asked(source, wanted)
     look = survey.look_at(begun.recipe.data)
-    _check_rows(look, wanted)
+    check_rows(look, wanted, SHIPPED)
     columns = {name.removeprefix("task.") for name in begun.given if name.startswith("task.")}
     is_settled = wanted.source is not None or wanted.data is None or "task.name" in begun.given
     task_name = begun.recipe.task.name if is_settled else None
@@ -290,47 +289,6 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     report.chosen(sheet.reasons)
     keep = begun.given.keys() | (written(load_recipe(source)) & SAID_ALOUD)
     return recipe, file_text(recipe, wanted.name, headline, keep=keep, comments=comments(sheet))
-
-
-def _check_task(source: Path, wanted: Wanted) -> None:
-    """Raise InputError for a task that is not drafted, named by --task.name or by the source."""
-    from toolkit.draft import survey, undrafted
-
-    named = values_of("task.name", wanted.fields)
-    task = named[-1] if named else load_recipe(source).task.name
-    if undrafted.is_drafted(Task.kind(task)):
-        return
-    look = None if wanted.data is None else survey.look_at(Data(train=wanted.data))
-    rows = [] if look is None else [row for _, row in look.rows]
-    found = undrafted.Found(task, fields=undrafted.columns_for(task, rows))
-    seen = undrafted.recognised(rows)
-    if seen is not None and "translation_field" in seen.fields and task == seen.task:
-        found = undrafted.Found(task, fields=seen.fields)
-    raise undrafted.refusal(found, rows, _start(wanted, None if look is None else look.total))
-
-
-def _check_rows(look: Look, wanted: Wanted) -> None:
-    """Raise InputError for rows that are meant for a task that is not drafted, unless the user has said what to do with them."""
-    from toolkit.draft import undrafted
-
-    said = given_flags(wanted.fields)
-    if wanted.data is None or any(name == "task.name" or name.endswith("_field") for name in said):
-        return
-    rows = [row for _, row in look.rows]
-    found = undrafted.recognised(rows)
-    if found is not None:
-        raise undrafted.refusal(found, rows, _start(wanted, look.total))
-
-
-def _start(wanted: Wanted, total: int | None) -> Start:
-    """How a copy of a shipped recipe is started for what is wanted."""
-    from toolkit.cli.flags import without
-    from toolkit.draft.undrafted import Start
-
-    more = {"--model.path": wanted.model, "--steps": wanted.steps, "--epochs": wanted.epochs}
-    flags = [word for flag, value in more.items() if value is not None for word in (flag, str(value))]
-    flags += without("task.name", wanted.fields)
-    return Start(wanted.name, SHIPPED, wanted.data, total, wanted.evaluation, wanted.devices, tuple(flags))
 
 
 def _about_labels(roles: Roles, task: Task, source: str | None) -> list[str]:

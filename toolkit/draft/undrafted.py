@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.data.example import Row
 from toolkit.draft import sizes
 from toolkit.draft.roles import NAMES
-from toolkit.errors import InputError, RecipeError
+from toolkit.errors import InputError, RecipeError, first_few
 from toolkit.recipe import CausalLM, SequenceClassification, Task
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.recipe_file import launch_commands
@@ -166,6 +166,8 @@ class Start:
     devices: int | None = None
     flags: tuple[str, ...] = ()
     """More flags of a start, as they are to be written."""
+    columns: frozenset[str] = frozenset()
+    """Fields of the task that are among them."""
 
 
 def refusal(found: Found, rows: Sequence[Row], start: Start) -> InputError:
@@ -206,10 +208,11 @@ def _to_do(found: Found, rows: Sequence[Row], start: Start) -> str:
         now, then = type(recipe.task).__name__, section.__name__
         edit, task = f", write task={then}() there in place of task={now}(...) and {then} among the imports", []
     launch = recipe.launch if start.devices is None else recipe.launch.model_copy(update={"devices": start.devices})
-    words = [*_data(start), *task, *_fields(found, recipe.task, rows), *start.flags]
+    words = [*_data(start), *task, *_fields(found, recipe.task, rows, start.columns), *start.flags]
     return f"copy the recipe {stem} ({copy}){edit}, and start it: " + " ".join(
         [launch_commands(launch, start.name)[0], *map(shlex.quote, words)]
         + ([] if start.devices is None else [f"--launch.devices {start.devices}"])
+        + ([f"(COLUMN: one of {first_few(list(_columns(rows)))})"] if "COLUMN" in words else [])
     )
 
 
@@ -223,7 +226,7 @@ def _data(start: Start) -> list[str]:
     return ["--data.train", start.data, *none_of_its_own]
 
 
-def _fields(found: Found, source: Task, rows: Sequence[Row]) -> list[str]:
+def _fields(found: Found, source: Task, rows: Sequence[Row], given: Collection[str]) -> list[str]:
     """Flags for the columns, those that the copy names otherwise; COLUMN stands for what was not found."""
     if not rows:
         return []
@@ -237,7 +240,7 @@ def _fields(found: Found, source: Task, rows: Sequence[Row]) -> list[str]:
         now = getattr(source, name, None) if isinstance(source, section) else None
         now = section.model_fields[name].default if now is None else now
         column = found.fields.get(name)
-        if column is None and name in OPTIONAL.get(found.task, ()):
+        if name in given or (column is None and name in OPTIONAL.get(found.task, ())):
             continue
         if column != now and not (column is None and now in rows[0]):
             flags += [f"--task.{name}", column or "COLUMN"]
