@@ -279,6 +279,151 @@ def test_every_suggestion_works_as_it_is_printed(
         assert any("--task.label_field" in choice for choice in choices), said
 
 
+UNDRAFTED: dict[str, tuple[Callable[[int], dict[str, object]], str, str, str, str]] = {
+    "kto": (
+        lambda n: {"prompt": f"Who is {n}?", "completion": "Me.", "label": n % 2 == 0},
+        "",
+        "holds prompts with answers that are marked good or bad: `toolkit new` does not draft the task for them, KTO",
+        "dpo_smollm2_zero2",
+        "--task.name kto; to learn only the good answers, keep the rows whose label is true",
+    ),
+    "kto_as_numbers": (
+        lambda n: {"question": f"Who is {n}?", "answer": "Me.", "label": n % 2},
+        "",
+        "KTO (task.name kto)",
+        "dpo_smollm2_zero2",
+        "--task.name kto --task.prompt_field question --task.completion_field answer;",
+    ),
+    "kto_with_columns": (
+        lambda n: {"prompt": f"Who is {n}?", "completion": "Me.", "label": str(n % 2 == 0)},
+        "--task.prompt_field prompt",
+        "KTO (task.name kto)",
+        "dpo_smollm2_zero2",
+        "--task.name kto --task.prompt_field prompt;",
+    ),
+    "kto_by_name": (
+        lambda n: {"prompt": f"Who is {n}?", "completion": "Me.", "good": n % 2 == 0},
+        "--task.name kto --task.label_field good",
+        "task.name='kto': `toolkit new` does not draft this task yet",
+        "dpo_smollm2_zero2",
+        "--task.name kto --task.label_field good",
+    ),
+    "preferences": (
+        lambda n: {"chosen": f"Me, {n}.", "rejected": "You.", "input": "Who?"},
+        "--steps 7",
+        "holds preferences: a better and a worse answer",
+        "dpo_smollm2_zero2",
+        "--task.prompt_field input --steps 7; or learn the better answers alone",
+    ),
+    "reward_model": (
+        lambda n: {"chosen": f"Me, {n}.", "rejected": "You.", "prompt": "Who?"},
+        "--task.name reward_model",
+        "task.name='reward_model'",
+        "dpo_smollm2_zero2",
+        "write task=RewardModel() there in place of task=DPO(...)",
+    ),
+    "masked_lm": (
+        lambda n: {"body": f"Line {n} of a text."},
+        "--from mlm_minilm_brown_zero1",
+        "task.name='masked_lm'",
+        "mlm_minilm_brown_zero1",
+        "--task.text_field body",
+    ),
+    "tags": (
+        lambda n: {"tokens": ["A", str(n)], "ner_tags": ["O", "B-X"]},
+        "--devices 1",
+        "holds lists of words with a label for each",
+        "tag_minilm_brown_zero1",
+        "--task.words_field tokens --task.labels_field ner_tags --launch.devices 1",
+    ),
+    "tags_by_source": (
+        lambda n: {"words": ["A", str(n)], "labels": ["O", "B-X"]},
+        "--from tag_minilm_brown_zero1",
+        "task.name='token_classification'",
+        "tag_minilm_brown_zero1",
+        "--task.labels_field labels",
+    ),
+    "qa": (
+        lambda n: {"question": f"Who {n}?", "context": "Me.", "answers": {"text": ["Me"], "answer_start": [0]}},
+        "",
+        "holds questions with a context and the answers in it",
+        "qa_minilm_docstrings_zero3",
+        "--data.train rows.jsonl",
+    ),
+    "translation": (
+        lambda n: {"translation": {"en": f"Word {n}", "fr": f"Mot {n}"}},
+        "",
+        "holds translations",
+        "translate_bert2bert_debian_zero2",
+        "--task.source_language en --task.target_language fr",
+    ),
+    "pairs_to_translate": (
+        lambda n: {"src": f"Word {n}", "tgt": f"Mot {n}"},
+        "--from translate_bert2bert_debian_zero2",
+        "task.name='seq2seq'",
+        "translate_bert2bert_debian_zero2",
+        "--task.source_field src --task.target_field tgt",
+    ),
+    "unusual_columns": (
+        lambda n: {"frage": f"Who {n}?", "antwort": f"It is {n}."},
+        "--from embed_minilm_debian_zero1",
+        "task.name='sentence_embedding'",
+        "embed_minilm_debian_zero1",
+        "--task.anchor_field COLUMN --task.positive_field COLUMN (COLUMN: one of frage, antwort)",
+    ),
+    "embedding": (
+        lambda n: {"query": f"Who {n}?", "passage": f"It is {n}.", "odd": n},
+        "--from embed_minilm_debian_zero1",
+        "task.name='sentence_embedding'",
+        "embed_minilm_debian_zero1",
+        "--task.anchor_field query --task.positive_field passage",
+    ),
+}
+"""Of rows: what they are, the flags, what is said of them, the recipe to copy and what its start has."""
+
+
+@pytest.mark.parametrize("case", UNDRAFTED)
+def test_another_task_is_refused_with_the_recipe_to_copy(
+    case: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written, and the start that is advised is one: the copy takes its flags."""
+    row, flags, what, stem, then = UNDRAFTED[case]
+    write_lines(here / "rows.jsonl", [row(n) for n in range(40)])
+    assert verbs.main(["new", "mine", "--data", "rows.jsonl", *flags.split()]) == 2
+    said = capsys.readouterr().err
+    assert what in said and f"copy the recipe {stem} (" in said and then in said, said
+    assert not (here / "recipes").exists()
+    command = re.search(r"start it: (deepspeed .*? recipes/mine\.py) ([^;(\n]*)", said)
+    assert command is not None
+    (here / "recipes").mkdir()
+    text = (new.SHIPPED / f"{stem}.py").read_text(encoding="utf-8")
+    if "write task=" in said:
+        text = re.sub(r"task=DPO\(.*\)", "task=RewardModel()", text).replace("    DPO,", "    RewardModel,")
+    (here / "recipes/mine.py").write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    code = start(load_recipe("recipes/mine.py"), [*shlex.split(command[2]), "--dry_run"])
+    assert code == 0, capsys.readouterr().err
+
+
+def test_rows_are_learned_as_the_user_says(make: Callable[..., tuple[Recipe, str]], here: Path) -> None:
+    """A task or a column that is named settles what answers that are marked are for."""
+    write_lines(here / "kto.jsonl", [{"prompt": f"{n}?", "completion": "Me.", "label": n % 2 == 0} for n in range(40)])
+    recipe, _ = make("--task.name", "causal_lm", data="kto.jsonl")
+    assert (recipe.task.name, recipe.task.prompt_field) == ("causal_lm", "prompt")
+
+
+def test_a_flag_is_called_as_it_was_typed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for typed in ("--task.prompt_feld", "--task.prompt-feld"):
+        assert verbs.main(["new", "mine", "--data", "chats.jsonl", typed, "q"]) == 2
+        assert f"unknown flag {typed} (did you mean --task.prompt_field?)" in capsys.readouterr().err
+
+
+def test_help_says_what_is_drafted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        verbs.main(["new", "--help"])
+    assert "language models (causal_lm) and classifiers of texts (sequence_classification)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("label", "what"),
     [
@@ -315,11 +460,11 @@ WRONG = [
     ("x", "--from sft_smolm2_zero2", "--from sft_smolm2_zero2: no such recipe (did you mean 'sft_smollm2_zero2'?)", "correct"),
     ("x", "--from nowhere/x.py", "recipe file 'nowhere/x.py' does not exist", "check the path"),
     ("x", "--steps none", "--steps none", "see `toolkit new --help`"),
-    ("x", "--dry_run", "--dry-run with `toolkit new`", "when the recipe is started"),
+    ("x", "--dry_run", "--dry_run with `toolkit new`", "when the recipe is started"),
     ("x", "--modle P", "unknown flag --modle (did you mean --model?)", "docs/fields.md"),
     ("x", "--lr 1e-4", "unknown flag --lr: here it is --optimizer.learning_rate", "pass --optimizer.learning_rate 1e-4"),
     ("x", "--max-steps 5", "unknown flag --max_steps: here it is --steps", "pass --steps 5"),
-    ("x", "--run_name y", "--run-name with `toolkit new`", "when the recipe is started"),
+    ("x", "--run_name y", "--run_name with `toolkit new`", "when the recipe is started"),
     ("x", "--betas 0.9 0.95", "unknown flag --betas (did you mean --optimizer.betas?)", "docs/fields.md"),
     ("x", "--xyzzy 1", "unknown flag --xyzzy\n", "docs/fields.md"),
     ("x", "--launch.device gpu", "--launch.device gpu (did you mean 'cuda'?)", "--help"),

@@ -28,6 +28,12 @@ from toolkit.recipe.synonyms import synonym
 
 TRUTH = {"true": True, "false": False}
 
+ALSO_CALLED = {
+    **dict.fromkeys(("tags", "tags_field", "tag_field", "ner_tags", "labels", "label_field"), "labels_field"),
+    **dict.fromkeys(("tokens", "tokens_field", "words"), "words_field"),
+}
+"""Names that columns of words and their labels have elsewhere -> the field."""
+
 
 @dataclass(frozen=True)
 class Invocation:
@@ -162,11 +168,11 @@ def _of_kind(recipe: Recipe, argv: Sequence[str]) -> tuple[Recipe, list[str], li
             recipe = recipe.model_copy(update={section: now.switched(names[0])})
         except RecipeError as error:
             faults.append(error)
-        words = _without(f"{section}.name", words)
+        words = without(f"{section}.name", words)
     return recipe, words, faults
 
 
-def _without(name: str, words: Sequence[str]) -> list[str]:
+def without(name: str, words: Sequence[str]) -> list[str]:
     """`words` without the flag `name` and its value."""
     kept: list[str] = []
     waiting = list(words)
@@ -317,12 +323,19 @@ def _check_names(argv: Sequence[str], recipe: Recipe) -> None:
 def _unknown(name: str, plain: str, known: Sequence[str], recipe: Recipe) -> RecipeError:
     section, _, field = plain.partition(".")
     owners = CHOICES[section].owners(field) if section in CHOICES else []
+    kind = getattr(recipe, section).name if section in CHOICES else ""
+    near = _same_of_kind(field, list(type(getattr(recipe, section)).model_fields)) if section in CHOICES else None
+    if near is not None:
+        return RecipeError(
+            f"unknown flag {name} for {section}.name={kind!r} (did you mean --{section}.{near}?)",
+            expected=f"a field of {kind}: {', '.join(CHOICES[section].kind(kind).model_fields)}",
+            do=f"write --{section}.{near}",
+        )
     if owners:
-        kind = getattr(recipe, section).name
         return RecipeError(
             f"unknown flag {name} for {section}.name={kind!r} ({', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it)",
             expected=f"a field of {kind}: {', '.join(CHOICES[section].kind(kind).model_fields)}",
-            do=f"leave it out, or choose the other with --{section}.name {owners[0]}",
+            do=f"leave it out, or choose the other with --{section}.name {_likely_owner(owners, kind)}",
         )
     options = ", ".join(f"--{option}" for option in OPTIONS)
     return RecipeError(
@@ -330,6 +343,22 @@ def _unknown(name: str, plain: str, known: Sequence[str], recipe: Recipe) -> Rec
         expected=f"a recipe field or one of {options}",
         do="see --help for every field",
     )
+
+
+def _same_of_kind(field: str, fields: Sequence[str]) -> str | None:
+    """The one of `fields`, a kind's own, that does what `field` does for other kinds or by another custom."""
+    if (also := ALSO_CALLED.get(field)) in fields:
+        return also
+    # Without the ending that they share, which would make any two columns alike.
+    stems = {other.removesuffix("_field"): other for other in fields if other.endswith("_field")}
+    near = nearest(field.removesuffix("_field"), stems, 0.8) if field.endswith("_field") else []
+    return stems[near[0]] if near else None
+
+
+def _likely_owner(owners: Sequence[str], kind: str) -> str:
+    """The kind that is best known for a field that all `owners` have, else the one whose name is most like `kind`."""
+    known = [name for name in ("causal_lm", "sequence_classification") if name in owners]
+    return (known or nearest(kind, owners) or owners)[0]
 
 
 def _without_no(name: str) -> str:

@@ -47,7 +47,7 @@ SAID_ALOUD = {"precision.dtype", "parallel.zero_stage", "launch.devices", "sched
 SAID_ALOUD |= {"batch.micro_size", "batch.sequence_length"}
 """Fields that a recipe writes out at their default, too, where its source does."""
 
-SUMMARY = "write a recipe for your own model and data, and say what was chosen and why"
+SUMMARY = "write a recipe for your own language model or classifier and data, and say what was chosen and why"
 EXAMPLES = [
     "sft_mine_zero2 --data my.jsonl                the default model on your file: columns and lengths are looked at",
     "sft_mine_zero2 --data my.csv --model PATH     your own model, too: a Hugging Face folder or name",
@@ -55,6 +55,9 @@ EXAMPLES = [
     "sft_mine_zero3 --from sft_smollm2_zero3 --data train.parquet --evaluation held_out.parquet --devices 8",
 ]
 ABOUT_FIELDS = """
+Drafted are language models (causal_lm) and classifiers of texts (sequence_classification). For rows of another task, or
+--from a recipe of one, it says which recipe to copy and how to start the copy on your data.
+
 Every field of a recipe is a flag as well, for what is not to be chosen by looking:
     --task.prompt_field frage --task.completion_field antwort --optimizer.learning_rate 1e-5"""
 
@@ -233,6 +236,7 @@ def find_source(word: str) -> Path:
 def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
     """The recipe for what the command line names, and the text of its file."""
     from toolkit.cli.asked_recipe import asked
+    from toolkit.cli.new_undrafted import check_rows, check_task
     from toolkit.data.reading.row_names import row_names
     from toolkit.draft import proposal, survey
     from toolkit.draft.roles import find_roles
@@ -242,8 +246,10 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
 
     names_classes = wanted.data is not None and "task.label_field" in given_flags(wanted.fields)
     source = find_source(wanted.source or (CLASSES if names_classes else LANGUAGE))
+    check_task(load_recipe(source).task.name, wanted, SHIPPED)
     begun = asked(source, wanted)
     look = survey.look_at(begun.recipe.data)
+    check_rows(look, wanted, SHIPPED)
     columns = {name.removeprefix("task.") for name in begun.given if name.startswith("task.")}
     is_settled = wanted.source is not None or wanted.data is None or "task.name" in begun.given
     task_name = begun.recipe.task.name if is_settled else None

@@ -39,7 +39,8 @@ def _run(argv: Sequence[str]) -> int:
     options, others = parser().parse_known_args([_dashes(word) for word in argv])
     if others and not hasattr(options, "fields"):
         _refuse(others, options.parser)
-    options.fields = others
+    typed = {_dashes(word): word for word in argv}  # what is said of a field's flag names it as it was written
+    options.fields = [typed.get(word, word) for word in others]
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 

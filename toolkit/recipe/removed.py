@@ -18,9 +18,12 @@ REMOVED = {
     **{
         f"data.{name}": (
             f"task.{name}: the columns that a task reads are fields of that task",
-            f"write task.{name} (in a recipe: task=CausalLM({name}=...), or the section of the task that reads it)",
+            f"write task.{name} (in a recipe: task={section}({name}=...), or the section of the task that reads it)",
         )
-        for name in ("messages_field", "prompt_field", "completion_field", "text_field", "label_field")
+        for name, section in (
+            *((name, "CausalLM") for name in ("messages_field", "prompt_field", "completion_field", "text_field")),
+            ("label_field", "SequenceClassification"),
+        )
     },
 }
 """Dotted name -> what there is now, and what to do."""
