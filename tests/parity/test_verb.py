@@ -205,7 +205,7 @@ recipe = Recipe(
         ("TokenClassification", 'scheme="tags", label_smoothing=0.1', False),
         ("QuestionAnswering", "", False),
         ("SentenceEmbedding", 'negative_field="other"', False),
-        ("SentenceEmbedding", 'objective="cosent", score_field="grade", pooling="cls"', False),
+        ("SentenceEmbedding", 'objective="cosent", score_field="grade"', False),
     ],
 )
 def test_it_speaks_the_tasks_of_encoders(
