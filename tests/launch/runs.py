@@ -15,13 +15,11 @@ from toolkit.recipe import Batch, Checkpoint, Data, Model, Optimizer, Parallel, 
 TIMES = ("tokens_per_second", "step_time_s", "tflops_per_device", "memory_gib")
 """Fields of a metrics record that no two runs share."""
 
-SECTIONS = "Batch, Checkpoint, Data, Evaluation, Launch, Model, Optimizer, Parallel, Precision, Recipe, Schedule, Task, Tracking"
+RECIPE_FILE = '''"""A tiny run."""
 
-RECIPE_FILE = f'''"""A tiny run."""
+from toolkit import *
 
-from toolkit import {SECTIONS}, main
-
-recipe = {{recipe!r}}
+recipe = {recipe!r}
 
 if __name__ == "__main__":
     main(recipe)
