@@ -143,7 +143,9 @@ def home(
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     write_data_files(folder, chat_file, classification_file)
     write_example_files(folder)
-    inputs = Inputs(tiny_llama_dir, tiny_bert_dir, tiny_bert_dir, chat_file, classification_file, chat_file, chat_file.parent)
+    inputs = Inputs(
+        tiny_llama_dir, tiny_bert_dir, tiny_bert_dir, chat_file, classification_file, chat_file, chat_file.parent
+    )
     shutil.copytree(tiny_llama_dir, folder / "model")
     (folder / "cache").mkdir()
     for fetched in ("models", "data"):
