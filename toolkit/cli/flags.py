@@ -10,16 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from pydantic import BaseModel
 
 from toolkit.cli.flag_errors import OPTIONS, field_of, refusal, values_of
 from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
 from toolkit.errors import InputError, RecipeError, collect, did_you_mean, nearest, together
 from toolkit.recipe import Recipe
-from toolkit.recipe.dotted import CHOICES
+from toolkit.recipe.dotted import CHOICES, flat
 from toolkit.recipe.field_type import is_mapping, is_switch
 from toolkit.recipe.location import path
 from toolkit.recipe.recipe import InconsistentRecipe
@@ -383,14 +382,7 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 def flag_names(recipe: Recipe) -> list[str]:
     """Every dotted field name, and the options of a run."""
-    names = list(OPTIONS)
-    for name in type(recipe).model_fields:
-        value: Any = getattr(recipe, name)
-        if isinstance(value, BaseModel):
-            names += [f"{name}.{inner}" for inner in type(value).model_fields]
-        else:
-            names.append(name)
-    return names
+    return [*OPTIONS, *flat(recipe)]
 
 
 def _is_number(word: str) -> bool:

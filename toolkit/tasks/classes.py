@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from toolkit.errors import DataError, RecipeError
+from toolkit.errors import DataError, RecipeError, did_you_mean
 from toolkit.tasks.base import NO_FIELDS
 
 BOOLEANS = {"False": 0, "True": 1}
@@ -53,6 +53,36 @@ class Classes:
             return found if 0 <= found < len(self.names) else None
         exact = self._index.get(label)
         return self._index.get(fold(label)) if exact is None and self.matched_by == "case" else exact
+
+    def known(self, label: str, said: str, expected: str = "one of") -> int:
+        """The output for a label; DataError, where it is none of the classes, of which `said` says where it stands."""
+        index = self.index(label)
+        if index is None:
+            raise DataError(
+                f"{said} does not occur in the training rows{did_you_mean(label, self.names)}",
+                expected=f"{expected} {', '.join(self.names[:SHOWN])}",
+                do="remove the row, or add the class to the training data",
+            )
+        return index
+
+    def spellings(self) -> list[str]:
+        """A line for each group of classes that may be spellings of one."""
+        return [
+            f"note: {' and '.join(map(repr, names))} are classes of their own, apart by white space or case alone"
+            for names in alike(self.names)
+        ]
+
+    def config(self) -> dict[str, Any]:
+        """Fields of a model's config, so that the export knows their names."""
+        return {
+            "num_labels": len(self.names),
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: index for index, name in enumerate(self.names)},
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able, part of the prepared data's identity."""
+        return {"classes": list(self.names), "matched_by": self.matched_by}
 
 
 def head_of(config: Any, kind: str = "ForSequenceClassification") -> Head | None:

@@ -30,6 +30,16 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def check_places(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise RecipeError for a tokenizer that does not know where in a text its tokens stand."""
+    if not tokenizer.is_fast:
+        raise RecipeError(
+            f"the tokenizer at {tokenizer.name_or_path!r} does not say where in the text a token stands",
+            expected="a fast tokenizer (tokenizer.json)",
+            do="add tokenizer.json to the checkpoint",
+        )
+
+
 def padded(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], fillers: Mapping[str, int] | None = None
 ) -> Batch:

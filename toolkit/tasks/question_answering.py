@@ -15,13 +15,13 @@ from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName
-from toolkit.errors import DataError, RecipeError, plural
+from toolkit.errors import DataError, plural
 from toolkit.models.decoding import Generate
 from toolkit.recipe import QuestionAnswering
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
 from toolkit.tasks.columns import text_of
 from toolkit.tasks.metrics.answers import answer_scores
-from toolkit.tasks.padded import TOKEN_TYPES, EncoderTask, check_padding, has_token_types, padded
+from toolkit.tasks.padded import TOKEN_TYPES, EncoderTask, check_padding, check_places, has_token_types, padded
 from toolkit.tasks.spans import answers_of, as_bytes, as_text, best_spans, texts_as_bytes, texts_of, token_span, windows
 
 PER_TOKEN = ("input_ids", TOKEN_TYPES, "offsets")
@@ -44,12 +44,7 @@ class QuestionAnsweringTask(EncoderTask):
         super().__init__(options, tokenizer)
         self.num_outputs = 2
         check_padding(tokenizer)
-        if not tokenizer.is_fast:
-            raise RecipeError(
-                f"the tokenizer at {tokenizer.name_or_path!r} does not say where in the text a token stands",
-                expected="a fast tokenizer (tokenizer.json)",
-                do="add tokenizer.json to the checkpoint",
-            )
+        check_places(tokenizer)
 
     def fit(
         self,

@@ -16,15 +16,15 @@ from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.class_names import class_names
 from toolkit.data.reading.row_names import RowName
-from toolkit.errors import DataError, RecipeError, did_you_mean, plural
+from toolkit.errors import DataError, plural
 from toolkit.models.config import parsed
 from toolkit.models.decoding import Generate
 from toolkit.recipe import TokenClassification
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
-from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
+from toolkit.tasks.classes import Classes, head_of, in_order, match, numbered
 from toolkit.tasks.metrics.entities import entity_scores
 from toolkit.tasks.metrics.labels import class_scores
-from toolkit.tasks.padded import EncoderTask, check_padding, closing_tokens, padded
+from toolkit.tasks.padded import EncoderTask, check_padding, check_places, closing_tokens, padded
 from toolkit.tasks.sequence_parts import part_of
 from toolkit.tasks.tagged_words import are_entities, begins, between_words, counted, goes_on, tagged, word_numbers
 
@@ -51,12 +51,7 @@ class TokenClassificationTask(EncoderTask):
         self.classes: list[str] = []
         self.majority = 0
         check_padding(tokenizer)
-        if not tokenizer.is_fast:
-            raise RecipeError(
-                f"the tokenizer at {tokenizer.name_or_path!r} does not say where in the text a token stands",
-                expected="a fast tokenizer (tokenizer.json)",
-                do="add tokenizer.json to the checkpoint",
-            )
+        check_places(tokenizer)
 
     # The rows as a whole
 
@@ -95,15 +90,7 @@ class TokenClassificationTask(EncoderTask):
         return asked if asked != "auto" else "entities" if entities else "tags"
 
     def _index(self, label: str) -> int:
-        index = self.mapping.index(label)
-        if index is None:
-            raise DataError(
-                f"{self.options.labels_field} has {label!r}, which does not occur in the training rows"
-                + did_you_mean(label, self.classes),
-                expected=f"one of {', '.join(self.classes[:12])}",
-                do="remove the row, or add the class to the training data",
-            )
-        return index
+        return self.mapping.known(label, f"{self.options.labels_field} has {label!r}, which")
 
     @property
     def new_head(self) -> bool:
@@ -113,24 +100,17 @@ class TokenClassificationTask(EncoderTask):
     def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
         """The classes, what the checkpoint's head becomes, and how the classes are measured."""
         found = [self.mapping.remark or f"classes: {numbered(self.classes)}"]
-        found += [
-            f"note: {' and '.join(map(repr, names))} are classes of their own, apart by white space or case alone"
-            for names in alike(self.classes)
-        ]
+        found += self.mapping.spellings()
         measured = "entities, measured as wholes" if self.options.scheme == "entities" else "tags, one for each word"
         return [*found, f"the classes are {measured}"]
 
     def config_overrides(self) -> dict[str, Any]:
         """The classes, so that the export knows their names."""
-        return {
-            "num_labels": len(self.classes),
-            "id2label": dict(enumerate(self.classes)),
-            "label2id": {name: index for index, name in enumerate(self.classes)},
-        }
+        return self.mapping.config()
 
     def describe(self) -> dict[str, Any]:
         """The columns read and the classes."""
-        return {**super().describe(), "classes": self.classes, "matched_by": self.mapping.matched_by}
+        return {**super().describe(), **self.mapping.describe()}
 
     # One row
 

@@ -15,10 +15,10 @@ from toolkit.data.example import Row
 from toolkit.data.reading.class_names import class_names
 from toolkit.data.reading.described import described_rows
 from toolkit.data.reading.row_names import RowName, named
-from toolkit.errors import DataError, did_you_mean, plural
+from toolkit.errors import DataError, plural
 from toolkit.models.config import parsed
 from toolkit.recipe import SequenceClassification
-from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
+from toolkit.tasks.classes import Classes, head_of, in_order, match, numbered
 from toolkit.tasks.columns import value_of
 from toolkit.tasks.label_kinds.base import LabelKind, Record
 from toolkit.tasks.label_kinds.one_class import MOST_CLASSES
@@ -112,24 +112,15 @@ class ClassSet(LabelKind):
         found = [
             f"{self.mapping.remark or f'classes: {numbered(self.classes)}'}; any number of them per text{self.none}"
         ]
-        for names in alike(self.classes):
-            found.append(
-                f"note: {' and '.join(map(repr, names))} are classes of their own, apart by white space or case alone"
-            )
-        return found
+        return found + self.mapping.spellings()
 
     def config(self) -> dict[str, Any]:
         """The classes, so that the export knows their names, and that each has a probability of its own."""
-        return {
-            "num_labels": len(self.classes),
-            "id2label": dict(enumerate(self.classes)),
-            "label2id": {name: index for index, name in enumerate(self.classes)},
-            "problem_type": self.problem_type,
-        }
+        return {**self.mapping.config(), "problem_type": self.problem_type}
 
     def describe(self) -> dict[str, Any]:
         """The classes."""
-        return {"classes": self.classes, "matched_by": self.mapping.matched_by}
+        return self.mapping.describe()
 
     def columns(self) -> Collection[str]:
         """The list, or a column for each class."""
@@ -139,15 +130,7 @@ class ClassSet(LabelKind):
         """1 for each class that the text has, 0 for the others, [classes]."""
         flags = np.zeros(len(self.classes), np.float32)
         for name in self._names(row):
-            index = self.mapping.index(name)
-            if index is None:
-                raise DataError(
-                    f"{self._where} has {name!r}, which does not occur in the training rows"
-                    + did_you_mean(name, self.classes),
-                    expected=f"classes among {', '.join(self.classes[:12])}",
-                    do="remove the row, or add the class to the training data",
-                )
-            flags[index] = 1.0
+            flags[self.mapping.known(name, f"{self._where} has {name!r}, which", "classes among")] = 1.0
         return flags
 
     def collate(self, labels: Sequence[NDArray[Any]]) -> torch.Tensor:

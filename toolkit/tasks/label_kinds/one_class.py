@@ -13,10 +13,10 @@ from torch import nn
 from toolkit.data.example import IGNORED, Row
 from toolkit.data.reading.class_names import class_names
 from toolkit.data.reading.row_names import RowName
-from toolkit.errors import DataError, did_you_mean
+from toolkit.errors import DataError
 from toolkit.models.config import parsed
 from toolkit.recipe import SequenceClassification
-from toolkit.tasks.classes import Classes, alike, head_of, in_order, match, numbered
+from toolkit.tasks.classes import Classes, head_of, in_order, match, numbered
 from toolkit.tasks.label_kinds.base import LabelKind, Record
 from toolkit.tasks.labels import NO_LABEL, NOT_A_NAME, counted, label_of, labels_of, unlabelled
 from toolkit.tasks.metrics.labels import class_scores
@@ -66,24 +66,14 @@ class OneClass(LabelKind):
             counted(labels_of(rows, column, row_name), column, row_name)
 
     def _index(self, label: str) -> int:
-        index = self.mapping.index(label)
-        if index is None and label == NO_LABEL:
+        if label == NO_LABEL and self.mapping.index(label) is None:
             raise unlabelled(self.options.label_field, "")
-        if index is None:
-            raise DataError(
-                f"{self.options.label_field}={label!r} does not occur in the training rows{did_you_mean(label, self.classes)}",
-                expected=f"one of {', '.join(self.classes[:12])}",
-                do="remove the row, or add the class to the training data",
-            )
-        return index
+        return self.mapping.known(label, f"{self.options.label_field}={label!r}")
 
     def remarks(self) -> list[str]:
         """The classes, what the checkpoint's head becomes, and names that may be meant for one."""
         found = [self.mapping.remark or f"classes: {numbered(self.classes)}"]
-        for names in alike(self.classes):
-            found.append(
-                f"note: {' and '.join(map(repr, names))} are classes of their own, apart by white space or case alone"
-            )
+        found += self.mapping.spellings()
         for name, share in self.doubtful.items():
             found.append(
                 f"note: {name!r} is a class of its own, in {share}; if it stands for 'no label', remove those rows"
@@ -95,16 +85,11 @@ class OneClass(LabelKind):
 
     def config(self) -> dict[str, Any]:
         """The classes, so that the export knows their names."""
-        return {
-            "num_labels": len(self.classes),
-            "id2label": dict(enumerate(self.classes)),
-            "label2id": {name: index for index, name in enumerate(self.classes)},
-            "problem_type": self.problem_type,
-        }
+        return {**self.mapping.config(), "problem_type": self.problem_type}
 
     def describe(self) -> dict[str, Any]:
         """The classes."""
-        return {"classes": self.classes, "matched_by": self.mapping.matched_by}
+        return self.mapping.describe()
 
     def columns(self) -> Collection[str]:
         """The one with the class."""
