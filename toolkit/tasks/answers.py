@@ -12,21 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from toolkit.data import documents
-from toolkit.data.example import Example, Row
+from toolkit.data.example import Example
 from toolkit.models.adapters import adapters_off
 from toolkit.models.attention import tell_documents
-from toolkit.models.decoding import Generate
-from toolkit.models.heads import TARGET_ROWS, token_log_probabilities, use_loss_head
+from toolkit.models.heads import TARGET_ROWS, token_log_probabilities
 from toolkit.models.log_probabilities import segment_sum
-from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
-from toolkit.recipe import Task as Options
-from toolkit.tasks.base import Batch, Task
-from toolkit.tasks.greedy import greedy_answer
+from toolkit.models.router_balance import REAL
+from toolkit.tasks.base import Batch
+from toolkit.tasks.language_model import LanguageModelTask
 from toolkit.tasks.packed_rows import COUNTED, TARGET_DOCUMENTS, model_inputs
-from toolkit.tasks.stop_tokens import trained_ends
 
 ANSWER_TOKENS = "answer_tokens"
 """Name in a batch: the trained tokens of each document, whichever rank has them, int64 [D]."""
@@ -82,41 +78,12 @@ def reference_sums(model: nn.Module, batch: Batch, group: Any) -> Tensor:
         model.train(was_training)
 
 
-class AnswersTask(Task):
+class AnswersTask(LanguageModelTask):
     """What tasks have in common that train a language model by log-probabilities of whole answers."""
-
-    auto_class = AutoModelForCausalLM
-    can_pack = True
-    is_causal = True
-
-    def __init__(self, options: Options, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(options, tokenizer)
-        self.balance: RouterBalance | None = None
-
-    def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...]:
-        """The tokens that carry loss at the ends of answers."""
-        return trained_ends(rows, self.encode, self.tokenizer)
 
     def inputs(self, batch: Batch) -> Batch:
         """Tokens, positions, and where documents end."""
         return model_inputs(batch)
-
-    def real_tokens(self, sequences: list[list[Example]], batch: Batch) -> Batch:
-        """The tokens [B, T] that are no padding, for routers that are balanced over them."""
-        if self.balance is None:
-            return {}
-        lengths = torch.tensor([sum(map(self.size, sequence)) for sequence in sequences])
-        return {REAL: (torch.arange(batch["input_ids"].shape[1]) < lengths.unsqueeze(1)).long()}
-
-    def prepare(self, model: nn.Module) -> None:
-        """Let the output head compute log-probabilities itself, so that the logits never exist in full; balance routers."""
-        use_loss_head(model)
-        self.balance = RouterBalance(model) if is_asked_for(model.config) else None
-
-    @property
-    def adds_loss(self) -> bool:
-        """Whether routers are balanced, as the model's config asks for."""
-        return self.balance is not None
 
     def balancing_loss(self, model: nn.Module, batch: Batch, seen: list[Any]) -> Tensor | float:
         """What is trained besides, of a training batch: the balancing loss of the routers, which `model` returned in `seen`."""
@@ -124,7 +91,3 @@ class AnswersTask(Task):
             return 0.0
         added: Tensor = self.balance.added(model, seen[0].router_logits, batch[REAL], len(batch[COUNTED]))
         return added
-
-    def sample(self, model: nn.Module, generate: Generate) -> str | None:
-        """The greedy answer to task.sample_prompt. Collective."""
-        return greedy_answer(generate, self.tokenizer, self.options.sample_prompt, self.options.sample_tokens)

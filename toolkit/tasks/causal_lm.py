@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from toolkit.data.example import Example, Row
 from toolkit.data.forms.chat import encode_completion, encode_conversation, encode_text
@@ -26,34 +25,24 @@ from toolkit.data.reading.described import leaves_out_nulls
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.models.attention import tell_documents
-from toolkit.models.decoding import Generate
-from toolkit.models.heads import TARGET_ROWS, token_loss, use_loss_head
-from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
-from toolkit.recipe import CausalLM
-from toolkit.tasks.base import TRAINED, Batch, Loss, Sums, Task
-from toolkit.tasks.greedy import greedy_answer
+from toolkit.models.heads import TARGET_ROWS, token_loss
+from toolkit.models.router_balance import REAL
+from toolkit.tasks.base import TRAINED, Batch, Loss, Sums
+from toolkit.tasks.language_model import LanguageModelTask
 from toolkit.tasks.packed_rows import next_tokens, pack_rows
 from toolkit.tasks.sequence_parts import part_of
-from toolkit.tasks.stop_tokens import trained_ends
 
 _NAMES = {"messages": "chat messages", "prompt_completion": "prompt and completion", "text": "plain text"}
 
 
-class CausalLMTask(Task):
+class CausalLMTask(LanguageModelTask):
     """Predict each token from those before it inside the same example.
 
-    Rows hold messages, a prompt with a completion, or text (columns named in the data section), or have a format of the
+    Rows hold messages, a prompt with a completion, or text (columns named by the fields of the task), or have a format of the
     field that is known by its columns (`toolkit.data.forms.formats`).
     """
 
-    auto_class = AutoModelForCausalLM
-    can_pack = True
-    is_causal = True
     answers = frozenset(("targets", TARGET_ROWS, REAL))
-
-    def __init__(self, options: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(options, tokenizer)
-        self.balance: RouterBalance | None = None
 
     def remarks(self, rows: Iterable[Row], row_name: RowName = TRAINED) -> list[str]:
         """How the rows are read where that is not what the recipe says, and what of them reaches no model."""
@@ -70,10 +59,6 @@ class CausalLMTask(Task):
                 "other rows use; to keep one that is meant, write the arguments as JSON text"
             )
         return said
-
-    def stop_tokens(self, rows: Iterable[Row]) -> tuple[int, ...]:
-        """The tokens that carry loss at the ends of answers: of chats, completions or texts."""
-        return trained_ends(rows, self.encode, self.tokenizer)
 
     def encode(self, row: Row) -> list[Example]:
         """One example: tokens, and labels that are -100 where nothing is learned."""
@@ -157,14 +142,7 @@ class CausalLMTask(Task):
             [next_tokens(example["input_ids"], example["labels"]) for example in sequence] for sequence in sequences
         ]
         batch = pack_rows(rows, self.tokenizer.pad_token_id)
-        lengths = [sum(len(example["input_ids"]) for example in sequence) for sequence in sequences]
-        return batch | self._real_tokens(lengths, batch["input_ids"].shape[1])
-
-    def _real_tokens(self, lengths: list[int], longest: int) -> Batch:
-        """Where padding begins in each row, for routers that are balanced over the others."""
-        if self.balance is None:
-            return {}
-        return {REAL: (torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)).long()}
+        return batch | self.real_tokens(sequences, batch)
 
     def split(self, batch: Batch, index: int, count: int) -> Batch:
         """Equal parts, see `toolkit.tasks.sequence_parts`."""
@@ -173,16 +151,6 @@ class CausalLMTask(Task):
     def count(self, batch: Batch) -> int:
         """Tokens that carry loss."""
         return len(batch[TARGET_ROWS])
-
-    def prepare(self, model: nn.Module) -> None:
-        """Let the output head compute the loss itself, so that the logits never exist in full; balance routers."""
-        use_loss_head(model)
-        self.balance = RouterBalance(model) if is_asked_for(model.config) else None
-
-    @property
-    def adds_loss(self) -> bool:
-        """Whether routers are balanced, as the model's config asks for."""
-        return self.balance is not None
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
         """The token losses, and the balancing loss of the routers."""
@@ -219,7 +187,3 @@ class CausalLMTask(Task):
         """loss per token, and its exponential."""
         loss = sums["loss"] / max(1.0, sums["targets"])
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-
-    def sample(self, model: nn.Module, generate: Generate) -> str | None:
-        """The greedy answer to task.sample_prompt (through the chat template where there is one). Collective."""
-        return greedy_answer(generate, self.tokenizer, self.options.sample_prompt, self.options.sample_tokens)
