@@ -4,6 +4,7 @@ A tiny Llama (tied embeddings, fp32) is trained on packed prompts and completion
 weight decay, warm-up, decay and gradient clipping that bites, through the toolkit's own `train`: on one rank; with ZeRO-3;
 with ZeRO-2 and its optimizer states offloaded; as a pipeline, with tensor and with sequence parallelism; and as two
 mixtures on four ranks. Each saves a checkpoint half-way, and each of the pairs continues it with `--resume auto`.
+With --adapters it is LoRA on all linear layers that is trained, with norms trained whole; what is compared is then merged.
 
 Rows wrote the checkpoint, columns continued it. What is compared is always the writer's own run without
 interruption: the diagonal shows a resumed run on the same topology, where 0 means bit for bit.
@@ -38,7 +39,10 @@ def main(arguments: list[str]) -> None:
     """Measure and publish."""
     from tests.parity.topologies import TOPOLOGIES, resumable, train_pairs
 
-    options = parser(__doc__, __file__).parse_args(arguments)
+    made = parser(__doc__, __file__)
+    made.add_argument("--adapters", action="store_true", help="train LoRA adapters instead of all weights")
+    options = made.parse_args(arguments)
+    changes = adapters() if options.adapters else {}
     steps, half = (4, 2) if options.tiny else (20, 10)
     topologies = {name: TOPOLOGIES[name] for name in (TINY if options.tiny else TOPOLOGIES)}
     pairs = list(itertools.product(topologies, topologies))
@@ -47,25 +51,28 @@ def main(arguments: list[str]) -> None:
         os.environ["TOOLKIT_CACHE"] = str(folder / "cache")
         model, data = build_problem(folder)
         recipes = {
-            name: resumable(folder / "model", data, strategy, model=model, steps=steps, half=half)
+            name: resumable(folder / "model", data, strategy, model=model, steps=steps, half=half, **changes)
             for name, strategy in topologies.items()
         }
         train_pairs(topologies, recipes, pairs, half, folder)
-        export_all([*topologies, *(f"{writer}--{reader}" for writer, reader in pairs)], folder)
+        names = [*topologies, *(f"{writer}--{reader}" for writer, reader in pairs)]
+        export_all(names, folder, merge=options.adapters)
         losses = {pair: loss_deviation(folder, *pair, half) for pair in pairs}
         weights = {pair: export_difference(folder, *pair) for pair in pairs}
         scale = describe_scale(folder, next(iter(topologies)))
     ranks = {name: f"{name} ({strategy.world_size})" for name, strategy in topologies.items()}
+    command = "--dtype fp32 --merge" if options.adapters else "--dtype fp32"
     parts = [
         str(__doc__).strip(),
         f"## Losses\n\nLargest relative deviation of the losses of steps {half + 1} to {steps}. In brackets: ranks.",
         _matrix(losses, ranks),
         f"{_summary(losses)} Tolerance: {TOLERANCE:.0e}.",
-        f"## Exported models\n\nLargest absolute difference of any weight in what `toolkit export --dtype fp32` writes of step {steps}.",
+        f"## Exported models\n\nLargest absolute difference of any weight in what `toolkit export {command}` writes of step {steps}.",
         _matrix(weights, ranks),
         f"{_summary(weights)} {scale}",
     ]
-    publish(options, "Any topology continues any other", parts)
+    title = "Any topology continues any other's adapters" if options.adapters else "Any topology continues any other"
+    publish(options, title, parts)
 
 
 def build_problem(folder: Path) -> tuple[Any, Path]:
@@ -91,12 +98,21 @@ def build_problem(folder: Path) -> tuple[Any, Path]:
     return Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")), folder / "rows.jsonl"
 
 
-def export_all(names: Sequence[str], folder: Path) -> None:
+def adapters() -> dict[str, Any]:
+    """The fields of a recipe that trains them, at a rate at which they move."""
+    from tests.parity.strategies import OPTIMIZER
+    from toolkit import LoRA
+
+    tuning = LoRA(rank=4, modules_to_save=("input_layernorm",))
+    return {"tuning": tuning, "optimizer": OPTIMIZER.model_copy(update={"learning_rate": 1e-2})}
+
+
+def export_all(names: Sequence[str], folder: Path, *, merge: bool) -> None:
     """What `toolkit export` makes of the last checkpoint of each run, in folder/NAME/export."""
     from toolkit.checkpoint.export import export
 
     for name in names:
-        export(folder / name, folder / name / "export", "fp32")
+        export(folder / name, folder / name / "export", "fp32", merge=merge)
 
 
 def loss_deviation(folder: Path, writer: str, reader: str, half: int) -> float:

@@ -107,9 +107,12 @@ def test_parity_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
             assert all(float(value) < 1e-5 for value in cells(printed, row))
 
 
-def test_topology_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("options", [(), ("--adapters",)], ids=["all-weights", "adapters"])
+def test_topology_table(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nine pairs: not a bit apart on the same topology, within 1e-5 on another; the exports likewise."""
-    run_tiny("topology_table", monkeypatch, tmp_path)
+    run_tiny("topology_table", monkeypatch, tmp_path, *options)
     losses, weights = capsys.readouterr().out.split("## Exported models")
     names = ("zero0 (1)", "pp2 (2)", "tp2 (2)")
     for printed, limit in ((losses, 1e-5), (weights, 1e-4)):
