@@ -121,6 +121,7 @@ def build_recipe(options: argparse.Namespace, world_size: int, **changes: Any) -
 
 def first_use(options: argparse.Namespace) -> float:
     """Tokens per second of encoding the instruction set into a new store."""
+    from toolkit.data.encoding import Encoder
     from toolkit.data.reading.sources import open_source
     from toolkit.data.sets.catalog import resolve
     from toolkit.data.store import prepare
@@ -134,7 +135,8 @@ def first_use(options: argparse.Namespace) -> float:
         limit = 100 if options.tiny else None
         rows = open_source(resolve("python-docstrings"), split="train", cache_dir=place, max_examples=limit).rows
         began = time.perf_counter()
-        store = prepare(rows, task.encode, capacity=512, overlong="truncate", cache_dir=place, fingerprint="benchmark")
+        encoder = Encoder(task.encode, 512, "truncate")
+        store = prepare(rows, encoder, cache_dir=place, fingerprint="benchmark")
         return store.num_tokens / (time.perf_counter() - began)
 
 

@@ -44,7 +44,7 @@ def collate(sequences):
 def store(tmp_path_factory):
     rows = [{"number": number, "length": length} for number, length in enumerate(LENGTHS)]
     directory = tmp_path_factory.mktemp("store")
-    return prepare(rows, encode, capacity=CAPACITY, overlong="error", cache_dir=directory, fingerprint="f")
+    return prepare(rows, Encoder(encode, CAPACITY, "error"), cache_dir=directory, fingerprint="f")
 
 
 def stored(store, rank=0, world_size=1, micro_size=1):

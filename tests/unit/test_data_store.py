@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from toolkit.data.columns import GrowingArray
+from toolkit.data.encoding import Encoder
 from toolkit.data.store import prepare
 from toolkit.errors import DataError, StorageError
 
@@ -27,12 +28,9 @@ def encode(row):
     return [{"input_ids": ids, "labels": labels}]
 
 
-def make(cache_dir, rows=ROWS, encode=encode, **changes):
-    return prepare(
-        rows,
-        encode,
-        **({"capacity": 6, "overlong": "truncate", "cache_dir": cache_dir, "fingerprint": "abc"} | changes),
-    )
+def make(cache_dir, rows=ROWS, encode=encode, overlong="truncate", name="data.train", fingerprint="abc", progress=None):
+    encoder = Encoder(encode, 6, overlong, name, rows=rows)
+    return prepare(rows, encoder, cache_dir=cache_dir, fingerprint=fingerprint, progress=progress)
 
 
 def test_examples_lengths_and_counts(tmp_path):
@@ -92,6 +90,19 @@ def test_errors_name_the_row(tmp_path):
         make(tmp_path, encode=broken, name="data.evaluation")
     assert fault.value.__notes__ == ["while encoding row 1 of data.evaluation"]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_fault_of_several_rows_is_said_to_be_one(tmp_path):
+    def refusing(row):
+        if row["n"] < 7:
+            raise DataError("no answer", expected="one", do="add it")
+        if row["n"] == 7:
+            raise DataError("no question", expected="one", do="add it")
+        return []
+
+    with pytest.raises(DataError) as caught:
+        make(tmp_path, rows=[{"n": n} for n in (9, 5, 7, 6, 2)], encode=refusing)
+    assert caught.value.what == "row 2 of data.train: no answer (there, and in 3 of 5 rows)"
 
 
 def test_nothing_to_train_on_is_refused(tmp_path):

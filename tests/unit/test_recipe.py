@@ -11,7 +11,10 @@ import pytest
 
 from toolkit.errors import RecipeError
 from toolkit.recipe import (
+    DPO,
+    KTO,
     Batch,
+    CausalLM,
     Checkpoint,
     Data,
     Evaluation,
@@ -21,7 +24,12 @@ from toolkit.recipe import (
     Parallel,
     Precision,
     Recipe,
+    RewardModel,
     Schedule,
+    SentenceEmbedding,
+    Seq2Seq,
+    SequenceClassification,
+    Task,
     Tracking,
 )
 from toolkit.recipe.optimizers import COMMON_FIELDS, DEFAULTS, OptimizerType, optimizer_parameters
@@ -330,3 +338,16 @@ def test_reading_a_recipe_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [SequenceClassification(), Seq2Seq(), SentenceEmbedding(), DPO(), KTO(), RewardModel()],
+    ids=lambda task: task.name,
+)
+def test_only_some_tasks_train_parts_of_an_example(task: Task) -> None:
+    """What is learned of a whole one is refused before any data is read."""
+    with pytest.raises(RecipeError) as caught:
+        recipe(task=task, data=Data(train="rows.jsonl", overlong="split"))
+    assert caught.value.what == f"data.overlong='split' with task.name={task.name!r}"
+    recipe(task=CausalLM(), data=Data(train="rows.jsonl", overlong="split"))

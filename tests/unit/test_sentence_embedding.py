@@ -114,7 +114,7 @@ def test_each_text_is_cut_by_itself() -> None:
     assert ours.fitted(example, 8, "drop", counts) == [] and counts.dropped == 1
     assert ours.fitted(cut, 8, "error", counts) == [cut]
     with pytest.raises(DataError, match=f"a text has {example['lengths'][1]} tokens and batch.sequence_length is 8"):
-        ours.fitted(example, 8, "split", counts)
+        ours.fitted(example, 8, "error", counts)
 
 
 def vectors(count: int, texts: int, seed: int = 0) -> torch.Tensor:

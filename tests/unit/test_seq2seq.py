@@ -149,7 +149,7 @@ def test_both_texts_are_cut_and_keep_their_ends() -> None:
     short = task(PIECES, target_length=500)
     what = wanted_error(DataError, short.fitted, example, 10, "error", counts).what
     assert what == f"a source has {len(example['input_ids'])} tokens and batch.sequence_length is 10"
-    what = wanted_error(DataError, long.fitted, example, 500, "split", counts).what
+    what = wanted_error(DataError, long.fitted, example, 500, "error", counts).what
     assert what == f"a target has {len(example['labels'])} tokens and task.target_length is 6"
 
 

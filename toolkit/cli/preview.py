@@ -10,11 +10,11 @@ from toolkit.data.example import Example, Row
 from toolkit.data.forms.recognised import recognised_lines
 from toolkit.data.packing import best_fit, one_each
 from toolkit.data.preview import preview
-from toolkit.data.reading.described import as_described
 from toolkit.data.reading.row_names import RowName
 from toolkit.data.reading.sources import Source
 from toolkit.recipe import Recipe
 from toolkit.tasks.base import Task
+from toolkit.tasks.encoder import encoder_of
 from toolkit.train.inputs import fit, load_task
 from toolkit.train.progress import Display
 from toolkit.train.rows import open_rows
@@ -41,16 +41,7 @@ def print_preview(recipe: Recipe, count: int) -> int:
 
 def _print_part(recipe: Recipe, task: Task, source: Source, row_name: RowName, count: int, display: Display) -> None:
     capacity, packing = recipe.batch.sequence_length, recipe.data.packing
-    encoder = Encoder(
-        as_described(task.encode, source.rows),
-        capacity,
-        recipe.data.overlong,
-        columns=task.columns,
-        recognised=task.recognised,
-        row_name=row_name,
-        rows=source.rows,
-        kind=task,
-    )
+    encoder = encoder_of(task, source.rows, capacity, recipe.data.overlong, row_name=row_name)
     least_rows, least_tokens = (ROWS_PER_SEQUENCE * count, count * capacity) if packing else (count, 1)
     examples, num_rows = _examples(source.rows, encoder, count, least_rows, least_tokens)
     groups = best_fit([task.size(example) for example in examples], capacity) if packing else one_each(len(examples))

@@ -45,7 +45,7 @@ def is_complete(example: Example) -> bool:
 def fit(example: Example, capacity: int, overlong: str, counts: Counts) -> list[Example]:
     """`example` as `overlong` (data.overlong) makes it fit into `capacity` tokens; counts what it did.
 
-    "truncate" takes tokens from the ends of the longest documents only. Raises DataError for "error" and "split".
+    "truncate" takes tokens from the ends of the longest documents only. Raises DataError for "error".
     """
     length = len(example["input_ids"])
     if length <= capacity:
@@ -58,12 +58,6 @@ def fit(example: Example, capacity: int, overlong: str, counts: Counts) -> list[
     if overlong == "drop":
         counts.dropped += 1
         return []
-    if overlong == "split":
-        raise DataError(
-            f"{what} with {length} tokens would be split, data.overlong='split'",
-            expected="plain text, where every part is trained on its own",
-            do="set data.overlong to 'truncate' or 'drop', or raise batch.sequence_length",
-        )
     raise DataError(
         f"{what} has {length} tokens and batch.sequence_length is {capacity}",
         expected="examples that fit, since data.overlong='error'",

@@ -56,15 +56,13 @@ class Encoder:
         try:
             found = [example for example in self.encode(row) if self.kind.size(example)]
             kept = [piece for example in found for piece in self._fitted(example)]
-        except EmptyAnswer as error:
-            what = error.what + self._share(number, EmptyAnswer)
-            raise named(DataError(what, expected=error.expected, do=error.do), self._called(number)) from None
         except ColumnMissing as error:
             absent = self._absent(row)
-            lacking = missing(absent, row, self._share(number, ColumnMissing)) if absent else error
+            lacking = missing(absent, row, self._share(number, error)) if absent else error
             raise named(lacking, self._called(number)) from None
         except DataError as error:
-            raise named(error, self._called(number)) from None
+            what = error.what + self._share(number, error)
+            raise named(DataError(what, expected=error.expected, do=error.do), self._called(number)) from None
         except Exception as error:
             error.add_note(f"while encoding {self._called(number)}")
             raise
@@ -85,16 +83,16 @@ class Encoder:
                 return [name for name in other if name in read and name not in row]
         return []
 
-    def _share(self, number: int, kind: type[DataError]) -> str:
-        """In how many rows `kind` is wrong, as it is in row `number`; nothing where it is one, or it is not known."""
+    def _share(self, number: int, error: DataError) -> str:
+        """In how many rows the same is wrong as in row `number`; nothing where it is one, or it is not known."""
         if self.rows is None or number > COUNT_IN:
             return ""
         looked, count, rows = 0, 0, iter(self.rows)
         for looked, row in enumerate(itertools.islice(rows, COUNT_IN), start=1):  # noqa: B007
             try:
                 self.encode(row)
-            except kind:
-                count += 1
+            except type(error) as other:
+                count += type(error) is not DataError or other.what == error.what
             except Exception:
                 # Another fault of another row: it is said when it is the first.
                 continue

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,11 +23,9 @@ from numpy.typing import NDArray
 
 from toolkit.data.columns import ColumnReader, ColumnWriter, GrowingArray, update_digest
 from toolkit.data.encoding import Encoder
-from toolkit.data.example import Encode, Example, Kind, Row
+from toolkit.data.example import Example, Row
 from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
-from toolkit.data.reading.row_names import RowName
-from toolkit.data.tokens import TOKENS
 from toolkit.errors import DataError, StorageError
 from toolkit.storage import CLOSED, FULL
 
@@ -92,48 +90,24 @@ class Store(Extensible):
 
 def prepare(
     rows: Iterable[Row],
-    encode: Encode,
+    encoder: Encoder,
     *,
-    capacity: int,
-    overlong: str,
     cache_dir: Path,
     fingerprint: str,
-    columns: Callable[[Row], Collection[str]] | None = None,
-    recognised: Callable[[Row], Recognised | None] | None = None,
     progress: Progress | None = None,
-    name: str = "data.train",
-    row_name: RowName | None = None,
-    kind: Kind = TOKENS,
 ) -> Store:
-    """The store of `rows` at `cache_dir`/`fingerprint`, encoded now unless it is there already.
+    """The store of `rows` at `cache_dir`/`fingerprint`, encoded now, by `encoder`, unless it is there already.
 
-    `kind` says what the examples are, `columns` which columns of a row `encode` reads, `recognised` as which format.
     Several processes may ask at once: one writes, the others wait. A killed writer leaves nothing that counts.
-    Raises DataError for a bad row (as `row_name` calls it), for a data set without a token to train on and for a cache
-    directory that cannot be written; StorageError when the disk is full.
+    Raises DataError for a bad row, for a data set without a token to train on and for a cache directory that cannot be
+    written; StorageError when the disk is full.
     """
     final = cache_dir / fingerprint
     if not final.exists():
-        encoder = Encoder(
-            encode,
-            capacity,
-            overlong,
-            name,
-            columns,
-            recognised=recognised,
-            row_name=row_name,
-            rows=_again(rows),
-            kind=kind,
-        )
         with _storage_errors(cache_dir), _lock(cache_dir, fingerprint):
             if not final.exists():
                 _write(rows, encoder, final, progress)
     return Store(final)
-
-
-def _again(rows: Iterable[Row]) -> Iterable[Row] | None:
-    """`rows`, or None where they can be read only once."""
-    return None if isinstance(rows, Iterator) else rows
 
 
 def fingerprint(content: Any, tokenizer: Any, **options: Any) -> str:

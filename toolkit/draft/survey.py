@@ -20,7 +20,6 @@ from toolkit.cache import cache_dir
 from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
 from toolkit.data.reading.column_names import used_columns
-from toolkit.data.reading.described import as_described
 from toolkit.data.reading.file_names import kind_of, plain_name
 from toolkit.data.reading.find_files import looks_local
 from toolkit.data.reading.mixture import Mixture, Part
@@ -40,6 +39,7 @@ from toolkit.models.positions import usable_positions
 from toolkit.models.weight_files import chosen
 from toolkit.recipe import Data, Model, Recipe
 from toolkit.tasks.base import Task
+from toolkit.tasks.encoder import encoder_of
 from toolkit.train.inputs import check_vocabulary, fit
 
 MOST_ROWS = 1000
@@ -159,17 +159,7 @@ def fit_task(look: Look, task: Task, recipe: Recipe, tokenizer: PreTrainedTokeni
 
 def measure(look: Look, task: Task, progress: Progress) -> Measured:
     """Encode the rows of `look` as training does. Raises DataError with the number of a row that cannot be used."""
-    encode = as_described(task.encode, look.source.rows)
-    name = row_names(look.source, "data.train")
-    encoder = Encoder(
-        encode,
-        capacity=2**31,
-        overlong="truncate",
-        columns=task.columns,
-        row_name=name,
-        rows=look.source.rows,
-        kind=task,
-    )
+    encoder = _encoder(task, look.source, "data.train")
     examples: list[Example] = []
     used: dict[str, None] = {}
     count, tokens = 0, 0
@@ -184,6 +174,11 @@ def measure(look: Look, task: Task, progress: Progress) -> Measured:
             break
     encoder.check(count)
     return Measured(count, examples, encoder.counts.empty + encoder.counts.masked, [*encoder.unused], [*used], task)
+
+
+def _encoder(task: Task, source: Source, field: str) -> Encoder:
+    """What encodes the rows of `field`, whatever their length."""
+    return encoder_of(task, source.rows, 2**31, "truncate", name=field, row_name=row_names(source, field))
 
 
 def held_out_split(data: Data, look: Look) -> str | None:
@@ -220,10 +215,7 @@ def check_held_out(data: Data, task: Task) -> None:
         field="data.evaluation",
         whole=False,
     )
-    encode, name = as_described(task.encode, source.rows), row_names(source, "data.evaluation")
-    encoder = Encoder(
-        encode, 2**31, "truncate", "data.evaluation", columns=task.columns, row_name=name, rows=source.rows, kind=task
-    )
+    encoder = _encoder(task, source, "data.evaluation")
     count = 0
     for count, row in enumerate(islice(source.rows, HELD_OUT_ROWS), start=1):
         encoder.examples(row, count)

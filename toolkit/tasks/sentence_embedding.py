@@ -139,10 +139,9 @@ class SentenceEmbeddingTask(Task):
         if overlong == "drop":
             counts.dropped += 1
             return []
-        why = "a part of one is no text of its own" if overlong == "split" else "data.overlong='error'"
         raise DataError(
             f"a text has {longest} tokens and batch.sequence_length is {capacity}",
-            expected=f"texts that fit, since {why}",
+            expected="texts that fit, since data.overlong='error'",
             do="raise batch.sequence_length, or set data.overlong to 'truncate' or 'drop'",
         )
 

@@ -202,10 +202,9 @@ class Seq2SeqTask(Task):
             return []
         name = over[0]
         text, field = ("source", "batch.sequence_length") if name == "input_ids" else ("target", "task.target_length")
-        why = "a part of it has no target of its own" if overlong == "split" else "data.overlong='error'"
         raise DataError(
             f"a {text} has {lengths[name]} tokens and {field} is {limits[name]}",
-            expected=f"texts that fit, since {why}",
+            expected="texts that fit, since data.overlong='error'",
             do=f"raise {field}, or set data.overlong to 'truncate' or 'drop'",
         )
 

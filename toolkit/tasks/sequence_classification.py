@@ -149,12 +149,6 @@ class SequenceClassificationTask(EncoderTask):
         """As for any text; of a pair of texts the longer one is cut first."""
         if tokens.size(example) <= capacity or overlong in ("drop", "error"):
             return tokens.fit(example, capacity, overlong, counts)
-        if overlong == "split":
-            raise DataError(
-                f"a text of {tokens.size(example)} tokens would be split, data.overlong='split'",
-                expected="plain text, where every part is trained on its own: a label is one of the whole text",
-                do="set data.overlong to 'truncate' or 'drop', or raise batch.sequence_length",
-            )
         counts.truncated += 1
         kept = _pair_kept(example[TEXTS], capacity) if TEXTS in example else _kept(example, capacity)
         return [{name: column[kept] if name in PER_TOKEN else column for name, column in example.items()}]

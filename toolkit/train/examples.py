@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
-from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
 from toolkit.data.forms.recognised import recognised_lines
 from toolkit.data.joined_store import AnyStore, JoinedStore
 from toolkit.data.order import Order, num_passed
 from toolkit.data.packing import best_fit, efficiency, one_each
 from toolkit.data.reading.class_names import class_names
-from toolkit.data.reading.described import as_described
 from toolkit.data.reading.mixture import Mixture, Part
 from toolkit.data.store import Store, fingerprint, prepare
 from toolkit.errors import DataError, plural
 from toolkit.recipe import Recipe
 from toolkit.tasks.base import Task
+from toolkit.tasks.encoder import encoder_of
 from toolkit.train.progress import Display
 
 
@@ -51,6 +50,19 @@ class Preparing:
     tokenizer: PreTrainedTokenizerBase
     display: Display
 
+    def try_first_rows(self, mixture: Mixture, name: str) -> None:
+        """Encode the first row of each source. Raises DataError where a fault is likely to be that of all rows."""
+        for part in mixture.parts:
+            rows = part.source.rows
+            encoder = encoder_of(self.task, rows, *self._limits, row_name=mixture.part_row_name(part, name))
+            for row in islice(rows, 1):
+                encoder.examples(row, 1)
+
+    @property
+    def _limits(self) -> tuple[int, str]:
+        """What an example may have, and what becomes of a larger one."""
+        return self.recipe.batch.sequence_length, self.recipe.data.overlong
+
     def examples(self, mixture: Mixture, name: str, read_from: str | None = None) -> Prepared:
         """The examples of `name`, whose rows come from the field `read_from` where that is another one."""
         stores: list[Store] = []
@@ -66,23 +78,17 @@ class Preparing:
 
     def _store(self, mixture: Mixture, part: Part, name: str, read_from: str) -> Store:
         """The examples of one source."""
-        recipe, task, rows = self.recipe, self.task, part.source.rows
+        task, rows = self.task, part.source.rows
         name = name if len(mixture.parts) == 1 else f"{name}, {part.location}"
-        limits: dict[str, Any] = {"capacity": recipe.batch.sequence_length, "overlong": recipe.data.overlong}
-        described = {**task.describe(), "class_names": class_names(rows)}
+        capacity, overlong = self._limits
+        described = {**task.describe(), "class_names": class_names(rows), "capacity": capacity, "overlong": overlong}
         table: Any = rows
         self.display.say(f"preparing {name}: {len(table):,} rows")
         store = prepare(
             rows,
-            as_described(task.encode, rows),
-            **limits,
+            encoder_of(task, rows, capacity, overlong, name=name, row_name=mixture.part_row_name(part, read_from)),
             cache_dir=cache_dir() / "tokens",
-            fingerprint=fingerprint(part.source.content, self.tokenizer, **limits, **described),
-            columns=task.columns,
-            recognised=task.recognised,
-            name=name,
-            row_name=mixture.part_row_name(part, read_from),
-            kind=task,
+            fingerprint=fingerprint(part.source.content, self.tokenizer, **described),
         )
         counts = store.counts.describe()
         self.display.say(
@@ -128,15 +134,7 @@ class Preparing:
         rows: Any = part.source.rows
         return StreamedBatches(
             rows=rows,
-            encoder=Encoder(
-                as_described(task.encode, rows),
-                recipe.batch.sequence_length,
-                recipe.data.overlong,
-                columns=task.columns,
-                row_name=mixture.row_name("data.train"),
-                rows=rows,
-                kind=task,
-            ),
+            encoder=encoder_of(task, rows, *self._limits, row_name=mixture.row_name("data.train"), tells_forms=False),
             packing=recipe.data.packing,
             shuffle=recipe.data.shuffle,
             seed=recipe.seed,

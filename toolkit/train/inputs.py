@@ -94,6 +94,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     preparing = Preparing(recipe, task, tokenizer, display)
     held_out = None
     if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
+        preparing.try_first_rows(source, "data.train")
         held_out = preparing.examples(held_out_source, "data.evaluation", held_out_name)
         _say_lost(held_out.store, display)
     batches: StoredBatches | StreamedBatches

@@ -29,11 +29,19 @@ class Task(Choice):
 
     cuts: ClassVar[frozenset[str]] = frozenset()
     """The degrees of the parallel section above 1 that the task takes: "tensor", "pipeline", "sequence"."""
+    splits: ClassVar[bool] = False
+    """Whether an example that is too long may be trained in parts, as data.overlong="split" asks."""
     reads_reference: ClassVar[bool] = False
     """Whether the loss compares with the model that training begins with."""
 
     def check_with(self, recipe: Recipe) -> None:
         """Raise RecipeError where the other sections of `recipe` do not fit this task."""
+        if recipe.data.overlong == "split" and not self.splits:
+            raise RecipeError(
+                f"data.overlong='split' with task.name={self.name!r}",
+                expected="'truncate', 'drop' or 'error': what this task learns is of a whole example, not of a part",
+                do="set data.overlong='truncate', or raise batch.sequence_length",
+            )
         if self.reads_reference and recipe.data.streaming and not recipe.tuning.keeps_base:
             raise RecipeError(
                 f"data.streaming=True with task.name={self.name!r} and tuning.name={recipe.tuning.name!r}",

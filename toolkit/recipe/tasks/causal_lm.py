@@ -16,6 +16,7 @@ class CausalLM(Task):
 
     implementation: ClassVar[str] = "toolkit.tasks.causal_lm:CausalLMTask"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline", "sequence"})
+    splits: ClassVar[bool] = True
 
     name: Literal["causal_lm"] = "causal_lm"
     """Causal language modelling."""

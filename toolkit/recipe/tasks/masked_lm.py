@@ -17,6 +17,7 @@ class MaskedLM(Task):
 
     implementation: ClassVar[str] = "toolkit.tasks.masked_lm:MaskedLMTask"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline", "sequence"})
+    splits: ClassVar[bool] = True
 
     identity: ClassVar[frozenset[str]] = frozenset({"mask_probability", "mask_share", "random_share"})
 

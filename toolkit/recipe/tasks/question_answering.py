@@ -14,6 +14,7 @@ class QuestionAnswering(Task):
 
     implementation: ClassVar[str] = "toolkit.tasks.question_answering:QuestionAnsweringTask"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline"})
+    splits: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"max_answer_tokens", "null_threshold"})
     needs: ClassVar[Mapping[str, str]] = {"null_threshold": "unanswerable"}
 

@@ -18,6 +18,7 @@ class TokenClassification(Task):
 
     implementation: ClassVar[str] = "toolkit.tasks.token_classification:TokenClassificationTask"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline", "sequence"})
+    splits: ClassVar[bool] = True
 
     name: Literal["token_classification"] = "token_classification"
     """Token classification."""
