@@ -5,11 +5,12 @@ Below ERROR it concerns their own interfaces, or what is checked and said once b
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 MOST_HELD = 200
 """Different messages kept; of more, the newest."""
@@ -38,11 +39,29 @@ def passes(record: logging.LogRecord) -> bool:
         text = record.getMessage()
     except (TypeError, ValueError):  # arguments that do not fit the text
         text = str(record.msg)
-    line = f"{record.levelname} {record.name}: {text.rstrip()}".replace("\n", "\n  ")
+    _hold(f"{record.levelname} {record.name}: {text.rstrip()}".replace("\n", "\n  "))
+    return False
+
+
+def _hold(line: str) -> None:
     _held[line] = _held.pop(line, 0) + 1
     if len(_held) > MOST_HELD:
         _held.popitem(last=False)
-    return False
+
+
+@contextmanager
+def prints_held(library: str) -> Iterator[None]:
+    """Hold back what `library` prints on standard output within, as what it logs. Nothing of ours may be printed meanwhile."""
+    if _shown:
+        yield
+        return
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            _hold(f"printed by {library}: {line}")
 
 
 def _filter(record: logging.LogRecord) -> bool:

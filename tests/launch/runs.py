@@ -31,7 +31,8 @@ OUR_ERROR = re.compile(r"^(?:[\d.]+: )?(error(?: \[rank \d+\])?: .+)$", re.MULTI
 
 
 FOREIGN = re.compile(
-    r"^\[.*|.*(?:warning|\berror\b|ninja|extension module|time to load|it/s).*", re.IGNORECASE | re.MULTILINE
+    r"^\[.*|^(?:SEED_LAYERS|Using topology|stage=).*|.*(?:warning|\berror\b|ninja|extension module|time to load|it/s).*",
+    re.IGNORECASE | re.MULTILINE,
 )
 """Lines that loggers, compilers and progress bars of other programs write, and a run of ours that succeeds does not."""
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.async_io import require_async_io
 from tests.distributed import run_distributed
 from tests.launch.runs import FOREIGN, records, train
 from tests.launch.shrink import RECIPES, ROOT, STEPS, Inputs, shrink
@@ -24,9 +25,7 @@ from tests.parity import text_tasks
 from tests.processor import require_number_format
 from tests.tiny import byte_tokenizer, encoder_decoder, openings, save, summaries, text_pairs, write_lines
 from toolkit.cli.run import main
-from toolkit.doctor import check_builds
 from toolkit.ds_config.golden import verify, write
-from toolkit.engine.kernels import extensions_root
 from toolkit.errors import ConfigError
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import load_recipe
@@ -176,7 +175,7 @@ def curve(shown: str) -> list[str]:
 def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> None:
     original, scratch = load_recipe(path), tmp_path / "not" / "there" / "yet"
     if "nvme" in (original.parallel.offload_optimizer, original.parallel.offload_param):
-        _skip_without_async_io()
+        require_async_io()
     require_number_format(original.precision.dtype)
     recipe = shrink(path, inputs, scratch)
     folder = tmp_path / "run"
@@ -195,16 +194,6 @@ def test_trains_tiny(path: Path, inputs: Inputs, cache: str, tmp_path: Path) -> 
     is_adapter = original.tuning.name == "lora" and not original.checkpoint.merge
     assert (folder / "export" / f"{'adapter_' if is_adapter else ''}model.safetensors").is_file()
     assert not list(scratch.rglob("*.swp")), "what was swapped to disk is of no use after the run"
-
-
-def _skip_without_async_io() -> None:
-    libaio = check_builds.check_libaio()
-    if libaio.status != "ok":
-        pytest.skip(f"{libaio.found}; to run it: apt-get install libaio-dev")
-    # Compiled by another environment it would be compiled again: its sources lie in another folder.
-    builds = [path for path in extensions_root().glob("*/async_io/build.ninja") if any(path.parent.glob("*.so"))]
-    if not any(sys.prefix in build.read_text(encoding="utf-8") for build in builds):
-        pytest.skip("DeepSpeed's async_io is not compiled here yet; to run it: toolkit doctor --build (minutes)")
 
 
 def _keeps_its_strategy(original: Recipe, config: dict[str, Any], found: list[dict[str, Any]]) -> None:

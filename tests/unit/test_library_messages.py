@@ -12,7 +12,7 @@ import pytest
 
 from toolkit.cli.output import exit_code_of
 from toolkit.errors import RecipeError, tell_launcher
-from toolkit.library_messages import MOST_HELD, show_all
+from toolkit.library_messages import MOST_HELD, prints_held, show_all
 
 
 class Ear(logging.Handler):
@@ -125,3 +125,28 @@ def test_the_report_of_torchrun_gets_the_message(tmp_path: Path, monkeypatch: py
     assert failure.message["message"] == "steps=0\n  expected: more"  # type: ignore[index]
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "")
     tell_launcher("nowhere to go")
+
+
+def test_prints_are_held_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of a library between two lines of ours: held until a fault, or shown at once with --verbose."""
+
+    def action() -> int:
+        print("ours")
+        with prints_held("library"):
+            print("stage=0\nstage=1")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        exit_code_of(action)
+    out, err = capsys.readouterr()
+    assert out == "ours\n"
+    assert "  printed by library: stage=0\n  printed by library: stage=1\n" in err
+
+    def verbose() -> int:
+        show_all()
+        with prints_held("library"):
+            print("stage=0")
+        return 0
+
+    assert exit_code_of(verbose) == 0
+    assert capsys.readouterr().out == "stage=0\n"

@@ -28,6 +28,7 @@ from toolkit.engine.relay import relayed
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.staged_model import StagedModel
 from toolkit.errors import ModelError
+from toolkit.library_messages import prints_held
 from toolkit.models.attention import tell_documents
 from toolkit.models.decoding import GenerationSettings, generate
 from toolkit.models.stages import base_states, tied_parameters
@@ -116,7 +117,8 @@ class PipelineEngine(DeepSpeedRun):
         is_last = self.index == self.mesh.pipeline - 1
         self.stage = Stage(model, self.index == 0, is_last, training.inputs)
         self.copies = set(tied_parameters(model)) if is_last else set()
-        pipeline = _Pipeline(self.stage, self._topology(), self._tied(model))
+        with prints_held("deepspeed"):
+            pipeline = _Pipeline(self.stage, self._topology(), self._tied(model))
         for name, parameter in model.named_parameters():
             # Counted once in the gradient norm: DeepSpeed passes over those it takes for copies.
             parameter.ds_pipe_replicated = name in self.copies  # type: ignore[attr-defined]
