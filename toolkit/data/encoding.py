@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from toolkit.data.example import Encode, Example, Kind, Row
-from toolkit.data.forms.messages import EmptyAnswer
 from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.data.reading.column_names import ColumnMissing, missing, unused_columns
