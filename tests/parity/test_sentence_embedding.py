@@ -189,13 +189,17 @@ def one_pass(rank: int, world_size: int, run: Recipe) -> list[tuple[float, float
     optimizer, found = torch.optim.AdamW(groups, lr=1.0), []
     for step, (batch,) in enumerate(steps):
         torch.manual_seed(part_seed(mix(run.seed, step, 0), mesh_of(run.parallel, 1), 0))
-        hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1)
-        vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).view(GLOBAL_SIZE, 3, -1)
-        candidates = torch.cat([vectors[:, 1], vectors[:, 2]])
-        loss = torch.nn.functional.cross_entropy(
-            vectors[:, 0] @ candidates.T / run.task.temperature, torch.arange(GLOBAL_SIZE)
-        )
+        vectors = []  # dropout is drawn for anchors, positives, negatives, each as wide as its longest
+        for text in range(3):
+            mask = batch["attention_mask"][text::3]
+            mask = mask[:, : int(mask.sum(1).max())]
+            hidden = model(
+                input_ids=batch["input_ids"][text::3, : mask.shape[1]], attention_mask=mask
+            ).last_hidden_state
+            pooled = (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+            vectors.append(torch.nn.functional.normalize(pooled, dim=-1))
+        similarities = vectors[0] @ torch.cat(vectors[1:]).T / run.task.temperature
+        loss = torch.nn.functional.cross_entropy(similarities, torch.arange(GLOBAL_SIZE))
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, run.optimizer.max_grad_norm)

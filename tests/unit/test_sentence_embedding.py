@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, T5Config
+from transformers import AutoModel, BertConfig, T5Config
 
 from tests import tiny
 from toolkit.data.packing import Counts
@@ -137,6 +137,24 @@ def test_losses_are_those_of_the_formulas() -> None:
     ]
     assert float(cosent_loss(cosines, scores, 0.2)) == pytest.approx(math.log(1 + sum(wrong)), rel=1e-12)
     assert float(cosent_loss(cosines, torch.ones(4), 0.2)) == 0.0
+
+
+def test_short_texts_are_not_filled_up_to_long_ones() -> None:
+    """The model sees anchors and positives by themselves, and the vectors are those of each text alone."""
+    ours = task(pooling="mean")
+    rows = [{"anchor": "a file", "positive": "the class of a file and its name " * n} for n in (1, 4)]
+    batch = ours.collate([ours.encode(row) for row in rows])
+    model = AutoModel.from_config(tiny.bert(PIECES).config).eval()
+    shapes = []
+    model.register_forward_pre_hook(lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True)
+    with torch.no_grad():
+        found = ours.embeddings(model, batch)
+        assert found.shape[:2] == (2, 2) and shapes[0][1] < shapes[1][1] == batch["input_ids"].shape[1]
+        for vectors, row in zip(found, rows, strict=True):
+            for vector, text in zip(vectors, row.values(), strict=True):
+                hidden = model(**PIECES(text, return_tensors="pt")).last_hidden_state
+                wanted = torch.nn.functional.normalize(hidden.mean(1)[0], dim=-1)
+                torch.testing.assert_close(vector, wanted, rtol=0, atol=1e-6)
 
 
 def test_ranks_count_what_is_nearer() -> None:

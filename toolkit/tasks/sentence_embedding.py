@@ -177,20 +177,29 @@ class SentenceEmbeddingTask(Task):
         freeze_pooler(model)
 
     def embeddings(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """The vectors of the texts of each example, [B, K, D] fp32."""
-        texts = {name: batch[name] for name in ("input_ids", "attention_mask", DOCUMENT_LENGTHS)}
-        hidden: torch.Tensor = model(**tell_documents(model, texts)).last_hidden_state.float()
-        mask = batch["attention_mask"].unsqueeze(-1).float()
+        """The vectors of the texts of each example, [B, K, D] fp32.
+
+        Anchors by themselves, positives by themselves: a title is not filled up to the length of a page.
+        """
+        number = len(batch["input_ids"]) // len(batch["labels"])
+        return torch.stack([self._vectors(model, batch, slice(text, None, number)) for text in range(number)], dim=1)
+
+    def _vectors(self, model: nn.Module, batch: Batch, rows: slice) -> torch.Tensor:
+        """The vectors of those texts of a batch, [B, D] fp32."""
+        lengths = batch[DOCUMENT_LENGTHS][rows, 0]
+        longest = int(lengths.max())
+        texts = {name: batch[name][rows, :longest] for name in ("input_ids", "attention_mask")}
+        told = tell_documents(model, {**texts, DOCUMENT_LENGTHS: torch.stack((lengths, longest - lengths), dim=1)})
+        hidden: torch.Tensor = model(**told).last_hidden_state.float()
+        mask = texts["attention_mask"].unsqueeze(-1).float()
         if self.options.pooling == "mean":
             vectors = (hidden * mask).sum(1) / mask.sum(1)
         elif self.options.pooling == "cls":
             vectors = hidden[:, 0]
         else:
-            last = batch["attention_mask"].sum(1) - 1
+            last = texts["attention_mask"].sum(1) - 1
             vectors = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        if self.options.normalize:
-            vectors = nn.functional.normalize(vectors, dim=-1)
-        return vectors.view(len(batch["labels"]), -1, vectors.shape[-1])
+        return nn.functional.normalize(vectors, dim=-1) if self.options.normalize else vectors
 
     @property
     def compares(self) -> bool:
