@@ -126,7 +126,7 @@ def first_use(options: argparse.Namespace) -> float:
     from toolkit.data.sets.catalog import resolve
     from toolkit.data.store import prepare
     from toolkit.models.loading import load_tokenizer
-    from toolkit.tasks.causal_lm import CausalLMTask
+    from toolkit.tasks.language.causal_lm import CausalLMTask
 
     recipe = build_recipe(options, 1)
     task = CausalLMTask(recipe.task, load_tokenizer(recipe.model))

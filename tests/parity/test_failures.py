@@ -27,7 +27,7 @@ from toolkit.recipe import (
     Schedule,
 )
 from toolkit.recipe.schedules import factor
-from toolkit.tasks.causal_lm import CausalLMTask
+from toolkit.tasks.language.causal_lm import CausalLMTask
 
 
 def outcome(rank: int, world_size: int, run: Recipe, output_dir: str) -> tuple[int, str]:

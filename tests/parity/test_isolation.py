@@ -18,7 +18,7 @@ from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, Documents
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.parity.reference import token_losses
 from toolkit.recipe import CausalLM
-from toolkit.tasks.causal_lm import CausalLMTask
+from toolkit.tasks.language.causal_lm import CausalLMTask
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 LLAMA_LIKE = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}

@@ -20,7 +20,7 @@ from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
 from toolkit.models.decoding import GenerationSettings, left_padded
 from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch, Checkpoint, Data, Evaluation, Parallel, Recipe
-from toolkit.tasks.causal_lm import CausalLMTask
+from toolkit.tasks.language.causal_lm import CausalLMTask
 
 TOPOLOGIES = {
     "one rank": Strategy(1, {"zero_stage": 0}),

@@ -25,8 +25,8 @@ STEPS = 4
 def attentions(rank: int, world_size: int, runs: list[tuple[Recipe, str]]) -> list[tuple[str | None, str]]:
     """Of each run: the implementation that its model has in training, and what was printed or refused."""
 
-    from toolkit.tasks.causal_lm import CausalLMTask
-    from toolkit.tasks.sequence_classification import SequenceClassificationTask
+    from toolkit.tasks.labels.sequence_classification import SequenceClassificationTask
+    from toolkit.tasks.language.causal_lm import CausalLMTask
 
     found, seen = [], []
     patch = pytest.MonkeyPatch()

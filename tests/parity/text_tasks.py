@@ -116,7 +116,7 @@ def _fill(model: Any, export: Path, tokenizer: Any) -> None:
     """A sample is what transformers' pipeline puts in the place of the mask."""
     from transformers import pipeline
 
-    from toolkit.tasks.masked_lm import MaskedLMTask
+    from toolkit.tasks.language.masked_lm import MaskedLMTask
 
     prompt = "the [MASK] of the list"
     (best,) = pipeline("fill-mask", model=str(export), top_k=1)(prompt)

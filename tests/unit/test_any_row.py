@@ -12,7 +12,7 @@ from tests.unit.test_tools import DEEPSEEK, HERMES, LLAMA, MISTRAL, PARTS, QWEN
 from toolkit.data.example import IGNORED
 from toolkit.errors import DataError
 from toolkit.recipe import CausalLM
-from toolkit.tasks.causal_lm import CausalLMTask
+from toolkit.tasks.language.causal_lm import CausalLMTask
 
 NO_VALUE = [
     None,

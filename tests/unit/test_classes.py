@@ -16,8 +16,8 @@ from toolkit.data.reading.row_names import plain_names
 from toolkit.errors import DataError, RecipeError
 from toolkit.models.config import load_config
 from toolkit.recipe import Model, SequenceClassification
-from toolkit.tasks.classes import Head, alike, head_of, in_order, match, number
-from toolkit.tasks.sequence_classification import SequenceClassificationTask
+from toolkit.tasks.labels.classes import Head, alike, head_of, in_order, match, number
+from toolkit.tasks.labels.sequence_classification import SequenceClassificationTask
 
 SENTIMENT = Head(3, ("negative", "neutral", "positive"))
 NAMELESS = Head(3, None)

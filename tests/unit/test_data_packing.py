@@ -19,7 +19,7 @@ from toolkit.data.tokens import fit, num_targets
 from toolkit.errors import DataError
 from toolkit.models.loading import load_tokenizer
 from toolkit.recipe import Model, SequenceClassification
-from toolkit.tasks.sequence_classification import SequenceClassificationTask
+from toolkit.tasks.labels.sequence_classification import SequenceClassificationTask
 
 
 def example(length: int, trained_from: int = 1):

@@ -16,8 +16,8 @@ from toolkit.data.preview import preview
 from toolkit.data.store import fingerprint, tokenizer_hash
 from toolkit.errors import DataError
 from toolkit.recipe import CausalLM, SequenceClassification
-from toolkit.tasks.causal_lm import CausalLMTask
-from toolkit.tasks.sequence_classification import SequenceClassificationTask
+from toolkit.tasks.labels.sequence_classification import SequenceClassificationTask
+from toolkit.tasks.language.causal_lm import CausalLMTask
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

@@ -16,7 +16,7 @@ from toolkit.data.forms.preferences import preference_of, unpaired_of
 from toolkit.errors import DataError
 from toolkit.models.loading import load_tokenizer
 from toolkit.recipe import CausalLM, Model
-from toolkit.tasks.causal_lm import CausalLMTask
+from toolkit.tasks.language.causal_lm import CausalLMTask
 
 # After Qwen 3: tools in the system message, calls and results in tags, reasoning before the last answer alone.
 QWEN = """

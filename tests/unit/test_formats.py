@@ -16,7 +16,7 @@ from tests.unit.test_rows import Said, alone, cache, prepared, previewed, recipe
 from toolkit.data.forms.formats import FORMATS, find
 from toolkit.errors import DataError
 from toolkit.recipe import CausalLM
-from toolkit.tasks.causal_lm import CausalLMTask
+from toolkit.tasks.language.causal_lm import CausalLMTask
 from toolkit.train.inputs import prepare_inputs
 
 TOKENIZER = make_tokenizer()

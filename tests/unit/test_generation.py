@@ -24,7 +24,7 @@ from toolkit.models.generation import (
     use_special_ids,
 )
 from toolkit.recipe import CausalLM, Model
-from toolkit.tasks.causal_lm import CausalLMTask
+from toolkit.tasks.language.causal_lm import CausalLMTask
 
 CHAT = [{"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes,\nit is."}]}] * 3
 

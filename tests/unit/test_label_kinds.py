@@ -15,7 +15,7 @@ from toolkit.data.packing import Counts
 from toolkit.data.reading.described import as_described
 from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import SequenceClassification
-from toolkit.tasks.sequence_classification import SequenceClassificationTask
+from toolkit.tasks.labels.sequence_classification import SequenceClassificationTask
 
 TOKENIZER = wordpiece_tokenizer()
 

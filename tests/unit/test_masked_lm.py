@@ -21,8 +21,8 @@ from toolkit.models.document_choice import use_packed_attention
 from toolkit.models.isolation import check_isolation, leak
 from toolkit.models.selected_rows import SelectedRows
 from toolkit.recipe import MaskedLM
-from toolkit.tasks.masked_lm import MaskedLMTask
-from toolkit.tasks.masking import choose, hide, num_chosen
+from toolkit.tasks.language.masked_lm import MaskedLMTask
+from toolkit.tasks.language.masking import choose, hide, num_chosen
 
 TOKENIZER = wordpiece_tokenizer()
 TEXT = "Return a dictionary of the configuration, deserialised from the environment."

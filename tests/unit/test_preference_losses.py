@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toolkit.tasks import preference_losses as losses
+from toolkit.tasks.preferences import losses
 
 BETA = 0.3
 

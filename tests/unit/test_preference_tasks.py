@@ -17,11 +17,11 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.models.attention import DOCUMENT_LENGTHS
 from toolkit.models.heads import TARGET_ROWS
 from toolkit.recipe import DPO, KTO, ORPO, Batch, Data, LoRA, Model, Recipe, RewardModel, SimPO
-from toolkit.tasks.answers import ANSWER_TOKENS, REFERENCE
-from toolkit.tasks.kto import OTHERS, KTOTask
 from toolkit.tasks.packed_rows import COUNTED, TARGET_DOCUMENTS
-from toolkit.tasks.preference import DPOTask, ORPOTask, SimPOTask
-from toolkit.tasks.reward_model import RewardModelTask
+from toolkit.tasks.preferences.answers import ANSWER_TOKENS, REFERENCE
+from toolkit.tasks.preferences.dpo import DPOTask, ORPOTask, SimPOTask
+from toolkit.tasks.preferences.kto import OTHERS, KTOTask
+from toolkit.tasks.preferences.reward_model import RewardModelTask
 
 ROW = {"prompt": "What is it?", "chosen": "A list.", "rejected": "A string of text."}
 EXAMPLE = {

@@ -13,8 +13,8 @@ from tests.tiny import documented, wordpiece_tokenizer
 from toolkit.data.packing import Counts
 from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import QuestionAnswering
-from toolkit.tasks.question_answering import QuestionAnsweringTask
-from toolkit.tasks.spans import as_text, best_spans, texts_of, windows
+from toolkit.tasks.questions.question_answering import QuestionAnsweringTask
+from toolkit.tasks.questions.spans import as_text, best_spans, texts_of, windows
 
 TOKENIZER = wordpiece_tokenizer()
 CONTEXT = " ".join(" ".join(text.split()) for _, _, text in documented()[:4])[:900]

@@ -15,8 +15,8 @@ from toolkit.data.packing import Counts
 from toolkit.engine.comparison import Comparison
 from toolkit.errors import DataError, ModelError, RecipeError
 from toolkit.recipe import Batch, SentenceEmbedding
-from toolkit.tasks.contrast import contrastive_losses, cosent_loss, ranks
-from toolkit.tasks.sentence_embedding import EMBEDDINGS, GRADIENTS, LOSSES, SentenceEmbeddingTask
+from toolkit.tasks.similarity.contrast import contrastive_losses, cosent_loss, ranks
+from toolkit.tasks.similarity.sentence_embedding import EMBEDDINGS, GRADIENTS, LOSSES, SentenceEmbeddingTask
 
 PIECES = tiny.wordpiece_tokenizer()
 ROW = {"anchor": "a file", "positive": "the class of a file", "negative": "a number", "score": 0.5}

@@ -15,8 +15,8 @@ from toolkit.data.packing import Counts
 from toolkit.data.reading.described import as_described
 from toolkit.errors import DataError
 from toolkit.recipe import TokenClassification
-from toolkit.tasks.tagged_words import are_entities, word_numbers
-from toolkit.tasks.token_classification import TokenClassificationTask
+from toolkit.tasks.labels.tagged_words import are_entities, word_numbers
+from toolkit.tasks.labels.token_classification import TokenClassificationTask
 
 TOKENIZER = wordpiece_tokenizer()
 ROWS: list[dict[str, Any]] = [

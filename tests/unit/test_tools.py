@@ -20,7 +20,7 @@ from toolkit.data.forms.tool_calls import tools_of
 from toolkit.data.reading.described import as_described, described_rows, leaves_out_nulls
 from toolkit.errors import DataError
 from toolkit.recipe import CausalLM
-from toolkit.tasks.causal_lm import CausalLMTask
+from toolkit.tasks.language.causal_lm import CausalLMTask
 
 # As of Qwen 2.5, without its default system message.
 QWEN = """

@@ -301,7 +301,7 @@ def test_a_padding_token_that_is_the_end_token_trains_the_end(
     from transformers import AutoTokenizer
 
     from toolkit.data.example import IGNORED
-    from toolkit.tasks.causal_lm import CausalLMTask
+    from toolkit.tasks.language.causal_lm import CausalLMTask
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
     tokenizer.pad_token = tokenizer.eos_token

@@ -16,7 +16,7 @@ from toolkit.data.forms.formats import Format
 from toolkit.data.forms.row_kind import row_kind
 from toolkit.errors import DataError
 from toolkit.recipe import Data
-from toolkit.tasks.labels import is_fraction
+from toolkit.tasks.labels.values import is_fraction
 
 Names: TypeAlias = Mapping[str, str]
 """Field of a task that names a column -> that column."""

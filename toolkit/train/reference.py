@@ -1,7 +1,7 @@
 """What the model that training begins with gives to every example: computed once before training, and kept.
 
 So the reference of DPO and KTO is never a second model in memory. A run whose adapters can be switched off has its
-reference in the model and needs none of this (`toolkit.tasks.answers.reference_sums`). The values are kept by content: of
+reference in the model and needs none of this (`toolkit.tasks.preferences.answers.reference_sums`). The values are kept by content: of
 the examples and how they are packed, of the weights and their number format. A pass that was interrupted goes on where it
 was.
 """
@@ -30,8 +30,8 @@ from toolkit.errors import plural
 from toolkit.models.weights_digest import weights_digest
 from toolkit.recipe import Recipe
 from toolkit.storage import storage_errors
-from toolkit.tasks.answers import REFERENCE
 from toolkit.tasks.base import Task
+from toolkit.tasks.preferences.answers import REFERENCE
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
 

@@ -14,7 +14,7 @@ from toolkit.recipe.tasks.base import Direction, Task
 class CausalLM(Task):
     """Predict each token from those before it: chat and instruction fine-tuning, and pretraining on plain text."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.causal_lm:CausalLMTask"
+    implementation: ClassVar[str] = "toolkit.tasks.language.causal_lm:CausalLMTask"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline", "sequence"})
     splits: ClassVar[bool] = True
 

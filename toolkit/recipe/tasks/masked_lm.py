@@ -15,7 +15,7 @@ from toolkit.recipe.tasks.base import Direction, Task
 class MaskedLM(Task):
     """Tell hidden tokens of a text from those around them (Devlin et al. 2018, arXiv 1810.04805): encoders on plain text."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.masked_lm:MaskedLMTask"
+    implementation: ClassVar[str] = "toolkit.tasks.language.masked_lm:MaskedLMTask"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline", "sequence"})
     splits: ClassVar[bool] = True
 

@@ -66,7 +66,7 @@ class _Pairs(_Preferences):
 class DPO(_Answering, _Pairs):
     """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): raise the chosen answer's log-probability above the rejected one's, against those of the model that training began with."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.preference:DPOTask"
+    implementation: ClassVar[str] = "toolkit.tasks.preferences.dpo:DPOTask"
 
     reads_reference: ClassVar[bool] = True
 
@@ -99,7 +99,7 @@ class DPO(_Answering, _Pairs):
 class ORPO(_Answering, _Pairs):
     """Odds ratio preference optimization (Hong et al. 2024, arXiv 2403.07691): learn the chosen answer, and raise its odds above the rejected one's; without a reference."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.preference:ORPOTask"
+    implementation: ClassVar[str] = "toolkit.tasks.preferences.dpo:ORPOTask"
 
     name: Literal["orpo"] = "orpo"
     """Odds ratio preference optimization."""
@@ -110,7 +110,7 @@ class ORPO(_Answering, _Pairs):
 class SimPO(_Answering, _Pairs):
     """Simple preference optimization (Meng et al. 2024, arXiv 2405.14734): raise the chosen answer's log-probability per token above the rejected one's by a margin; without a reference."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.preference:SimPOTask"
+    implementation: ClassVar[str] = "toolkit.tasks.preferences.dpo:SimPOTask"
 
     name: Literal["simpo"] = "simpo"
     """Simple preference optimization."""
@@ -123,7 +123,7 @@ class SimPO(_Answering, _Pairs):
 class KTO(_Answering, _Preferences):
     """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306): from answers that are good or bad, not paired; against the model that training began with."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.kto:KTOTask"
+    implementation: ClassVar[str] = "toolkit.tasks.preferences.kto:KTOTask"
 
     reads_reference: ClassVar[bool] = True
 
@@ -154,7 +154,7 @@ class KTO(_Answering, _Preferences):
 class RewardModel(_Pairs):
     """Give answers a number, higher for the better one of each pair (Bradley-Terry, as in Llama 2, arXiv 2307.09288); the export is a sequence classifier with one output."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.reward_model:RewardModelTask"
+    implementation: ClassVar[str] = "toolkit.tasks.preferences.reward_model:RewardModelTask"
     settings: ClassVar[frozenset[str]] = _Pairs.settings | {"centering"}
 
     name: Literal["reward_model"] = "reward_model"

@@ -12,7 +12,7 @@ from toolkit.recipe.tasks.base import Direction, Task
 class QuestionAnswering(Task):
     """Find the answer to a question in a text (Rajpurkar et al. 2016, arXiv 1606.05250): where it begins and where it ends."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.question_answering:QuestionAnsweringTask"
+    implementation: ClassVar[str] = "toolkit.tasks.questions.question_answering:QuestionAnsweringTask"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline"})
     splits: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"max_answer_tokens", "null_threshold"})

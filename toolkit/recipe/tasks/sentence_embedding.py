@@ -14,7 +14,7 @@ from toolkit.recipe.tasks.base import Direction, Task
 class SentenceEmbedding(Task):
     """Give texts that belong together similar vectors: for search, clustering, comparison."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.sentence_embedding:SentenceEmbeddingTask"
+    implementation: ClassVar[str] = "toolkit.tasks.similarity.sentence_embedding:SentenceEmbeddingTask"
     settings: ClassVar[frozenset[str]] = frozenset({"temperature"})
     identity: ClassVar[frozenset[str]] = frozenset({"objective", "pooling", "normalize"})
 

@@ -23,7 +23,7 @@ _METRICS: dict[str, dict[str, Direction]] = {
 class SequenceClassification(Task):
     """Tell the class of a text or of a pair of texts, several classes at once, or a number."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.sequence_classification:SequenceClassificationTask"
+    implementation: ClassVar[str] = "toolkit.tasks.labels.sequence_classification:SequenceClassificationTask"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline"})
 
     name: Literal["sequence_classification"] = "sequence_classification"

@@ -16,7 +16,7 @@ _OF_TAGS: dict[str, Direction] = {"f1_macro": "rises"}
 class TokenClassification(Task):
     """Tell the class of each word: names and other entities, parts of speech."""
 
-    implementation: ClassVar[str] = "toolkit.tasks.token_classification:TokenClassificationTask"
+    implementation: ClassVar[str] = "toolkit.tasks.labels.token_classification:TokenClassificationTask"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor", "pipeline", "sequence"})
     splits: ClassVar[bool] = True
 

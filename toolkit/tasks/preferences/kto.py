@@ -29,11 +29,18 @@ from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.recipe import KTO
-from toolkit.tasks import preference_losses as losses
-from toolkit.tasks.answers import ANSWER_TOKENS, REFERENCE, AnswersTask, answer_tokens, answers, reference_sums
 from toolkit.tasks.base import TRAINED, Batch, Loss, Sums
 from toolkit.tasks.columns import in_column
 from toolkit.tasks.packed_rows import COUNTED, next_tokens, pack_rows, split_rows
+from toolkit.tasks.preferences import losses
+from toolkit.tasks.preferences.answers import (
+    ANSWER_TOKENS,
+    REFERENCE,
+    AnswersTask,
+    answer_tokens,
+    answers,
+    reference_sums,
+)
 
 DESIRABLE = "desirable"
 """Name in an example, bool [1], and in a batch, [E]: whether the answer is good."""

@@ -17,11 +17,11 @@ from toolkit.models.attention import tell_documents
 from toolkit.models.heads import TARGET_ROWS
 from toolkit.models.log_probabilities import segment_sum
 from toolkit.recipe import RewardModel
-from toolkit.tasks import preference_losses as losses
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch
-from toolkit.tasks.classes import head_of
+from toolkit.tasks.labels.classes import head_of
 from toolkit.tasks.packed_rows import COUNTED, TARGET_DOCUMENTS, Document
-from toolkit.tasks.pairs import Compared, PairsTask
+from toolkit.tasks.preferences import losses
+from toolkit.tasks.preferences.pairs import Compared, PairsTask
 
 MARGIN = "margin"
 """Name in an example, float32 [1], and in a batch, [P]: by how much the chosen answer's reward is to be higher."""

@@ -18,10 +18,10 @@ from toolkit.data.reading.row_names import RowName, named
 from toolkit.errors import DataError, plural
 from toolkit.models.config import parsed
 from toolkit.recipe import SequenceClassification
-from toolkit.tasks.classes import Classes, head_of, in_order, match, numbered
 from toolkit.tasks.columns import value_of
-from toolkit.tasks.label_kinds.base import LabelKind, Record
-from toolkit.tasks.label_kinds.one_class import MOST_CLASSES
+from toolkit.tasks.labels.classes import Classes, head_of, in_order, match, numbered
+from toolkit.tasks.labels.kinds.base import LabelKind, Record
+from toolkit.tasks.labels.kinds.one_class import MOST_CLASSES
 from toolkit.tasks.metrics.labels import class_set_scores
 
 FLAGS = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from toolkit.data.example import Array, Example
 from toolkit.recipe import DPO, ORPO, SimPO
-from toolkit.tasks import preference_losses as losses
-from toolkit.tasks.answers import (
+from toolkit.tasks.base import Batch
+from toolkit.tasks.packed_rows import Document, next_tokens
+from toolkit.tasks.preferences import losses
+from toolkit.tasks.preferences.answers import (
     ANSWER_TOKENS,
     Answers,
     AnswersTask,
@@ -20,9 +22,7 @@ from toolkit.tasks.answers import (
     reference_sums,
     references,
 )
-from toolkit.tasks.base import Batch
-from toolkit.tasks.packed_rows import Document, next_tokens
-from toolkit.tasks.pairs import Compared, PairsTask
+from toolkit.tasks.preferences.pairs import Compared, PairsTask
 
 
 class PreferenceTask(AnswersTask, PairsTask):

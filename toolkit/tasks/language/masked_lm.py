@@ -23,7 +23,7 @@ from toolkit.models.selected_rows import SelectedRows
 from toolkit.recipe import MaskedLM
 from toolkit.tasks.base import Batch, Loss, Sums
 from toolkit.tasks.columns import text_of
-from toolkit.tasks.masking import Tokens, choose, hide, num_chosen
+from toolkit.tasks.language.masking import Tokens, choose, hide, num_chosen
 from toolkit.tasks.padded import EncoderTask, check_padding, closing_tokens, padded
 from toolkit.tasks.sequence_parts import part_of
 

@@ -11,11 +11,11 @@ from toolkit.data.example import Row
 from toolkit.data.reading.class_names import class_names
 from toolkit.recipe import SequenceClassification
 from toolkit.tasks.columns import in_column
-from toolkit.tasks.label_kinds.base import LabelKind
-from toolkit.tasks.label_kinds.class_set import ClassSet
-from toolkit.tasks.label_kinds.number import Number
-from toolkit.tasks.label_kinds.one_class import OneClass
-from toolkit.tasks.labels import is_fraction
+from toolkit.tasks.labels.kinds.base import LabelKind
+from toolkit.tasks.labels.kinds.class_set import ClassSet
+from toolkit.tasks.labels.kinds.number import Number
+from toolkit.tasks.labels.kinds.one_class import OneClass
+from toolkit.tasks.labels.values import is_fraction
 
 KINDS: dict[str, type[LabelKind]] = {kind.problem_type: kind for kind in (OneClass, ClassSet, Number)}
 

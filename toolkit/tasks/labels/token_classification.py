@@ -21,12 +21,20 @@ from toolkit.models.config import parsed
 from toolkit.models.decoding import Generate
 from toolkit.recipe import TokenClassification
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
-from toolkit.tasks.classes import Classes, head_of, in_order, match, numbered
+from toolkit.tasks.labels.classes import Classes, head_of, in_order, match, numbered
+from toolkit.tasks.labels.tagged_words import (
+    are_entities,
+    begins,
+    between_words,
+    counted,
+    goes_on,
+    tagged,
+    word_numbers,
+)
 from toolkit.tasks.metrics.entities import entity_scores
 from toolkit.tasks.metrics.labels import class_scores
 from toolkit.tasks.padded import EncoderTask, check_padding, check_places, closing_tokens, padded
 from toolkit.tasks.sequence_parts import part_of
-from toolkit.tasks.tagged_words import are_entities, begins, between_words, counted, goes_on, tagged, word_numbers
 
 HEAD = "ForTokenClassification"
 MOST_CLASSES = 10_000

@@ -14,9 +14,9 @@ from toolkit.data.example import Row
 from toolkit.data.reading.row_names import RowName, named
 from toolkit.errors import DataError
 from toolkit.recipe import SequenceClassification
-from toolkit.tasks.classes import head_of
 from toolkit.tasks.columns import value_of
-from toolkit.tasks.label_kinds.base import LabelKind, Record
+from toolkit.tasks.labels.classes import head_of
+from toolkit.tasks.labels.kinds.base import LabelKind, Record
 from toolkit.tasks.metrics.labels import number_scores
 
 

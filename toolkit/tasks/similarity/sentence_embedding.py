@@ -27,10 +27,10 @@ from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import SentenceEmbedding
 from toolkit.tasks.base import Batch, Loss, Sums, Task
 from toolkit.tasks.columns import text_of, value_of
-from toolkit.tasks.contrast import contrastive_losses, cosent_loss, pair_cosines, ranks
 from toolkit.tasks.metrics.labels import number_scores
 from toolkit.tasks.padded import check_padding, closing_tokens, padded
-from toolkit.tasks.sentence_transformers import module_files
+from toolkit.tasks.similarity.contrast import contrastive_losses, cosent_loss, pair_cosines, ranks
+from toolkit.tasks.similarity.sentence_transformers import module_files
 
 SCORES = "scores"
 EMBEDDINGS = "embeddings"

@@ -22,9 +22,9 @@ from toolkit.models.decoding import Generate
 from toolkit.recipe import SequenceClassification
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
 from toolkit.tasks.columns import checked_text
-from toolkit.tasks.label_kinds.base import LabelKind
-from toolkit.tasks.label_kinds.choice import kind_of
-from toolkit.tasks.label_kinds.one_class import OneClass
+from toolkit.tasks.labels.kinds.base import LabelKind
+from toolkit.tasks.labels.kinds.choice import kind_of
+from toolkit.tasks.labels.kinds.one_class import OneClass
 from toolkit.tasks.padded import TOKEN_TYPES, EncoderTask, check_padding, closing_tokens, has_token_types, padded
 
 TEXTS = "texts"
@@ -35,7 +35,7 @@ Places = NDArray[np.signedinteger[Any]]
 
 
 class SequenceClassificationTask(EncoderTask):
-    """Rows hold a text, or two, and a label; what a label is decides `toolkit.tasks.label_kinds.choice`."""
+    """Rows hold a text, or two, and a label; what a label is decides `toolkit.tasks.labels.kinds.choice`."""
 
     auto_class = AutoModelForSequenceClassification
     makes_records = True

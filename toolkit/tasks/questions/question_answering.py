@@ -22,7 +22,16 @@ from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
 from toolkit.tasks.columns import text_of
 from toolkit.tasks.metrics.answers import answer_scores
 from toolkit.tasks.padded import TOKEN_TYPES, EncoderTask, check_padding, check_places, has_token_types, padded
-from toolkit.tasks.spans import answers_of, as_bytes, as_text, best_spans, texts_as_bytes, texts_of, token_span, windows
+from toolkit.tasks.questions.spans import (
+    answers_of,
+    as_bytes,
+    as_text,
+    best_spans,
+    texts_as_bytes,
+    texts_of,
+    token_span,
+    windows,
+)
 
 PER_TOKEN = ("input_ids", TOKEN_TYPES, "offsets")
 

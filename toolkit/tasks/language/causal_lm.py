@@ -28,7 +28,7 @@ from toolkit.models.attention import tell_documents
 from toolkit.models.heads import TARGET_ROWS, token_loss
 from toolkit.models.router_balance import REAL
 from toolkit.tasks.base import TRAINED, Batch, Loss, Sums
-from toolkit.tasks.language_model import LanguageModelTask
+from toolkit.tasks.language.language_model import LanguageModelTask
 from toolkit.tasks.packed_rows import next_tokens, pack_rows
 from toolkit.tasks.sequence_parts import part_of
 

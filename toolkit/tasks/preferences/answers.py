@@ -21,7 +21,7 @@ from toolkit.models.heads import TARGET_ROWS, token_log_probabilities
 from toolkit.models.log_probabilities import segment_sum
 from toolkit.models.router_balance import REAL
 from toolkit.tasks.base import Batch
-from toolkit.tasks.language_model import LanguageModelTask
+from toolkit.tasks.language.language_model import LanguageModelTask
 from toolkit.tasks.packed_rows import COUNTED, TARGET_DOCUMENTS, model_inputs
 
 ANSWER_TOKENS = "answer_tokens"

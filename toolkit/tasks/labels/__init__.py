@@ -1,0 +1,1 @@
+"""Classes and numbers of texts, and of the words in them."""
