@@ -104,7 +104,9 @@ def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Tiny rows of the kind that the recipe reads."""
     if recipe.task.name == "sequence_classification":
         source = inputs.classes
-    elif recipe.task.name in ("token_classification", "question_answering", "seq2seq", "sentence_embedding", "dpo"):
+    elif recipe.task.name in ("dpo", "orpo", "reward_model"):
+        source = inputs.rows / "preferences.jsonl"
+    elif (inputs.rows / f"{recipe.task.name}.jsonl").is_file():
         source = inputs.rows / f"{recipe.task.name}.jsonl"
     else:
         source = inputs.texts if recipe.data.overlong == "split" else inputs.chats

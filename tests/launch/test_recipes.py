@@ -117,7 +117,13 @@ def inputs(
     write_lines(texts.parent / "seq2seq.jsonl", languages)
     write_lines(texts.parent / "sentence_embedding.jsonl", text_pairs())
     short = [{"prompt": "Why?", "chosen": f"Because {number}.", "rejected": f"{number}?"} for number in range(32)]
-    write_lines(texts.parent / "dpo.jsonl", short)
+    write_lines(texts.parent / "preferences.jsonl", short)
+    judged = [
+        {"prompt": row["prompt"], "completion": row[answer], "label": answer == "chosen"}
+        for row in short
+        for answer in ("chosen", "rejected")
+    ]
+    write_lines(texts.parent / "kto.jsonl", judged)
     tokenizer = byte_tokenizer()
     t5 = save(encoder_decoder("t5", tokenizer), tokenizer, texts.parent / "t5")
     return Inputs(tiny_llama_dir, tiny_bert_dir, t5, chat_file, classes, texts, texts.parent)

@@ -284,29 +284,29 @@ UNDRAFTED: dict[str, tuple[Callable[[int], dict[str, object]], str, str, str, st
         lambda n: {"prompt": f"Who is {n}?", "completion": "Me.", "label": n % 2 == 0},
         "",
         "holds prompts with answers that are marked good or bad: `toolkit new` does not draft the task for them, KTO",
-        "dpo_smollm2_zero2",
-        "--task.name kto; to learn only the good answers, keep the rows whose label is true",
+        "kto_smollm2_zero2",
+        "; to learn only the good answers, keep the rows whose label is true",
     ),
     "kto_as_numbers": (
         lambda n: {"question": f"Who is {n}?", "answer": "Me.", "label": n % 2},
         "",
         "KTO (task.name kto)",
-        "dpo_smollm2_zero2",
-        "--task.name kto --task.prompt_field question --task.completion_field answer;",
+        "kto_smollm2_zero2",
+        "--task.prompt_field question --task.completion_field answer;",
     ),
     "kto_with_columns": (
         lambda n: {"prompt": f"Who is {n}?", "completion": "Me.", "label": str(n % 2 == 0)},
         "--task.prompt_field prompt",
         "KTO (task.name kto)",
-        "dpo_smollm2_zero2",
-        "--task.name kto --task.prompt_field prompt;",
+        "kto_smollm2_zero2",
+        "--task.prompt_field prompt;",
     ),
     "kto_by_name": (
         lambda n: {"prompt": f"Who is {n}?", "completion": "Me.", "good": n % 2 == 0},
         "--task.name kto --task.label_field good",
         "task.name='kto': `toolkit new` does not draft this task yet",
-        "dpo_smollm2_zero2",
-        "--task.name kto --task.label_field good",
+        "kto_smollm2_zero2",
+        "--task.label_field good",
     ),
     "preferences": (
         lambda n: {"chosen": f"Me, {n}.", "rejected": "You.", "input": "Who?"},
@@ -319,8 +319,15 @@ UNDRAFTED: dict[str, tuple[Callable[[int], dict[str, object]], str, str, str, st
         lambda n: {"chosen": f"Me, {n}.", "rejected": "You.", "prompt": "Who?"},
         "--task.name reward_model",
         "task.name='reward_model'",
+        "reward_smollm2_zero3",
+        "--data.train rows.jsonl",
+    ),
+    "simpo": (
+        lambda n: {"chosen": f"Me, {n}.", "rejected": "You.", "prompt": "Who?"},
+        "--task.name simpo",
+        "task.name='simpo'",
         "dpo_smollm2_zero2",
-        "write task=RewardModel() there in place of task=DPO(...)",
+        "--task.name simpo",
     ),
     "masked_lm": (
         lambda n: {"body": f"Line {n} of a text."},
@@ -396,10 +403,7 @@ def test_another_task_is_refused_with_the_recipe_to_copy(
     command = re.search(r"start it: (deepspeed .*? recipes/mine\.py) ([^;(\n]*)", said)
     assert command is not None
     (here / "recipes").mkdir()
-    text = (new.SHIPPED / f"{stem}.py").read_text(encoding="utf-8")
-    if "write task=" in said:
-        text = re.sub(r"task=DPO\(.*\)", "task=RewardModel()", text).replace("    DPO,", "    RewardModel,")
-    (here / "recipes/mine.py").write_text(text, encoding="utf-8")
+    shutil.copy(new.SHIPPED / f"{stem}.py", here / "recipes/mine.py")
     capsys.readouterr()
     code = start(load_recipe("recipes/mine.py"), [*shlex.split(command[2]), "--dry_run"])
     assert code == 0, capsys.readouterr().err

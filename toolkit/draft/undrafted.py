@@ -18,7 +18,10 @@ from toolkit.recipe.load import load_recipe
 from toolkit.recipe.recipe_file import launch_commands
 
 COPIES = {
-    **dict.fromkeys(("dpo", "orpo", "simpo", "kto", "reward_model"), "dpo_smollm2_zero2"),
+    **dict.fromkeys(("dpo", "simpo"), "dpo_smollm2_zero2"),
+    "kto": "kto_smollm2_zero2",
+    "orpo": "orpo_smollm2_zero1",
+    "reward_model": "reward_smollm2_zero3",
     "masked_lm": "mlm_minilm_brown_zero1",
     "question_answering": "qa_minilm_docstrings_zero3",
     "sentence_embedding": "embed_minilm_debian_zero1",
@@ -200,16 +203,10 @@ def _to_do(found: Found, rows: Sequence[Row], start: Start) -> str:
     recipe = load_recipe(source)
     begin = "" if Path("recipes").is_dir() else "mkdir recipes && "
     copy = f"{begin}cp {shlex.quote(shown)} recipes/{start.name}.py"
-    section = Task.kind(found.task)
-    edit, task = "", [] if found.task == recipe.task.name else ["--task.name", found.task]
-    try:
-        recipe.task.switched(found.task)
-    except RecipeError:  # the copy sets a field that this task lacks
-        now, then = type(recipe.task).__name__, section.__name__
-        edit, task = f", write task={then}() there in place of task={now}(...) and {then} among the imports", []
+    task = [] if found.task == recipe.task.name else ["--task.name", found.task]
     launch = recipe.launch if start.devices is None else recipe.launch.model_copy(update={"devices": start.devices})
     words = [*_data(start), *task, *_fields(found, recipe.task, rows, start.columns), *start.flags]
-    return f"copy the recipe {stem} ({copy}){edit}, and start it: " + " ".join(
+    return f"copy the recipe {stem} ({copy}), and start it: " + " ".join(
         [launch_commands(launch, start.name)[0], *map(shlex.quote, words)]
         + ([] if start.devices is None else [f"--launch.devices {start.devices}"])
         + ([f"(COLUMN: one of {first_few(list(_columns(rows)))})"] if "COLUMN" in words else [])
