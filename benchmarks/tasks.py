@@ -118,7 +118,12 @@ TASKS = {
     "chat, all weights": Line("sft_smollm2_zero2", "loss", 0.8, rises=False, relative_to=START),
     "chat, LoRA": Line("lora_smollm2_zero2", "loss", 1.03, rises=False, relative_to="chat, all weights"),
     "true answers preferred": Line(
-        "dpo_smollm2_zero2", "rewards/accuracies", 0.8, rises=True, also=("loss", "rewards/margins")
+        "dpo_smollm2_zero2",
+        "rewards/accuracies",
+        0.8,
+        rises=True,
+        also=("loss", "rewards/margins"),
+        options=("--steps", "12", "--batch.global_size", "4"),
     ),
 }
 """By what is learned."""
