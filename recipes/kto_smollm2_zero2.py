@@ -27,7 +27,7 @@ recipe = Recipe(
     data=Data(train="docstring-feedback", evaluation="docstring-feedback"),
     task=KTO(sample_prompt="What does the Python function `os.path.join` do?"),
     tuning=LoRA(rank=16),
-    batch=Batch(global_size=8, micro_size=1, sequence_length=512),
+    batch=Batch(global_size=4, micro_size=1, sequence_length=256),
     optimizer=Optimizer(learning_rate=2e-4, weight_decay=0.0),
     schedule=Schedule(type="cosine", warmup_steps=3),
     precision=Precision(dtype="auto"),

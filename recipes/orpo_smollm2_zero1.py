@@ -25,7 +25,7 @@ recipe = Recipe(
     model=Model(path="smollm2-135m-instruct"),
     data=Data(train="docstring-preferences", evaluation="docstring-preferences"),
     task=ORPO(beta=0.2, sample_prompt="What does the Python function `os.path.join` do?"),
-    batch=Batch(global_size=8, micro_size=1, sequence_length=512),
+    batch=Batch(global_size=4, micro_size=1, sequence_length=512),
     optimizer=Optimizer(learning_rate=5e-5, weight_decay=0.01),
     schedule=Schedule(type="linear", warmup_steps=3),
     precision=Precision(dtype="auto"),
