@@ -231,6 +231,7 @@ def test_a_run_of_any_length_has_room_for_what_is_in_it() -> None:
 @pytest.mark.parametrize(("parameters", "rate"), [(1.35e8, 1e-4), (1.2e9, 5e-5), (8e9, 2e-5)])
 def test_larger_models_take_smaller_steps(parameters: float, rate: float) -> None:
     assert sizes.learning_rate_for(int(parameters)) == rate
+    assert sizes.learning_rate_for(int(parameters), adapters=True) == pytest.approx(10 * rate)
 
 
 def test_conversations_of_any_kind_are_seen() -> None:

@@ -79,6 +79,22 @@ def test_a_recipe_is_written_and_explained(
     assert "sequence 2:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("source", "tuning", "rate"),
+    [("sft_smollm2_zero2", "lora", 1e-3), ("lora_smollm2_zero2", "full", 2e-4), ("lora_smollm2_zero2", "lora", 2e-3)],
+)
+def test_another_tuning_has_its_own_steps(
+    source: str, tuning: str, rate: float, here: Path, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fields of the source's kind are gone, and the rate is that of the kind that is chosen, with the reason beside it."""
+    words = ("--from", source, "--model", str(tiny_llama_dir), "--data", "chats.jsonl", "--tuning.name", tuning)
+    assert verbs.main(["new", "mine", *words]) == 0
+    recipe, printed = load_recipe("recipes/mine.py"), capsys.readouterr().out
+    assert (recipe.tuning.name, recipe.optimizer.learning_rate) == (tuning, rate)
+    assert ("take larger steps than all weights" in printed) == (source.startswith("sft"))
+    assert ("take smaller steps than adapters" in printed) == (tuning == "full")
+
+
 def test_what_is_given_stays(make: Callable[..., tuple[Recipe, str]], here: Path) -> None:
     """Flags of recipe fields, in either spelling; what depends on them follows."""
     recipe, _ = make(

@@ -46,8 +46,8 @@ def propose(sheet: Sheet, seen: Seen, *, steps: int | None, epochs: float | None
         _sample(sheet, seen)
     if seen.own_data or seen.own_model:
         _sequence_length(sheet, seen)
-    if seen.own_model:
-        _learning_rate(sheet, seen.model)
+    if sheet["optimizer.type"] in ("adam", "adamw"):
+        _learning_rate(sheet, seen)
     total = _batch_and_length(sheet, seen, steps, epochs)
     recipe = sheet.recipe()
     if total is not None:
@@ -129,10 +129,19 @@ def _what_becomes(seen: Seen, tokens: int, overlong: str) -> str:
     )
 
 
-def _learning_rate(sheet: Sheet, model: ModelFacts) -> None:
-    if sheet["model.weights"] != "pretrained" or sheet["optimizer.type"] not in ("adam", "adamw"):
+def _learning_rate(sheet: Sheet, seen: Seen) -> None:
+    adapters, model = sheet["tuning.name"] == "lora", seen.model
+    if "tuning" in sheet.exchanged:
+        factor = sizes.ADAPTERS_RATE if adapters else 1.0 / sizes.ADAPTERS_RATE
+        why = (
+            "adapters take larger steps than all weights"
+            if adapters
+            else "all weights take smaller steps than adapters"
+        )
+        sheet.set("optimizer.learning_rate", float(f"{sheet['optimizer.learning_rate'] * factor:.3g}"), why)
+    if not seen.own_model or sheet["model.weights"] != "pretrained":
         return
-    rate = sizes.learning_rate_for(model.parameters)
+    rate = sizes.learning_rate_for(model.parameters, adapters=adapters)
     if rate < sheet["optimizer.learning_rate"]:
         why = f"a model of {model.parameters / 1e9:.2g} B parameters takes smaller steps than the source's"
         sheet.set("optimizer.learning_rate", rate, why)

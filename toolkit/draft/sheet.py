@@ -28,8 +28,15 @@ class Sheet:
     given: Mapping[str, Any]
     """Those that the user has set: they stay."""
     reasons: list[Reason] = field(default_factory=list)
+    exchanged: set[str] = field(default_factory=set, init=False)
+    """Sections of which the user has chosen another kind than the source's."""
 
     def __post_init__(self) -> None:
+        for section in CHOICES:
+            name = self.given.get(f"{section}.name", self.values[f"{section}.name"])
+            if name != self.values[f"{section}.name"]:
+                self.values = switched(self.values, section, name)
+                self.exchanged.add(section)
         self.values |= self.given
 
     def set(self, name: str, value: Any, why: str = "") -> None:

@@ -138,6 +138,10 @@ RATES = ((1e8, 1.0), (5e8, 1e-4), (2e9, 5e-5), (math.inf, 2e-5))
 """Below how many parameters which rate."""
 
 
-def learning_rate_for(parameters: int) -> float:
-    """The highest rate at which a model of this size is fine-tuned whole without a second thought (Adam)."""
-    return next(rate for size, rate in RATES if parameters < size)
+ADAPTERS_RATE = 10.0
+"""How many times larger steps low-rank adapters take than all weights (Schulman et al. 2025, "LoRA Without Regret")."""
+
+
+def learning_rate_for(parameters: int, *, adapters: bool = False) -> float:
+    """The highest rate at which a model of this size, or `adapters` beside it, is fine-tuned without a second thought (Adam)."""
+    return next(rate for size, rate in RATES if parameters < size) * (ADAPTERS_RATE if adapters else 1.0)
