@@ -24,7 +24,7 @@ recipe = Recipe(
     note="Odds ratio preference optimization of all weights: answers and preferences are learned at once, without a reference. ZeRO-1.",
     model=Model(path="smollm2-135m-instruct"),
     data=Data(train="docstring-preferences", evaluation="docstring-preferences"),
-    task=ORPO(beta=0.2, sample_prompt="What does the Python function `os.path.join` do?"),
+    task=ORPO(sample_prompt="What does the Python function `os.path.join` do?", beta=0.2),
     batch=Batch(global_size=4, micro_size=1, sequence_length=512),
     optimizer=Optimizer(learning_rate=5e-5, weight_decay=0.01),
     schedule=Schedule(type="linear", warmup_steps=3),
