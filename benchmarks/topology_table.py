@@ -30,7 +30,7 @@ os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
 from harness.page import parser, publish, table  # noqa: E402
 
 TOLERANCE = 1e-5
-TINY = ("zero0", "pp2", "tp2")
+TINY = ("zero0", "pp2")
 Pairs = dict[tuple[str, str], float]
 """(writer, reader) -> a deviation."""
 

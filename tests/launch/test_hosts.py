@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"two hosts cannot be bu
 
 BIN = Path(sys.executable).parent
 STEPS = 30
-HOST_TIMEOUT_S = 12
+HOST_TIMEOUT_S = 8
 TIMEOUT_S = 240
 
 

@@ -26,7 +26,7 @@ STOPS = tuple(range(9, 640, 10))
 SETTINGS = {
     "greedy": GenerationSettings(16, stop_ids=STOPS, pad_id=0),
     "beams": GenerationSettings(9, num_beams=3, length_penalty=0.7, stop_ids=STOPS, pad_id=0),
-    "sampled": GenerationSettings(12, temperature=0.8, top_k=20, top_p=0.95, seed=3, stop_ids=STOPS, pad_id=0),
+    "sampled": GenerationSettings(8, temperature=0.8, top_k=20, top_p=0.95, seed=3, stop_ids=STOPS, pad_id=0),
 }
 
 Answers = dict[str, list[list[int]]]

@@ -1,4 +1,5 @@
-"""Checkpoints of adapters: each topology continues another's, the same one to the bit, and none another base model's."""
+"""Checkpoints of adapters: each topology continues another's (all 64 pairs are in benchmarks/topology_table.py --adapters),
+the same one to the bit, and none another base model's."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from toolkit.recipe.tuning import LoRA
 HALF, FULL = 2, 4
 RING = ("zero0", "pp2", "zero3", "tp2", "zero2_offload", "sp2_zero3", "pp2_dp2", "pp2_tp2")
 """Each is read by the next, the last by the first: every topology writes for another and reads another's."""
-SAME = ("zero0", "zero3", "pp2", "tp2")
+SAME = ("zero3", "pp2_tp2")
 PAIRS = [*itertools.pairwise([*RING, RING[0]]), *((name, name) for name in SAME)]
 TUNING = LoRA(rank=4, modules_to_save=("input_layernorm",))
 OPTIMIZER = Optimizer(learning_rate=1e-2, implementation="torch")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from tests.async_io import require_async_io
 from tests.distributed import run_distributed
@@ -24,33 +21,39 @@ OFFLOADS = {
 }
 
 
-@pytest.mark.parametrize("tuned", TUNINGS)
-def test_a_disk_changes_no_curve(tuned: str, tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+def test_a_disk_changes_no_curve(tiny_llama_dir: Path, chat_file: Path, tmp_path: Path) -> None:
+    """A run with both on the disk, continued as it is, and with the states alone there."""
     require_async_io()
-    tuning, optimizer = TUNINGS[tuned]
 
-    def run(**parallel: Any) -> Recipe:
+    def run(tuned: str, offload: str) -> Recipe:
+        tuning, optimizer = TUNINGS[tuned]
         return recipe(
             "causal_lm", tiny_llama_dir, chat_file, tuning=tuning, optimizer=optimizer, steps=STEPS,
-            parallel=Parallel(zero_stage=3, param_persistence_threshold=100, **parallel),
-            checkpoint=Checkpoint(every_steps=HALF, export_dtype="fp32"),
+            parallel=Parallel(
+                zero_stage=3, param_persistence_threshold=100, nvme_path=str(tmp_path / "disk"), **OFFLOADS[offload]
+            ),
+            checkpoint=Checkpoint(every_steps=HALF, export=False),
         )  # fmt: skip
 
-    runs = {name: run(nvme_path=str(tmp_path / "disk"), **fields) for name, fields in OFFLOADS.items()}
-    whole = tmp_path / "whole"
-    run_distributed(run_recipe, 2, [(runs["states and parameters"], str(whole), None)], timeout_s=300)
-    resumed = {name: rewind(whole, tmp_path / name, HALF) for name in runs}
+    both = "states and parameters"
+    whole = {tuned: tmp_path / tuned for tuned in TUNINGS}
     run_distributed(
-        run_recipe, 2, [(runs[name], str(folder), "auto") for name, folder in resumed.items()], timeout_s=300
+        run_recipe, 2, [(run(tuned, both), str(folder), None) for tuned, folder in whole.items()], timeout_s=300
     )
-    wanted = (
-        run_distributed(judge, 1, run(), "CAUSAL_LM")
-        if tuned == "adapters"
-        else run_distributed(reference_curve, 1, run())
-    )[0]
-    for folder in (whole, *resumed.values()):
-        records = read_metrics(folder)
-        assert deviation([record["loss"] for record in records], wanted.losses) < 1e-6, folder.name
-        assert deviation([record["grad_norm"] for record in records], wanted.norms) < 1e-5, folder.name
-    assert numbers(read_metrics(resumed["states and parameters"])) == numbers(read_metrics(whole))
+    resumed = {
+        (tuned, offload): rewind(whole[tuned], tmp_path / f"{tuned}, {offload}", HALF)
+        for tuned in TUNINGS
+        for offload in OFFLOADS
+    }
+    run_distributed(run_recipe, 2, [(run(*key), str(folder), "auto") for key, folder in resumed.items()], timeout_s=300)
+    wanted = {
+        "all weights": run_distributed(reference_curve, 1, run("all weights", both))[0],
+        "adapters": run_distributed(judge, 1, run("adapters", both), "CAUSAL_LM")[0],
+    }
+    for tuned, curve in wanted.items():
+        assert numbers(read_metrics(resumed[tuned, both])) == numbers(read_metrics(whole[tuned]))
+        for folder in (whole[tuned], resumed[tuned, "states"]):
+            records = read_metrics(folder)
+            assert deviation([record["loss"] for record in records], curve.losses) < 1e-6, folder.name
+            assert deviation([record["grad_norm"] for record in records], curve.norms) < 1e-5, folder.name
     assert not list((tmp_path / "disk").rglob("*.swp"))

@@ -34,7 +34,7 @@ DIVIDED_MODELS = ("pp2", "tp2", "sp2")
 MIXED = ("pp2_tp2", "tp2_zero3")
 LAYERS = 2
 """Of the tests' models."""
-STEPS = 8
+STEPS = 6
 """Optimizer steps, three of them warm-up; benchmarks/parity_table.py takes 20."""
 
 

@@ -20,7 +20,7 @@ from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch, Checkpoint, Data, Evaluation, LoRA, Recipe
 
-STEPS, HALF, HELD_OUT = 6, 3, 24
+STEPS, HALF, HELD_OUT = 4, 2, 24
 LOSSES, NORMS = 1e-6, 2e-6
 """As in test_strategies."""
 

@@ -111,14 +111,14 @@ def test_parity_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
 def test_topology_table(
     options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nine pairs: not a bit apart on the same topology, within 1e-5 on another; the exports likewise."""
+    """Four pairs: not a bit apart on the same topology, within 1e-5 on another; the exports likewise."""
     run_tiny("topology_table", monkeypatch, tmp_path, *options)
     losses, weights = capsys.readouterr().out.split("## Exported models")
-    names = ("zero0 (1)", "pp2 (2)", "tp2 (2)")
+    names = ("zero0 (1)", "pp2 (2)")
     for printed, limit in ((losses, 1e-5), (weights, 1e-4)):
         for index, name in enumerate(names):
             values = [float(value) for value in cells(printed, name)]
-            assert len(values) == 3 and values[index] == 0.0
+            assert len(values) == 2 and values[index] == 0.0
             assert max(values) < limit
 
 
