@@ -3,8 +3,9 @@
 A Llama in bf16 is trained with adapters on all its linear layers, by the toolkit's engine on two ranks. Counted are the
 bytes of live tensors on a rank during its steps, by operation (harness/live_bytes.py). Against them stands a sum: the
 rank's share of the frozen weights (2 bytes each) and of the adapters (weight, master, two moments and a gradient: 18
-bytes), what DeepSpeed holds gathered at a time (the two layers that it fetches ahead, the toolkit's limit, and the one that is
-computed again), a bucket of gradients, and the activations, counted in one process in which plain peft runs the same step with whole weights.
+bytes), what DeepSpeed holds gathered at a time (the toolkit's limit: the layer that computes, and the one that is fetched
+meanwhile), a bucket of gradients in fp32, and the activations, counted in one process in which plain peft runs the same
+step with whole weights.
 The second table has an 8B Llama: its activations are those of fake tensors at two depths, and a line through them.
 """
 
@@ -79,7 +80,7 @@ def sum_of_parts(about: dict[str, int], activations: float, ranks: int) -> dict[
         "frozen weights, bf16": 2 * about["frozen"] / ranks,
         "adapters, their gradients and states": 18 * about["trained"] / ranks,
         "gathered at a time": 2.0 * about["gathered"],
-        "a bucket of gradients": 2.0 * about["bucket"],
+        "a bucket of gradients, fp32": 4.0 * about["bucket"],
         "activations": activations,
     }
 
@@ -154,8 +155,8 @@ def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def gathered(named: dict[str, int], limit: int) -> int:
-    """Parameters that are whole at a time: two layers, which are the limit, and the last one, which is computed again."""
-    return max(limit + limit // 2, *named.values())
+    """Parameters that are whole at a time: DeepSpeed fetches ahead up to the limit, and a larger one by itself."""
+    return max(limit, *named.values())
 
 
 def measure_plain(options: argparse.Namespace) -> dict[str, float]:

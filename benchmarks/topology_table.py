@@ -43,6 +43,10 @@ def main(arguments: list[str]) -> None:
     made.add_argument("--adapters", action="store_true", help="train LoRA adapters instead of all weights")
     options = made.parse_args(arguments)
     changes = adapters() if options.adapters else {}
+    if options.adapters:
+        options.script += " --adapters"
+        if options.page == made.get_default("page"):
+            options.page = options.page.with_stem(f"{options.page.stem}_adapters")
     steps, half = (4, 2) if options.tiny else (20, 10)
     topologies = {name: TOPOLOGIES[name] for name in (TINY if options.tiny else TOPOLOGIES)}
     pairs = list(itertools.product(topologies, topologies))
