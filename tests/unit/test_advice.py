@@ -34,6 +34,7 @@ SUFFIXES = {"json", "jsonl", "py", "yaml", "md", "csv", "txt", "safetensors"}
 OTHER_PROGRAMS = {
     "shm_size": "docker",
     "query_gpu": "nvidia-smi",
+    "adapters": "benchmarks/topology_table.py",
     "budget_s": "benchmarks/gpu.py",
     "ipc": "docker",
     "ulimit": "docker",
