@@ -37,12 +37,12 @@ Pairs = dict[tuple[str, str], float]
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    from tests.parity.topologies import TOPOLOGIES, resumable, train_pairs
+    from tests.parity.topologies import ADAPTERS, TOPOLOGIES, resumable, train_pairs
 
     made = parser(__doc__, __file__)
     made.add_argument("--adapters", action="store_true", help="train LoRA adapters instead of all weights")
     options = made.parse_args(arguments)
-    changes = adapters() if options.adapters else {}
+    changes = ADAPTERS if options.adapters else {}
     if options.adapters:
         options.script += " --adapters"
         if options.page == made.get_default("page"):
@@ -100,15 +100,6 @@ def build_problem(folder: Path) -> tuple[Any, Path]:
         tie_word_embeddings=True,
     )
     return Model(path=str(folder / "model"), tokenizer=str(folder / "tokenizer")), folder / "rows.jsonl"
-
-
-def adapters() -> dict[str, Any]:
-    """The fields of a recipe that trains them, at a rate at which they move."""
-    from tests.parity.strategies import OPTIMIZER
-    from toolkit import LoRA
-
-    tuning = LoRA(rank=4, modules_to_save=("input_layernorm",))
-    return {"tuning": tuning, "optimizer": OPTIMIZER.model_copy(update={"learning_rate": 1e-2})}
 
 
 def export_all(names: Sequence[str], folder: Path, *, merge: bool) -> None:

@@ -11,28 +11,25 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.distributed import run_distributed
-from tests.parity.topologies import TOPOLOGIES, numbers, resumable, rewind, train_pairs, worst
+from tests.parity.topologies import ADAPTERS, TOPOLOGIES, numbers, resumable, rewind, train_pairs, worst
 from tests.parity.worker import read_metrics, run_recipe
 from toolkit.checkpoint.manifest import folder_name, read_manifest
 from toolkit.errors import CheckpointError
 from toolkit.parity.ranks import RankFailed
-from toolkit.recipe import Optimizer, Recipe
-from toolkit.recipe.tuning import LoRA
+from toolkit.recipe import Recipe
 
 HALF, FULL = 2, 4
 RING = ("zero0", "pp2", "zero3", "tp2", "zero2_offload", "sp2_zero3", "pp2_dp2", "pp2_tp2")
 """Each is read by the next, the last by the first: every topology writes for another and reads another's."""
 SAME = ("zero3", "pp2_tp2")
 PAIRS = [*itertools.pairwise([*RING, RING[0]]), *((name, name) for name in SAME)]
-TUNING = LoRA(rank=4, modules_to_save=("input_layernorm",))
-OPTIMIZER = Optimizer(learning_rate=1e-2, implementation="torch")
 
 
 @pytest.fixture(scope="module")
 def recipes(tiny_llama_dir: Path, chat_file: Path) -> dict[str, Recipe]:
     """Name of a topology -> its recipe."""
     return {
-        name: resumable(tiny_llama_dir, chat_file, strategy, steps=FULL, half=HALF, tuning=TUNING, optimizer=OPTIMIZER)
+        name: resumable(tiny_llama_dir, chat_file, strategy, steps=FULL, half=HALF, **ADAPTERS)
         for name, strategy in TOPOLOGIES.items()
     }
 

@@ -10,18 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from tests.distributed import run_distributed
-from tests.parity.strategies import recipe
+from tests.parity.strategies import OPTIMIZER, recipe
 from tests.parity.worker import run_recipe
 from toolkit.checkpoint.manifest import complete_steps, folder_name
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
-from toolkit.recipe import Batch, Checkpoint, Recipe
+from toolkit.recipe import Batch, Checkpoint, LoRA, Recipe
 
 TOPOLOGIES: dict[str, Strategy] = {
     "zero0": Strategy(1, STRATEGIES["zero0"].fields),
     **{name: STRATEGIES[name] for name in ("zero3", "zero2_offload", "pp2", "tp2", "sp2_zero3", "pp2_dp2", "pp2_tp2")},
 }
 """Name -> ranks and parallel section: one rank, two, four; every kind of cut and two mixtures."""
+
+
+ADAPTERS: dict[str, Any] = {
+    "tuning": LoRA(rank=4, modules_to_save=("input_layernorm",)),
+    "optimizer": OPTIMIZER.model_copy(update={"learning_rate": 1e-2}),
+}
+"""Fields of a recipe that trains adapters, with norms trained whole, at a rate at which both move."""
 
 
 def resumable(model: Path, data: Path, strategy: Strategy, /, *, steps: int, half: int, **changes: Any) -> Recipe:

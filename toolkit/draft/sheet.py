@@ -32,12 +32,16 @@ class Sheet:
     """Sections of which the user has chosen another kind than the source's."""
 
     def __post_init__(self) -> None:
-        for section in CHOICES:
-            name = self.given.get(f"{section}.name", self.values[f"{section}.name"])
-            if name != self.values[f"{section}.name"]:
-                self.values = switched(self.values, section, name)
-                self.exchanged.add(section)
+        named = {section: self.given[f"{section}.name"] for section in CHOICES if f"{section}.name" in self.given}
+        self.exchanged |= {section for section, name in named.items() if self._become(section, name)}
         self.values |= self.given
+
+    def _become(self, section: str, name: Any) -> bool:
+        """Make `section` one of kind `name`; whether it was of another."""
+        is_other: bool = self.values.get(f"{section}.name") != name
+        if is_other:
+            self.values = switched(self.values, section, name)
+        return is_other
 
     def set(self, name: str, value: Any, why: str = "") -> None:
         """Give field `name` its value, unless the user has; without a reason it goes without saying."""
@@ -46,8 +50,8 @@ class Sheet:
         if why:
             self.reasons.append(Reason(name, value, why))
         section, _, field = name.rpartition(".")
-        if section in CHOICES and field == "name" and self.values.get(name) != value:
-            self.values = switched(self.values, section, value)
+        if section in CHOICES and field == "name":
+            self._become(section, value)
         self.values[name] = value
 
     def __getitem__(self, name: str) -> Any:

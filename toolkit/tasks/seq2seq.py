@@ -27,10 +27,10 @@ from toolkit.recipe import Seq2Seq
 from toolkit.recipe.tasks.seq2seq import MEASURED
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums, Task
 from toolkit.tasks.columns import checked_text, in_column, text_of
-from toolkit.tasks.language.stop_tokens import trained_ends
 from toolkit.tasks.metrics.summaries import summary_scores
 from toolkit.tasks.metrics.translation import translation_scores
 from toolkit.tasks.padded import check_padding, closing_tokens, padded
+from toolkit.tasks.stop_tokens import trained_ends
 
 REFERENCE = "reference"
 """Name in an example of the whole target as the tokenizer writes it, UTF-8 bytes: what generated targets are compared with.

@@ -1,9 +1,9 @@
 """What the model that training begins with gives to every example: computed once before training, and kept.
 
 So the reference of DPO and KTO is never a second model in memory. A run whose adapters can be switched off has its
-reference in the model and needs none of this (`toolkit.tasks.preferences.answers.reference_sums`). The values are kept by content: of
-the examples and how they are packed, of the weights and their number format. A pass that was interrupted goes on where it
-was.
+reference in the model and needs none of this (`toolkit.tasks.preferences.answers.reference_sums`). The values are kept by
+content: of the examples and how they are packed, of the weights and their number format. A pass that was interrupted goes
+on where it was.
 """
 
 from __future__ import annotations

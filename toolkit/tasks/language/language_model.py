@@ -15,7 +15,7 @@ from toolkit.models.router_balance import REAL, RouterBalance, is_asked_for
 from toolkit.recipe import Task as Options
 from toolkit.tasks.base import Batch, Task
 from toolkit.tasks.language.greedy import greedy_answer
-from toolkit.tasks.language.stop_tokens import trained_ends
+from toolkit.tasks.stop_tokens import trained_ends
 
 
 class LanguageModelTask(Task):
