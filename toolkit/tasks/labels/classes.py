@@ -18,6 +18,9 @@ from toolkit.tasks.base import NO_FIELDS
 BOOLEANS = {"False": 0, "True": 1}
 INTEGER = r"-?[0-9]{1,18}"
 """Longer ones are names: Python does not even read the longest."""
+MOST_CLASSES = 10_000
+"""More distinct labels than this are taken for a mistake in the field that names their column."""
+
 SHOWN = 12
 """Most classes listed in a message."""
 

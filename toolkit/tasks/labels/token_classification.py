@@ -21,7 +21,7 @@ from toolkit.models.config import parsed
 from toolkit.models.decoding import Generate
 from toolkit.recipe import TokenClassification
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
-from toolkit.tasks.labels.classes import Classes, head_of, in_order, match, numbered
+from toolkit.tasks.labels.classes import MOST_CLASSES, Classes, head_of, in_order, match, numbered
 from toolkit.tasks.labels.tagged_words import (
     are_entities,
     begins,
@@ -37,8 +37,6 @@ from toolkit.tasks.padded import EncoderTask, check_padding, check_places, closi
 from toolkit.tasks.sequence_parts import part_of
 
 HEAD = "ForTokenClassification"
-MOST_CLASSES = 10_000
-"""More distinct labels than this are taken for a mistake in task.labels_field."""
 
 
 class TokenClassificationTask(EncoderTask):

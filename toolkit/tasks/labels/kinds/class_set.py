@@ -19,9 +19,8 @@ from toolkit.errors import DataError, plural
 from toolkit.models.config import parsed
 from toolkit.recipe import SequenceClassification
 from toolkit.tasks.columns import value_of
-from toolkit.tasks.labels.classes import Classes, head_of, in_order, match, numbered
+from toolkit.tasks.labels.classes import MOST_CLASSES, Classes, head_of, in_order, match, numbered
 from toolkit.tasks.labels.kinds.base import LabelKind, Record
-from toolkit.tasks.labels.kinds.one_class import MOST_CLASSES
 from toolkit.tasks.metrics.labels import class_set_scores
 
 FLAGS = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}

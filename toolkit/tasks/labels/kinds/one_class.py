@@ -16,13 +16,10 @@ from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.models.config import parsed
 from toolkit.recipe import SequenceClassification
-from toolkit.tasks.labels.classes import Classes, head_of, in_order, match, numbered
+from toolkit.tasks.labels.classes import MOST_CLASSES, Classes, head_of, in_order, match, numbered
 from toolkit.tasks.labels.kinds.base import LabelKind, Record
 from toolkit.tasks.labels.values import NO_LABEL, NOT_A_NAME, counted, label_of, labels_of, unlabelled
 from toolkit.tasks.metrics.labels import class_scores
-
-MOST_CLASSES = 10_000
-"""More distinct labels than this are taken for a mistake in task.label_field."""
 
 
 class OneClass(LabelKind):
