@@ -72,7 +72,7 @@ def make_trainer(
 
     store = inputs.batches.store
     rows = [{name: column.tolist() for name, column in store[index].items()} for index in range(len(store))]
-    collate = DataCollatorForSeq2Seq(inputs.tokenizer, label_pad_token_id=-100)
+    collate = DataCollatorForSeq2Seq(inputs.task.tokenizer, label_pad_token_id=-100)
     data = Dataset.from_list(rows)
     trainer = Watched(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
     trainer.counts, trainer.marks = [], []

@@ -95,7 +95,7 @@ def make_records(rank: int, world_size: int, recipes: list[Recipe], folder: str)
         me = process.from_environment(run.parallel)
         config = render(run, device.target(world_size, wanted="cpu", model_ranks=model_ranks(run.parallel)))
         inputs = prepare_inputs(run, me.data_rank, me.mesh.data, display)
-        inputs.task = AnsweringTask(run.task, inputs.tokenizer)
+        inputs.task = AnsweringTask(run.task, inputs.task.tokenizer)
         process.start(me)
         place = RunFolder(Path(folder) / f"{world_size}-{index}")
         if me.is_main:

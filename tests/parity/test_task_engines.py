@@ -20,7 +20,6 @@ from toolkit.engine import device, process
 from toolkit.engine.protocol import Engine
 from toolkit.models.attention import DOCUMENTS, tell_documents
 from toolkit.models.attention_choice import choose_attention
-from toolkit.models.loading import load_tokenizer
 from toolkit.models.random_weights import RandomWeights
 from toolkit.models.ties import base_first
 from toolkit.parity.report import deviation
@@ -64,6 +63,7 @@ class Minimal(Task):
     answers = frozenset(ANSWERS)
 
     def __init__(self, kind: Kind) -> None:
+        self.processor = None
         self.kind = kind
         self.auto_class = kind.auto_class  # type: ignore[misc]
 
@@ -169,7 +169,7 @@ def built(run: Recipe, task: Task, config: Any, folder: Path) -> tuple[Engine, p
     rendered = render(run, target)
     process.start(me, timeout_s=60)
     nothing: Any = None
-    inputs = Inputs(load_tokenizer(run.model), task, config, None, "", nothing, None, [], STEPS)
+    inputs = Inputs(task, config, None, "", nothing, None, [], STEPS)
     return build_engine(run, inputs, rendered, me, RunFolder(folder), Display(is_main=False)), me
 
 

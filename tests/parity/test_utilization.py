@@ -37,7 +37,7 @@ def expected(rank: int, world_size: int, run: Recipe) -> list[float]:
             for row, tokens in zip(batch[DOCUMENT_LENGTHS].tolist(), batch["input_ids"], strict=True):
                 documents += [length for length in row if length]
                 # The last one of a row that is not full is padding.
-                if set(tokens.tolist()[-documents[-1] :]) == {inputs.tokenizer.pad_token_id}:
+                if set(tokens.tolist()[-documents[-1] :]) == {inputs.task.tokenizer.pad_token_id}:
                     documents.pop()
             targets += int((batch["targets"] != -100).sum())
         pairs = sum(length * (length + 1) // 2 for length in documents)

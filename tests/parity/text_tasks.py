@@ -101,14 +101,16 @@ def plain_masked_lm(export: Path, inputs: Any, rows: Rows) -> Metrics:
     model = AutoModelForMaskedLM.from_pretrained(export, dtype=torch.float64)
     loss, right, count = 0.0, 0, 0
     for index in range(len(inputs.held_out)):
-        drawn = inputs.task.transform(inputs.held_out[index], np.random.Generator(np.random.PCG64([0, 0, index])))
+        drawn = inputs.task.transform(
+            inputs.held_out[index], np.random.Generator(np.random.PCG64([0, 0, index])), is_trained=False
+        )
         labels = torch.as_tensor(drawn["labels"]).long()
         with torch.no_grad():
             logits = model(input_ids=torch.as_tensor(drawn["input_ids"]).long()[None]).logits[0]
         loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100))
         right += int((logits.argmax(-1) == labels).sum())
         count += int((labels != -100).sum())
-    _fill(model, export, inputs.tokenizer)
+    _fill(model, export, inputs.task.tokenizer)
     return {"loss": loss / count, "perplexity": math.exp(loss / count), "accuracy": right / count}
 
 

@@ -13,7 +13,7 @@ from toolkit.data.forms.chat import encode_conversation, encode_text
 from toolkit.data.forms.conversations import in_column
 from toolkit.data.forms.row_kind import row_kind
 from toolkit.data.preview import preview
-from toolkit.data.store import fingerprint, tokenizer_hash
+from toolkit.data.store import fingerprint, processor_hash
 from toolkit.errors import DataError
 from toolkit.recipe import CausalLM, SequenceClassification
 from toolkit.tasks.labels.sequence_classification import SequenceClassificationTask
@@ -337,12 +337,12 @@ def test_preview_of_a_classification_example():
 
 def test_tokenizer_hash_follows_what_changes_tokens_and_nothing_else():
     tokenizer = make_tokenizer()
-    before = tokenizer_hash(tokenizer)
+    before = processor_hash(tokenizer)
     tokenizer("Name a colour", truncation=True, max_length=2)
-    assert tokenizer_hash(tokenizer) == before == tokenizer_hash(make_tokenizer())
-    assert tokenizer_hash(make_tokenizer(THINKING)) != before
-    assert tokenizer_hash(make_tokenizer(bos=True)) != before
-    assert tokenizer_hash(make_tokenizer(eos_token="<s>")) != before
+    assert processor_hash(tokenizer) == before == processor_hash(make_tokenizer())
+    assert processor_hash(make_tokenizer(THINKING)) != before
+    assert processor_hash(make_tokenizer(bos=True)) != before
+    assert processor_hash(make_tokenizer(eos_token="<s>")) != before
 
 
 def test_fingerprint_depends_on_rows_tokenizer_and_options():

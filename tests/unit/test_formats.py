@@ -270,7 +270,7 @@ def test_files_of_every_kind_are_read_alike_prepared_and_as_a_stream(recipe, tmp
     inputs, notes = prepared(recipe(path, streaming=True, packing=False, shuffle=False))
     [batch] = inputs.batches.iterate(0, 1)
     targets = [ids[ids != -100] for micro in batch.micro_batches for ids in micro["targets"]]
-    assert [inputs.tokenizer.decode(ids) for ids in targets] == LEARNED and notes == [LINE]
+    assert [inputs.task.tokenizer.decode(ids) for ids in targets] == LEARNED and notes == [LINE]
 
 
 def test_the_preview_says_how_rows_are_read_and_shows_it(recipe, tmp_path, capfd, alone):

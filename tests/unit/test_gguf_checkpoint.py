@@ -18,7 +18,7 @@ from transformers import (
 
 from toolkit.errors import ModelError
 from toolkit.models import assets
-from toolkit.models.gguf_checkpoint import convert
+from toolkit.models.converters.gguf_checkpoint import convert
 
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 32, 4, 2, 64, 2
 TEMPLATE = (

@@ -70,7 +70,7 @@ def task(**fields: Any) -> MaskedLMTask:
 def test_an_example_is_hidden_by_its_random_numbers_alone() -> None:
     one = task(whole_word=True, mask_probability=0.3)
     (example,) = one.encode({"text": TEXT})
-    first, again, other = (one.transform(example, draws(seed)) for seed in (1, 1, 2))
+    first, again, other = (one.transform(example, draws(seed), is_trained=True) for seed in (1, 1, 2))
     assert all((first[name] == again[name]).all() for name in first)
     assert (first["labels"] != other["labels"]).any()
     told = first["labels"] != -100
@@ -134,7 +134,10 @@ def test_a_long_text_is_split_between_special_tokens() -> None:
 
 def test_packed_texts_are_documents_with_positions_of_their_own() -> None:
     one = task()
-    drawn = [one.transform(one.encode({"text": text})[0], draws()) for text in ("a list", TEXT, "the file object")]
+    drawn = [
+        one.transform(one.encode({"text": text})[0], draws(), is_trained=True)
+        for text in ("a list", TEXT, "the file object")
+    ]
     sizes = [len(example["input_ids"]) for example in drawn]
     batch = one.collate([drawn[:2], drawn[2:]])
     assert "attention_mask" not in batch

@@ -160,7 +160,7 @@ def sources(tmp_path: Path) -> str:
 def learned(inputs, rank: int, world_size: int, start: int, stop: int, state=None) -> list[list[list[str]]]:
     """What each step learns on one rank: of every micro-batch its sequences."""
     batches = replace(inputs.batches, rank=rank, world_size=world_size)
-    decode = inputs.tokenizer.decode
+    decode = inputs.task.tokenizer.decode
     return [
         [[decode(ids[ids != -100]) for ids in micro["targets"]] for micro in batch.micro_batches]
         for batch in batches.iterate(start, stop, state=state)

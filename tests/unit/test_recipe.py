@@ -115,14 +115,9 @@ def test_a_whole_recipe_names_fields_with_their_section() -> None:
             "give model.path for a checkpoint, or model.architecture with model.config to build from scratch",
         )),
         (Model, {"architecture": "llama", "tokenizer": "t"}, (
-            "model.architecture='llama' with weights='pretrained', tokenizer='t'",
-            'weights="random" and a tokenizer, since no checkpoint provides them',
-            'set model.weights="random" and model.tokenizer',
-        )),
-        (Model, {"architecture": "llama", "weights": "random"}, (
-            "model.architecture='llama' with weights='random', tokenizer=None",
-            'weights="random" and a tokenizer, since no checkpoint provides them',
-            'set model.weights="random" and model.tokenizer',
+            "model.architecture='llama' with weights='pretrained'",
+            'weights="random", since no checkpoint provides them',
+            'set model.weights="random"',
         )),
         (Schedule, {"type": "step"}, (
             "schedule.step_size is missing for schedule.type='step'",

@@ -325,6 +325,7 @@ CASES = [
     refused("task.normalize", False, base="texts"),
     said("task.temperature", 0.5, base="texts"),
     Case("data.prefetch", 0, "same"),
+    Case("data.workers", 2, "same"),
     refused("tuning.name", "lora"),
     refused("tuning.rank", 8, before=LORA),
     refused("tuning.alpha", 8.0, before=LORA),

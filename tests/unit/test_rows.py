@@ -69,7 +69,7 @@ def prepared(recipe: Recipe) -> tuple[Inputs, list[str]]:
 
 
 def decoded(inputs: Inputs, store: Store) -> list[str]:
-    return [inputs.tokenizer.decode(store[index]["input_ids"]) for index in range(len(store))]
+    return [inputs.task.tokenizer.decode(store[index]["input_ids"]) for index in range(len(store))]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_the_preview_of_rows_that_give_nothing_is_a_message(recipe, tmp_path, ca
 def trained(inputs: Inputs) -> list[str]:
     store = inputs.batches.store
     labels = [store[index]["labels"] for index in range(len(store))]
-    return [inputs.tokenizer.decode(ids[ids != -100]) for ids in labels]
+    return [inputs.task.tokenizer.decode(ids[ids != -100]) for ids in labels]
 
 
 def test_answers_that_look_typed_are_trained_as_they_are_written(recipe, tmp_path):
@@ -328,7 +328,7 @@ def test_answers_that_look_typed_are_trained_as_they_are_written(recipe, tmp_pat
         assert trained(inputs) == [answer + "<|im_end|>" for answer in answers] and notes == []
         batches = prepared(recipe(path, streaming=True, packing=False, shuffle=False))[0].batches
         [ids] = [batch.micro_batches[0]["targets"][0] for batch in batches.iterate(0, 1)]
-        assert inputs.tokenizer.decode(ids[ids != -100]) == "2<|im_end|>"
+        assert inputs.task.tokenizer.decode(ids[ids != -100]) == "2<|im_end|>"
 
 
 def test_classes_of_a_table_are_text(recipe, tmp_path, tiny_bert_dir):

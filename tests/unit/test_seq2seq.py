@@ -321,7 +321,7 @@ def test_special_tokens_of_a_new_language(architecture: str, tmp_path: Path) -> 
     BYTES.save_pretrained(tmp_path)
     config = load_config(recipe.model, vocabulary_size=len(BYTES), overrides={})
     rows = [{"source": "a", "target": "b"}]
-    generation = decide_generation(recipe, task(), BYTES, config, rows, [].append)
+    generation = decide_generation(recipe, task(), config, rows, [].append)
     assert generation is not None
     for found in (config.to_dict(), generation):
         assert found["decoder_start_token_id"] == BYTES.bos_token_id
@@ -342,7 +342,7 @@ def test_settings_of_a_checkpoint_stay_and_get_its_start(tmp_path: Path) -> None
         steps=100,
     )
     config = load_config(recipe.model, vocabulary_size=len(PIECES), overrides={})
-    generation = decide_generation(recipe, task(PIECES), PIECES, config, [{"source": "a", "target": "b"}], [].append)
+    generation = decide_generation(recipe, task(PIECES), config, [{"source": "a", "target": "b"}], [].append)
     assert generation is not None and generation["no_repeat_ngram_size"] == 3
     assert generation["decoder_start_token_id"] == PIECES.cls_token_id
     assert generation["eos_token_id"] == PIECES.sep_token_id

@@ -265,9 +265,9 @@ def draft(wanted: Wanted, report: Report) -> tuple[Recipe, str]:
         proposal.set_columns(sheet, roles)
         values = switched(flat(recipe), "task", sheet["task.name"])
         recipe = recipe_of(values | {name: sheet[name] for name in values if _is_about_rows(name)})
-    tokenizer, task = load_task(recipe)
-    survey.fit_task(look, task, recipe, tokenizer)
-    model = survey.look_at_model(recipe.model, task, tokenizer)
+    task = load_task(recipe)
+    survey.fit_task(look, task, recipe)
+    model = survey.look_at_model(recipe.model, task)
     with report.measuring(len(look.rows)) as progress:
         measured = survey.measure(look, task, progress)
     split = survey.held_out_split(recipe.data, look) if wanted.data and not wanted.evaluation else None

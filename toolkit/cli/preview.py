@@ -26,10 +26,10 @@ ROWS_PER_SEQUENCE = 64
 
 def print_preview(recipe: Recipe, count: int) -> int:
     """Print `count` sequences of the first rows of each source, made as training makes them; returns the exit code."""
-    tokenizer, task = load_task(recipe)
+    task = load_task(recipe)
     display = Display(is_main=True)
     mixture, _ = open_rows(recipe, display.say)
-    fit(task, mixture, recipe, tokenizer)
+    fit(task, mixture, recipe)
     for line in task.remarks(mixture.rows, mixture.row_name("data.train")):
         display.say(line)
     for part in mixture.parts:
@@ -41,7 +41,15 @@ def print_preview(recipe: Recipe, count: int) -> int:
 
 def _print_part(recipe: Recipe, task: Task, source: Source, row_name: RowName, count: int, display: Display) -> None:
     capacity, packing = recipe.batch.sequence_length, recipe.data.packing
-    encoder = encoder_of(task, source.rows, capacity, recipe.data.overlong, row_name=row_name)
+    encoder = encoder_of(
+        task,
+        source.rows,
+        capacity,
+        recipe.data.overlong,
+        row_name=row_name,
+        folder=source.folder,
+        unreadable=recipe.data.unreadable,
+    )
     least_rows, least_tokens = (ROWS_PER_SEQUENCE * count, count * capacity) if packing else (count, 1)
     examples, num_rows = _examples(source.rows, encoder, count, least_rows, least_tokens)
     groups = best_fit([task.size(example) for example in examples], capacity) if packing else one_each(len(examples))

@@ -7,7 +7,8 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from toolkit.data.columns import update_digest
+from toolkit.data.drawing import Drawing, Placed, drawing
 from toolkit.data.encoding import Encoder, Exchange, TeamEncoder
 from toolkit.data.example import Collate, Example, Kind, Sequences
 from toolkit.data.joined_store import AnyStore
@@ -74,6 +76,8 @@ class StoredBatches:
     world_size: int
     micro_size: int
     kind: Kind = TOKENS
+    workers: int = 0
+    """Threads that draw examples, beside the one that collates them; 0: that one does."""
 
     def contents(self) -> Contents:
         """The examples and the sequences packed from them."""
@@ -88,37 +92,32 @@ class StoredBatches:
         """
         if state is not None and state["step"] != start_step:
             raise _wrong_state(f"step {state['step']}", f"step {start_step}")
-        steps = (self._batch(step) for step in range(start_step, stop_step))
-        return ahead(steps, _depth(prefetch, self.order.global_size, self.world_size, self.micro_size))
+        return ahead(
+            self._steps(start_step, stop_step),
+            _depth(prefetch, self.order.global_size, self.world_size, self.micro_size),
+        )
 
     def state(self, step: int) -> dict[str, Any]:
         """What `iterate` needs to go on with step `step`."""
         return {"step": step}
 
-    def _batch(self, step: int) -> StepBatch:
-        placed = self.order.places(step)
-        chosen = [self.sequences[position] for _, position in placed]
-        micro_batches = [
-            self.collate([[self._drawn(index, placed[place][0]) for index in chosen[place]] for place in positions])
-            for positions in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
+    def _steps(self, start: int, stop: int) -> Iterator[StepBatch]:
+        with drawing(self.kind, self.workers) as draw:
+            for step in range(start, stop):
+                yield self._batch(step, draw)
+
+    def _batch(self, step: int, draw: Drawing) -> StepBatch:
+        chosen = [
+            [self._placed(passes, index) for index in self.sequences[position]]
+            for passes, position in self.order.places(step)
         ]
-        lengths = self.store.lengths[list(itertools.chain.from_iterable(chosen))]
+        wanted = shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
+        micro_batches = [self.collate(sequences) for sequences in draw.of(chosen, wanted)]
+        lengths = self.store.lengths[[place[-1] for place, _ in itertools.chain.from_iterable(chosen)]]
         return StepBatch(step, self.order.epoch(step + 1), micro_batches, lengths)
 
-    def _drawn(self, index: int, passes: int) -> Example:
-        example = self.store[index]
-        return drawn(self.kind, example, self.order.seed, passes, index)
-
-
-Placed: TypeAlias = tuple[tuple[int, ...], Example]
-"""An example of a stream and its place: seed, pass, rows before its window, its number in the window."""
-
-
-def drawn(kind: Kind, example: Example, *place: int) -> Example:
-    """`example` as it is collated; its `place` (seed, pass, number) alone decides what is drawn for it."""
-    if not kind.transforms:
-        return example
-    return kind.transform(example, np.random.Generator(np.random.PCG64(list(place))))
+    def _placed(self, passes: int, index: int) -> Placed:
+        return (self.order.seed, passes, index), partial(self.store.__getitem__, index)
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,8 @@ class StreamedBatches:
     world_size: int
     micro_size: int
     window_rows: int = 1024
+    workers: int = 0
+    """As of StoredBatches."""
     exchange: Exchange | None = None
     """Set once the ranks can talk to each other; None: this process encodes every row."""
     _positions: dict[int, Position] = field(default_factory=dict, init=False)
@@ -199,15 +200,13 @@ class StreamedBatches:
 
     def _steps(self, start: int, stop: int, position: Position, skipped: int) -> Iterator[tuple[StepBatch, Position]]:
         kind = self.encoder.kind
-        with TeamEncoder(self.encoder, self.exchange) as team:
+        with TeamEncoder(self.encoder, self.exchange) as team, drawing(kind, self.workers) as draw:
             dealt = itertools.islice(self._sequences(position, team), skipped, None)
             for step in range(start, stop):
                 chosen, positions = zip(*itertools.islice(dealt, self.global_size), strict=True)
-                micro_batches = [
-                    self.collate([[drawn(kind, example, *place) for place, example in chosen[at]] for at in indices])
-                    for indices in shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
-                ]
-                lengths = np.array([kind.size(example) for sequence in chosen for _, example in sequence], np.int64)
+                wanted = shard(range(len(chosen)), self.rank, self.world_size, self.micro_size)
+                micro_batches = [self.collate(sequences) for sequences in draw.of(chosen, wanted)]
+                lengths = np.array([kind.size(kept()) for sequence in chosen for _, kept in sequence], np.int64)
                 after = positions[-1]
                 yield StepBatch(step, float(after.passes), micro_batches, lengths), after
 
@@ -232,7 +231,10 @@ class StreamedBatches:
         if self.shuffle:
             order = np.random.Generator(np.random.PCG64([self.seed, passes, rows_read])).permutation(len(groups))
         place = (self.seed, passes, rows_read)
-        return [[((*place, index), examples[index]) for index in groups[position]] for position in order]
+        return [
+            [((*place, index), partial(examples.__getitem__, index)) for index in groups[position]]
+            for position in order
+        ]
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ def evaluation_batches(
     micro_size: int,
     max_sequences: int | None = None,
     kind: Kind = TOKENS,
+    workers: int = 0,
 ) -> Iterator[EvaluationBatch]:
     """Micro-batches of `micro_size` of the first `max_sequences` sequences (None: of all) for one rank, in order.
 
@@ -265,18 +268,20 @@ def evaluation_batches(
     """
     sequences = sequences[:max_sequences]
     width = world_size * micro_size
-    for batch in range(math.ceil(len(sequences) / width)):
-        start = batch * width + rank * micro_size
-        mine = sequences[start : start + micro_size]
-        numbers: list[int | None] = [index for sequence in mine for index in sequence]
-        fillers = [sequences[0]] * (micro_size - len(mine))
-        real, filling = (
-            [[drawn(kind, store[index], 0, 0, index) for index in sequence] for sequence in chosen]
-            for chosen in (mine, fillers)
-        )
-        tensors = collate([*real, *([kind.ignored(example) for example in sequence] for sequence in filling)])
-        examples = list(itertools.chain.from_iterable([*real, *filling]))
-        yield EvaluationBatch(tensors, examples, numbers + [None] * (len(examples) - len(numbers)))
+    with drawing(kind, workers, is_trained=False) as draw:
+        for batch in range(math.ceil(len(sequences) / width)):
+            start = batch * width + rank * micro_size
+            mine = sequences[start : start + micro_size]
+            numbers: list[int | None] = [index for sequence in mine for index in sequence]
+            placed = [
+                [((0, 0, index), partial(store.__getitem__, index)) for index in sequence]
+                for sequence in [*mine, sequences[0]]
+            ]
+            [found] = draw.of(placed, [[*range(len(mine)), *[len(mine)] * (micro_size - len(mine))]])
+            filling = ([kind.ignored(example) for example in sequence] for sequence in found[len(mine) :])
+            tensors = collate([*found[: len(mine)], *filling])
+            examples = list(itertools.chain.from_iterable(found))
+            yield EvaluationBatch(tensors, examples, numbers + [None] * (len(examples) - len(numbers)))
 
 
 def _depth(prefetch: int, global_size: int, world_size: int, micro_size: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,10 +62,10 @@ class GrowingArray:
 
 
 class ColumnWriter:
-    """Writes examples into `directory`; all must have the same columns."""
+    """Writes examples into `directory`, without the arrays `left_out`; all must have the same columns."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, left_out: Collection[str] = ()) -> None:
+        self.directory, self._left_out = directory, left_out
         self._columns: dict[str, tuple[GrowingArray, GrowingArray]] = {}
         self._digest = hashlib.sha256()
 
@@ -75,6 +76,8 @@ class ColumnWriter:
 
     def append(self, example: Example) -> None:
         """Add one example."""
+        update_digest(self._digest, example)
+        example = {name: values for name, values in example.items() if name not in self._left_out}
         if not self._columns:
             self._columns = {name: self._open(name, values) for name, values in example.items()}
         if set(example) != set(self._columns):
@@ -91,7 +94,6 @@ class ColumnWriter:
                 )
             values.append(found)
             ends.append(np.array([values.size]))
-        update_digest(self._digest, example)
 
     def close(self) -> None:
         """Finish all files."""

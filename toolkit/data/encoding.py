@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from toolkit.data.example import Encode, Example, Kind, Row
 from toolkit.data.forms.recognised import Recognised
+from toolkit.data.media.stored import Unreadable
 from toolkit.data.packing import Counts
 from toolkit.data.reading.column_names import ColumnMissing, missing, unused_columns
 from toolkit.data.reading.row_names import RowName, named, plain_names
@@ -20,6 +23,10 @@ from toolkit.errors import DataError, ToolkitError
 
 COUNT_IN = 1000
 """Rows among which those are counted that share an error."""
+MOST_SAID = 3
+"""Examples left out whose fault is said."""
+AHEAD = 4
+"""Rows that each thread may be ahead."""
 LEAVE_S = 60.0
 """Longest wait, at the end of a stream, for ranks that do not come to say goodbye."""
 
@@ -49,12 +56,62 @@ class Encoder:
     other rows have; None: it speaks of one."""
     kind: Kind = TOKENS
     """What the examples are."""
+    unreadable: str = "error"
+    """What becomes of an image or a recording that cannot be used: "error", or "skip"."""
+    source: Callable[[Row], Example] | None = None
+    """The sourced arrays of the example that a row gives; None: the kind has none."""
+    skipped: list[str] = field(default_factory=list)
+    """What is said of the first of those that were left out."""
+    workers: int = 0
+    """Threads that look at images and recordings ahead of `all_examples`."""
+
+    def all_examples(self, rows: Iterable[Row]) -> Iterator[tuple[int, list[Example]]]:
+        """(number, examples kept) of each row, in order. Raises DataError that names the row."""
+        if not self.workers or not self.kind.sourced:
+            for number, row in enumerate(rows, start=1):
+                yield number, self.examples(row, number)
+            return
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="examine") as pool:
+            waiting: deque[tuple[int, Row, Future[list[Example]]]] = deque()
+            for number, row in enumerate(rows, start=1):
+                waiting.append((number, row, pool.submit(self._found, row)))
+                if len(waiting) > AHEAD * self.workers:
+                    yield self._next(waiting)
+            while waiting:
+                yield self._next(waiting)
+
+    def _next(self, waiting: deque[tuple[int, Row, Future[list[Example]]]]) -> tuple[int, list[Example]]:
+        number, row, found = waiting.popleft()
+        try:
+            return number, self._kept(row, number, found.result)
+        except BaseException:
+            for _, _, other in waiting:
+                other.cancel()
+            raise
 
     def examples(self, row: Row, number: int) -> list[Example]:
         """The examples kept of row `number` (1 is the first). Raises DataError that names the row."""
+        return self._kept(row, number, partial(self._found, row))
+
+    def _found(self, row: Row) -> list[Example]:
+        """The examples of `row`, each of which can be read."""
+        found = [example for example in self.encode(row) if self.kind.size(example)]
+        if self.kind.sourced:
+            for example in found:
+                self.kind.examine(example)
+        return found
+
+    def _kept(self, row: Row, number: int, find: Callable[[], list[Example]]) -> list[Example]:
         try:
-            found = [example for example in self.encode(row) if self.kind.size(example)]
+            found = find()
             kept = [piece for example in found for piece in self._fitted(example)]
+        except Unreadable as error:
+            if self.unreadable != "skip":
+                raise named(error, self._called(number)) from None
+            self.counts.unreadable += 1
+            if len(self.skipped) < MOST_SAID:
+                self.skipped.append(f"{self._called(number)}: {error.what}")
+            return []
         except ColumnMissing as error:
             absent = self._absent(row)
             lacking = missing(absent, row, self._share(number, error)) if absent else error
@@ -185,7 +242,7 @@ class TeamEncoder:
             return _encode(self._encoder, rows, rows_before)
         bounds = [len(rows) * rank // exchange.size for rank in range(exchange.size + 1)]
         start, stop = bounds[exchange.rank], bounds[exchange.rank + 1]
-        mine = replace(self._encoder, counts=Counts(), unused=Counter(), forms=Counter())
+        mine = replace(self._encoder, counts=Counts(), unused=Counter(), forms=Counter(), skipped=[])
         problem: ToolkitError | None = None
         encoded: list[Example] = []
         try:

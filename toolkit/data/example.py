@@ -30,6 +30,8 @@ class Kind(Protocol):
 
     transforms: ClassVar[bool]
     """Whether `transform` does anything."""
+    sourced: ClassVar[frozenset[str]]
+    """Arrays that are not kept with the prepared examples, but read again when an example is wanted; see `Encoder.source`."""
 
     def size(self, example: Example) -> int:
         """What packing and length limits count: tokens, frames, pixels."""
@@ -47,9 +49,22 @@ class Kind(Protocol):
         """The same example without a target: it takes part in a forward pass and adds nothing to the loss."""
         ...
 
-    def transform(self, example: Example, random: np.random.Generator) -> Example:
+    def examine(self, example: Example) -> None:
+        """Raise Unreadable for an example whose sourced arrays are none that can be used. Called from several threads."""
+        ...
+
+    def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:
         """What is costly to store, or drawn anew each time, made when `example` is collated.
 
-        `random` depends on the seed, the pass over the data and the example alone.
+        `random` depends on the seed, the pass over the data and the example alone. Called from several threads at once.
         """
+        ...
+
+    @property
+    def mixes(self) -> bool:
+        """Whether `mix` does anything."""
+        ...
+
+    def mix(self, example: Example, other: Example, random: np.random.Generator) -> Example:
+        """`example` of a training step with something of `other`, its neighbour in the global batch."""
         ...

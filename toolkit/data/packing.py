@@ -35,6 +35,8 @@ class Counts:
     """Left out because none of the tokens that fit carries loss, while later ones do."""
     masked: int = 0
     """Left out because no token of theirs carries loss."""
+    unreadable: int = 0
+    """Left out because an image or a recording of theirs cannot be used."""
 
     def add(self, *others: Counts) -> None:
         """Add what others have counted."""
@@ -45,7 +47,7 @@ class Counts:
     @property
     def left_out(self) -> int:
         """Rows, or examples of them, that are not in the result."""
-        return self.empty + self.dropped + self.long_targets + self.cut_off + self.masked
+        return self.empty + self.dropped + self.long_targets + self.cut_off + self.masked + self.unreadable
 
     def describe(self) -> str:
         """One line for a reader, `120 kept, 3 of them cut ...; left out: 2 empty`; empty when all were kept as they are."""
@@ -55,6 +57,7 @@ class Counts:
             "with a target longer than task.target_length": self.long_targets,
             "with all there is to learn beyond batch.sequence_length": self.cut_off,
             "with nothing to learn": self.masked,
+            "unreadable": self.unreadable,
         }
         kept = [f"{self.kept:,} kept"] if self.kept else []
         kept += [f"{self.truncated:,} of them cut to batch.sequence_length"] if self.truncated else []

@@ -29,7 +29,7 @@ from toolkit.data.packing import Counts
 from toolkit.errors import DataError, StorageError
 from toolkit.storage import CLOSED, FULL
 
-_FORMAT = 8  # part of every fingerprint: raise it when the files or the encoding in this package change
+_FORMAT = 9  # part of every fingerprint: raise it when the files or the encoding in this package change
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with the rows encoded so far and, where known, the rows there are."""
@@ -51,10 +51,14 @@ class Extensible:
         return {name: values[index] for name, values in self._beside.items()}
 
 
+Reread = Callable[[int], Example]
+"""Index of a row -> the arrays of its example that are not on disk with the others."""
+
+
 class Store(Extensible):
     """Examples by index, with their lengths; what `prepare` returns."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, reread: Reread | None = None) -> None:
         summary = json.loads((directory / "summary.json").read_text())
         self.directory = directory
         self.num_rows: int = summary["num_rows"]
@@ -68,7 +72,11 @@ class Store(Extensible):
             Recognised(name, tuple(columns), remark): count for name, columns, remark, count in summary["forms"]
         }
         """The rows of each format, where the task knows several."""
-        self._columns = ColumnReader(directory)
+        self.skipped: list[str] = summary["skipped"]
+        """What is said of the first examples that were left out as unreadable."""
+        self._columns, self._reread = ColumnReader(directory), reread
+        self._rows: NDArray[np.int64] = np.load(directory / "rows.npy", mmap_mode="r")
+        """Index of the row that each example comes from."""
         self.lengths: NDArray[np.int64] = np.load(directory / "sizes.npy")
         """Size of each example."""
         self.digests: NDArray[np.int64] = np.load(directory / "digests.npy")
@@ -80,7 +88,8 @@ class Store(Extensible):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        return self._columns[index] | self.beside(index)
+        again = {} if self._reread is None else self._reread(int(self._rows[index]))
+        return self._columns[index] | again | self.beside(index)
 
     @property
     def num_tokens(self) -> int:
@@ -107,26 +116,40 @@ def prepare(
         with _storage_errors(cache_dir), _lock(cache_dir, fingerprint):
             if not final.exists():
                 _write(rows, encoder, final, progress)
-    return Store(final)
+    return Store(final, None if encoder.source is None else _reread(rows, encoder.source))
 
 
-def fingerprint(content: Any, tokenizer: Any, **options: Any) -> str:
-    """A name for the result of encoding: 24 hex digits that change when the data, the tokenizer or an option does.
+def _reread(rows: Any, source: Callable[[Row], Example]) -> Reread:
+    return lambda index: source(rows[index])
+
+
+def fingerprint(content: Any, processor: Any, **options: Any) -> str:
+    """A name for the result of encoding: 24 hex digits that change when the data, the processor or an option does.
 
     `content` says which rows (the digest of a source); it and `options` are JSON-able.
     """
     parts = {
         "format": _FORMAT,
         "rows": content,
-        "tokenizer": tokenizer_hash(tokenizer),
+        "tokenizer": processor_hash(processor),
         "options": options,
         "versions": [version("transformers"), version("tokenizers")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of what decides how text becomes tokens: vocabulary, rules, special tokens and chat template."""
+def processor_hash(processor: Any) -> str:
+    """SHA-256 of what decides how a row becomes what the model reads: of a tokenizer, or of other settings; of each part."""
+    if hasattr(processor, "get_vocab"):
+        return _tokenizer_hash(processor)
+    parts = {name: processor_hash(getattr(processor, name)) for name in getattr(processor, "attributes", ())}
+    settings = {} if processor is None or parts else processor.to_dict()
+    template = getattr(processor, "chat_template", None)
+    return hashlib.sha256(json.dumps([parts, settings, template], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Of vocabulary, rules, special tokens and chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     if backend is not None:
@@ -159,13 +182,15 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
     total = len(rows) if isinstance(rows, Sized) else None
     num_rows, num_trained = 0, 0
     with (
-        contextlib.closing(ColumnWriter(directory)) as writer,
+        contextlib.closing(ColumnWriter(directory, encoder.kind.sourced)) as writer,
         contextlib.closing(GrowingArray(directory / "digests.npy", np.int64)) as digests,
+        contextlib.closing(GrowingArray(directory / "rows.npy", np.int64)) as places,
         contextlib.closing(GrowingArray(directory / "sizes.npy", np.int64)) as sizes,
     ):
-        for num_rows, row in enumerate(rows, start=1):
-            for example in encoder.examples(row, num_rows):
+        for num_rows, found in encoder.all_examples(rows):
+            for example in found:
                 writer.append(example)
+                places.append(np.array([num_rows - 1]))
                 digests.append(np.array([_digest(example)]))
                 sizes.append(np.array([encoder.kind.size(example)]))
                 num_trained += encoder.kind.targets(example)
@@ -178,6 +203,7 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
         "num_rows": num_rows,
         "num_trained_tokens": num_trained,
         "counts": counts,
+        "skipped": encoder.skipped,
         "digest": digest,
         "unused": dict(encoder.unused),
         "forms": [[form.name, form.columns, form.remark, count] for form, count in encoder.forms.items()],

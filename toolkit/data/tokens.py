@@ -115,8 +115,18 @@ class TokenKind:
     fitted = staticmethod(fit)
     ignored = staticmethod(masked)
 
-    def transform(self, example: Example, random: np.random.Generator) -> Example:
+    sourced: ClassVar[frozenset[str]] = frozenset()
+    mixes = False
+
+    def examine(self, example: Example) -> None:
+        """Tokens can always be read."""
+
+    def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:
         """Nothing is drawn."""
+        return example
+
+    def mix(self, example: Example, other: Example, random: np.random.Generator) -> Example:
+        """Nothing is mixed."""
         return example
 
 

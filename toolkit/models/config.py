@@ -41,7 +41,7 @@ ELSEWHERE = {
 """Fields of configurations that decide nothing here, and what does."""
 
 
-def load_config(model: Model, *, vocabulary_size: int, overrides: Mapping[str, Any]) -> PretrainedConfig:
+def load_config(model: Model, *, vocabulary_size: int | None, overrides: Mapping[str, Any]) -> PretrainedConfig:
     """The architecture: the checkpoint's config with the recipe's and the task's (`overrides`) fields laid over it.
 
     Without a checkpoint it is the architecture's config class, built from these fields. Its attention is not chosen yet
@@ -57,7 +57,8 @@ def load_config(model: Model, *, vocabulary_size: int, overrides: Mapping[str, A
         changes[name] = {**changes.get(name, {}), **value} if isinstance(value, Mapping) else value
     try:
         if before is None:
-            config = _build(kind, _with_vocabulary(kind, changes, vocabulary_size))
+            fields = changes if vocabulary_size is None else _with_vocabulary(kind, changes, vocabulary_size)
+            config = _build(kind, fields)
         elif changes:
             config = _build(kind, _merged(kind, stored, before, changes))
         else:

@@ -88,14 +88,20 @@ FIELDS: dict[str, Acts | None] = {
     ),
     # split and subset: whether a source has several is known when it is opened.
     **dict.fromkeys(f"data.{name}" for name in ("train", "evaluation", "split", "subset", "max_examples")),
-    **dict.fromkeys(f"data.{name}" for name in ("streaming", "shuffle", "packing", "overlong", "prefetch")),
+    **dict.fromkeys(f"data.{name}" for name in ("streaming", "shuffle", "packing", "overlong", "prefetch", "workers")),
+    "data.unreadable": Acts(
+        lambda recipe: recipe.task.reads_media, "a task.name that reads images or recordings", ("task.name",)
+    ),
     "data.evaluation_examples": Acts(
         lambda recipe: recipe.data.evaluation is None, "data.evaluation None", ("data.evaluation",)
     ),
     "data.evaluation_split": Acts(
         lambda recipe: recipe.data.evaluation is not None, "data.evaluation", ("data.evaluation",)
     ),
-    **dict.fromkeys(f"batch.{name}" for name in ("global_size", "micro_size", "sequence_length")),
+    **dict.fromkeys(f"batch.{name}" for name in ("global_size", "micro_size")),
+    "batch.sequence_length": Acts(
+        lambda recipe: recipe.task.has_length, "a task.name whose examples are sequences of tokens", ("task.name",)
+    ),
     **dict.fromkeys(f"optimizer.{name}" for name in COMMON_FIELDS),
     **{f"optimizer.{name}": _optimizer(name) for own in DEFAULTS.values() for name in own},
     "schedule.type": None,

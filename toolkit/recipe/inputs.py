@@ -26,7 +26,7 @@ class Model(Section):
     config: dict[str, Scalar] = Field(default_factory=dict)
     """Fields of the model's own config to override, e.g. {"num_hidden_layers": 4}; what the architecture derives from them follows. A list or an object is kept as JSON text, the form it has on the command line. With pretrained weights only fields that change no weight's shape. A mixture of experts: output_router_logits True trains router_aux_loss_coef x its routers' balancing loss too, of each micro-batch by its share of the targets."""
     tokenizer: Location | None = None
-    """Where the tokenizer is; None: the same place as `path`."""
+    """Where the tokenizer is, and what else a task reads its rows with (an image processor, a feature extractor); None: the same place as `path`."""
     dropout: Rate | None = None
     """Set every dropout probability of the architecture to this; None leaves the checkpoint's own."""
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
@@ -60,11 +60,11 @@ class Model(Section):
                 expected="exactly one of the two",
                 do="give model.path for a checkpoint, or model.architecture with model.config to build from scratch",
             )
-        if self.architecture is not None and (self.weights != "random" or self.tokenizer is None):
+        if self.architecture is not None and self.weights != "random":
             raise RecipeError(
-                f"model.architecture={self.architecture!r} with weights={self.weights!r}, tokenizer={self.tokenizer!r}",
-                expected='weights="random" and a tokenizer, since no checkpoint provides them',
-                do='set model.weights="random" and model.tokenizer',
+                f"model.architecture={self.architecture!r} with weights={self.weights!r}",
+                expected='weights="random", since no checkpoint provides them',
+                do='set model.weights="random"',
             )
         return self
 
@@ -114,8 +114,12 @@ class Data(Section):
     """Fill each sequence with several examples; attention and positions stay inside each example. Tasks that cannot pack ignore nothing: they refuse."""
     overlong: Literal["error", "truncate", "drop", "split"] = "truncate"
     """What to do with an example longer than batch.sequence_length; "split" cuts it into several: plain text, words with their classes, the context of a question (in windows)."""
+    unreadable: Literal["error", "skip"] = "error"
+    """What to do with an image or a recording that is missing, empty, damaged or too large: refuse, or leave its example out, and count it."""
     prefetch: NonNegative = 4
     """Micro-batches built ahead of time by a background thread; 0: build them in the training thread."""
+    workers: NonNegative | None = None
+    """Threads of a rank that decode and draw what is not stored (images, sound, hidden tokens), beside the one that builds batches; None: one per processor core that the rank has to itself, 8 at most; 0: that one does it. What is drawn depends on seed, pass and example alone."""
 
 
 class Batch(Section):
@@ -126,7 +130,7 @@ class Batch(Section):
     micro_size: Positive = 1
     """Sequences per rank in one forward and backward pass."""
     sequence_length: Positive = 512
-    """Tokens per sequence."""
+    """Tokens per sequence, of tasks whose examples are sequences of tokens."""
 
     def dividing_micro_size(self, replicas: int) -> int | None:
         """The largest micro-batch, at most this one, in which `replicas` share this global batch equally; None: they cannot."""

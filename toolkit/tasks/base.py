@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -23,7 +24,9 @@ from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName, plain_names
 from toolkit.models.decoding import Generate
+from toolkit.models.loading import load_tokenizer
 from toolkit.recipe import Batch as BatchSizes
+from toolkit.recipe import Model
 from toolkit.recipe import Task as Options
 
 Batch = dict[str, torch.Tensor]
@@ -72,6 +75,9 @@ class Task(ABC):
     """Whether held-out figures are those of all examples together: `look` at each, then `tally`."""
     transforms: ClassVar[bool] = False
     """Whether `transform` does anything."""
+    sourced: ClassVar[frozenset[str]] = frozenset()
+    """Arrays (bytes of images, of sound) that are not kept with the prepared examples: `source` reads them again whenever
+    an example is wanted. A row of such a task gives one example, and `examine` looks at each when it is prepared."""
     may_lack_head: ClassVar[bool] = False
     """Whether weights outside the base model are drawn where the checkpoint has none of them."""
     trains_head: ClassVar[bool] = False
@@ -85,10 +91,27 @@ class Task(ABC):
     sequence_group: Any = None
     """The process group whose ranks share the sequences of a batch, where they are cut (`split`); None: they are whole."""
 
-    def __init__(self, options: Options, tokenizer: Any) -> None:
+    def __init__(self, options: Options, processor: Any) -> None:
         self.options: Any = options
         """The task's section of the recipe, of its own type."""
-        self.tokenizer = tokenizer
+        self.processor = processor
+        """What `load_processor` gave."""
+
+    @classmethod
+    def load_processor(cls, model: Model) -> Any:
+        """What of the checkpoint turns a row into what the model reads: a tokenizer here; an image processor, a feature
+        extractor, several in one, or None for a task that needs none. Saved with the model. Raises ModelError."""
+        return load_tokenizer(model)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer: the processor itself, or the one in it."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Tokens of the tokenizer; None where there is none."""
+        return len(self.tokenizer) if hasattr(self.tokenizer, "get_vocab") else None
 
     # The rows as a whole
 
@@ -163,10 +186,34 @@ class Task(ABC):
         """The same example without a target: it takes part in a forward pass and adds nothing to the loss."""
         return tokens.masked(example)
 
-    def transform(self, example: Example, random: np.random.Generator) -> Example:
+    def located(self, row: Row, folder: Path | None) -> Row:
+        """`row` with the paths in it that are not absolute taken as those of files in `folder`, that of the data file."""
+        return row
+
+    def source(self, row: Row) -> Example:
+        """The arrays `sourced` of the example that `row` gives; `encode` returns them, too. Cheap: nothing is decoded."""
+        return {}
+
+    def examine(self, example: Example) -> None:
+        """Decode the sourced arrays of `example` once, to raise Unreadable for those that cannot be. From several threads."""
+
+    def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:
         """What is costly to store, or drawn anew each time, made when `example` is collated; see `transforms`.
 
         `random` depends on the seed, the pass over the data and the example alone: the same on any number of ranks.
+        `is_trained`: not for an evaluation. Called from several threads at once.
+        """
+        return example
+
+    @property
+    def mixes(self) -> bool:
+        """Whether `mix` does anything. Such a task cannot pack."""
+        return False
+
+    def mix(self, example: Example, other: Example, random: np.random.Generator) -> Example:
+        """`example` of a training step with something of `other`, its neighbour in the global batch; see `mixes`.
+
+        Both are transformed already; `random` goes on from the transform of `example`.
         """
         return example
 

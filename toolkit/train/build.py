@@ -109,7 +109,7 @@ def build_engine(
     if recipe.data.packing and task.is_causal:
         check_isolation(engine.call(leak), type(model).__name__)
     is_ours = recipe.model.attention in ("auto", "varlen") and inputs.model_config._attn_implementation == "sdpa"
-    if is_ours and me.mesh.sequence == 1:
+    if recipe.task.has_length and is_ours and me.mesh.sequence == 1:
         _choose_core(recipe, task, engine, type(model).__name__, display)
     if recipe.data.packing and not task.is_causal:
         # No mask of transformers' keeps documents apart where tokens see what comes after them: attention must.
@@ -233,7 +233,8 @@ def _keep_model_files(inputs: Inputs, recipe: Recipe, folder: RunFolder, untrain
     with storage_errors("writing the model's files", folder.path):
         folder.model.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(folder.model)
-        inputs.tokenizer.save_pretrained(folder.model)
+        if inputs.processor is not None:
+            inputs.processor.save_pretrained(folder.model)
         if untrained:
             save_file(untrained, folder.model / UNTRAINED)
         (folder.model / ADAPTER_CONFIG).unlink(missing_ok=True)

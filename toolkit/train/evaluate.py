@@ -23,6 +23,7 @@ from toolkit.checkpoint.manifest import folder_name
 from toolkit.data.batches import EvaluationBatch, evaluation_batches
 from toolkit.data.example import Sequences
 from toolkit.data.joined_store import AnyStore
+from toolkit.data.prefetch import ahead
 from toolkit.engine import process
 from toolkit.engine.feed import on_device
 from toolkit.engine.protocol import Batch, Engine
@@ -30,12 +31,15 @@ from toolkit.models.decoding import Generate
 from toolkit.recipe import Recipe
 from toolkit.storage import storage_errors
 from toolkit.tasks.base import Record, Task
+from toolkit.train.examples import num_workers
 from toolkit.train.inputs import Inputs
 from toolkit.train.metrics import strict
 from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
 
 ENDING = ".jsonl"
+BUILT_AHEAD = 2
+"""Micro-batches of an evaluation that are decoded while another is computed."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class HeldOut:
     predictions: Path
     """Folder of the records, one file per evaluation."""
     display: Display
+    workers: int = 0
+    """Threads that decode and draw examples."""
 
     def __call__(self, step: int) -> dict[str, float]:
         """Metrics of the weights as they are after `step` steps. Collective."""
@@ -67,7 +73,7 @@ class HeldOut:
         return self.engine.evaluate((batch.tensors for batch in self._batches()), function)
 
     def _batches(self) -> Iterator[EvaluationBatch]:
-        return evaluation_batches(
+        batches = evaluation_batches(
             self.store,
             self.sequences,
             self.task.collate,
@@ -75,7 +81,9 @@ class HeldOut:
             self.me.mesh.data,
             self.micro_size,
             kind=self.task,
+            workers=self.workers,
         )
+        return ahead(batches, BUILT_AHEAD if self.task.transforms and self.workers else 0)
 
     def _tallied(self) -> dict[str, float]:
         """Sums over all examples together, which rank 0 gathers; the same on every rank."""
@@ -155,6 +163,7 @@ def held_out(
         recipe.batch.micro_size,
         folder.predictions,
         display,
+        num_workers(recipe.data),
     )
 
 

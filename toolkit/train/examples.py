@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
+from toolkit.data.encoding import Encoder
 from toolkit.data.example import Sequences
 from toolkit.data.forms.recognised import recognised_lines
 from toolkit.data.joined_store import AnyStore, JoinedStore
@@ -18,12 +18,16 @@ from toolkit.data.order import Order, num_passed
 from toolkit.data.packing import best_fit, efficiency, one_each
 from toolkit.data.reading.class_names import class_names
 from toolkit.data.reading.mixture import Mixture, Part
+from toolkit.data.reading.sources import Source
 from toolkit.data.store import Store, fingerprint, prepare
+from toolkit.engine.process import from_environment
 from toolkit.errors import DataError, plural
-from toolkit.recipe import Recipe
+from toolkit.recipe import Data, Recipe
 from toolkit.tasks.base import Task
 from toolkit.tasks.encoder import encoder_of
 from toolkit.train.progress import Display
+
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,27 @@ class Preparing:
 
     recipe: Recipe
     task: Task
-    tokenizer: PreTrainedTokenizerBase
     display: Display
 
     def try_first_rows(self, mixture: Mixture, name: str) -> None:
         """Encode the first row of each source. Raises DataError where a fault is likely to be that of all rows."""
         for part in mixture.parts:
-            rows = part.source.rows
-            encoder = encoder_of(self.task, rows, *self._limits, row_name=mixture.part_row_name(part, name))
-            for row in islice(rows, 1):
+            encoder = self._encoder(part.source, row_name=mixture.part_row_name(part, name))
+            for row in islice(part.source.rows, 1):
                 encoder.examples(row, 1)
+
+    def _encoder(self, source: Source, **said: Any) -> Encoder:
+        """What encodes the rows of `source`."""
+        data = self.recipe.data
+        return encoder_of(
+            self.task,
+            source.rows,
+            *self._limits,
+            folder=source.folder,
+            unreadable=data.unreadable,
+            workers=num_workers(data),
+            **said,
+        )
 
     @property
     def _limits(self) -> tuple[int, str]:
@@ -82,20 +97,22 @@ class Preparing:
         name = name if len(mixture.parts) == 1 else f"{name}, {part.location}"
         capacity, overlong = self._limits
         described = {**task.describe(), "class_names": class_names(rows), "capacity": capacity, "overlong": overlong}
+        if task.sourced:
+            described["unreadable"] = self.recipe.data.unreadable
         table: Any = rows
         self.display.say(f"preparing {name}: {len(table):,} rows")
         store = prepare(
             rows,
-            encoder_of(task, rows, capacity, overlong, name=name, row_name=mixture.part_row_name(part, read_from)),
+            self._encoder(part.source, name=name, row_name=mixture.part_row_name(part, read_from)),
             cache_dir=cache_dir() / "tokens",
-            fingerprint=fingerprint(part.source.content, self.tokenizer, **described),
+            fingerprint=fingerprint(part.source.content, task.processor, **described),
         )
         counts = store.counts.describe()
         self.display.say(
             f"  {len(store):,} examples, {store.num_tokens:,} {task.unit}s, {store.num_trained_tokens:,} with loss"
             + (f" ({counts})" if counts else "")
         )
-        for line in recognised_lines(store.forms):
+        for line in (*recognised_lines(store.forms), *(f"  left out: {said}" for said in store.skipped)):
             self.display.say(line)
         return store
 
@@ -125,7 +142,8 @@ class Preparing:
             self.display.say(line)
         self.display.say(f"  {plural(total, 'step')} = {order.epoch(total):.2f} epochs")
         task, micro_size = self.task, recipe.batch.micro_size
-        return StoredBatches(store, sequences, order, task.collate, rank, world_size, micro_size, task), total
+        workers = num_workers(recipe.data)
+        return StoredBatches(store, sequences, order, task.collate, rank, world_size, micro_size, task, workers), total
 
     def streamed(self, mixture: Mixture, rank: int, world_size: int) -> StreamedBatches:
         """The batches of one rank from a stream."""
@@ -134,7 +152,7 @@ class Preparing:
         rows: Any = part.source.rows
         return StreamedBatches(
             rows=rows,
-            encoder=encoder_of(task, rows, *self._limits, row_name=mixture.row_name("data.train"), tells_forms=False),
+            encoder=self._encoder(part.source, row_name=mixture.row_name("data.train"), tells_forms=False),
             packing=recipe.data.packing,
             shuffle=recipe.data.shuffle,
             seed=recipe.seed,
@@ -143,7 +161,15 @@ class Preparing:
             rank=rank,
             world_size=world_size,
             micro_size=recipe.batch.micro_size,
+            workers=num_workers(recipe.data),
         )
+
+
+def num_workers(data: Data) -> int:
+    """Threads of this process that decode and draw examples."""
+    if data.workers is not None:
+        return data.workers
+    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // from_environment().local_world_size))
 
 
 def _passed(prepared: Prepared) -> Iterator[str]:

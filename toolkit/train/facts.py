@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from toolkit.data.store import tokenizer_hash
+from toolkit.data.store import processor_hash
 from toolkit.models.config import DROPOUT_NAMES
 from toolkit.models.weights_digest import weights_digest
 from toolkit.recipe import Recipe
@@ -31,11 +31,11 @@ SOURCES = {
 
 def gather(recipe: Recipe, inputs: Inputs) -> Facts:
     """The facts of the run that `recipe` describes. Reads a few megabytes at most; for rank 0."""
-    template, streaming = inputs.tokenizer.chat_template, recipe.data.streaming
+    template, streaming = getattr(inputs.processor, "chat_template", None), recipe.data.streaming
     return {
         "config": _config(inputs.model_config),
         "weights": weights_digest(str(recipe.model.path)) if recipe.model.weights == "pretrained" else None,
-        "tokenizer": tokenizer_hash(inputs.tokenizer),
+        "tokenizer": processor_hash(inputs.processor),
         "chat_template": None if template is None else _digest(template),
         # A stream is not encoded in advance: what its source holds, and how the first rows are read.
         "examples": asdict(inputs.batches.contents()) | ({"source": inputs.data_content} if streaming else {}),

@@ -23,17 +23,17 @@ from toolkit.tasks.base import Task
 
 
 def decide_generation(
-    recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, config: Any, rows: Any, say: Callable[[str], None]
+    recipe: Recipe, task: Task, config: Any, rows: Any, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Settings of generation for the export; ids that the tokenizer or the data decide are put into `config`, too."""
-    model = recipe.model
+    model, tokenizer = recipe.model, task.tokenizer
     if task.reads_padding:
         before = getattr(text_config(config), "pad_token_id", None)
         if before not in (None, tokenizer.pad_token_id):
             say(f"padding: token {tokenizer.pad_token_id} of the tokenizer instead of the checkpoint's {before}")
         set_field(config, "pad_token_id", tokenizer.pad_token_id)
     is_new_language = model.weights == "random" and (model.path is None or model.tokenizer is not None)
-    if is_new_language:
+    if is_new_language and task.vocabulary_size is not None:
         use_special_ids(config, tokenizer, model.config)
     stops = task.stop_tokens(rows)
     if stops is None:

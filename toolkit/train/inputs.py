@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.batches import StoredBatches, StreamedBatches
 from toolkit.data.example import Sequences
@@ -20,7 +19,6 @@ from toolkit.models.assets import resolve as resolve_model
 from toolkit.models.attention_choice import choose_attention
 from toolkit.models.config import check_overrides, load_config, overruled
 from toolkit.models.files import check_weights
-from toolkit.models.loading import load_tokenizer
 from toolkit.models.positions import check_sequence_length
 from toolkit.models.router_balance import COEFFICIENTS, explain_balance, is_asked_for
 from toolkit.models.stage_plan import stage_plan
@@ -40,7 +38,6 @@ from toolkit.train.unused import in_the_first_rows, unused_remark
 class Inputs:
     """The data of a run, before any weight is loaded."""
 
-    tokenizer: PreTrainedTokenizerBase
     task: Task
     model_config: Any
     """All that the model relies on in training and after it; it goes into the export as it is."""
@@ -55,9 +52,14 @@ class Inputs:
     adapters: AdapterPlan | None = None
     """What is trained in the place of the weights; None: the weights are."""
 
+    @property
+    def processor(self) -> Any:
+        """What rows are read with: a tokenizer, or what else the task loads."""
+        return self.task.processor
 
-def load_task(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Task]:
-    """The tokenizer and the task of the recipe."""
+
+def load_task(recipe: Recipe) -> Task:
+    """The task of the recipe, with what it reads rows with."""
     kind = task_class(recipe.task)
     if recipe.data.packing and not kind.can_pack:
         raise RecipeError(
@@ -65,33 +67,33 @@ def load_task(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Task]:
             expected="False: every example of this task has a sequence of its own",
             do="set data.packing=False",
         )
-    tokenizer = load_tokenizer(recipe.model)
-    return tokenizer, kind(recipe.task, tokenizer)
+    return kind(recipe.task, kind.load_processor(recipe.model))
 
 
 def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display) -> Inputs:
     """Tokenise, pack and order the recipe's data. Needs no process group: ranks meet at a lock on the cache."""
     recipe.task.check_metric(recipe.evaluation.metric)
-    tokenizer, task = load_task(recipe)
+    task = load_task(recipe)
     source, held_out_source = open_rows(recipe, display.say)
-    fit(task, source, recipe, tokenizer)
+    fit(task, source, recipe)
     task.options.check_metric(recipe.evaluation.metric)  # some tasks know what they measure by their data alone
     held_out_name = "data.train" if recipe.data.evaluation is None else "data.evaluation"
     if held_out_source is not None:
         task.check(held_out_source.rows, held_out_source.row_name(held_out_name))
     for line in task.remarks(source.rows, source.row_name("data.train")):
         display.say(line)
-    config = _model_config(recipe, task, len(tokenizer), display)
-    check_sequence_length(task.auto_class, config, recipe.batch.sequence_length)
+    config = _model_config(recipe, task, display)
+    if recipe.task.has_length:
+        check_sequence_length(task.auto_class, config, recipe.batch.sequence_length)
     _check_parallel(recipe, config)
-    check_vocabulary(tokenizer, config)
+    check_vocabulary(task.vocabulary_size, config)
     adapters = _adapters(recipe, task, config, display)
     said = _check_balance(recipe, task, config)
     if said is not None:
         display.say(said)
-    generation = decide_generation(recipe, task, tokenizer, config, source.rows, display.say)
+    generation = decide_generation(recipe, task, config, source.rows, display.say)
     task.meet(config, recipe.batch)
-    preparing = Preparing(recipe, task, tokenizer, display)
+    preparing = Preparing(recipe, task, display)
     held_out = None
     if held_out_source is not None:  # first: it is small, and what is wrong with it should not be found at the end
         preparing.try_first_rows(source, "data.train")
@@ -113,7 +115,6 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
         batches, total = preparing.ordered(trained, rank, world_size)
     check_length(recipe, total)
     return Inputs(
-        tokenizer,
         task,
         config,
         generation,
@@ -138,12 +139,12 @@ def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> Adap
     return plan
 
 
-def fit(task: Task, source: Mixture, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+def fit(task: Task, source: Mixture, recipe: Recipe) -> None:
     """Let `task` look at the training rows, and at what the checkpoint says about itself."""
     checkpoint = None
     if recipe.model.weights == "pretrained":
         plain = recipe.model.model_copy(update={"config": {}, "dropout": None})
-        checkpoint = load_config(plain, vocabulary_size=len(tokenizer), overrides={})
+        checkpoint = load_config(plain, vocabulary_size=task.vocabulary_size, overrides={})
     task.fit(source.rows, checkpoint, recipe.model.config, source.row_name("data.train"))
 
 
@@ -174,9 +175,9 @@ def _say_unused(trained: AnyStore, held_out: AnyStore | None, display: Display) 
             display.say(remark)
 
 
-def _model_config(recipe: Recipe, task: Task, vocabulary_size: int, display: Display) -> Any:
+def _model_config(recipe: Recipe, task: Task, display: Display) -> Any:
     """What the model is built from, its attention chosen; `_attn_implementation` is where everybody reads it."""
-    model, overrides = recipe.model, task.config_overrides()
+    model, overrides, vocabulary_size = recipe.model, task.config_overrides(), task.vocabulary_size
     config = load_config(model, vocabulary_size=vocabulary_size, overrides=overrides)
     config._attn_implementation = choose_attention(task.auto_class, config, model.attention)
     if model.attention == "auto" and config._attn_implementation == "eager":
@@ -227,12 +228,12 @@ def _check_balance(recipe: Recipe, task: Task, config: Any) -> str | None:
     return said
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
-    """Raise ModelError for a tokenizer with more tokens than the model has embeddings."""
-    size = getattr(config, "vocab_size", None)
-    if isinstance(size, int) and len(tokenizer) > size:
+def check_vocabulary(tokens: int | None, config: Any) -> None:
+    """Raise ModelError for a tokenizer with more `tokens` than the model has embeddings; None: there is no tokenizer."""
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    if isinstance(size, int) and tokens is not None and tokens > size:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {size} embeddings",
+            f"the tokenizer has {tokens} tokens, the model {size} embeddings",
             expected="a tokenizer that fits the model",
             do="set model.tokenizer to the model's own, or model.config vocab_size when training from scratch",
         )

@@ -38,7 +38,7 @@ _TABLE: dict[Role, str] = {
     Role.CONTENT: """
         model.path model.architecture model.config model.tokenizer
         data.train data.evaluation data.evaluation_examples data.split data.evaluation_split data.subset
-        data.max_examples data.overlong
+        data.max_examples data.overlong data.unreadable
         """,
     Role.SETTING: """
         model.dropout
@@ -63,7 +63,7 @@ _TABLE: dict[Role, str] = {
         parallel.tensor parallel.sequence
         """,
     Role.SURROUNDING: """
-        data.prefetch launch.devices launch.hosts launch.device launch.timeout_s launch.host_timeout_s note
+        data.prefetch data.workers launch.devices launch.hosts launch.device launch.timeout_s launch.host_timeout_s note
         """,
 }
 ROLES: dict[str, Role] = {name: role for role, names in _TABLE.items() for name in names.split()}

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -38,6 +39,28 @@ def sampled_digest(paths: Sequence[Path]) -> str:
     in place between them that keeps the size is not noticed. Times play no part, so a copy has the same digest.
     """
     return combined("sample", *(_sample(path) for path in paths))
+
+
+def tree_digest(paths: Sequence[Path], root: Path, cache_dir: Path) -> str:
+    """A digest of the names of `paths`, from `root` on, and of their bytes; for folders of very many small files.
+
+    What is remembered, once, is that of all files together: it holds while each has its inode, size and times.
+    """
+    states: list[list[Any]] = [[str(path.relative_to(root)), *_state(path.stat())] for path in paths]
+    newest = max((max(state[3], state[4]) for state in states), default=0) / 1e9
+    name = hashlib.sha256(json.dumps([str(root.resolve()), states]).encode()).hexdigest()
+    note = cache_dir / "content" / f"tree-{name[:24]}"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{note}.lock"):  # one process reads them all, the others wait
+        if note.exists():
+            return note.read_text()
+        parts = [[str(path.relative_to(root)), _hashed(path)] for path in paths]
+        digest = combined("tree", parts)
+        if time.time() - newest > SETTLED_S:
+            handle = note.with_name(f"{note.name}.tmp-{os.getpid()}")
+            handle.write_text(digest)
+            handle.replace(note)
+        return digest
 
 
 def file_digest(path: Path, cache_dir: Path) -> str:

@@ -8,23 +8,25 @@ in JSON files, whose rows are read as they are written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import LargeList, List
 
-from toolkit.data.example import Encode, Example, Row
+from toolkit.data.example import Row
 from toolkit.data.reading.class_names import class_names, with_names
 
+Result = TypeVar("Result")
 
-def as_described(encode: Encode, rows: Any) -> Encode:
-    """`encode` for rows of the source `rows`, which describes them."""
+
+def as_described(encode: Callable[[Row], Result], rows: Any) -> Callable[[Row], Result]:
+    """`encode`, or what else reads a row, for rows of the source `rows`, which describes them."""
     described = _Description(rows)
     if described.is_empty:
         return encode
 
-    def seen(row: Row) -> list[Example]:
+    def seen(row: Row) -> Result:
         return encode(described.of(row))
 
     return seen

@@ -16,11 +16,13 @@ from toolkit.data.reading.column_names import check_same
 from toolkit.data.reading.content import combined, files_digest, sampled_digest
 from toolkit.data.reading.content_kind import check_kind, json_in_text, renamed
 from toolkit.data.reading.csv_rows import csv_header, is_numbered
-from toolkit.data.reading.file_names import kind_of
+from toolkit.data.reading.file_names import idx_labels, kind_of
+from toolkit.data.reading.idx_rows import FEATURES
 from toolkit.data.reading.json_rows import decode, json_texts, wrapping_key
 from toolkit.data.reading.parquet_rows import parquet_features
 from toolkit.data.reading.tables import tables
 from toolkit.data.reading.text_files import check_is_data
+from toolkit.data.reading.undecoded import undecoded_features
 from toolkit.errors import first_few
 
 _FORMAT = 2  # part of what says that a stream was checked: raise it when the check finds more
@@ -49,19 +51,22 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
     """
     for path in paths:
         check_is_data(path)
-        check_kind(path, kind)
+        if kind != "idx":  # which says itself what is wrong with it
+            check_kind(path, kind)
+    paths = list(paths)
+    read = [*paths, *map(idx_labels, paths)] if kind == "idx" else paths
     names = tuple(str(path.resolve()) for path in paths)
     features, unread = _features(paths, kind)
     remarks = tuple(_REMARKS[kind](paths)) if kind in _REMARKS else ()
     if streaming and kind != "json":
         rows = datasets.IterableDataset.from_generator(
             _stream,
-            features=features if kind == "parquet" else None,
+            features=features if kind in ("parquet", "idx") else None,
             gen_kwargs={"names": names, "kind": kind, "columns": tuple(features)},
         )
-        return Read(rows, combined(kind, sampled_digest(paths)), unread, remarks)
+        return Read(rows, combined(kind, sampled_digest(read)), unread, remarks)
     looks_only = streaming and not whole
-    content = combined(kind, sampled_digest(paths) if looks_only else files_digest(paths, cache_dir))
+    content = combined(kind, sampled_digest(paths) if looks_only else files_digest(read, cache_dir))
     if streaming:
         if not looks_only:
             _check_json(paths, cache_dir / "checked" / combined(_FORMAT, content))
@@ -84,7 +89,9 @@ def _features(paths: Sequence[Path], kind: str) -> tuple[datasets.Features, tupl
     """The columns of the cached table. JSON stays text there: a table's columns have one type, JSON values do not."""
     if kind == "parquet":
         features, unread = parquet_features(paths)
-        return features, tuple(unread)
+        return undecoded_features(features), tuple(unread)
+    if kind == "idx":
+        return FEATURES, ()
     names = [kind]
     if kind == "csv":
         columns = [csv_header(path) for path in paths]

@@ -11,13 +11,16 @@ from pathlib import Path
 from toolkit.data.reading.file_names import (
     COMPRESSED,
     KINDS,
+    MEDIA,
     SUFFIXES,
     UNPACKING,
     is_data_file,
+    is_metadata,
     kind_of,
     plain_name,
     unpacking,
 )
+from toolkit.data.reading.media_files import is_media, media_folder
 from toolkit.data.reading.splits import files_of_split
 from toolkit.errors import DataError, first_few
 from toolkit.storage import CLOSED
@@ -42,7 +45,11 @@ def check_location(location: str, split: str, field: str) -> None:
     try:
         if path.is_dir():
             if not is_saved(path):
-                files_of_split(data_files(path, field)[0], path, split, field)
+                files = data_files(path, field)[0]
+                if is_media(files):
+                    media_folder(path, files, split, field)
+                else:
+                    files_of_split(files, path, split, field)
         elif path.exists():
             check_regular(path, location, field)
             kind_of(path, field)
@@ -92,13 +99,17 @@ def data_files(directory: Path, field: str) -> tuple[list[Path], list[Path]]:
     """The files of `directory` and the folders in it that can be read, by name, and what else holds data there: data sets
     that `save_to_disk` wrote, and archives.
 
-    Hidden ones are left out, and what describes a data set. Raises DataError for a link that leads nowhere, or a pipe.
+    Images and recordings are such files where nothing else is but tables about them; beside others they are what those
+    name. Hidden ones are left out, and what describes a data set. Raises DataError for a link that leads nowhere, or a pipe.
     """
     found = sorted(_walk(directory))
     folders = {path for path in found if path.is_dir() and is_saved(path)}
     saved = [path for path in found if path in folders and folders.isdisjoint(path.parents)]
     named = [path for path in found if folders.isdisjoint(path.parents) and not path.is_dir()]
     files = [path for path in named if is_data_file(path) and path.name not in _DESCRIPTIONS]
+    media = [path for path in named if path.suffix.lower() in MEDIA]
+    if media and all(map(is_metadata, files)):
+        files = sorted([*files, *media])
     for path in files:
         _check_there(path, str(directory), field)
     archives = [path for path in named if plain_name(path).suffix.lower() in UNPACKING]
@@ -114,7 +125,8 @@ def data_files(directory: Path, field: str) -> tuple[list[Path], list[Path]]:
     raise DataError(
         f"{field}={str(directory)!r} holds no data file"
         + (f", but an archive: {archives[0].name}" if archives else ""),
-        expected=f"files ending in {SUFFIXES}, or what `save_to_disk` of datasets writes",
+        expected=f"files ending in {SUFFIXES}, a folder of images or recordings for each class, or what `save_to_disk` of "
+        "datasets writes",
         do=f"unpack it: {unpacking(archives[0])}" if archives else f"point {field} to the directory with the files",
     )
 

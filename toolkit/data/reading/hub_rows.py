@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from toolkit.data.reading.content import combined
 from toolkit.data.reading.file_names import KINDS, plain_name
 from toolkit.data.reading.files import Read
+from toolkit.data.reading.undecoded import undecoded
 from toolkit.errors import DataError, innermost, one_line
 from toolkit.hub_reach import cure, why_out_of_reach
 
@@ -123,7 +124,9 @@ def _load(hub: Hub, cache: Path) -> Any:
 def _identified(hub: Hub, rows: Any) -> tuple[Any, str]:
     """`rows` with their digest. Their own fingerprint follows from the hub's revision, the files and the split; a stream
     has only its name."""
-    return rows, combined("hub", [hub.location, hub.subset, hub.split] if hub.streaming else rows._fingerprint)
+    return undecoded(rows), combined(
+        "hub", [hub.location, hub.subset, hub.split] if hub.streaming else rows._fingerprint
+    )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +27,11 @@ from toolkit.data.reading.find_files import (
     missing,
 )
 from toolkit.data.reading.hub_rows import Hub, open_hub
+from toolkit.data.reading.media_files import is_media, media_folder
+from toolkit.data.reading.media_folders import read_media
 from toolkit.data.reading.splits import files_of_split, unknown_split
 from toolkit.data.reading.text_files import check_is_data
+from toolkit.data.reading.undecoded import undecoded
 from toolkit.errors import DataError, StorageError, first_few, innermost, one_line
 from toolkit.library_messages import are_shown
 from toolkit.storage import CLOSED, FULL
@@ -54,6 +58,8 @@ class Source:
     """What was read otherwise than row by row."""
     place: Callable[[int], int] | None = None
     """Index of a row -> its index in the files; None: the same."""
+    folder: Path | None = None
+    """Where paths in the rows begin; None: where this program was started."""
 
 
 def open_source(
@@ -101,6 +107,10 @@ def _open(
         if is_saved(path):
             return _open_saved(path, split, streaming, field, cache_dir)
         found, left_out = data_files(path, field)
+        if is_media(found):
+            folder = media_folder(path, found, split, field)
+            read = read_media(folder, streaming=streaming, cache_dir=cache_dir)
+            return Source(read.rows, read.content, folder.files, tuple(left_out), remarks=read.remarks, folder=path)
         files, of_no_split = files_of_split(found, path, split, field)
         return _open_files(files, location, streaming, field, cache_dir, whole, [*of_no_split, *left_out])
     if path.exists():
@@ -152,7 +162,9 @@ def _open_files(
             expected=f"what its name says, a well-formed {kind} file",
             do="repair the file, or write it anew from its source",
         ) from None
-    return Source(read.rows, read.content, tuple(files), tuple(left_out), read.unread, read.remarks)
+    folders = {path.parent for path in files}
+    folder = folders.pop() if len(folders) == 1 else Path(os.path.commonpath(folders))
+    return Source(read.rows, read.content, tuple(files), tuple(left_out), read.unread, read.remarks, folder=folder)
 
 
 def _check_no_copy(files: Sequence[Path], field: str) -> None:
@@ -191,6 +203,7 @@ def _open_saved(path: Path, split: str, streaming: bool, field: str, cache_dir: 
     state = json.loads((path / "state.json").read_text())
     files = tuple(path / entry["filename"] for entry in state["_data_files"])
     content = combined("saved", sampled_digest(files) if streaming else files_digest(files, cache_dir))
+    saved = undecoded(saved)
     return Source(saved.to_iterable_dataset() if streaming else saved, content, files)
 
 

@@ -54,6 +54,11 @@ def group(split: str) -> str:
     return next((names[0] for names in _SYNONYMS if split in names), split)
 
 
+def is_split(name: str) -> bool:
+    """Whether `name` is one that splits usually have."""
+    return name.casefold() in _WORDS
+
+
 def unknown_split(split: str, known: Sequence[str], location: str, field: str) -> DataError:
     """The error for a split that a source does not have."""
     key = "data.split" if field == "data.train" else "data.evaluation_split"

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow
 
 from toolkit.data.reading.csv_rows import csv_rows
+from toolkit.data.reading.idx_rows import idx_tables
 from toolkit.data.reading.json_rows import json_texts
 from toolkit.data.reading.parquet_rows import BATCH_ROWS, parquet_tables
 from toolkit.data.reading.text_files import open_lines
@@ -20,6 +21,9 @@ def tables(name: str, kind: str, columns: Sequence[str]) -> Iterator[pyarrow.Tab
     path = Path(name)
     if kind == "parquet":
         yield from parquet_tables(path, columns)
+        return
+    if kind == "idx":
+        yield from idx_tables(path, BATCH_ROWS)
         return
     found = _text_rows(path, kind)
     while rows := list(itertools.islice(found, BATCH_ROWS)):

@@ -13,7 +13,7 @@ from typing import Protocol
 from rich.console import Console
 
 from toolkit.cache import cache_dir
-from toolkit.data.sets import brown, debian, docstrings, preferences, questions, rows, spam
+from toolkit.data.sets import brown, debian, docstrings, fashion, preferences, questions, rows, spam
 from toolkit.data.sets.rows import Splits
 from toolkit.errors import DataError, plural
 from toolkit.install import install, is_installed
@@ -46,6 +46,7 @@ def _digest(*modules: ModuleType) -> str:
 _OF_DOCSTRINGS = (docstrings.LIBRARY, docstrings.LICENCE)
 _OF_SPAM = (spam.PACKAGE, spam.LICENCE, _digest(spam))
 _OF_BROWN = (brown.PACKAGE, brown.LICENCE, _digest(brown))
+_OF_FASHION = (fashion.PACKAGE, fashion.LICENCE, _digest(fashion))
 _OF_DEBIAN = (debian.INDEX, debian.LICENCE, _digest(debian))
 
 
@@ -122,6 +123,7 @@ DATA_SETS = {
     "debian-pairs": DataSet(
         "titles and first paragraphs of Debian's packages, as pairs for sentence embeddings", debian.pairs, *_OF_DEBIAN
     ),
+    "fashion-mnist": DataSet("pictures of clothes in ten classes, 28 x 28 grey pixels", fashion.clothes, *_OF_FASHION),
 }
 
 
@@ -160,13 +162,13 @@ def _make(name: str, data_set: DataSet, out: Path, console: Console) -> None:
 
 
 def readme(name: str, data_set: DataSet, counts: dict[str, int]) -> str:
-    """What stands beside the rows: what they are, how many, by which rule they are made, from what, and its licence."""
+    """What stands beside the rows: what they are, how many in each file, by which rule they are made, from what, and its licence."""
     parts = [
         f"# {name}",
         data_set.about[0].upper() + data_set.about[1:] + ".",
         f"Licence: {data_set.licence}.",
         *data_set.source.facts,
-        "Rows: " + ", ".join(f"{split}.jsonl {plural(count, 'row')}" for split, count in counts.items()) + ".",
+        "Rows: " + ", ".join(f"{file} {plural(count, 'row')}" for file, count in counts.items()) + ".",
         inspect.getdoc(data_set.make) or "",
     ]
     return "\n\n".join(parts) + "\n"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+from pyarrow import parquet
+
 Row = dict[str, Any]
+_GROUP = 1000
 Splits = Mapping[str, list[Row]]
 """Rows by the name of their split: train and test."""
 
@@ -29,10 +33,22 @@ def split(rows: Iterable[tuple[str, Row]], held_out: float) -> Splits:
     return splits
 
 
+def holds_bytes(rows: Sequence[Row]) -> bool:
+    """Whether `rows` hold images or sound: {"bytes": ..., "path": ...}."""
+    return bool(rows) and any(isinstance(value, Mapping) and "bytes" in value for value in rows[0].values())
+
+
 def write(directory: Path, splits: Splits) -> dict[str, int]:
-    """Write `directory`/SPLIT.jsonl for each split; returns the number of rows of each."""
+    """Write `directory`/SPLIT.jsonl for each split, or SPLIT.parquet for rows with bytes; returns the number of rows by file name."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name, rows in splits.items():
-        with (directory / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+    counts = {}
+    for split, rows in splits.items():
+        name = f"{split}.parquet" if holds_bytes(rows) else f"{split}.jsonl"
+        counts[name] = len(rows)
+        if holds_bytes(rows):
+            # A row group for so many rows that reading one takes little memory.
+            parquet.write_table(pyarrow.Table.from_pylist(rows), directory / name, row_group_size=_GROUP)
+            continue
+        with (directory / name).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return {name: len(rows) for name, rows in splits.items()}
+    return counts

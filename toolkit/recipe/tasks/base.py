@@ -34,8 +34,27 @@ class Task(Choice):
     reads_reference: ClassVar[bool] = False
     """Whether the loss compares with the model that training begins with."""
 
+    has_length: ClassVar[bool] = True
+    """Whether examples are sequences of tokens, of which batch.sequence_length is the longest."""
+    reads_media: ClassVar[bool] = False
+    """Whether rows hold, or name, images or recordings."""
+    needs_processor: ClassVar[bool] = True
+    """Whether nothing can be read without the files of a tokenizer or another processor; False: the section's fields will do."""
+
     def check_with(self, recipe: Recipe) -> None:
         """Raise RecipeError where the other sections of `recipe` do not fit this task."""
+        if recipe.model.path is None and recipe.model.tokenizer is None and self.needs_processor:
+            raise RecipeError(
+                f"model.architecture={recipe.model.architecture!r} with model.tokenizer=None and task.name={self.name!r}",
+                expected="a tokenizer, since no checkpoint provides it",
+                do="set model.tokenizer",
+            )
+        if recipe.model.attention == "varlen" and not self.has_length:
+            raise RecipeError(
+                f"model.attention='varlen' with task.name={self.name!r}",
+                expected="a task whose examples are sequences of tokens, of which each is computed by itself",
+                do="set model.attention='auto'",
+            )
         if recipe.data.overlong == "split" and not self.splits:
             raise RecipeError(
                 f"data.overlong='split' with task.name={self.name!r}",

@@ -122,7 +122,7 @@ class MaskedLMTask(EncoderTask):
         special = {*self.tokenizer.all_special_ids}
         return np.array([token for token in range(len(self.tokenizer)) if token not in special], np.int32)
 
-    def transform(self, example: Example, random: np.random.Generator) -> Example:
+    def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:
         """Tokens of which some are hidden, and labels: what was there, -100 elsewhere."""
         options, ids = self.options, example["input_ids"]
         chosen = choose(example["words"], options.mask_probability, random, whole_word=options.whole_word)
@@ -141,7 +141,7 @@ class MaskedLMTask(EncoderTask):
 
     def show(self, example: Example) -> Shown:
         """What the model reads in an evaluation, the tokens to be told marked."""
-        drawn = self.transform(example, np.random.Generator(np.random.PCG64(0)))
+        drawn = self.transform(example, np.random.Generator(np.random.PCG64(0)), is_trained=False)
         return tokens.show(self.tokenizer, drawn, trained=int((drawn["labels"] != IGNORED).sum()))
 
     # A batch
