@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,6 +38,9 @@ class Engine:
         self.losses, self.loss_scale = losses, loss_scale
         self.model = torch.nn.Linear(1, 1)
         self.observed: list[float] = []
+
+    def averaged(self) -> Any:
+        return nullcontext()
 
     def evaluate(self, batches: object, function: object) -> dict[str, float]:
         return {"loss": next(self.losses)}

@@ -171,7 +171,14 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
     config.dtype = dtype
     with torch.device("meta"):
         model = _auto_class(reader.manifest.run).from_config(config, dtype=dtype)
-    weights = {name: sound_weight(reader, name, dtype).to(dtype) for name in reader.manifest.shapes}
+    # Running statistics stay in fp32, and counts are integers.
+    kept = {
+        name: torch.float32 if buffer.is_floating_point() else buffer.dtype for name, buffer in model.named_buffers()
+    }
+    weights = {
+        name: sound_weight(reader, name, torch.float32 if name in kept else dtype).to(kept.get(name, dtype))
+        for name in reader.manifest.shapes
+    }
     if (model_folder / UNTRAINED).is_file():
         # In the format they were loaded in: architectures keep such corrections in fp32.
         weights |= load_file(model_folder / UNTRAINED)
@@ -249,6 +256,7 @@ def _model_card(reader: CheckpointReader, model_folder: Path, stamp: Stamp) -> s
         ["library_name: peft", f"base_model: {base_of(model_folder)}"] if is_adapter else ["library_name: transformers"]
     )
     lines = [f"- {key}: {value}" for key, value in run.get("card", {}).items()]
+    averaged = ", an exponential moving average," if reader.has_averages else ""
     return "\n".join(
         [
             "---",
@@ -257,7 +265,7 @@ def _model_card(reader: CheckpointReader, model_folder: Path, stamp: Stamp) -> s
             "",
             f"# {run.get('name', 'model')}",
             "",
-            f"{'Adapters' if is_adapter else 'Weights'} in {stamp.dtype} after {reader.manifest.step} optimizer steps ({run['task']}).",
+            f"{'Adapters' if is_adapter else 'Weights'}{averaged} in {stamp.dtype} after {reader.manifest.step} optimizer steps ({run['task']}).",
             "",
             *lines,
             "",

@@ -52,7 +52,7 @@ def check_weights(engine: Engine, step: int) -> None:
     wrong = [
         (part.name, largest(part.tensors[WEIGHT]))
         for part in engine.fragments()
-        if not is_sound(part.tensors[WEIGHT], WEIGHT, dtype)
+        if WEIGHT in part.tensors and not is_sound(part.tensors[WEIGHT], WEIGHT, dtype)
     ]
     found = [one for some in process.gather_objects(wrong[:1]) for one in some]
     if found:

@@ -11,7 +11,7 @@ import torch
 from toolkit.checkpoint.boxes import boxes
 from toolkit.checkpoint.manifest import Manifest, Piece, read_manifest, verify_hashes
 from toolkit.engine import process
-from toolkit.engine.fragments import WEIGHT
+from toolkit.engine.fragments import AVERAGE, BUFFER, WEIGHT
 from toolkit.engine.protocol import Engine
 from toolkit.errors import CheckpointError
 from toolkit.models.shards import Shard
@@ -76,12 +76,18 @@ class CheckpointReader:
         """States of parameter `name` that are one number."""
         return self._scalars.get(name, {})
 
-    def weight(self, name: str) -> torch.Tensor:
-        """The whole fp32 weight `name` in its shape."""
+    def weight(self, name: str, *, averaged: bool = False) -> torch.Tensor:
+        """The whole fp32 weight `name`, or the buffer, in its shape; `averaged`: its average where the run kept one."""
         shape = self.manifest.shapes[name]
-        values = self.read(name, WEIGHT, 0, int(np.prod(shape)))
-        assert values is not None, "every parameter has a weight"
+        kinds = (AVERAGE, WEIGHT, BUFFER) if averaged else (WEIGHT, BUFFER)
+        found = (self.read(name, kind, 0, int(np.prod(shape))) for kind in kinds)
+        values = next(values for values in found if values is not None)
         return values.reshape(shape)
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether the run kept averages of its weights."""
+        return any(state == AVERAGE for _, state in self._pieces)
 
 
 def load(engine: Engine, folder: Path, rank: int, world_size: int) -> Manifest:

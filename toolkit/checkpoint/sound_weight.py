@@ -12,8 +12,9 @@ from toolkit.errors import RunFailed
 
 
 def sound_weight(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """The whole weight `name`. Raises RunFailed when it is not finite, or would not be in `dtype`."""
-    values = reader.weight(name)
+    """The whole weight `name`, its average where the run kept one. Raises RunFailed when it is not finite, or would not be in
+    `dtype`."""
+    values = reader.weight(name, averaged=True)
     if not is_sound(values, WEIGHT, torch.float32):
         raise RunFailed(
             f"{name} of {reader.folder} is not finite: the run had diverged when it was saved",

@@ -94,12 +94,7 @@ class Encoder:
         return self._kept(row, number, partial(self._found, row))
 
     def _found(self, row: Row) -> list[Example]:
-        """The examples of `row`, each of which can be read."""
-        found = [example for example in self.encode(row) if self.kind.size(example)]
-        if self.kind.sourced:
-            for example in found:
-                self.kind.examine(example)
-        return found
+        return [example for example in self.encode(row) if self.kind.size(example)]
 
     def _kept(self, row: Row, number: int, find: Callable[[], list[Example]]) -> list[Example]:
         try:

@@ -49,10 +49,6 @@ class Kind(Protocol):
         """The same example without a target: it takes part in a forward pass and adds nothing to the loss."""
         ...
 
-    def examine(self, example: Example) -> None:
-        """Raise Unreadable for an example whose sourced arrays are none that can be used. Called from several threads."""
-        ...
-
     def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:
         """What is costly to store, or drawn anew each time, made when `example` is collated.
 

@@ -118,9 +118,6 @@ class TokenKind:
     sourced: ClassVar[frozenset[str]] = frozenset()
     mixes = False
 
-    def examine(self, example: Example) -> None:
-        """Tokens can always be read."""
-
     def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:
         """Nothing is drawn."""
         return example

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch import nn
 from toolkit.engine import device, process
 from toolkit.engine import fragments as states
 from toolkit.engine.advice import ADVICE
+from toolkit.engine.average import WeightAverage
+from toolkit.engine.batch_norm import Mode as BatchNormMode
+from toolkit.engine.batch_norm import batch_norm_statistics
 from toolkit.engine.comparison import Comparison
 from toolkit.engine.feed import Feed, on_device
 from toolkit.engine.grid import Grid, release
@@ -70,6 +73,8 @@ class Training:
     """What `loss` finds in its batch besides, where an example's loss depends on the others of the global batch."""
     survey: Survey | None = None
     """What `loss` needs to know of the whole global batch; None: nothing."""
+    batch_norm: BatchNormMode = "micro_batch"
+    """How batch norms compute, where the model has any."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,9 @@ class DeepSpeedRun:
         self._skipped_in_a_row = 0
         self._feed = Feed()
         self._whole: nn.Module | None = None
+        self.statistics = batch_norm_statistics(model, training.batch_norm)
+        """Of the model's batch norms; None where it has none."""
+        self._average: WeightAverage | None = None
         self._sums: list[torch.Tensor] = []
         """Of the step so far, over this rank's micro-batches: losses of the targets, what was added, training.logged."""
 
@@ -111,6 +119,21 @@ class DeepSpeedRun:
         self._norm_reader = NormReader(engine, optimizer)
         self._is_fp16 = "fp16" in config
         self._initial_scale_power = config["fp16"]["initial_scale_power"] if self._is_fp16 else None
+        if self.statistics is not None:
+            self.statistics.keep_exact()
+        if training.optimizer.ema_decay:
+            self._average = WeightAverage(self._named, training.optimizer.ema_decay, self._moving)
+
+    @property
+    def _moving(self) -> dict[str, torch.Tensor]:
+        """Buffers that training changes, by name."""
+        return {} if self.statistics is None else dict(self.statistics.tensors())
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Compute with the averages of the weights for a while, where the run keeps any. Collective."""
+        with nullcontext() if self._average is None else self._average.in_use():
+            yield
 
     def time(self, stopwatch: Stopwatch) -> None:
         """Book the optimizer's part of every step (clipping, update, learning rate) on `stopwatch` from now on."""
@@ -156,6 +179,11 @@ class DeepSpeedRun:
         if self.grid is None or self.mesh.tensor * self.mesh.pipeline == 1:
             return None
         return SameTokens(self.grid.model, self.mesh.tensor)
+
+    @property
+    def _replicas(self) -> dist.ProcessGroup | None:
+        """The group of the ranks that compute different examples; None for all."""
+        return self.grid.replicas if self.grid is not None else None
 
     @property
     def loss_scale(self) -> float | None:
@@ -212,7 +240,12 @@ class DeepSpeedRun:
         """Book the step that the engine has just taken; `norm` where it was known before."""
         if norm is None and self._norm_is_true:
             norm = self._norm_reader.read()
-        self._skipped_in_a_row = 0 if self.engine.was_step_applied() else self._skipped_in_a_row + 1
+        is_applied = self.engine.was_step_applied()
+        if self.statistics is not None:
+            self.statistics.settle(self._replicas, is_applied=is_applied)
+        if self._average is not None and is_applied:
+            self._average.update()
+        self._skipped_in_a_row = 0 if is_applied else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == MOST_SKIPPED:
             self._check_finite("grad_norm", math.inf)
         return StepResult(
@@ -261,10 +294,19 @@ class DeepSpeedRun:
     def fragments(self) -> Iterator[states.Fragment]:
         """The fp32 weights and optimizer states that this rank writes to a checkpoint."""
         rank, ranks = self.mesh.gradient_rank(self.process.rank), self.mesh.gradient_ranks
-        for fragment in states.fragments(self._named):
+        for fragment in states.fragments(self._named, self._averages):
             mine = states.owned(fragment, self.engine, rank, ranks)
             if mine is not None and not self._is_copy(mine):
                 yield mine
+        for name, values in self._moving.items() if self.process.is_main else ():
+            parts = {states.BUFFER: values.detach().float().view(-1)}
+            if self._average is not None:
+                parts[states.AVERAGE] = self._average.beside[name].view(-1)
+            yield states.Fragment(name, 0, values.numel(), parts, {})
+
+    @property
+    def _averages(self) -> list[torch.Tensor]:
+        return [] if self._average is None else self._average.masters
 
     def _is_copy(self, fragment: states.Fragment) -> bool:
         """Whether another rank writes the same."""
@@ -272,7 +314,15 @@ class DeepSpeedRun:
 
     def restore(self, read: states.Read, read_scalars: states.ReadScalars) -> None:
         """Take weights and optimizer states from a checkpoint of any topology."""
-        states.restore(self._named, read, read_scalars)
+        states.restore(self._named, read, read_scalars, self._averages)
+        for name, values in self._moving.items():
+            stored = read(name, states.BUFFER, 0, values.numel(), None)
+            if stored is None:
+                continue
+            values.copy_(stored.view(values.shape))
+            if self._average is not None:
+                average = read(name, states.AVERAGE, 0, values.numel(), None)
+                self._average.beside[name].copy_((stored if average is None else average).view(values.shape))
 
     @property
     def _named(self) -> Any:
@@ -280,11 +330,14 @@ class DeepSpeedRun:
 
     def shapes(self) -> dict[str, list[int]]:
         """Whole shape of every trainable parameter, by Hugging Face name."""
-        return states.parameter_shapes(self.model)
+        moving = {name: list(values.shape) for name, values in self._moving.items()}
+        return states.parameter_shapes(self.model) | moving
 
     def state(self) -> dict[str, Any]:
         """JSON-able state beside the tensors: schedule and loss scaler, equal on every rank."""
         state: dict[str, Any] = {"schedule": self.schedule.state_dict()}
+        if self._average is not None:
+            state["average_updates"] = self._average.updates
         if self._is_fp16:
             scaler = self.engine.optimizer.loss_scaler
             state["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER_STATE}
@@ -295,6 +348,8 @@ class DeepSpeedRun:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`; a loss scale is taken over only where this run has one that began at the same value."""
         self.schedule.load_state_dict(state["schedule"])
+        if self._average is not None:
+            self._average.updates = state.get("average_updates", 0)
         if self._is_fp16 and state.get("initial_scale_power") == self._initial_scale_power:
             restore_scaler(self.engine.optimizer.loss_scaler, state)
 

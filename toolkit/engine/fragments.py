@@ -8,7 +8,7 @@ checkpoint made of them can be read back into any other layout. All functions he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -22,6 +22,12 @@ from toolkit.models.shards import Shard, shard_of
 
 WEIGHT = "fp32"
 """Name of the master weight among the states, which a checkpoint holds in fp32 whatever it was kept in."""
+
+AVERAGE = "ema"
+"""Name of the exponential moving average of the weight among the states."""
+
+BUFFER = "buffer"
+"""Name of the values of a buffer that training moves, such as the running mean of a batch norm."""
 
 CANONICAL_STATE = {"DeepSpeedCPUAdagrad": {"exp_avg_sq": "sum"}}
 """Where a kernel's name for a state differs from torch's."""
@@ -70,12 +76,22 @@ def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
     }
 
 
-def fragments(engine: Any) -> Iterator[Fragment]:
-    """This rank's fragments. Tensors are views: copy or write them out before the next one is asked for."""
+def master_weights(engine: Any) -> Iterator[torch.Tensor]:
+    """The flat master weights that this rank owns, or, at stage 0 in fp32, all of them. Views: use each before the next one
+    is asked for."""
+    for flat in _flats(engine):
+        yield flat.tensor.detach().view(-1)
+
+
+def fragments(engine: Any, averages: Sequence[torch.Tensor] = ()) -> Iterator[Fragment]:
+    """This rank's fragments; `averages` are further states, one for each of `master_weights`.
+
+    Tensors are views: copy or write them out before the next one is asked for.
+    """
     optimizer = inner_optimizer(engine)
     names = CANONICAL_STATE.get(type(optimizer).__name__, {})
     shards = _shards(engine)
-    for flat in _flats(engine):
+    for index, flat in enumerate(_flats(engine)):
         state = flat.owner.state.get(flat.tensor, {})
         whole = {
             names.get(key, key): value.view(-1)
@@ -85,6 +101,8 @@ def fragments(engine: Any) -> Iterator[Fragment]:
         quantised = {key: value for key, value in state.items() if isinstance(value, Moment)}
         scalars = {key: float(value) for key, value in state.items() if key not in whole and _is_scalar(value)}
         whole[WEIGHT] = flat.tensor.detach().view(-1)
+        if averages:
+            whole[AVERAGE] = averages[index]
         momentum = state.get("momentum_buffer") if flat.whole_momentum else None
         if momentum is not None:
             whole.pop("momentum_buffer", None)
@@ -97,20 +115,25 @@ def fragments(engine: Any) -> Iterator[Fragment]:
             yield Fragment(name, start, length, parts, scalars, shards.get(name))
 
 
-def restore(engine: Any, read: Read, read_scalars: ReadScalars) -> None:
+def restore(engine: Any, read: Read, read_scalars: ReadScalars, averages: Sequence[torch.Tensor] = ()) -> None:
     """Fill this rank's weights and optimizer states from a checkpoint, then rebuild the 16-bit weights everywhere.
 
-    Each is rounded to the format that this run keeps it in, whatever it was written from.
+    Each is rounded to the format that this run keeps it in, whatever it was written from. `averages` are filled, too, with
+    the weights where the checkpoint has no average of them.
     """
     optimizer = inner_optimizer(engine)
     names = {ours: theirs for theirs, ours in CANONICAL_STATE.get(type(optimizer).__name__, {}).items()}
     shards = _shards(engine)
     with torch.no_grad():
-        for flat in _flats(engine):
+        for index, flat in enumerate(_flats(engine)):
             states: dict[str, Any] = {}
             for name, start, offset, length in flat.spans:
                 shard = shards.get(name)
-                _fill(flat.tensor.detach().view(-1), offset, length, read(name, WEIGHT, start, length, shard))
+                weights = read(name, WEIGHT, start, length, shard)
+                _fill(flat.tensor.detach().view(-1), offset, length, weights)
+                if averages:
+                    average = read(name, AVERAGE, start, length, shard)
+                    _fill(averages[index], offset, length, weights if average is None else average)
             for key in STATE_NAMES:
                 moment = _restored(flat, key, _stored(flat, key, read, shards))
                 if moment is not None:

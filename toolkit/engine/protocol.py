@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from toolkit.engine.batch_norm import Statistics
 from toolkit.engine.fragments import Fragment, Read, ReadScalars
 from toolkit.engine.stopwatch import Stopwatch
 from toolkit.models.decoding import GenerationSettings
@@ -67,6 +69,11 @@ class Engine(Protocol):
     def observe(self, metric: float) -> None: ...
 
     def forget_observed(self) -> None: ...
+
+    def averaged(self) -> AbstractContextManager[None]: ...
+
+    @property
+    def statistics(self) -> Statistics | None: ...
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from toolkit.engine import process
@@ -139,11 +138,6 @@ class ZeroEngine(DeepSpeedRun):
             batch = self.attention.with_positions(batch)
             batch = self.split(batch, self.mesh.coordinate(self.process.rank, "sequence"), self.mesh.sequence)
         return batch
-
-    @property
-    def _replicas(self) -> dist.ProcessGroup | None:
-        """The group of the ranks that compute different tokens; None for all."""
-        return self.grid.replicas if self.grid is not None else None
 
     def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""

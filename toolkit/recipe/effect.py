@@ -79,7 +79,15 @@ FIELDS: dict[str, Acts | None] = {
     **dict.fromkeys(f"model.{name}" for name in ("path", "architecture", "weights", "config", "tokenizer")),
     **dict.fromkeys(
         f"model.{name}"
-        for name in ("dropout", "attention", "activation_checkpointing", "mlp_tiles", "kernels", "compile")
+        for name in (
+            "dropout",
+            "attention",
+            "batch_norm",
+            "activation_checkpointing",
+            "mlp_tiles",
+            "kernels",
+            "compile",
+        )
     ),
     "model.activation_offload": Acts(
         lambda recipe: recipe.model.activation_checkpointing,

@@ -12,7 +12,7 @@ from toolkit.errors import RecipeError, did_you_mean
 
 OptimizerType = Literal["sgd", "sgd_momentum", "adagrad", "rmsprop", "adam", "adamw", "lion", "muon"]
 
-COMMON_FIELDS = ("type", "learning_rate", "weight_decay", "max_grad_norm", "implementation")
+COMMON_FIELDS = ("type", "learning_rate", "weight_decay", "max_grad_norm", "ema_decay", "implementation")
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {},

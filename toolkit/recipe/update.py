@@ -24,6 +24,8 @@ class Optimizer(Section):
     """Weight decay for matrices; biases and norm weights are always kept out of it."""
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Clip the global gradient norm to this; 0: never."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Keep an exponential moving average of the weights, of which each step leaves this share, and evaluate and export that: 0.9999 for long runs, less for short ones; it begins at less, (1 + t) / (10 + t) after t steps. 4 bytes more for each weight, shared among ranks as the masters are. 0: none."""
     betas: tuple[Rate, Rate] | None = None
     """adam, adamw (0.9, 0.999), lion (0.9, 0.99), muon's adam part: decay of the two moments."""
     eps: Annotated[float, Field(gt=0.0)] | None = None

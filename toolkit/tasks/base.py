@@ -73,6 +73,8 @@ class Task(ABC):
     """Whether the loss needs to know something of the whole global batch; see `survey`."""
     looks: ClassVar[bool] = False
     """Whether held-out figures are those of all examples together: `look` at each, then `tally`."""
+    tells_at_once: ClassVar[bool] = False
+    """Whether `told` gives the sums and the records of an evaluation by one forward pass."""
     transforms: ClassVar[bool] = False
     """Whether `transform` does anything."""
     sourced: ClassVar[frozenset[str]] = frozenset()
@@ -194,8 +196,9 @@ class Task(ABC):
         """The arrays `sourced` of the example that `row` gives; `encode` returns them, too. Cheap: nothing is decoded."""
         return {}
 
-    def examine(self, example: Example) -> None:
-        """Decode the sourced arrays of `example` once, to raise Unreadable for those that cannot be. From several threads."""
+    def examine(self, row: Row, example: Example) -> None:
+        """Decode the sourced arrays of `example`, which `encode` made of `row`, once when it is prepared: raise Unreadable, with
+        the name of the file, for those that cannot be used. Called from several threads."""
 
     def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:
         """What is costly to store, or drawn anew each time, made when `example` is collated; see `transforms`.
@@ -320,6 +323,14 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Metrics of a whole evaluation; always with "loss"."""
+
+    def told(self, model: nn.Module, batch: Batch, examples: Sequence[Example]) -> tuple[Sums, list[Record]]:
+        """What `evaluate` and `predict` return, by one forward pass; see `tells_at_once`."""
+        raise NotImplementedError
+
+    def details(self, records: Sequence[Record]) -> dict[str, Any]:
+        """What else is to be kept of the records of a whole evaluation, such as a confusion matrix: JSON-able, by name. On rank 0."""
+        return {}
 
     @property
     def makes_records(self) -> bool:

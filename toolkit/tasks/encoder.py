@@ -31,7 +31,11 @@ def encoder_of(
     """
 
     def encode(row: Row) -> list[Example]:
-        return task.encode(task.located(row, folder))
+        row = task.located(row, folder)
+        found = task.encode(row)
+        for example in found:
+            task.examine(row, example)
+        return found
 
     def source(row: Row) -> Example:
         return task.source(task.located(row, folder))

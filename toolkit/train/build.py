@@ -93,6 +93,8 @@ def build_engine(
             # backward pass begins (parameter_offload.py, _post_backward_module_hook).
             model.enable_input_require_grads()  # type: ignore[operator]
     engine = _engine(recipe, inputs, config, me, model)
+    if engine.statistics is not None:
+        _check_batch_norm(recipe, engine.statistics.describe(), display)
     if kernels is not None:
         _probe_kernels(recipe, engine, kernels, type(model).__name__, display)
     if getattr(task, "balance", None) is not None:
@@ -120,6 +122,18 @@ def build_engine(
         # Last: attention is settled, and no probe's short texts are compiled for.
         compile_layers(engine.model)
     return engine
+
+
+def _check_batch_norm(recipe: Recipe, said: str, display: Display) -> None:
+    """Say how batch norms compute. Raises ModelError where they cannot."""
+    pipeline, is_compiled = recipe.parallel.pipeline, recipe.model.compile
+    if pipeline > 1 or is_compiled:
+        raise ModelError(
+            f"the model has batch norms, with {f'parallel.pipeline={pipeline}' if pipeline > 1 else 'model.compile=True'}",
+            expected="whole models, not compiled: running statistics are summed over the micro-batches of a step",
+            do="set parallel.pipeline=1" if pipeline > 1 else "set model.compile=False",
+        )
+    display.say(said)
 
 
 def _choose_core(recipe: Recipe, task: Task, engine: Engine, architecture: str, display: Display) -> None:
@@ -212,6 +226,8 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         task.adds_loss,
         Comparison(task.look, task.compare) if task.compares else None,
         Survey(task.survey, task.surveyed) if task.surveys else None,
+        # Beside adapters everything is as the base checkpoint has it.
+        recipe.model.batch_norm if inputs.adapters is None else "frozen",
     )
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, me, training)

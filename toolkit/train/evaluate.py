@@ -7,7 +7,8 @@ the records of all ranks are put into the order of the data before they are judg
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from toolkit.checkpoint.durable import write_text
+from toolkit.checkpoint.durable import write_json, write_text
 from toolkit.checkpoint.manifest import folder_name
 from toolkit.data.batches import EvaluationBatch, evaluation_batches
 from toolkit.data.example import Sequences
 from toolkit.data.joined_store import AnyStore
 from toolkit.data.prefetch import ahead
 from toolkit.engine import process
+from toolkit.engine.base import total_losses
 from toolkit.engine.feed import on_device
 from toolkit.engine.protocol import Batch, Engine
 from toolkit.models.decoding import Generate
@@ -38,8 +40,12 @@ from toolkit.train.progress import Display
 from toolkit.train.run_folder import RunFolder
 
 ENDING = ".jsonl"
+DETAILS = ".details.json"
 BUILT_AHEAD = 2
 """Micro-batches of an evaluation that are decoded while another is computed."""
+
+
+Tell = Callable[[Task, EvaluationBatch, nn.Module, Batch, Generate], tuple[dict[str, float], dict[int, Record]]]
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,24 @@ class HeldOut:
     """Threads that decode and draw examples."""
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Metrics of the weights as they are after `step` steps. Collective."""
+        """Metrics of the weights as they are after `step` steps, or of their averages where the run keeps any. Collective."""
+        with self.engine.averaged():
+            return self._measured(step)
+
+    def _measured(self, step: int) -> dict[str, float]:
         if self.task.surveys:
             self.task.surveyed(self._sums(self.task.survey))
-        found = self._tallied() if self.task.looks else self._sums(self.task.evaluate)
+        at_once = self.task.makes_records and self.task.tells_at_once
+        if at_once:
+            found, records = self._recorded(_told)
+        elif self.task.looks:
+            found = self._tallied()
+        else:
+            found = self._sums(self.task.evaluate)
         metrics = self.task.metrics(found)
         if self.task.makes_records:
-            metrics |= self._scored(step)
+            records = records if at_once else self._recorded(_predicted)[1]
+            metrics |= process.from_main_at_length(lambda: self._judged(step, records))
         return metrics
 
     def _sums(self, function: Callable[[nn.Module, Batch], dict[str, float]]) -> dict[str, float]:
@@ -102,18 +119,20 @@ class HeldOut:
                 name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]
             })  # fmt: skip
 
-    def _scored(self, step: int) -> dict[str, float]:
-        """The metrics of the records, which rank 0 gathers, judges and writes down; the same on every rank."""
+    def _recorded(self, tell: Tell) -> tuple[dict[str, float], dict[int, Record]]:
+        """The sums over all examples, the same on every rank, and on rank 0 the record of each, by what `tell` says of a batch."""
         records: dict[int, Record] = {}
+        sums: Counter[str] = Counter()
         with self.display.counting("predictions", sum(map(len, self.sequences))) as advance:
             for batch in self._batches():
-                function = partial(_predicted, self.task, batch)
-                mine = self.engine.call(function, on_device(batch.tensors), self.engine.generate)
+                function = partial(tell, self.task, batch)
+                part, mine = self.engine.call(function, on_device(batch.tensors), self.engine.generate)
+                sums.update(part)
                 # After each batch, so that no rank runs further ahead than a collective waits.
                 for found in process.gather_on_main(mine if self._speaks_for_replica else {}):
                     records |= found
                     advance(len(found))
-        return process.from_main_at_length(lambda: self._judged(step, records))
+        return total_losses(dict(sums), self.me.mesh.replica_ranks), records
 
     @property
     def _speaks_for_replica(self) -> bool:
@@ -128,7 +147,11 @@ class HeldOut:
         with storage_errors("writing predictions", self.predictions.parent):
             self.predictions.mkdir(exist_ok=True)
             write_text(self.predictions / f"{folder_name(step)}{ENDING}", (f"{line}\n" for line in lines))
-        return self.task.score([records[number] for number in in_order])
+        found = [records[number] for number in in_order]
+        if details := self.task.details(found):
+            with storage_errors("writing predictions", self.predictions.parent):
+                write_json(self.predictions / f"{folder_name(step)}{DETAILS}", details)
+        return self.task.score(found)
 
 
 def _looked_at(task: Task, batch: EvaluationBatch, model: nn.Module, tensors: Batch) -> dict[int, dict[str, Any]]:
@@ -140,11 +163,22 @@ def _looked_at(task: Task, batch: EvaluationBatch, model: nn.Module, tensors: Ba
 
 def _predicted(
     task: Task, batch: EvaluationBatch, model: nn.Module, tensors: Batch, generate: Generate
-) -> dict[int, Record]:
-    """What `task` says of the real examples of `batch`, by their numbers."""
-    found = task.predict(model, tensors, batch.examples, generate)
+) -> tuple[dict[str, float], dict[int, Record]]:
+    """No sums, and what `task` says of the real examples of `batch`, by their numbers."""
+    return {}, _numbered(task, batch, task.predict(model, tensors, batch.examples, generate))
+
+
+def _told(
+    task: Task, batch: EvaluationBatch, model: nn.Module, tensors: Batch, generate: Generate
+) -> tuple[dict[str, float], dict[int, Record]]:
+    """The sums over `batch`, and what `task` says of its real examples, by their numbers."""
+    sums, found = task.told(model, tensors, batch.examples)
+    return sums, _numbered(task, batch, found)
+
+
+def _numbered(task: Task, batch: EvaluationBatch, found: Sequence[Record]) -> dict[int, Record]:
     if len(found) != len(batch.examples):
-        raise ValueError(f"{type(task).__name__}.predict has {len(found)} records for {len(batch.examples)} examples")
+        raise ValueError(f"{type(task).__name__} has {len(found)} records for {len(batch.examples)} examples")
     return {number: record for number, record in zip(batch.numbers, found, strict=True) if number is not None}
 
 
@@ -170,7 +204,7 @@ def held_out(
 def forget_predictions(folder: Path, step: int) -> None:
     """Drop the records that a run resumed at `step` writes again: of later steps, and at step 0 of all."""
     with storage_errors("clearing predictions", folder.parent):
-        for file in folder.glob(f"step-*{ENDING}"):
-            number = file.name.removeprefix("step-").removesuffix(ENDING)
+        for file in (*folder.glob(f"step-*{ENDING}"), *folder.glob(f"step-*{DETAILS}")):
+            number = file.name.removeprefix("step-").partition(".")[0]
             if number.isdigit() and (int(number) > step or step == 0):
                 file.unlink()

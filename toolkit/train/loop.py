@@ -271,7 +271,8 @@ class Loop:
         prompt = getattr(self.recipe.task, "sample_prompt", None)
         if prompt is None or step not in (0, self.inputs.total_steps):
             return
-        answer = self.engine.call(self.inputs.task.sample, self.engine.generate)
+        with self.engine.averaged():
+            answer = self.engine.call(self.inputs.task.sample, self.engine.generate)
         self._write({"step": step, "sample": {"prompt": prompt, "answer": answer}})
         when = "before" if step == 0 else "after"
         self.display.say(f"sample {when} training: {prompt}\n  -> {answer}")

@@ -41,8 +41,8 @@ _TABLE: dict[Role, str] = {
         data.max_examples data.overlong data.unreadable
         """,
     Role.SETTING: """
-        model.dropout
-        optimizer.learning_rate optimizer.weight_decay optimizer.max_grad_norm optimizer.betas optimizer.eps
+        model.dropout model.batch_norm
+        optimizer.learning_rate optimizer.weight_decay optimizer.max_grad_norm optimizer.ema_decay optimizer.betas optimizer.eps
         optimizer.nesterov optimizer.dampening optimizer.alpha optimizer.lr_decay optimizer.adam_learning_rate
         schedule.type schedule.warmup_steps schedule.min_ratio schedule.decay_steps schedule.power schedule.gamma
         schedule.step_size schedule.milestones schedule.peak_fraction schedule.start_ratio schedule.patience

@@ -25,6 +25,7 @@ from toolkit.tasks.columns import checked_text
 from toolkit.tasks.labels.kinds.base import LabelKind
 from toolkit.tasks.labels.kinds.choice import kind_of
 from toolkit.tasks.labels.kinds.one_class import OneClass
+from toolkit.tasks.metrics.labels import confusion
 from toolkit.tasks.padded import TOKEN_TYPES, EncoderTask, check_padding, closing_tokens, has_token_types, padded
 
 TEXTS = "texts"
@@ -39,6 +40,7 @@ class SequenceClassificationTask(EncoderTask):
 
     auto_class = AutoModelForSequenceClassification
     makes_records = True
+    tells_at_once = True
     reads_padding = True  # decoders classify the last real token
     legend = "each text as the model reads it, with its label: of classes their number or names"
 
@@ -189,7 +191,9 @@ class SequenceClassificationTask(EncoderTask):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         """Loss (never smoothed), texts, and what the kind of label adds."""
-        logits, labels = self._logits(model, batch), batch["labels"]
+        return self._sums(self._logits(model, batch), batch["labels"])
+
+    def _sums(self, logits: torch.Tensor, labels: torch.Tensor) -> Sums:
         return {
             "loss": float(self.kind.losses(logits, labels, 0.0)),
             "targets": float(_has_label(labels).sum()),
@@ -203,15 +207,24 @@ class SequenceClassificationTask(EncoderTask):
 
     def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
         """What the model says of each text, and its label."""
-        told = map(self.kind.told, self._logits(model, batch).cpu())
-        return [
+        return self.told(model, batch, examples)[1]
+
+    def told(self, model: nn.Module, batch: Batch, examples: Sequence[Example]) -> tuple[Sums, list[Record]]:
+        """The sums, and the records."""
+        logits = self._logits(model, batch)
+        records = [
             {"prediction": prediction, "reference": self.kind.meant(example["labels"])}
-            for prediction, example in zip(told, examples, strict=True)
+            for prediction, example in zip(map(self.kind.told, logits.cpu()), examples, strict=True)
         ]
+        return self._sums(logits, batch["labels"]), records
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """What the kind of label is measured by."""
         return self.kind.score(records)
+
+    def details(self, records: Sequence[Record]) -> dict[str, Any]:
+        """The confusion matrix, where there is one class per text."""
+        return {"confusion_matrix": confusion(records, self.classes)} if isinstance(self.kind, OneClass) else {}
 
     def sample(self, model: nn.Module, generate: Generate) -> str | None:
         """The class of task.sample_prompt, its classes, or its number."""

@@ -32,6 +32,15 @@ def class_scores(records: Records, *, positive: Any = None) -> dict[str, float]:
     return found
 
 
+def confusion(records: Records, classes: Sequence[str]) -> dict[str, Any]:
+    """{"classes", "counts"}: counts[i][j] of the examples of class i were taken for class j."""
+    from sklearn import metrics
+
+    expected, predicted = [record["reference"] for record in records], [record["prediction"] for record in records]
+    counts = metrics.confusion_matrix(expected, predicted, labels=list(classes))
+    return {"classes": list(classes), "counts": counts.tolist()}
+
+
 def _mcc(expected: list[Any], predicted: list[Any]) -> float:
     from sklearn import metrics
 

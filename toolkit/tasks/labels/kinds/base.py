@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from toolkit.data.example import Row
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import RecipeError
-from toolkit.recipe import SequenceClassification
 
 Record = dict[str, Any]
 
@@ -25,8 +24,9 @@ class LabelKind(ABC):
     new_head = False
     """Whether the output layer starts at random values, whatever the checkpoint has; known after `fit`."""
 
-    def __init__(self, options: SequenceClassification) -> None:
+    def __init__(self, options: Any) -> None:
         self.options = options
+        """The task's section, which names the columns of labels."""
 
     @abstractmethod
     def fit(self, rows: Iterable[Row], checkpoint: Any, fields: Mapping[str, Any], row_name: RowName) -> None:

@@ -17,7 +17,6 @@ from toolkit.data.reading.described import described_rows
 from toolkit.data.reading.row_names import RowName, named
 from toolkit.errors import DataError, plural
 from toolkit.models.config import parsed
-from toolkit.recipe import SequenceClassification
 from toolkit.tasks.columns import value_of
 from toolkit.tasks.labels.classes import MOST_CLASSES, Classes, head_of, in_order, match, numbered
 from toolkit.tasks.labels.kinds.base import LabelKind, Record
@@ -31,7 +30,7 @@ class ClassSet(LabelKind):
 
     problem_type = "multi_label_classification"
 
-    def __init__(self, options: SequenceClassification) -> None:
+    def __init__(self, options: Any) -> None:
         super().__init__(options)
         self.mapping = Classes(())
         self.classes: list[str] = []

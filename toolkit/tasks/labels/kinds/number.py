@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from toolkit.data.example import Row
 from toolkit.data.reading.row_names import RowName, named
 from toolkit.errors import DataError
-from toolkit.recipe import SequenceClassification
 from toolkit.tasks.columns import value_of
 from toolkit.tasks.labels.classes import head_of
 from toolkit.tasks.labels.kinds.base import LabelKind, Record
@@ -25,7 +24,7 @@ class Number(LabelKind):
 
     problem_type = "regression"
 
-    def __init__(self, options: SequenceClassification) -> None:
+    def __init__(self, options: Any) -> None:
         super().__init__(options)
         self.mean = 0.0
         self.spread = 0.0

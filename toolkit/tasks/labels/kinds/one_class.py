@@ -15,7 +15,6 @@ from toolkit.data.reading.class_names import class_names
 from toolkit.data.reading.row_names import RowName
 from toolkit.errors import DataError
 from toolkit.models.config import parsed
-from toolkit.recipe import SequenceClassification
 from toolkit.tasks.labels.classes import MOST_CLASSES, Classes, head_of, in_order, match, numbered
 from toolkit.tasks.labels.kinds.base import LabelKind, Record
 from toolkit.tasks.labels.values import NO_LABEL, NOT_A_NAME, counted, label_of, labels_of, unlabelled
@@ -27,7 +26,7 @@ class OneClass(LabelKind):
 
     problem_type = "single_label_classification"
 
-    def __init__(self, options: SequenceClassification) -> None:
+    def __init__(self, options: Any) -> None:
         super().__init__(options)
         self.mapping = Classes(())
         self.classes: list[str] = []
