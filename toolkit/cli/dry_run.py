@@ -62,15 +62,12 @@ def print_dry_run(recipe: Recipe, target: Target, config: Mapping[str, Any], nam
 
 
 def _print_length(recipe: Recipe) -> None:
-    per_step = recipe.batch.global_size * recipe.batch.sequence_length
+    per_step = recipe.batch.global_size * (recipe.batch.sequence_length if recipe.task.has_length else 1)
+    what = f"at most {per_step:,} tokens" if recipe.task.has_length else f"{per_step:,} examples"
     if recipe.steps is None:
-        print(
-            f"\n# length: {recipe.epochs:g} epochs, at most {per_step:,} tokens per step; the steps are known once the data is prepared"
-        )
+        print(f"\n# length: {recipe.epochs:g} epochs, {what} per step; the steps are known once the data is prepared")
     else:
-        print(
-            f"\n# length: {plural(recipe.steps, 'step')}, at most {per_step:,} tokens each, {recipe.steps * per_step:,} in all"
-        )
+        print(f"\n# length: {plural(recipe.steps, 'step')}, {what} each, {recipe.steps * per_step:,} in all")
 
 
 def _print_curve(recipe: Recipe) -> None:

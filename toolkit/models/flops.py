@@ -114,6 +114,18 @@ def count_model_flops(
     return ModelFlops(per_token, pairs, first.head / longest, constant)
 
 
+def count_flops_per_example(auto_class: Any, config: PretrainedConfig, example: Mapping[str, Tensor]) -> ModelFlops:
+    """The same for a model whose inputs all have the shapes of `example`, one example on the meta device; attention is counted in
+    full. Raises Uncountable."""
+    try:
+        model = build_skeleton(auto_class, config).to("meta").eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(**example)
+    except Exception as error:  # the model's own code, which was not written to run without values
+        raise Uncountable(f"{config.model_type} does not run without values ({str(error).strip()[:120]})") from error
+    return ModelFlops(0.0, {}, per_document=float(counter.get_total_flops()))
+
+
 def _prepared(config: PretrainedConfig) -> PretrainedConfig:
     """A copy that notes its attention, and multiplies, of a mixture, for the experts that a token is sent to only."""
     config = copy.deepcopy(config)

@@ -252,6 +252,11 @@ class Task(ABC):
         """
         raise NotImplementedError
 
+    def one_example(self) -> Batch | None:
+        """What the model is called with for one example, on the meta device, where all have one shape; None: they are sequences
+        of tokens. FLOPs are counted by it."""
+        return None
+
     # The model
 
     def prepare(self, model: nn.Module) -> None:

@@ -37,9 +37,9 @@ class _Console(Console):
 class Display:
     """Prints for the main rank; silent on the others."""
 
-    def __init__(self, *, is_main: bool, total_steps: int = 0, first_step: int = 0) -> None:
+    def __init__(self, *, is_main: bool, total_steps: int = 0, first_step: int = 0, unit: str = "token") -> None:
         self.console = _Console(quiet=not is_main, highlight=False, soft_wrap=True)
-        self.total_steps = total_steps
+        self.total_steps, self._unit = total_steps, unit
         self._every = max(1, total_steps // PLAIN_LINES)
         self._began, self._first = time.monotonic(), first_step
         self._bar: Progress | None = None
@@ -96,9 +96,9 @@ class Display:
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Show one optimizer step."""
-        line = step_line(record)
+        line = step_line(record, self._unit)
         if self._bar is not None:
-            fitting = step_line(record, width=self.console.width - AROUND_LINE)
+            fitting = step_line(record, self._unit, width=self.console.width - AROUND_LINE)
             self._bar.update(self._task, completed=record["step"], line=fitting)
         elif record["step"] % self._every == 0 or record["step"] in (1, self.total_steps):
             self.say(f"step {record['step']:>6}/{self.total_steps}  {line}  eta {self._eta(record['step'])}")
@@ -109,15 +109,18 @@ class Display:
         return time.strftime("%H:%M:%S", time.gmtime(left))
 
 
-def step_line(record: Mapping[str, Any], width: int | None = None) -> str:
-    """loss 3.4127  grad_norm 1.32  lr 2.0e-05  tokens/s 1,024  memory 3.1 GiB; in `width` characters without the last ones."""
+def step_line(record: Mapping[str, Any], unit: str = "token", width: int | None = None) -> str:
+    """loss 3.4127  grad_norm 1.32  lr 2.0e-05  tokens/s 1,024  memory 3.1 GiB; in `width` characters without the last ones.
+
+    `unit` is what the record's "tokens" counts.
+    """
     tflops = record.get("tflops_per_device", 0.0)  # below 1, as on a CPU, it stays in metrics.jsonl
     parts = [
         "SKIPPED: gradients not finite" if record.get("skipped") else "",
         f"loss {record['loss']:.4f}",
         f"grad_norm {record['grad_norm']:.3g}" if record["grad_norm"] is not None else "",
         f"lr {record['learning_rate']:.2e}",
-        f"tokens/s {record['tokens_per_second']:,.0f}",
+        f"{unit}s/s {record['tokens_per_second']:,.0f}",
         f"MFU {record['mfu']:.1%}" if "mfu" in record else "",
         f"TFLOPS {tflops:.1f}" if tflops >= 1.0 else "",
         f"memory {record['memory_gib']:.1f} GiB",

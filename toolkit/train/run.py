@@ -107,7 +107,7 @@ def _train(
     process.from_main_at_length(lambda: adopt(start, folder, keep_best=recipe.checkpoint.keep_best, say=say))
     if start.watch is not None:
         watch.load(start.watch)
-    display = Display(is_main=me.is_main, total_steps=inputs.total_steps, first_step=start.step)
+    display = Display(is_main=me.is_main, total_steps=inputs.total_steps, first_step=start.step, unit=inputs.task.unit)
     display.say(device.versions())
     complete = why_complete(recipe, start, watch, inputs.total_steps)
     if complete:

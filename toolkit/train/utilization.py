@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.engine import device
 from toolkit.engine.peaks import NumberFormat, find_peak
-from toolkit.models.flops import ModelFlops, Uncountable, count_model_flops
+from toolkit.models.flops import ModelFlops, Uncountable, count_flops_per_example, count_model_flops
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
@@ -41,9 +41,13 @@ def prepare_utilization(
     try:
         if task.looks:
             raise Uncountable("an example has several texts, whose lengths are not told apart")
-        flops = count_model_flops(
-            task.auto_class, inputs.model_config, recipe.batch.sequence_length, is_causal=task.is_causal
-        )
+        example = task.one_example()
+        if example is not None:
+            flops = count_flops_per_example(task.auto_class, inputs.model_config, example)
+        else:
+            flops = count_model_flops(
+                task.auto_class, inputs.model_config, recipe.batch.sequence_length, is_causal=task.is_causal
+            )
         if inputs.adapters is not None:
             flops = replace(flops, adapters=inputs.adapters.adapters)
     except Uncountable as reason:

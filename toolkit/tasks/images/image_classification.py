@@ -99,10 +99,10 @@ class ImageClassificationTask(Task):
         rehearse(
             self.auto_class,
             config,
-            {PIXELS: torch.zeros(2, 3, self.side, self.side, device="meta")},
+            self.one_example(),
             f"images of {self.side} x {self.side} pixels",
             "set task.image_size to what the model takes"
-            + (f", {size}" if isinstance(size := getattr(config, "image_size", None), int) else ""),
+            + (f", {size}" if isinstance(size := getattr(config, "image_size", None), int) and size != self.side else ""),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -207,6 +207,10 @@ class ImageClassificationTask(Task):
     def count(self, batch: Batch) -> int:
         """Images with a class (fillers of an evaluation have none)."""
         return int((batch["labels"] != IGNORED).sum())
+
+    def one_example(self) -> Batch:
+        """pixel_values [1, 3, S, S]."""
+        return {PIXELS: torch.zeros(1, 3, self.side, self.side, device="meta")}
 
     # The model
 
