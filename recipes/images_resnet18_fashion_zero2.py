@@ -42,7 +42,7 @@ recipe = Recipe(
         crop_padding=2,
     ),
     batch=Batch(global_size=128, micro_size=64),
-    optimizer=Optimizer(type="sgd_momentum", learning_rate=0.1, weight_decay=5e-4, nesterov=True, ema_decay=0.99),
+    optimizer=Optimizer(type="sgd_momentum", learning_rate=0.1, weight_decay=5e-4, ema_decay=0.99, nesterov=True),
     schedule=Schedule(type="one_cycle", peak_fraction=0.2),
     precision=Precision(dtype="fp32"),
     parallel=Parallel(zero_stage=2),

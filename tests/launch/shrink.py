@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import images
 from toolkit.parity.strategies import DEGREES
 from toolkit.recipe import Recipe
 from toolkit.recipe.effect import has_held_out
@@ -40,7 +41,7 @@ class Inputs:
     classes: Path
     texts: Path
     rows: Path
-    """Folder with rows of other tasks, by the name of the task."""
+    """Folder with rows of other tasks, by the name of the task; of media, folders TASK and checkpoints TASK-ARCHITECTURE."""
 
 
 def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
@@ -49,10 +50,11 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
     changes: dict[str, Mapping[str, Any]] = {
         "model": _model(recipe, inputs),
         "data": _data(recipe, inputs),
-        "batch": {"global_size": 4, "micro_size": 1, "sequence_length": 64},
+        "batch": _batch(recipe),
         "schedule": {
             "warmup_steps": min(recipe.schedule.warmup_steps, 2),
             "decay_steps": 1 if recipe.schedule.decay_steps else None,
+            **({"peak_fraction": 0.5} if recipe.schedule.type == "one_cycle" else {}),
         },
         "task": _task(recipe),
         "evaluation": _evaluation(recipe),
@@ -67,6 +69,12 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
     return Recipe(**values | {"steps": STEPS, "epochs": None})
 
 
+def _batch(recipe: Recipe) -> dict[str, Any]:
+    # A batch norm has no statistics of one image.
+    size = {"global_size": 4, "micro_size": 1 if recipe.task.has_length else 2}
+    return {**size, "sequence_length": 64} if recipe.task.has_length else size
+
+
 def _task(recipe: Recipe) -> dict[str, Any]:
     """Short answers, and columns under the usual names: a recipe may be a user's own."""
     fields = type(recipe.task).model_fields
@@ -75,6 +83,8 @@ def _task(recipe: Recipe) -> dict[str, Any]:
         columns["second_text_field"] = "second"
     generates = recipe.task.name == "causal_lm" and recipe.task.sample_prompt is not None
     windows = {"doc_stride": 8} if "doc_stride" in fields else {}
+    if recipe.task.name == "image_classification":
+        windows = {"image_size": 16}
     if recipe.task.name == "seq2seq":
         windows = {"max_new_tokens": 4, "target_length": 32}
     return {**columns, **windows, **({"sample_tokens": 4} if generates else {})}
@@ -92,6 +102,11 @@ def _parallel(recipe: Recipe, scratch: Path) -> dict[str, Any]:
 
 
 def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    if recipe.task.name == "image_classification":
+        small = {"config": recipe.model.config | images.CONFIGS["resnet"]}
+        kind = "vit" if recipe.model.activation_checkpointing else "resnet"
+        path = str(inputs.rows / f"image_classification-{kind}")
+        return small if recipe.model.architecture is not None else {"path": path, "config": {}}
     if recipe.model.architecture is not None:
         return {"tokenizer": str(inputs.llama), "config": recipe.model.config | SMALL_LLAMA, "attention": "sdpa"}
     if recipe.task.name in ENCODED:
@@ -102,7 +117,9 @@ def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 
 def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Tiny rows of the kind that the recipe reads."""
-    if recipe.task.name == "sequence_classification":
+    if (inputs.rows / recipe.task.name).is_dir():
+        source = inputs.rows / recipe.task.name
+    elif recipe.task.name == "sequence_classification":
         source = inputs.classes
     elif recipe.task.name in ("dpo", "orpo", "reward_model"):
         source = inputs.rows / "preferences.jsonl"

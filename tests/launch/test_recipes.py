@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests import images
 from tests.async_io import require_async_io
 from tests.distributed import run_distributed
 from tests.launch.runs import FOREIGN, records, train
@@ -124,6 +125,9 @@ def inputs(
         for answer in ("chosen", "rejected")
     ]
     write_lines(texts.parent / "kto.jsonl", judged)
+    images.folder(texts.parent / "image_classification", train=12, test=6)
+    for kind in ("resnet", "vit"):
+        images.checkpoint(kind, texts.parent / f"image_classification-{kind}")
     tokenizer = byte_tokenizer()
     t5 = save(encoder_decoder("t5", tokenizer), tokenizer, texts.parent / "t5")
     return Inputs(tiny_llama_dir, tiny_bert_dir, t5, chat_file, classes, texts, texts.parent)

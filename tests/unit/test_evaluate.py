@@ -19,7 +19,7 @@ def predicted(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
         def predict(self, *_: Any) -> list[dict[str, Any]]:
             return records
 
-    return _predicted(cast("Any", Task()), BATCH, cast("Any", SimpleNamespace()), {}, cast("Any", None))
+    return _predicted(cast("Any", Task()), BATCH, cast("Any", SimpleNamespace()), {}, cast("Any", None))[1]
 
 
 def test_fillers_are_dropped() -> None:
@@ -30,5 +30,5 @@ def test_fillers_are_dropped() -> None:
 
 
 def test_a_task_has_one_record_per_example() -> None:
-    with pytest.raises(ValueError, match=r"Task\.predict has 2 records for 3 examples"):
+    with pytest.raises(ValueError, match=r"Task has 2 records for 3 examples"):
         predicted([{}, {}])

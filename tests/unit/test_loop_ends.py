@@ -61,7 +61,14 @@ class Engine:
 def make_loop(folder: Path, losses: list[float], *, fp16: bool, held_out: bool = True, **sections: Any) -> Loop:
     """A loop of TOTAL steps; each evaluation takes the next of `losses`."""
     task = SimpleNamespace(
-        collate=None, evaluate=None, metrics=dict, sample=None, makes_records=False, surveys=False, looks=False
+        collate=None,
+        evaluate=None,
+        metrics=dict,
+        sample=None,
+        makes_records=False,
+        surveys=False,
+        looks=False,
+        transforms=False,
     )
     inputs = SimpleNamespace(
         total_steps=TOTAL,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import textwrap
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
@@ -115,7 +117,7 @@ def _field(name: str, value: Any) -> list[str]:
     line = f"        {name}={literal(value)},"
     if _width(line) <= WIDTH or not isinstance(value, dict):
         return [line]
-    entries = [f"            {literal(key)}: {literal(inner)}," for key, inner in value.items()]
+    entries = [f"            {literal(key)}: {_entry(inner)}," for key, inner in value.items()]
     return [f"        {name}={{", *entries, "        },"]
 
 
@@ -137,8 +139,24 @@ def literal(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{literal(key)}: {literal(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{literal(key)}: {_entry(inner)}" for key, inner in value.items()) + "}"
     raise TypeError(f"no recipe field holds a {type(value).__name__}")
+
+
+def _entry(value: Any) -> str:
+    """A value of a mapping of names; JSON text of a list or an object, which is what such a field keeps, as the list or the object."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError):
+            return _as_read(json.loads(value))
+    return literal(value)
+
+
+def _as_read(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_read, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{literal(key)}: {_as_read(inner)}" for key, inner in value.items()) + "}"
+    return literal(value)
 
 
 def _text(value: str) -> str:
@@ -154,5 +172,5 @@ def _float(value: float) -> str:
     for places in range(17):
         short = f"{value:.{places}e}".partition("e")[0] + f"e{exponent}"
         if float(short) == value:
-            return short if len(short) < len(plain) else plain
+            return short if len(short) < len(plain) and not 0 < exponent < 4 else plain
     return plain

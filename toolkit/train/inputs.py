@@ -16,7 +16,7 @@ from toolkit.engine.sequence import check_sequence_parallel
 from toolkit.errors import ModelError, RecipeError
 from toolkit.models.adapter_plan import AdapterPlan, plan_adapters
 from toolkit.models.assets import resolve as resolve_model
-from toolkit.models.attention_choice import choose_attention
+from toolkit.models.attention_choice import choose_attention, model_class
 from toolkit.models.config import check_overrides, load_config, overruled
 from toolkit.models.files import check_weights
 from toolkit.models.positions import check_sequence_length
@@ -180,6 +180,15 @@ def _model_config(recipe: Recipe, task: Task, display: Display) -> Any:
     model, overrides, vocabulary_size = recipe.model, task.config_overrides(), task.vocabulary_size
     config = load_config(model, vocabulary_size=vocabulary_size, overrides=overrides)
     config._attn_implementation = choose_attention(task.auto_class, config, model.attention)
+    if (
+        model.activation_checkpointing
+        and not (network := model_class(task.auto_class, config)).supports_gradient_checkpointing
+    ):
+        raise ModelError(
+            f"model.activation_checkpointing=True: {network.__name__} cannot compute its layers a second time",
+            expected="False with this architecture",
+            do="set model.activation_checkpointing=False; a smaller batch.micro_size saves memory, too",
+        )
     if model.attention == "auto" and config._attn_implementation == "eager":
         display.say(f"attention: eager, the only implementation that transformers has for {config.model_type}")
     for line in overruled(config, model):

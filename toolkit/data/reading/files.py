@@ -16,8 +16,8 @@ from toolkit.data.reading.column_names import check_same
 from toolkit.data.reading.content import combined, files_digest, sampled_digest
 from toolkit.data.reading.content_kind import check_kind, json_in_text, renamed
 from toolkit.data.reading.csv_rows import csv_header, is_numbered
-from toolkit.data.reading.file_names import idx_labels, kind_of
-from toolkit.data.reading.idx_rows import FEATURES
+from toolkit.data.reading.file_names import kind_of
+from toolkit.data.reading.idx_rows import FEATURES, labels_beside
 from toolkit.data.reading.json_rows import decode, json_texts, wrapping_key
 from toolkit.data.reading.parquet_rows import parquet_features
 from toolkit.data.reading.tables import tables
@@ -54,7 +54,7 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool, cache_dir: 
         if kind != "idx":  # which says itself what is wrong with it
             check_kind(path, kind)
     paths = list(paths)
-    read = [*paths, *map(idx_labels, paths)] if kind == "idx" else paths
+    read = [*paths, *map(labels_beside, paths)] if kind == "idx" else paths
     names = tuple(str(path.resolve()) for path in paths)
     features, unread = _features(paths, kind)
     remarks = tuple(_REMARKS[kind](paths)) if kind in _REMARKS else ()

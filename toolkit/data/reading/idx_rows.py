@@ -28,14 +28,7 @@ _UNSIGNED_BYTES = 8
 
 def idx_tables(path: Path, piece: int) -> Iterator[pyarrow.Table]:
     """The images of `path` and their labels, in pieces of `piece` rows. Raises DataError for what does not fit together."""
-    images = read_idx(path)
-    labels_path = idx_labels(path)
-    if not labels_path.exists():
-        raise DataError(
-            f"{str(path)!r} has no file of labels beside it",
-            expected=f"{labels_path.name!r}",
-            do="put it there",
-        )
+    images, labels_path = read_idx(path), labels_beside(path)
     labels = read_idx(labels_path)
     if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
         raise DataError(
@@ -47,6 +40,18 @@ def idx_tables(path: Path, piece: int) -> Iterator[pyarrow.Table]:
         rows = [{"bytes": _png(image), "path": None} for image in images[start : start + piece]]
         values = {"image": rows, "label": labels[start : start + piece].astype(np.int64)}
         yield pyarrow.Table.from_pydict(values, schema=FEATURES.arrow_schema)
+
+
+def labels_beside(path: Path) -> Path:
+    """The file of labels that belongs to the images `path`. Raises DataError where there is none."""
+    labels = idx_labels(path)
+    if not labels.exists():
+        raise DataError(
+            f"{str(path)!r} has no file of labels beside it",
+            expected=f"{labels.name!r}",
+            do="put it there",
+        )
+    return labels
 
 
 def read_idx(path: Path) -> NDArray[Any]:

@@ -26,6 +26,8 @@ class MediaFolder:
     files: tuple[Path, ...]
     tables: tuple[Path, ...]
     """metadata.csv, .jsonl or .parquet, each about the files below its own folder."""
+    has_splits: bool
+    """Whether the folders in `root` are splits, and those in them classes."""
 
 
 def media_folder(root: Path, files: Sequence[Path], split: str, field: str) -> MediaFolder:
@@ -40,10 +42,13 @@ def media_folder(root: Path, files: Sequence[Path], split: str, field: str) -> M
         )
     top = {path.relative_to(root).parts[0] for path in media if len(path.relative_to(root).parts) > 1}
     direct = any(path.parent == root for path in media)
-    if top and not direct and all(map(is_split, top)):
+    has_splits = bool(top) and not direct and all(map(is_split, top))
+    if has_splits:
         chosen = {name for name in top if group(name.casefold()) == group(split)}
         if not chosen:
             raise unknown_split(split, sorted(top), str(root), field)
         files = [path for path in files if path.relative_to(root).parts[0] in chosen or path.parent == root]
     tables = tuple(path for path in files if is_metadata(path))
-    return MediaFolder(root, kinds[0], tuple(path for path in files if path.suffix.lower() in MEDIA), tables)
+    return MediaFolder(
+        root, kinds[0], tuple(path for path in files if path.suffix.lower() in MEDIA), tables, has_splits
+    )

@@ -16,7 +16,6 @@ from toolkit.data.reading.content import combined, tree_digest
 from toolkit.data.reading.file_names import kind_of
 from toolkit.data.reading.files import Read, read_files
 from toolkit.data.reading.media_files import MediaFolder
-from toolkit.data.reading.splits import is_split
 from toolkit.errors import DataError, first_few, plural
 
 FILE_NAME = "file_name"
@@ -40,7 +39,7 @@ def read_media(folder: MediaFolder, *, streaming: bool, cache_dir: Path) -> Read
         folder.kind: [{"bytes": None, "path": str(path.absolute())} for path in chosen],
         FILE_NAME: [str(path.relative_to(folder.root)) for path in chosen],
     }
-    labels = [_label(path, folder.root) for path in chosen]
+    labels = [_label(path, folder) for path in chosen]
     if LABEL not in names and all(label is not None for label in labels):
         columns[LABEL] = labels
     columns |= {name: [told[path].get(name) for path in chosen] for name in names}
@@ -52,12 +51,10 @@ def read_media(folder: MediaFolder, *, streaming: bool, cache_dir: Path) -> Read
     return Read(rows.to_iterable_dataset() if streaming else rows, content, (), tuple(remarks))
 
 
-def _label(path: Path, root: Path) -> str | None:
-    """The name of the folder that holds `path`, unless that is the root or one of a split."""
-    parts = path.relative_to(root).parts[:-1]
-    if not parts or (len(parts) == 1 and is_split(parts[0])):
-        return None
-    return parts[-1]
+def _label(path: Path, folder: MediaFolder) -> str | None:
+    """The name of the folder that holds `path`, unless that is the root or the one of a split."""
+    parts = path.relative_to(folder.root).parts[1 if folder.has_splits else 0 : -1]
+    return parts[-1] if parts else None
 
 
 def _told(folder: MediaFolder, cache_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from toolkit.data.reading.file_names import MEDIA
 from toolkit.data.reading.files import num_rows
 from toolkit.data.reading.sources import Source
 from toolkit.errors import DataError
@@ -36,8 +35,6 @@ def _name(number: int, field: str, files: Sequence[Path] = (), place: Callable[[
     if len(files) == 1:
         return f"{said}, {str(files[0])!r}"
     before, size = 0, 0
-    if number <= len(files) and files[number - 1].suffix.lower() in MEDIA:
-        return f"{said}, {str(files[number - 1])!r}"
     for path in files:
         try:
             size += path.stat().st_size

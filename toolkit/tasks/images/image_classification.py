@@ -102,7 +102,11 @@ class ImageClassificationTask(Task):
             self.one_example(),
             f"images of {self.side} x {self.side} pixels",
             "set task.image_size to what the model takes"
-            + (f", {size}" if isinstance(size := getattr(config, "image_size", None), int) and size != self.side else ""),
+            + (
+                f", {size}"
+                if isinstance(size := getattr(config, "image_size", None), int) and size != self.side
+                else ""
+            ),
         )
 
     def describe(self) -> dict[str, Any]:
