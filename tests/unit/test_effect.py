@@ -23,12 +23,15 @@ BASE: dict[str, Any] = {
 HELD_OUT = {"data.evaluation": "held_out.jsonl"}
 STAGE_3 = {"parallel.zero_stage": 3}
 STAGE_0 = {"parallel.zero_stage": 0, "precision.dtype": "fp32"}
+IMAGES = {"task.name": "image_classification", "data.packing": False}
 CLASSES = {"task.name": "sequence_classification", "data.packing": False}
 
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "model.activation_offload": (True, {"model.activation_checkpointing": True}, {}),
     "data.evaluation_examples": (4, {}, HELD_OUT),
     "data.evaluation_split": ("validation", HELD_OUT, {"data.evaluation_examples": 4}),
+    "data.unreadable": ("skip", IMAGES, {}),
+    "batch.sequence_length": (64, {}, IMAGES),
     "task.sample_tokens": (7, {"task.sample_prompt": "Hello?"}, {}),
     "optimizer.betas": ((0.8, 0.9), {}, {"optimizer.type": "sgd"}),
     "optimizer.eps": (1e-6, {}, {"optimizer.type": "lion"}),

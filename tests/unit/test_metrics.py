@@ -17,6 +17,7 @@ from toolkit.recipe import (
     KTO,
     ORPO,
     CausalLM,
+    ImageClassification,
     MaskedLM,
     QuestionAnswering,
     RewardModel,
@@ -94,6 +95,14 @@ CASES = {
         [("x", "x"), ("y", "y")],
         [("y", "x"), ("y", "y")],
     ),
+    "images": Case(
+        ImageClassification(image_size=8),
+        {"loss": 1.0, "targets": 10.0, "correct": 9.0, "top5": 10.0, "majority": 5.0},
+        {"loss": 9.0, "targets": 10.0, "correct": 2.0, "top5": 6.0, "majority": 5.0},
+        labelled("x", "y"),
+        [("x", "x"), ("y", "y")],
+        [("y", "x"), ("y", "y")],
+    ),
     "class set": Case(
         SequenceClassification(),
         {"loss": 1.0, "targets": 10.0},
@@ -163,7 +172,8 @@ def tokenizer(name: str) -> Any:
 
 def metrics(case: Case) -> tuple[Task, dict[str, float], dict[str, float]]:
     """The task's section once the data is seen, and the metrics of both evaluations."""
-    task = task_class(case.options)(case.options, tokenizer(case.options.name))
+    reads = tokenizer(case.options.name) if case.options.needs_processor else None
+    task = task_class(case.options)(case.options, reads)
     task.fit(case.rows)
     found = []
     for sums, told in ((case.better, case.better_told), (case.worse, case.worse_told)):

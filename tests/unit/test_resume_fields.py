@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import images
 from tests.tiny import byte_tokenizer, encoder_decoder, save, write_lines
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.manifest import Manifest, folder_name
@@ -121,6 +122,12 @@ class Ground:
             write_lines(self.folder / f"{kind}.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-copy.jsonl", rows(kind))
             write_lines(self.folder / f"{kind}-more.jsonl", rows(kind, 28))
+        pictures = images.folder(self.folder / "pictures", train=24, test=0)
+        named = [
+            {"image": str(file), "label": file.parent.name, "photo": str(file), "kind": str(number % 2)}
+            for number, file in enumerate(sorted(pictures.glob("*/*/*.png")))
+        ]
+        write_lines(self.folder / "images.jsonl", named)
         (self.folder / "splits").mkdir()
         for split, count in (("train", 16), ("test", 8), ("validation", 9)):
             write_lines(self.folder / "splits" / f"{split}.jsonl", rows("text", count))
@@ -206,6 +213,15 @@ BASES: dict[str, dict[str, Any]] = {
         "data.train": "{tmp}/texts.jsonl", "data.packing": False, "task.name": "sentence_embedding",
         "model.path": "{bert}",
     },
+    "images": {
+        "data.train": "{tmp}/images.jsonl", "data.packing": False, "task.name": "image_classification",
+        "model.path": "{resnet}", "batch.sequence_length": 512,
+    },
+    "drawn": {
+        "data.train": "{tmp}/images.jsonl", "data.packing": False, "task.name": "image_classification",
+        "batch.sequence_length": 512, "task.image_size": 16, "model.path": None, "model.architecture": "resnet",
+        "model.weights": "random", "model.config": images.CONFIGS["resnet"],
+    },
     "scratch": {
         "data.train": "{tmp}/chat.jsonl", "model.path": None, "model.architecture": "llama", "model.weights": "random",
         "model.tokenizer": "{llama}", "model.config": {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8,
@@ -249,6 +265,7 @@ CASES = [
     refused("model.tokenizer", "{llama_special}"),
     said("model.dropout", 0.125),
     said("model.attention", "eager"),
+    said("model.batch_norm", "frozen", base="images"),
     said("model.activation_checkpointing", True),
     said("model.activation_offload", True, before={"model.activation_checkpointing": True}),
     said("model.mlp_tiles", 2),
@@ -326,6 +343,7 @@ CASES = [
     said("task.temperature", 0.5, base="texts"),
     Case("data.prefetch", 0, "same"),
     Case("data.workers", 2, "same"),
+    said("data.unreadable", "skip", base="images"),
     refused("tuning.name", "lora"),
     refused("tuning.rank", 8, before=LORA),
     refused("tuning.alpha", 8.0, before=LORA),
@@ -344,6 +362,25 @@ CASES = [
     refused("batch.global_size", 4),
     said("batch.micro_size", 2),
     refused("batch.sequence_length", 32),
+    said("optimizer.ema_decay", 0.5),
+    said("task.image_field", "photo", base="images"),
+    refused("task.label_field", "kind", base="images"),
+    *(
+        refused(f"task.{name}", value, base="images")
+        for name, value in {
+            "image_size": 24, "image_mean": (0.1, 0.2, 0.3), "image_std": (0.1, 0.2, 0.3),
+        }.items()
+    ),
+    *(
+        said(f"task.{name}", value, base="images")
+        for name, value in {
+            "random_crop": "padded", "crop_scale": (0.5, 1.0), "crop_ratio": (0.5, 2.0), "crop_padding": 2,
+            "horizontal_flip": 0.0, "color_jitter": 0.5, "rand_augment": 9, "random_erasing": 0.5, "mixup_alpha": 0.5,
+            "cutmix_alpha": 0.5, "channels_last": True, "max_pixels": 10_000,
+        }.items()
+    ),
+    refused("task.center_crop", 0.5, base="drawn"),
+    said("task.rand_augment_operations", 3, base="images", before={"task.rand_augment": 9}),
     refused("optimizer.type", "adam"),
     said("optimizer.learning_rate", 1e-3),
     said("optimizer.weight_decay", 0.5),
@@ -417,6 +454,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path, tiny_
     folder = tmp_path_factory.mktemp("resumed")
     models = {"llama": tiny_llama_dir, "bert": tiny_bert_dir}
     tokenizer = byte_tokenizer()
+    models["resnet"] = images.checkpoint("resnet", folder / "resnet")
     models["t5"] = save(encoder_decoder("t5", tokenizer), tokenizer, folder / "t5")
     for name in ("copy", "other", "wider", "template", "special"):
         models[f"llama_{name}"] = shutil.copytree(tiny_llama_dir, folder / f"llama_{name}")

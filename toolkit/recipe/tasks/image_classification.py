@@ -28,6 +28,7 @@ class ImageClassification(Task):
         "random_crop", "crop_scale", "crop_ratio", "crop_padding", "horizontal_flip", "color_jitter", "rand_augment",
         "rand_augment_operations", "random_erasing", "mixup_alpha", "cutmix_alpha", "channels_last",
     }  # fmt: skip
+    identity: ClassVar[frozenset[str]] = frozenset({"image_size", "image_mean", "image_std", "center_crop"})
     needs: ClassVar[Mapping[str, str]] = {"rand_augment_operations": "rand_augment"}
 
     name: Literal["image_classification"] = "image_classification"
