@@ -206,6 +206,9 @@ def test_an_evaluation_sees_what_the_processor_makes(tmp_path: Path) -> None:
     found = task.transform(example, draws(), is_trained=False)["pixel_values"]
     wanted = np.asarray(image.resize((images.SIDE, images.SIDE), Image.Resampling.BILINEAR), np.float32)
     assert np.allclose(found, (wanted.transpose(2, 0, 1) / 255 - 0.4) / 0.3, atol=1e-5)
+    ready = Image.fromarray(draws().integers(0, 256, (16, 16, 3), np.uint8))
+    plain = task.processor(images=ready, return_tensors="np", do_resize=False)["pixel_values"][0]
+    assert np.array_equal(task.ranges.of(ready), plain)
     # "none" shows training the same, mirrored or not.
     same = ImageClassificationTask(
         ImageClassification(random_crop="none", horizontal_flip=0.0), load_image_processor(Model(path=str(path)))

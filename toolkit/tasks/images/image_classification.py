@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums, Ta
 from toolkit.tasks.columns import value_of
 from toolkit.tasks.images import augmentation
 from toolkit.tasks.images.mixing import mixed
-from toolkit.tasks.images.processors import load_image_processor, normalised, pixels_of, processor_for, side_of
+from toolkit.tasks.images.processors import Ranges, load_image_processor, pixels_of, processor_for, side_of
 from toolkit.tasks.labels.kinds.one_class import OneClass
 from toolkit.tasks.metrics.labels import confusion
 
@@ -49,7 +50,7 @@ class ImageClassificationTask(Task):
 
     def __init__(self, options: ImageClassification, processor: Any) -> None:
         super().__init__(options, processor_for(options, processor))
-        self.side = side_of(self.processor)
+        self.side, self.ranges = side_of(self.processor), Ranges(self.processor)
         self.kind = OneClass(options)
         self.crop = augmentation.Crop(
             options.random_crop,
@@ -161,14 +162,17 @@ class ImageClassificationTask(Task):
     def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:
         """Pixels [3, S, S]: in training augmented, else as the image processor makes them."""
         content, options = example[ENCODED].tobytes(), self.options
-        image = decode_image(content, "the image", options.max_pixels)
+        is_part = is_trained and options.random_crop == "resized"
+        # The smallest part still has as many pixels as the model sees.
+        least = math.ceil(self.side / math.sqrt(options.crop_scale[0])) if is_part else None
+        image = decode_image(content, "the image", options.max_pixels, at_least=least)
         if not is_trained:
             return {PIXELS: pixels_of(self.processor, image), "labels": example["labels"]}
         if options.random_crop == "none":
             pixels = pixels_of(self.processor, self._flipped_and_coloured(image, random))
         else:
             part = augmentation.crop(image, self.crop, random)
-            pixels = normalised(self.processor, self._flipped_and_coloured(part, random))
+            pixels = self.ranges.of(self._flipped_and_coloured(part, random))
         return {PIXELS: augmentation.erase(pixels, options.random_erasing, random), "labels": example["labels"]}
 
     def _flipped_and_coloured(self, image: Image.Image, random: np.random.Generator) -> Image.Image:

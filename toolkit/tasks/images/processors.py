@@ -103,7 +103,15 @@ def pixels_of(processor: Any, image: Image.Image) -> NDArray[np.float32]:
     return np.asarray(found, np.float32)
 
 
-def normalised(processor: Any, image: Image.Image) -> NDArray[np.float32]:
-    """`image`, which has its size already, as pixels [3, height, width] in the range that `processor` gives them."""
-    found = processor(images=image, return_tensors="np", do_resize=False, do_center_crop=False)["pixel_values"][0]
-    return np.asarray(found, np.float32)
+class Ranges:
+    """The range that `processor` gives pixels: what it makes of each value of each channel, looked up instead of computed again."""
+
+    def __init__(self, processor: Any) -> None:
+        every = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+        found = processor(images=every, return_tensors="np", do_resize=False, do_center_crop=False)["pixel_values"][0]
+        self._values = np.asarray(found, np.float32).reshape(3, 256)
+
+    def of(self, image: Image.Image) -> NDArray[np.float32]:
+        """`image`, which has its size already, as pixels [3, height, width]."""
+        pixels = np.asarray(image)
+        return np.stack([np.take(self._values[channel], pixels[..., channel]) for channel in range(3)])
