@@ -347,3 +347,23 @@ def test_figures_are_those_of_the_logits() -> None:
         found["top5_accuracy"]
         == sum(int(label) in row[:5].tolist() for row, label in zip(order, labels, strict=False)) / 4
     )
+
+
+# Verbs that know texts alone
+
+
+def test_verbs_that_know_texts_alone_say_so(tmp_path: Path) -> None:
+    from toolkit.cli.parity import parity
+    from toolkit.draft import undrafted
+
+    recipe = Path(__file__).parents[2] / "recipes" / "images_resnet18_fashion_zero2.py"
+    with pytest.raises(RecipeError, match=r"task\.name='image_classification': `toolkit parity` has no small model"):
+        parity(recipe, [], steps=4, dtype="fp32", architecture=None, timeout_s=9.0, as_json=False)
+    rows = [
+        {"image": {"bytes": None, "path": "a/1.jpg"}, "label": "a", "file_name": "a/1.jpg"},
+        {"image": None, "label": "b"},
+    ]
+    found = undrafted.recognised(rows)
+    assert found is not None and found.task == "image_classification"
+    assert found.fields == {"image_field": "image", "label_field": "label"}
+    assert undrafted.recognised([{"image": "a page", "label": "x"}]) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from toolkit.errors import RunFailed, show
+from toolkit.errors import RecipeError, RunFailed, show
 from toolkit.parity.report import Report, headline, table
 from toolkit.parity.strategies import choose
 from toolkit.parity.walk import compare
@@ -31,6 +31,12 @@ def parity(
     """Compare, print the table (or JSON), and return 0 when every strategy is within tolerance, else 3."""
     strategies = choose(names)
     recipe = load_recipe(path)
+    if recipe.task.reads_media or not recipe.task.has_length:
+        raise RecipeError(
+            f"task.name={recipe.task.name!r}: `toolkit parity` has no small model and no data of its own for this task",
+            expected="a recipe whose examples are sequences of tokens",
+            do="compare a recipe of a task on text; the test suite holds this one against plain PyTorch under ZeRO 0 to 3",
+        )
     progress = Console(stderr=True, highlight=False)
     found = compare(
         recipe,

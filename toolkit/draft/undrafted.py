@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.example import Row
+from toolkit.data.reading.file_names import MEDIA
 from toolkit.draft import sizes
 from toolkit.draft.roles import NAMES
 from toolkit.errors import InputError, RecipeError, first_few
@@ -19,6 +20,7 @@ from toolkit.recipe.recipe_file import launch_commands
 
 COPIES = {
     **dict.fromkeys(("dpo", "simpo"), "dpo_smollm2_zero2"),
+    "image_classification": "images_efficientnet_fashion_zero1",
     "kto": "kto_smollm2_zero2",
     "orpo": "orpo_smollm2_zero1",
     "reward_model": "reward_smollm2_zero3",
@@ -62,6 +64,17 @@ def _translation(value: object) -> bool:
     return isinstance(value, Mapping) and len(value) > 1 and all(text is None or _text(text) for text in value.values())
 
 
+def _image(value: object) -> bool:
+    """A file as datasets keeps it, or the name of one."""
+    if isinstance(value, Mapping):
+        return {"bytes", "path"} <= value.keys() and (value["bytes"] is not None or _image(value["path"]))
+    return isinstance(value, str) and MEDIA.get(Path(value).suffix.lower()) == "image"
+
+
+def _class(value: object) -> bool:
+    return isinstance(value, str | int)
+
+
 TRUTH = ("true", "false")
 Column = tuple[tuple[str, ...], Callable[[object], bool]]
 
@@ -70,6 +83,10 @@ _PAIR: dict[str, Column] = {"chosen_field": (("chosen",), _answer), "rejected_fi
 _PAIRS = {"prompt_field": _PROMPT, **_PAIR}
 COLUMNS: dict[str, dict[str, Column]] = {
     **dict.fromkeys(("dpo", "orpo", "simpo", "reward_model"), _PAIRS),
+    "image_classification": {
+        "image_field": (("image", "img", "picture", "photo", "file", "path"), _image),
+        "label_field": (("label", "class", "category", "target"), _class),
+    },
     "kto": {
         "prompt_field": _PROMPT,
         "completion_field": (NAMES["completion_field"], _answer),
@@ -101,6 +118,7 @@ OPTIONAL = {"dpo": ("prompt_field",)}
 
 TELLING = {
     "dpo": "preferences: a better and a worse answer",
+    "image_classification": "images with a class for each",
     "kto": "prompts with answers that are marked good or bad",
     "token_classification": "lists of words with a label for each",
     "question_answering": "questions with a context and the answers in it",
