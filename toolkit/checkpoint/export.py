@@ -21,6 +21,7 @@ from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manife
 from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.checkpoint.sound_weight import sound_weight
 from toolkit.errors import CheckpointError
+from toolkit.models.custom import AutoCustomModel
 from toolkit.models.files import ADAPTER_CONFIG
 from toolkit.recipe import Task as Options
 from toolkit.storage import RUN, Remedy, storage_errors, why_unwritable
@@ -184,6 +185,8 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
 def _auto_class(run: Mapping[str, Any]) -> Any:
     """transformers' class for the run's task. Checkpoints of older versions name the task alone."""
     name = run.get("auto_class")
+    if name == AutoCustomModel.__name__:
+        return AutoCustomModel
     return getattr(transformers, name) if name is not None else task_class(Options.kind(run["task"])).auto_class
 
 

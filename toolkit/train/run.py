@@ -24,7 +24,7 @@ from toolkit.engine.hosts import check_agreement, watched
 from toolkit.engine.protocol import Engine
 from toolkit.errors import plural
 from toolkit.models.model_size import model_size
-from toolkit.recipe import LoRA, Recipe
+from toolkit.recipe import Custom, LoRA, Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.storage import storage_errors
 from toolkit.tasks import task_class
@@ -188,10 +188,11 @@ def _identity(recipe: Recipe, options: RunOptions, start: Start) -> dict[str, An
         tuning = recipe.tuning
         targets = tuning.target_modules if isinstance(tuning.target_modules, str) else ", ".join(tuning.target_modules)
         card["adapters"] = f"rank {tuning.rank}, alpha {tuning.alpha:g}, on {targets}"
-    if recipe.model.weights == "random":
+    if recipe.model.is_new:
+        own = recipe.task.target if isinstance(recipe.task, Custom) else None
         fields = ", ".join(f"{name}={value}" for name, value in recipe.model.config.items())
         card["base model"] = (
-            f"none: from scratch, the architecture of {recipe.model.path or recipe.model.architecture}"
+            f"none: from scratch, {own or f'the architecture of {recipe.model.path or recipe.model.architecture}'}"
             + (f" with {fields}" if fields else "")
         )
     return {

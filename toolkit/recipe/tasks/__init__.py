@@ -2,6 +2,7 @@
 
 from toolkit.recipe.tasks.base import Direction, Task
 from toolkit.recipe.tasks.causal_lm import CausalLM
+from toolkit.recipe.tasks.custom import Custom
 from toolkit.recipe.tasks.masked_lm import MaskedLM
 from toolkit.recipe.tasks.preference import DPO, KTO, ORPO, RewardModel, SimPO
 from toolkit.recipe.tasks.question_answering import QuestionAnswering
@@ -15,6 +16,7 @@ __all__ = [
     "KTO",
     "ORPO",
     "CausalLM",
+    "Custom",
     "Direction",
     "MaskedLM",
     "QuestionAnswering",
