@@ -251,6 +251,9 @@ def _model_card(reader: CheckpointReader, model_folder: Path, stamp: Stamp) -> s
     head = (
         ["library_name: peft", f"base_model: {base_of(model_folder)}"] if is_adapter else ["library_name: transformers"]
     )
+    is_own = run.get("auto_class") == AutoCustomModel.__name__
+    if is_own:
+        head = ["library_name: toolkit"]
     lines = [f"- {key}: {value}" for key, value in run.get("card", {}).items()]
     return "\n".join(
         [
@@ -263,6 +266,7 @@ def _model_card(reader: CheckpointReader, model_folder: Path, stamp: Stamp) -> s
             f"{'Adapters' if is_adapter else 'Weights'} in {stamp.dtype} after {reader.manifest.step} optimizer steps ({run['task']}).",
             "",
             *lines,
+            *(["", 'Its torch module: `toolkit.load_custom("FOLDER")`.'] if is_own else []),
             "",
         ]
     )

@@ -8,6 +8,7 @@ own names, so that a checkpoint, an export and an optimizer know the module as i
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from toolkit.errors import InputError, ModelError
 from toolkit.models.files import check_files, check_weights
 from toolkit.models.stored_names import files
 from toolkit.models.stored_tensors import open_tensors
-from toolkit.recipe.target import load_target
+from toolkit.recipe.target import load_target, read_arguments
 
 MODEL_TYPE = "toolkit_custom"
 _REGISTER = nn.Module.register_parameter
@@ -66,6 +67,7 @@ class CustomModel(PreTrainedModel):  # type: ignore[misc]
         self.ties = _ties(module)
         self.post_init()
         self.all_tied_weights_keys = dict(self.ties)
+        self._tied_weights_keys = {f"^{re.escape(target)}$": source for target, source in self.ties.items()}
         self.tie_weights()
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
@@ -118,7 +120,8 @@ def build(config: CustomConfig) -> nn.Module:
     Under torch.device("meta"), and where accelerate keeps parameters empty, its parameters have no memory; its buffers
     are real, since constructors compute with numbers.
     """
-    task = load_target(config.target)(**(config.arguments or {}))
+    kind = load_target(config.target)
+    task = kind(**read_arguments(config.target, kind, config.arguments or {}))
     is_empty = torch.empty(0).device.type == "meta" or nn.Module.register_parameter is not _REGISTER
     try:
         with torch.device("cpu"), _seeded(), _without_memory() if is_empty else nullcontext():
@@ -142,7 +145,7 @@ def build(config: CustomConfig) -> nn.Module:
 
 
 def load_custom(folder: str | Path) -> nn.Module:
-    """The trained module of the export in `folder`, on the CPU, in evaluation mode.
+    """The trained module of the export in `folder`, on the CPU, in fp32 and in evaluation mode.
 
     Raises InputError for a folder that holds none, for a class that cannot be imported and for weights that are not its own.
     """
@@ -167,6 +170,8 @@ def load_custom(folder: str | Path) -> nn.Module:
             expected="the class as it was when this was trained",
             do="put that version of it on PYTHONPATH",
         )
+    floats = {name for name, value in weights.items() if value.is_floating_point()}
+    weights = {name: value.float() if name in floats else value for name, value in weights.items()}
     module.load_state_dict(weights, assign=True)
     for target, source in ties.items():
         path, _, leaf = target.rpartition(".")
@@ -225,7 +230,7 @@ def _without_memory() -> Iterator[None]:
             module._parameters[name] = known.setdefault(id(parameter), (parameter, empty))[1]
 
     outer = nn.Module.register_parameter
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pydantic
+import pydantic_core
 
 from toolkit.errors import RecipeError, did_you_mean
 
@@ -29,8 +30,9 @@ def load_target(target: str) -> Any:
         raise RecipeError(
             f"task.target={target!r}: {error}",
             expected="a module that Python can import",
-            do=_how_to_find(module) if getattr(error, "name", None) in (module, module.partition(".")[0]) else
-            "install what it imports, or correct its imports",
+            do=_how_to_find(module)
+            if getattr(error, "name", None) in (module, module.partition(".")[0])
+            else "install what it imports, or correct its imports",
         ) from None
     if not hasattr(found, attribute):
         raise RecipeError(
@@ -49,7 +51,7 @@ def _how_to_find(module: str) -> str:
 
 
 def read_arguments(target: str, found: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the constructor of `found`, which `target` names, takes: `given`, read as its annotations say, and its defaults.
+    """What the constructor of `found`, which `target` names, is given: `given`, read as its annotations say, and its defaults.
 
     Raises RecipeError for an argument that it does not have, one that is missing, and a value of another type.
     """
@@ -78,6 +80,11 @@ def read_arguments(target: str, found: Any, given: Mapping[str, Any]) -> dict[st
     return {**{name: value for name, value in defaults.items() if _is_json(value)}, **read}
 
 
+def as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` as a file holds them; `read_arguments` makes the same of it again."""
+    return {name: pydantic_core.to_jsonable_python(value) for name, value in arguments.items()}
+
+
 def _hints(found: Any) -> dict[str, Any]:
     """The annotations of the constructor, as far as they can be read."""
     try:
@@ -97,7 +104,7 @@ def _read(name: str, value: Any, hint: Any) -> Any:
                 do="correct task.arguments",
             ) from None
     try:
-        pydantic.TypeAdapter(hint).validate_python(value)
+        return pydantic.TypeAdapter(hint).validate_python(value)
     except pydantic.ValidationError as error:
         raise RecipeError(
             f"task.arguments[{name!r}]={value!r}",
@@ -106,7 +113,6 @@ def _read(name: str, value: Any, hint: Any) -> Any:
         ) from None
     except pydantic.errors.PydanticUserError:  # an annotation of which only the class itself knows what it means
         return value
-    return float(value) if hint is float else value
 
 
 def _is_json(value: Any) -> bool:

@@ -23,7 +23,6 @@ from toolkit.errors import DataError, first_few
 from toolkit.recipe import Data, Recipe
 from toolkit.recipe.tasks.custom import OWN
 
-
 OwnRows = Callable[[str], Sequence[Row] | None]
 """A split -> the rows of it that the task has; None: it has none."""
 
@@ -32,9 +31,7 @@ def no_rows(split: str) -> None:
     """Of a task without rows."""
 
 
-def open_rows(
-    recipe: Recipe, say: Callable[[str], None], own: OwnRows = no_rows
-) -> tuple[Mixture, Mixture | None]:
+def open_rows(recipe: Recipe, say: Callable[[str], None], own: OwnRows = no_rows) -> tuple[Mixture, Mixture | None]:
     """The sources to train on and to measure on; None where nothing is held out. `say` prints one line of remark.
 
     `own` gives the rows that the task itself has.

@@ -183,7 +183,11 @@ CARD = {
 
 def _identity(recipe: Recipe, options: RunOptions, start: Start) -> dict[str, Any]:
     values = flatten(recipe)
-    card = {what: start.told(name, values[name]) for what, name in CARD.items()}
+    card = {
+        what: start.told(name, values[name])
+        for what, name in CARD.items()
+        if recipe.task.has_length or name != "batch.sequence_length"
+    }
     if isinstance(recipe.tuning, LoRA):
         tuning = recipe.tuning
         targets = tuning.target_modules if isinstance(tuning.target_modules, str) else ", ".join(tuning.target_modules)

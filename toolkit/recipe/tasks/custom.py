@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -49,9 +50,8 @@ class Custom(Task):
 
     def check_with(self, recipe: Recipe) -> None:
         """What is said of transformers' models says nothing of a module of one's own."""
-        checks = [lambda: super(Custom, self).check_with(recipe)]
-        checks += [lambda name=name: self._check_default(recipe, name) for name in _OF_TRANSFORMERS]
-        found = collect(*checks)
+        checks = [partial(self._check_default, recipe, name) for name in _OF_TRANSFORMERS]
+        found = collect(partial(super().check_with, recipe), *checks)
         if recipe.tuning.name != "full":
             found.append(
                 RecipeError(

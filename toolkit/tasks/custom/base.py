@@ -1,6 +1,5 @@
 """What the author of a module says of it: how it is built, what it reads, and its loss."""
 
-# ruff: noqa: B027 (what an author may leave as it is does nothing)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -71,7 +70,7 @@ class CustomTask(ABC):
             return torch.from_numpy(np.stack(values))
         whole = np.full((len(values), *map(int, shape)), self.padding.get(name, 0), values[0].dtype)
         for index, value in enumerate(values):
-            whole[(index, *map(slice, value.shape))] = value
+            whole[index][tuple(map(slice, value.shape))] = value
         return torch.from_numpy(whole)
 
     def targets(self, batch: Batch) -> Tensor:

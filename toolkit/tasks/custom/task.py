@@ -22,7 +22,7 @@ from toolkit.models.assets import resolve
 from toolkit.models.custom import AutoCustomModel, CustomConfig, build, read_config, sparse_parts
 from toolkit.models.decoding import Generate
 from toolkit.recipe import Custom, Model
-from toolkit.recipe.target import load_target, read_arguments
+from toolkit.recipe.target import as_json, load_target, read_arguments
 from toolkit.tasks.base import Batch, Loss, Record, Sums, Task
 from toolkit.tasks.custom.arrays import checked, given_back, kept
 from toolkit.tasks.custom.base import CustomTask, Figure
@@ -44,14 +44,16 @@ class ModuleTask(Task):
         super().__init__(options, processor)
         self.asked = options
         kind = _author_class(options.target)
-        self.arguments = read_arguments(options.target, kind, options.arguments)
-        self.own: CustomTask = kind(**self.arguments)
+        arguments = read_arguments(options.target, kind, options.arguments)
+        self.arguments = as_json(arguments)
+        self.own: CustomTask = kind(**arguments)
+        self._kinds: dict[str, tuple[Any, ...]] = {}
         self.transforms = _is_written(kind, "transform")  # type: ignore[misc]
 
     @classmethod
-    def load_processor(cls, model: Model) -> None:
+    def load_processor(cls, model: Model) -> None:  # noqa: ARG003
         """Rows are read by `encode` alone."""
-        return None
+        return
 
     def own_rows(self, split: str) -> Sequence[Row]:
         """The rows of a split. Raises RecipeError for a class without any."""
@@ -90,7 +92,23 @@ class ModuleTask(Task):
 
     def encode(self, row: Row) -> list[Example]:
         """One example of each row."""
-        return [kept(checked(self.own.encode(row), self._called("encode")))]
+        arrays = checked(self.own.encode(row), self._called("encode"))
+        for name, value in arrays.items():
+            kind = (str(value.dtype), value.ndim, *value.shape[1:])
+            first = self._kinds.setdefault(name, kind)
+            if kind != first:
+                raise DataError(
+                    f"{self._called('encode')} gave {name!r} as {_shaped(kind)}, before it was {_shaped(first)}",
+                    expected="in every example the same type, and the same shape but for the first dimension",
+                    do=f"make it one type in encode, for instance np.array({name}, np.float32)",
+                )
+        if arrays.keys() != self._kinds.keys():
+            raise DataError(
+                f"{self._called('encode')} gave {sorted(arrays)}, before it was {sorted(self._kinds)}",
+                expected="the same names in every example",
+                do="give an empty array where there is nothing",
+            )
+        return [kept(arrays)]
 
     def columns(self, row: Row) -> Collection[str]:
         """What is not read, the author's code alone knows."""
@@ -187,7 +205,11 @@ class ModuleTask(Task):
         """What `method` gave, in fp32 on the batch's device. Raises RecipeError unless it is a number of each example."""
         counted = batch[COUNTED]
         if not torch.is_tensor(found) or found.shape != counted.shape:
-            given = f"a tensor {list(found.shape)}" if torch.is_tensor(found) else f"{found!r:.60}, a {type(found).__name__}"
+            given = (
+                f"a tensor {list(found.shape)}"
+                if torch.is_tensor(found)
+                else f"{found!r:.60}, a {type(found).__name__}"
+            )
             raise RecipeError(
                 f"{self._called(method)} gave {given} for a batch of {len(counted)} examples",
                 expected=f"a tensor [{len(counted)}]: one number of each example",
@@ -236,6 +258,11 @@ def _plain(batch: Batch) -> Batch:
 def _summed(values: Tensor, batch: Batch) -> Tensor:
     """Over the examples that count; whatever a filler gives, even a NaN, stays out of it."""
     return torch.where(batch[COUNTED], values, 0.0).sum()
+
+
+def _shaped(kind: tuple[Any, ...]) -> str:
+    dtype, ndim, *rest = kind
+    return f"a number of type {dtype}" if not ndim else f"{dtype} [{', '.join(['n', *map(str, rest)])}]"
 
 
 def _author_class(target: str) -> type[CustomTask]:
