@@ -55,7 +55,7 @@ class Tower(nn.Module):
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.table = nn.Embedding(count, width)
-        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width, bias=False))
         nn.init.normal_(self.table.weight, std=width**-0.5)
 
     def forward(self, ids: Tensor) -> Tensor:
