@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.parity.strategies import DEGREES
-from toolkit.recipe import Recipe
+from toolkit.recipe import Custom, Recipe
 from toolkit.recipe.effect import has_held_out
 from toolkit.recipe.load import load_recipe
 
@@ -27,6 +27,13 @@ SMALL_LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+
+
+FEW_OWN = {
+    "toolkit.examples.two_tower:TwoTower": {"users": 20, "items": 40, "width": 8},
+    "toolkit.examples.residues:MaskedResidues": {"families": 2, "sequences": 20, "held_out": 8, "width": 16},
+}
+"""What makes the data of shipped modules small, by their target."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
     changes: dict[str, Mapping[str, Any]] = {
         "model": _model(recipe, inputs),
         "data": _data(recipe, inputs),
-        "batch": {"global_size": 4, "micro_size": 1, "sequence_length": 64},
+        "batch": {"global_size": 4, "micro_size": 1} | ({"sequence_length": 64} if recipe.task.has_length else {}),
         "schedule": {
             "warmup_steps": min(recipe.schedule.warmup_steps, 2),
             "decay_steps": 1 if recipe.schedule.decay_steps else None,
@@ -69,6 +76,8 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
 
 def _task(recipe: Recipe) -> dict[str, Any]:
     """Short answers, and columns under the usual names: a recipe may be a user's own."""
+    if isinstance(recipe.task, Custom):
+        return {"arguments": recipe.task.arguments | FEW_OWN.get(recipe.task.target, {})}
     fields = type(recipe.task).model_fields
     columns = {name: field.default for name, field in fields.items() if name.endswith("_field")}
     if getattr(recipe.task, "second_text_field", None) is not None:
@@ -92,6 +101,8 @@ def _parallel(recipe: Recipe, scratch: Path) -> dict[str, Any]:
 
 
 def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    if recipe.task.brings_model:
+        return {}
     if recipe.model.architecture is not None:
         return {"tokenizer": str(inputs.llama), "config": recipe.model.config | SMALL_LLAMA, "attention": "sdpa"}
     if recipe.task.name in ENCODED:
@@ -102,6 +113,8 @@ def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 
 def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Tiny rows of the kind that the recipe reads."""
+    if isinstance(recipe.task, Custom):
+        return {}
     if recipe.task.name == "sequence_classification":
         source = inputs.classes
     elif recipe.task.name in ("dpo", "orpo", "reward_model"):

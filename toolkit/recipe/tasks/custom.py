@@ -27,6 +27,7 @@ class Custom(Task):
     has_length: ClassVar[bool] = False
     needs_processor: ClassVar[bool] = False
     brings_model: ClassVar[bool] = True
+    identity: ClassVar[frozenset[str]] = frozenset({"target", "arguments"})
 
     name: Literal["custom"] = "custom"
     """A module of one's own."""
