@@ -112,14 +112,20 @@ def main(arguments: list[str]) -> None:
             rows.append((name, figure, seed, value, other, seconds))
             if not figure.reached(value, other):
                 missed.append(f"{name}, {figure.name}, seed {seed}")
-    publish(options, "Modules of one's own", [str(__doc__).strip(), table(HEADER, list(lines(rows))), ABOUT.format(seeds=len(seeds))])
+    publish(
+        options,
+        "Modules of one's own",
+        [str(__doc__).strip(), table(HEADER, list(lines(rows))), ABOUT.format(seeds=len(seeds))],
+    )
     if missed and not options.tiny:
         sys.exit(f"not clearly better than the baseline: {'; '.join(missed)}")
 
 
 HEADER = ["", "metric", "module", "baseline", "times", "least favourable seed", "has to be", "seconds"]
-ABOUT = "Means over {seeds} seeds, of the data and of training alike; how many times the baseline's the figure is, and with the \
+ABOUT = (
+    "Means over {seeds} seeds, of the data and of training alike; how many times the baseline's the figure is, and with the \
 least favourable seed; seconds are of one run, its start included."
+)
 
 
 def lines(rows: Sequence[tuple[str, Figure, int, float, float, float]]) -> Iterator[list[str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -157,12 +159,16 @@ def test_a_run_is_the_loop_that_anybody_would_write(name: str, tmp_path: Path) -
         loss.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), 0.5)
         optimizer.step()
-        curve.append((float(loss), float(norm)))
+        curve.append((loss.item(), norm.item()))
         assert (record["loss"], record["grad_norm"]) == pytest.approx(curve[-1], rel=1e-5)
     assert curve[-1][0] < curve[0][0]
     loaded, weights = toolkit.load_custom(tmp_path / "run" / "export"), dict(module.named_parameters())
     assert type(loaded) is type(module) and not loaded.training
-    assert {key for key, _ in loaded.named_parameters()} == weights.keys() == export_weights(tmp_path / "run" / "export").keys()
+    assert (
+        {key for key, _ in loaded.named_parameters()}
+        == weights.keys()
+        == export_weights(tmp_path / "run" / "export").keys()
+    )
     for key, weight in loaded.named_parameters():
         torch.testing.assert_close(weight, weights[key], rtol=1e-4, atol=1e-5)
     store, task = inputs.held_out, inputs.task
@@ -286,6 +292,42 @@ def test_global_batches_do_not_depend_on_the_world_size(name: str) -> None:
     # Another pass hides and draws anew.
     first, later = (steps[0][0], steps[-1][0])
     assert not torch.equal(first[key], later[key])
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "adding.md"
+
+
+def trained_page(rank: int, world_size: int, folder: str) -> list[float]:
+    """A short run of the page's recipe on every rank, under ZeRO-3; the held-out errors."""
+    from toolkit.recipe.load import load_recipe
+    from toolkit.train.run import RunOptions, train
+
+    sys.path.insert(0, folder)
+    recipe = load_recipe(Path(folder) / "forecast.py")
+    values = dict(recipe) | {"parallel": Parallel(zero_stage=3), "steps": 40, "evaluation": Evaluation(every_steps=20)}
+    place = Path(folder) / "runs" / "forecast"
+    changes = {"precision": Precision(dtype="fp32"), "tracking": Tracking(tensorboard=False)}
+    train(Recipe(**values | changes), RunOptions("forecast", place), keep_group=True)
+    return [found["absolute_error"] for found in evaluations(place)]
+
+
+def test_the_page_has_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file as it stands there, and the line that loads the export."""
+    [source] = re.findall(r"```python\n(\"\"\"Forecast.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(source.splitlines()) < 60
+    (tmp_path / "forecast.py").write_text(source)
+    errors, _ = run_distributed(trained_page, 2, str(tmp_path))
+    assert len(errors) == 3 and errors[-1] < 0.6 * errors[0]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    [line] = re.findall(r"^module = (toolkit\.load_custom\(.*?\))", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    module = eval(line)
+    rows = sys.modules["forecast"].Forecast().rows("test")
+    past, wanted = (torch.tensor([row[name] for row in rows]) for name in ("past", "next"))
+    with torch.no_grad():
+        error = float((module(past) - wanted).abs().mean())
+    assert error == pytest.approx(errors[-1], rel=0.02)  # exported in bf16
+    sys.modules.pop("forecast")
 
 
 def _content(batch: dict[str, Tensor]) -> str:

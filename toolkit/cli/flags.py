@@ -232,7 +232,7 @@ def _read(start: Invocation, argv: Sequence[str], description: str, prog: str) -
                 Invocation,
                 args=_switches(argv, recipe),
                 # Names that a mapping has already would be flags of their own to tyro.
-                default=replace(start, recipe=_laid_over(dict.fromkeys(before, {}), recipe)),
+                default=replace(start, recipe=_laid_over({name: {} for name in before}, recipe)),
                 description=description,
                 prog=prog,
             )

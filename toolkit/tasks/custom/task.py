@@ -93,21 +93,21 @@ class ModuleTask(Task):
     def encode(self, row: Row) -> list[Example]:
         """One example of each row."""
         arrays = checked(self.own.encode(row), self._called("encode"))
-        for name, value in arrays.items():
-            kind = (str(value.dtype), value.ndim, *value.shape[1:])
-            first = self._kinds.setdefault(name, kind)
-            if kind != first:
-                raise DataError(
-                    f"{self._called('encode')} gave {name!r} as {_shaped(kind)}, before it was {_shaped(first)}",
-                    expected="in every example the same type, and the same shape but for the first dimension",
-                    do=f"make it one type in encode, for instance np.array({name}, np.float32)",
-                )
-        if arrays.keys() != self._kinds.keys():
+        kinds = {name: (str(value.dtype), value.ndim, *value.shape[1:]) for name, value in arrays.items()}
+        first = self._kinds = self._kinds or kinds
+        if kinds.keys() != first.keys():
             raise DataError(
-                f"{self._called('encode')} gave {sorted(arrays)}, before it was {sorted(self._kinds)}",
+                f"{self._called('encode')} gave {sorted(kinds)}, before it was {sorted(first)}",
                 expected="the same names in every example",
                 do="give an empty array where there is nothing",
             )
+        for name, kind in kinds.items():
+            if kind != first[name]:
+                raise DataError(
+                    f"{self._called('encode')} gave {name!r} as {_shaped(kind)}, before it was {_shaped(first[name])}",
+                    expected="in every example the same type, and the same shape but for the first dimension",
+                    do=f"make it one type in encode, for instance np.array({name}, np.float32)",
+                )
         return [kept(arrays)]
 
     def columns(self, row: Row) -> Collection[str]:
