@@ -11,7 +11,6 @@ from toolkit import (
     Data,
     Evaluation,
     Launch,
-    Model,
     Optimizer,
     Parallel,
     Precision,
@@ -22,9 +21,8 @@ from toolkit import (
 
 recipe = Recipe(
     note="Masked residues in fp32, hidden anew in each pass, ZeRO-1; module, data and loss: toolkit/examples/residues.py.",
-    model=Model(),
     data=Data(train="own", evaluation="own", packing=False),
-    task=Custom("toolkit.examples.residues:MaskedResidues", arguments={"width": 64, "depth": 2}),
+    task=Custom(target="toolkit.examples.residues:MaskedResidues", arguments={"width": 64, "depth": 2}),
     batch=Batch(global_size=64, micro_size=32),
     optimizer=Optimizer(learning_rate=3e-3, weight_decay=0.01),
     schedule=Schedule(type="cosine", warmup_steps=50, min_ratio=0.05),

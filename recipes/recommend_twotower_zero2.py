@@ -11,7 +11,6 @@ from toolkit import (
     Data,
     Evaluation,
     Launch,
-    Model,
     Optimizer,
     Parallel,
     Precision,
@@ -22,9 +21,8 @@ from toolkit import (
 
 recipe = Recipe(
     note="Embedding tables and layers in fp32, ZeRO-2; module, data and loss: toolkit/examples/two_tower.py.",
-    model=Model(),
     data=Data(train="own", evaluation="own", packing=False),
-    task=Custom("toolkit.examples.two_tower:TwoTower", arguments={"users": 1500, "items": 500, "width": 32}),
+    task=Custom(target="toolkit.examples.two_tower:TwoTower", arguments={"users": 1500, "items": 500, "width": 32}),
     batch=Batch(global_size=256, micro_size=128),
     optimizer=Optimizer(learning_rate=4e-3, weight_decay=0.1),
     schedule=Schedule(type="cosine", warmup_steps=50, min_ratio=0.0),

@@ -185,7 +185,7 @@ def test_a_mapping_of_a_recipe_takes_further_names_from_the_command_line() -> No
 
 def test_only_a_task_that_brings_a_model_goes_without_one() -> None:
     with pytest.raises(RecipeError, match=r"model\.path=None and model\.architecture=None"):
-        Recipe(model=Model(), data=Data(train="x"), batch=Batch(global_size=1), steps=1)
+        Recipe(data=Data(train="x"), batch=Batch(global_size=1), steps=1)
     assert recipe_of().model.is_new
 
 
