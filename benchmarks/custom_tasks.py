@@ -155,8 +155,8 @@ def trained(line: Line, given: dict[str, Any], seed: int, options: argparse.Name
         command += ["--task.arguments", json.dumps(given), "--tracking.tensorboard", "false"]
         command += ["--output_dir", str(output)]
         if options.tiny:
-            command += ["--steps", "2", "--epochs", "None", "--batch.global_size", "8", "--batch.micro_size", "8"]
-            command += ["--schedule.warmup_steps", "0", "--checkpoint.export", "false"]
+            command += ["--steps", "2", "--batch.global_size", "8", "--batch.micro_size", "8"]
+            command += ["--checkpoint.export", "false"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         if done.returncode != 0:

@@ -31,7 +31,7 @@ recipe = Recipe(
     checkpoint=Checkpoint(every_steps=300),
     evaluation=Evaluation(every_steps=300),
     launch=Launch(devices=2),
-    epochs=15,
+    steps=700,
 )
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ recipe = Recipe(
     checkpoint=Checkpoint(every_steps=400),
     evaluation=Evaluation(every_steps=400),
     launch=Launch(devices=2),
-    epochs=10,
+    steps=1100,
 )
 
 if __name__ == "__main__":
