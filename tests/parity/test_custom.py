@@ -18,6 +18,7 @@ import toolkit
 from tests.distributed import run_distributed
 from tests.parity.topologies import numbers, rewind
 from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
+from toolkit.errors import DataError
 from toolkit.examples.residues import MASK, PADDING, RESIDUES, MaskedResidues
 from toolkit.examples.two_tower import TwoTower
 from toolkit.models.random_weights import generator_of
@@ -328,6 +329,33 @@ def test_the_page_has_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         error = float((module(past) - wanted).abs().mean())
     assert error == pytest.approx(errors[-1], rel=0.02)  # exported in bf16
     sys.modules.pop("forecast")
+
+
+UNSEEDED = """
+import numpy as np
+from toolkit.examples.two_tower import TwoTower
+class Unseeded(TwoTower):
+    def rows(self, split):
+        rows = list(super().rows(split))
+        return [rows[index] for index in np.random.default_rng().permutation(len(rows))]
+"""
+
+
+def refused(rank: int, world_size: int, folder: str) -> str:
+    from toolkit.train.run import RunOptions, train
+
+    sys.path.insert(0, folder)
+    task = Custom("unseeded:Unseeded", arguments=TASKS["two_tower"].arguments)
+    recipe = Recipe(**dict(make_recipe("two_tower")) | {"task": task})
+    with pytest.raises(DataError) as caught:
+        train(recipe, RunOptions("x", Path(folder) / "run"), keep_group=True)
+    return caught.value.what
+
+
+def test_rows_that_differ_between_processes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "unseeded.py").write_text(UNSEEDED)
+    said = run_distributed(refused, 2, str(tmp_path))
+    assert said == ["rank 1 has other rows in data.train than rank 0"] * 2
 
 
 def _content(batch: dict[str, Tensor]) -> str:

@@ -217,6 +217,15 @@ def test_metrics_are_those_of_the_class(place: Path) -> None:
         prepared(evaluation=Evaluation(every_steps=1, metric="rihgt"), checkpoint=Checkpoint(keep_best=True))
 
 
+def test_another_recipe_becomes_one_on_the_command_line(place: Path) -> None:
+    before = Recipe(model=Model(path="x"), data=Data(train="own", packing=False), batch=Batch(global_size=1), steps=1)
+    words = ["--model.path", "None", "--task.name", "custom"]
+    task = parse(before, [*words, "--task.target", "good:Good"], output_dir=place, description="", prog="x").recipe.task
+    assert task == Custom("good:Good")
+    with pytest.raises(RecipeError, match=r"task\.target=''"):
+        parse(before, words, output_dir=place, description="", prog="x")
+
+
 # Rows
 
 

@@ -15,8 +15,8 @@ import pydantic_core
 from toolkit.errors import RecipeError, did_you_mean
 
 
-def load_target(target: str) -> Any:
-    """What `target`, "module:Class", names. Raises RecipeError where it cannot be imported."""
+def split_target(target: str) -> tuple[str, str]:
+    """The module and the class of `target`. Raises RecipeError for text that has not both."""
     module, colon, attribute = target.partition(":")
     if not (colon and module and attribute):
         raise RecipeError(
@@ -24,6 +24,12 @@ def load_target(target: str) -> Any:
             expected="module:Class, for instance mypackage.module:MyTask",
             do="name the module as an import does, and the class in it after a colon",
         )
+    return module, attribute
+
+
+def load_target(target: str) -> Any:
+    """What `target`, "module:Class", names. Raises RecipeError where it cannot be imported."""
+    module, attribute = split_target(target)
     try:
         found = importlib.import_module(module)
     except ImportError as error:

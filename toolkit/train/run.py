@@ -22,7 +22,7 @@ from toolkit.ds_config.render import render
 from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
 from toolkit.engine.protocol import Engine
-from toolkit.errors import plural
+from toolkit.errors import DataError, plural
 from toolkit.models.model_size import model_size
 from toolkit.recipe import Custom, LoRA, Recipe
 from toolkit.recipe.mesh import model_ranks
@@ -101,6 +101,7 @@ def _train(
     interrupt: Interrupt,
 ) -> int:
     began = time.monotonic()
+    _check_same_data(inputs)
     watch = watch_of(recipe, inputs)
     start = process.from_main(lambda: _claim(recipe, options, folder, inputs, watch))
     say = Display(is_main=me.is_main).say
@@ -138,6 +139,19 @@ def _train(
         return interrupt.exit_code
     _say_gain(loop, display)
     return _finish(recipe, folder, me, display, step, began, watch)
+
+
+def _check_same_data(inputs: Inputs) -> None:
+    """Raise DataError where a process has read other rows than another. Collective."""
+    held_out = None if inputs.held_out is None else inputs.held_out.digest
+    found = process.gather_objects((inputs.data_content, held_out))
+    for rank, (rows, measured) in enumerate(found):
+        if (rows, measured) != found[0]:
+            raise DataError(
+                f"rank {rank} has other rows in {'data.train' if rows != found[0][0] else 'the held-out set'} than rank 0",
+                expected="the same rows on every process",
+                do="seed what rows of task.target draws; on several hosts, compare the files",
+            )
 
 
 def _run(loop: Loop, start: Start, config: Mapping[str, Any]) -> int:

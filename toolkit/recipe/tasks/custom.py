@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from toolkit.errors import RecipeError, collect, together
 from toolkit.recipe.numbers import Scalar, json_text
-from toolkit.recipe.target import load_target
+from toolkit.recipe.target import load_target, split_target
 from toolkit.recipe.tasks.base import Direction, Task
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Custom(Task):
 
     name: Literal["custom"] = "custom"
     """A module of one's own."""
-    target: str
+    target: str = ""
     """`module:Class`, a subclass of toolkit.tasks.custom.CustomTask in a module that Python can import (PYTHONPATH)."""
     arguments: dict[str, Scalar] = Field(default_factory=dict)
     """What its constructor is given, by name. A list or an object is kept as JSON text, the form it has on the command line."""
@@ -52,7 +52,7 @@ class Custom(Task):
     def check_with(self, recipe: Recipe) -> None:
         """What is said of transformers' models says nothing of a module of one's own."""
         checks = [partial(self._check_default, recipe, name) for name in _OF_TRANSFORMERS]
-        found = collect(partial(super().check_with, recipe), *checks)
+        found = collect(partial(split_target, self.target), partial(super().check_with, recipe), *checks)
         if recipe.tuning.name != "full":
             found.append(
                 RecipeError(
