@@ -465,6 +465,25 @@ def test_a_run_does_not_begin_with_a_model_of_transformers(place: Path, tiny_ber
         load_custom(tiny_bert_dir)
 
 
+def test_weights_that_are_cut_off_or_of_another_module_are_refused(place: Path) -> None:
+    from toolkit.models.contents import compare, settle
+    from toolkit.models.loading import check_missing
+    from toolkit.models.partial import load_part
+
+    AutoCustomModel.from_config(config()).save_pretrained(place / "export")
+    contents = compare(AutoCustomModel, config(width=6), str(place / "export"))
+    with pytest.raises(ModelError, match=r"has shape \(4,\) in the files and \(6,\) in the model"):
+        settle(AutoCustomModel, config(width=6), str(place / "export"), contents)
+    other = config(variant(place, "renamed", "self.shift", "self.offset"))
+    skeleton: Any = build_skeleton(AutoCustomModel, other)
+    with pytest.raises(ModelError, match="has no weights for offset"):
+        check_missing(load_part(skeleton, str(place / "export")), str(place / "export"), skeleton)
+    file = place / "export" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ModelError, match=r"model\.safetensors \(50 bytes\) is cut off or damaged"):
+        prepared(model=Model(path=str(place / "export")))
+
+
 def test_parity_has_nothing_to_compare_it_with() -> None:
     from toolkit.parity.strategies import choose
     from toolkit.parity.walk import compare

@@ -21,6 +21,7 @@ from toolkit.errors import DataError, ModelError, RecipeError, first_few
 from toolkit.models.assets import resolve
 from toolkit.models.custom import AutoCustomModel, CustomConfig, build, read_config, sparse_parts
 from toolkit.models.decoding import Generate
+from toolkit.models.files import check_weights
 from toolkit.recipe import Custom, Model
 from toolkit.recipe.target import as_json, load_target, read_arguments
 from toolkit.tasks.base import Batch, Loss, Record, Sums, Task
@@ -69,6 +70,8 @@ class ModuleTask(Task):
         """What the module is built of; built once, without memory, to see that it can be."""
         if model.path is not None:
             read_config(resolve(str(model.path)))
+            if not model.is_new:
+                check_weights(resolve(str(model.path), weights=True))
         config = CustomConfig(target=self.asked.target, arguments=self.arguments)
         config._attn_implementation = "eager"
         with torch.device("meta"):
