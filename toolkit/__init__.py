@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from toolkit.errors import ToolkitError, install_hook
+
+if TYPE_CHECKING:
+    from torch import nn
 
 install_hook()  # before the imports that take time
 
@@ -13,6 +19,7 @@ from toolkit.recipe import (  # noqa: E402
     Batch,
     CausalLM,
     Checkpoint,
+    Custom,
     Data,
     Evaluation,
     Full,
@@ -46,6 +53,13 @@ def main(recipe: Recipe) -> None:
     raise SystemExit(run(recipe))
 
 
+def load_custom(folder: str | Path) -> nn.Module:
+    """The torch module in an export of `task=Custom(...)`, on the CPU, in fp32 and in evaluation mode. Raises InputError."""
+    from toolkit.models.custom import load_custom as load
+
+    return load(folder)
+
+
 __all__ = [
     "DPO",
     "KTO",
@@ -53,6 +67,7 @@ __all__ = [
     "Batch",
     "CausalLM",
     "Checkpoint",
+    "Custom",
     "Data",
     "Evaluation",
     "Full",
@@ -77,5 +92,6 @@ __all__ = [
     "ToolkitError",
     "Tracking",
     "Tuning",
+    "load_custom",
     "main",
 ]

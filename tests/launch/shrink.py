@@ -10,7 +10,7 @@ from typing import Any
 
 from tests import images
 from toolkit.parity.strategies import DEGREES
-from toolkit.recipe import Recipe
+from toolkit.recipe import Custom, Recipe
 from toolkit.recipe.effect import has_held_out
 from toolkit.recipe.load import load_recipe
 
@@ -28,6 +28,13 @@ SMALL_LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+
+
+FEW_OWN = {
+    "toolkit.examples.two_tower:TwoTower": {"users": 20, "items": 40, "width": 8},
+    "toolkit.examples.residues:MaskedResidues": {"families": 2, "sequences": 20, "held_out": 8, "width": 16},
+}
+"""What makes the data of shipped modules small, by their target."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ def _batch(recipe: Recipe) -> dict[str, Any]:
 
 def _task(recipe: Recipe) -> dict[str, Any]:
     """Short answers, and columns under the usual names: a recipe may be a user's own."""
+    if isinstance(recipe.task, Custom):
+        return {"arguments": recipe.task.arguments | FEW_OWN.get(recipe.task.target, {})}
     fields = type(recipe.task).model_fields
     columns = {name: field.default for name, field in fields.items() if name.endswith("_field")}
     if getattr(recipe.task, "second_text_field", None) is not None:
@@ -107,6 +116,8 @@ def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         kind = "vit" if recipe.model.activation_checkpointing else "resnet"
         path = str(inputs.rows / f"image_classification-{kind}")
         return small if recipe.model.architecture is not None else {"path": path, "config": {}}
+    if recipe.task.brings_model:
+        return {}
     if recipe.model.architecture is not None:
         return {"tokenizer": str(inputs.llama), "config": recipe.model.config | SMALL_LLAMA, "attention": "sdpa"}
     if recipe.task.name in ENCODED:
@@ -117,6 +128,8 @@ def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 
 def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Tiny rows of the kind that the recipe reads."""
+    if isinstance(recipe.task, Custom):
+        return {}
     if (inputs.rows / recipe.task.name).is_dir():
         source = inputs.rows / recipe.task.name
     elif recipe.task.name == "sequence_classification":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -534,6 +535,34 @@ def test_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
     assert [name for name in lines if tasks.reached(name, found)] == ["near", "alone"]
     better = {**found, "rising": outcomes[1:], "falling": outcomes[:1], "halved": outcomes[:1], "near": outcomes[:1]}
     assert all(tasks.reached(name, better) for name in lines)
+
+
+def test_custom_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both run; a baseline's figures are those of counting; a figure is judged by the baseline's."""
+    run_tiny("custom_tasks", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^\| (\w+), \w+ +\| +(\w+) \|", printed, re.MULTILINE)
+    assert rows == [
+        ("recommender", "recall_at_10"),
+        ("recommender", "ndcg_at_10"),
+        ("residues", "accuracy"),
+        ("residues", "perplexity"),
+    ]
+    module = importlib.import_module("custom_tasks")
+    line = module.TASKS["residues, frequency"]
+    from toolkit.examples.residues import MaskedResidues
+
+    found = module.untrained(line, {**line.tiny, "seed": 0})
+    text = "".join(row["sequence"] for row in MaskedResidues(families=3, sequences=40).rows("train"))
+    shares = [text.count(letter) / len(text) for letter in set(text)]
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert found["loss"] == pytest.approx(entropy, rel=0.1) and math.exp(found["loss"]) == pytest.approx(
+        found["perplexity"]
+    )
+    assert found["accuracy"] == pytest.approx(max(shares), abs=0.1)
+    rises, falls = module.Figure("m", 2.0), module.Figure("m", 0.7)
+    assert rises.reached(0.2, 0.1) and not rises.reached(0.19, 0.1)
+    assert falls.reached(7.0, 10.0) and not falls.reached(7.1, 10.0)
 
 
 def test_every_task_is_of_a_recipe_and_of_data_that_can_be_fetched() -> None:

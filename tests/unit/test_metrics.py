@@ -17,6 +17,7 @@ from toolkit.recipe import (
     KTO,
     ORPO,
     CausalLM,
+    Custom,
     ImageClassification,
     MaskedLM,
     QuestionAnswering,
@@ -82,6 +83,11 @@ CASES = {
         },
     ),
     "causal_lm": Case(CausalLM(), {"loss": 10.0, "targets": 10.0}, {"loss": 20.0, "targets": 10.0}),
+    "custom": Case(
+        Custom("toolkit.examples.residues:MaskedResidues"),
+        {"loss": 10.0, "targets": 10.0, "accuracy sum": 5.0, "accuracy count": 10.0},
+        {"loss": 20.0, "targets": 10.0, "accuracy sum": 2.0, "accuracy count": 10.0},
+    ),
     "masked_lm": Case(
         MaskedLM(),
         {"loss": 10.0, "targets": 10.0, "correct": 5.0},

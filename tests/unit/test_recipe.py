@@ -104,11 +104,6 @@ def test_a_whole_recipe_names_fields_with_their_section() -> None:
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [
-        (Model, {}, (
-            "model.path=None and model.architecture=None",
-            "exactly one of the two",
-            "give model.path for a checkpoint, or model.architecture with model.config to build from scratch",
-        )),
         (Model, {"path": "x", "architecture": "llama"}, (
             "model.path='x' and model.architecture='llama'",
             "exactly one of the two",

@@ -45,7 +45,10 @@ def test_what_is_written_is_formatted(tmp_path: Path) -> None:
             "data.train": """a 'b' "c" \\ \n\t \u00e9 \u4e2d \U0001f600 {x}""",
             "tracking.trackers": ("wandb",),
             "tracking.project": 'one "quote"',
-            "model.config": {"initializer_range": 0.02, "layers": '["a", "b"]'},
+            ("task.arguments" if recipe.task.brings_model else "model.config"): {
+                "initializer_range": 0.02,
+                "layers": '["a", "b"]',
+            },
         }
         if "task.sample_prompt" in odd and odd.get("task.second_text_field") is None:
             odd["task.sample_prompt"] = 'What\'s "it"? ' * 30

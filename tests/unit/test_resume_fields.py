@@ -222,6 +222,10 @@ BASES: dict[str, dict[str, Any]] = {
         "batch.sequence_length": 512, "task.image_size": 16, "model.path": None, "model.architecture": "resnet",
         "model.weights": "random", "model.config": images.CONFIGS["resnet"],
     },
+    "own": {
+        "data.train": "own", "data.packing": False, "task.name": "custom", "model.path": None,
+        "batch.sequence_length": 512, "task.target": "toolkit.examples.residues:MaskedResidues",
+    },
     "scratch": {
         "data.train": "{tmp}/chat.jsonl", "model.path": None, "model.architecture": "llama", "model.weights": "random",
         "model.tokenizer": "{llama}", "model.config": {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8,
@@ -341,6 +345,8 @@ CASES = [
     refused("task.pooling", "cls", base="texts"),
     refused("task.normalize", False, base="texts"),
     said("task.temperature", 0.5, base="texts"),
+    refused("task.target", "toolkit.examples.two_tower:TwoTower", base="own"),
+    refused("task.arguments", {"width": 32}, base="own"),
     Case("data.prefetch", 0, "same"),
     Case("data.workers", 2, "same"),
     said("data.unreadable", "skip", base="images"),

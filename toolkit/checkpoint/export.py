@@ -21,6 +21,7 @@ from toolkit.checkpoint.manifest import complete_steps, folder_name, read_manife
 from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.checkpoint.sound_weight import sound_weight
 from toolkit.errors import CheckpointError
+from toolkit.models.custom import AutoCustomModel
 from toolkit.models.files import ADAPTER_CONFIG
 from toolkit.recipe import Task as Options
 from toolkit.storage import RUN, Remedy, storage_errors, why_unwritable
@@ -191,6 +192,8 @@ def _build(reader: CheckpointReader, model_folder: Path, dtype: torch.dtype) -> 
 def _auto_class(run: Mapping[str, Any]) -> Any:
     """transformers' class for the run's task. Checkpoints of older versions name the task alone."""
     name = run.get("auto_class")
+    if name == AutoCustomModel.__name__:
+        return AutoCustomModel
     return getattr(transformers, name) if name is not None else task_class(Options.kind(run["task"])).auto_class
 
 
@@ -255,6 +258,9 @@ def _model_card(reader: CheckpointReader, model_folder: Path, stamp: Stamp) -> s
     head = (
         ["library_name: peft", f"base_model: {base_of(model_folder)}"] if is_adapter else ["library_name: transformers"]
     )
+    is_own = run.get("auto_class") == AutoCustomModel.__name__
+    if is_own:
+        head = ["library_name: toolkit"]
     lines = [f"- {key}: {value}" for key, value in run.get("card", {}).items()]
     averaged = ", an exponential moving average," if reader.has_averages else ""
     return "\n".join(
@@ -268,6 +274,7 @@ def _model_card(reader: CheckpointReader, model_folder: Path, stamp: Stamp) -> s
             f"{'Adapters' if is_adapter else 'Weights'}{averaged} in {stamp.dtype} after {reader.manifest.step} optimizer steps ({run['task']}).",
             "",
             *lines,
+            *(["", 'Its torch module: `toolkit.load_custom("FOLDER")`.'] if is_own else []),
             "",
         ]
     )

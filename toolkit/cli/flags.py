@@ -6,11 +6,11 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -225,20 +225,41 @@ def _read(start: Invocation, argv: Sequence[str], description: str, prog: str) -
     """`start` with the values on the command line, or the complaint of the parser in our form."""
     recipe = start.recipe
     printed, complaint = io.StringIO(), io.StringIO()
+    before = _mappings(argv, recipe)
     try:
         with contextlib.redirect_stderr(complaint), _stdout_unless_help(argv, printed):
-            return tyro.cli(
+            found = tyro.cli(
                 Invocation,
                 args=_switches(argv, recipe),
-                default=start,
+                # Names that a mapping has already would be flags of their own to tyro.
+                default=replace(start, recipe=_laid_over({name: {} for name in before}, recipe)),
                 description=description,
                 prog=prog,
             )
+            given = flat(found.recipe)
+            more = {name: {**values, **given[name]} for name, values in before.items() if name in given}
+            return replace(found, recipe=_laid_over(more, found.recipe)) if more else found
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         text = complaint.getvalue() or printed.getvalue()
         raise refusal(text, argv, recipe, prog) from None
+
+
+def _mappings(argv: Sequence[str], recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What the fields of names and values that `argv` has something for hold in `recipe`, by their dotted names."""
+    values = flat(recipe)
+    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    return {name: values[name] for name in names if isinstance(values.get(name), dict)}
+
+
+def _laid_over(mappings: Mapping[str, Mapping[str, Any]], recipe: Recipe) -> Recipe:
+    """`recipe` with other names and values in the fields with these dotted names."""
+    for name, values in mappings.items():
+        section, _, field = name.rpartition(".")
+        changed = getattr(recipe, section).model_copy(update={field: dict(values)})
+        recipe = recipe.model_copy(update={section: changed})
+    return recipe
 
 
 def _switches(argv: Sequence[str], recipe: Recipe) -> list[str]:

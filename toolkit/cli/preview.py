@@ -28,7 +28,7 @@ def print_preview(recipe: Recipe, count: int) -> int:
     """Print `count` sequences of the first rows of each source, made as training makes them; returns the exit code."""
     task = load_task(recipe)
     display = Display(is_main=True)
-    mixture, _ = open_rows(recipe, display.say)
+    mixture, _ = open_rows(recipe, display.say, task.own_rows)
     fit(task, mixture, recipe)
     for line in task.remarks(mixture.rows, mixture.row_name("data.train")):
         display.say(line)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, PretrainedConfig
 
+from toolkit.models.custom import MODEL_TYPE
 from toolkit.models.stages import build_skeleton
 
 COUNTED = "toolkit_counted"
@@ -85,6 +86,8 @@ def count_model_flops(
     What grows with the square of the length outside transformers' attention functions is taken for attention in the
     model's own code, causal where `is_causal`. Raises Uncountable.
     """
+    if config.model_type == MODEL_TYPE:
+        raise Uncountable("what a module of one's own is called with is not known")
     if getattr(config, "is_encoder_decoder", False):
         raise Uncountable("the FLOPs of an encoder and a decoder follow from two lengths for each text")
     longest = min(sequence_length, LONGEST) // 4 * 4

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from toolkit.models.absent import Absent
+from toolkit.models.custom import CustomModel
 from toolkit.models.loading import load_weights
 from toolkit.models.output_layer import is_of_a_head
 from toolkit.models.shards import Shard
@@ -128,6 +129,8 @@ def _locate(model: nn.Module, source: str, wanted: Mapping[str, tuple[int, ...]]
         if origin in wanted and target in found:
             found.setdefault(origin, found[target])
     found = {name: placement for name, placement in found.items() if name in wanted}
+    if isinstance(model, CustomModel):
+        return found  # nothing converts its tensors: what is missing is missing
     if not all(is_of_a_head(model, name) for name in wanted.keys() - found.keys()):
         return None
     shapes_agree = all(shape == wanted[name] for name, shape in shapes(found))

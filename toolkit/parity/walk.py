@@ -13,7 +13,7 @@ from toolkit.ds_config.check import check_config
 from toolkit.ds_config.findings import errors_in
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
-from toolkit.errors import InputError, RunFailed, ToolkitError
+from toolkit.errors import InputError, RecipeError, RunFailed, ToolkitError
 from toolkit.parity import ranks, report
 from toolkit.parity.problem import Curves, Problem, Wanted
 from toolkit.parity.report import Report, Row, Tolerance
@@ -50,6 +50,12 @@ def compare(
     wanted = Wanted(steps, dtype, architecture, num_layers(strategies), key_value_heads(strategies))
     with tempfile.TemporaryDirectory(prefix="parity_") as folder:
         with watch("plain PyTorch"):
+            if recipe.task.brings_model:
+                raise RecipeError(
+                    f"task.name={recipe.task.name!r}: there is no second module to compare it with",
+                    expected="a task whose model is one of transformers'",
+                    do="compare a loop of your own on the same batches, as tests/parity/test_custom.py does",
+                )
             problem = _prepare(recipe, wanted, folder)
         limit = report.tolerance(dtype, recipe.optimizer.type)
         rows: list[Row] = []

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from toolkit.errors import RecipeError
 from toolkit.recipe.location import Location
-from toolkit.recipe.numbers import NonNegative, Positive, Rate, Scalar
+from toolkit.recipe.numbers import NonNegative, Positive, Rate, Scalar, json_text
 from toolkit.recipe.section import Section
 
 
@@ -18,7 +16,7 @@ class Model(Section):
     """Which network, where its weights come from, and how it is run."""
 
     path: Location | None = None
-    """Checkpoint: a Hugging Face directory, a name that `toolkit fetch` knows, or a hub name. None: `architecture` says what to build."""
+    """Checkpoint: a Hugging Face directory, a name that `toolkit fetch` knows, or a hub name. None: `architecture` says what to build, or the task brings a module of its own."""
     architecture: str | None = None
     """Hugging Face model_type built from `config` when there is no `path`, e.g. "llama"."""
     weights: Literal["pretrained", "random"] = "pretrained"
@@ -47,21 +45,12 @@ class Model(Section):
     @field_validator("config", mode="before")
     @classmethod
     def _json_text(cls, fields: object) -> object:
-        if not isinstance(fields, Mapping):
-            return fields
-        return {
-            name: json.dumps(value) if value is None or isinstance(value, Mapping | list | tuple) else value
-            for name, value in fields.items()
-        }
+        return json_text(fields)
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:
-        if (self.path is None) == (self.architecture is None):
-            raise RecipeError(
-                f"model.path={self.path!r} and model.architecture={self.architecture!r}",
-                expected="exactly one of the two",
-                do="give model.path for a checkpoint, or model.architecture with model.config to build from scratch",
-            )
+        if self.path is not None and self.architecture is not None:
+            raise self.two_sources()
         if self.architecture is not None and self.weights != "random":
             raise RecipeError(
                 f"model.architecture={self.architecture!r} with weights={self.weights!r}",
@@ -69,6 +58,19 @@ class Model(Section):
                 do='set model.weights="random"',
             )
         return self
+
+    def two_sources(self) -> RecipeError:
+        """The error for a model of two sources, or, where the task brings none, of no source."""
+        return RecipeError(
+            f"model.path={self.path!r} and model.architecture={self.architecture!r}",
+            expected="exactly one of the two",
+            do="give model.path for a checkpoint, or model.architecture with model.config to build from scratch",
+        )
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no weights are read: all are drawn with the run's seed."""
+        return self.weights == "random" or self.path is None
 
     @model_validator(mode="after")
     def _kernels_from_one_source(self) -> Model:
@@ -95,9 +97,9 @@ class Data(Section):
     """Where examples come from and how they become batches."""
 
     train: Location
-    """A .jsonl/.json/.csv/.tsv/.parquet/.txt file, all but Parquet also compressed (.gz, .zst, .bz2, .xz, .lz4), a directory or a pattern of them, a directory written by `save_to_disk`, a name that `toolkit fetch` knows, or a hub name. Several with commas between them, each with a weight: "a.jsonl:2,b.parquet:0.5" passes twice through a.jsonl in every epoch, and through half of b.parquet's sequences, none twice, drawn anew for each epoch by seed; without one a weight is 1, and 1.5 is a whole pass and half of one. Sources are packed apart; the order depends on seed and step alone. A file with ":" or "," in its name is taken as it is. In CSV every cell is the text that is written, an empty one (with quotes or without) the empty text."""
+    """A .jsonl/.json/.csv/.tsv/.parquet/.txt file, all but Parquet also compressed (.gz, .zst, .bz2, .xz, .lz4), a directory or a pattern of them, a directory written by `save_to_disk`, a name that `toolkit fetch` knows, or a hub name; "own": the rows of a task.target. Several with commas between them, each with a weight: "a.jsonl:2,b.parquet:0.5" passes twice through a.jsonl in every epoch, and through half of b.parquet's sequences, none twice, drawn anew for each epoch by seed; without one a weight is 1, and 1.5 is a whole pass and half of one. Sources are packed apart; the order depends on seed and step alone. A file with ":" or "," in its name is taken as it is. In CSV every cell is the text that is written, an empty one (with quotes or without) the empty text."""
     evaluation: Location | None = None
-    """Held-out examples, same kinds of source, several without weights. None: `evaluation_examples` are split off `train`."""
+    """Held-out examples, same kinds of source ("own": rows(evaluation_split) of a task.target), several without weights. None: `evaluation_examples` are split off `train`."""
     evaluation_examples: NonNegative = 0
     """Examples split off `train` when `evaluation` is None, drawn by seed, or the last ones when `shuffle` is False, of several sources from each by its share of the rows; 0: no evaluation."""
     split: str = "train"

@@ -27,7 +27,7 @@ from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 class Recipe(Section):
     """One run. Every field is a flag: --optimizer.learning_rate 1e-4."""
 
-    model: Model
+    model: Model = Model()
     data: Data
     task: SerializeAsAny[Annotated[Task, BeforeValidator(Task.made)]] = CausalLM()
     tuning: SerializeAsAny[Annotated[Tuning, BeforeValidator(Tuning.made)]] = Full()

@@ -58,7 +58,7 @@ class Task(ABC):
     """Examples -> features, batches, loss, metrics."""
 
     auto_class: ClassVar[Any]
-    """transformers' auto class that loads the right head."""
+    """transformers' auto class that loads the right head, or what stands in its place."""
     can_pack: ClassVar[bool] = False
     """Whether several examples may share one sequence."""
     is_causal: ClassVar[bool] = False
@@ -114,6 +114,14 @@ class Task(ABC):
     def vocabulary_size(self) -> int | None:
         """Tokens of the tokenizer; None where there is none."""
         return len(self.tokenizer) if hasattr(self.tokenizer, "get_vocab") else None
+
+    def own_rows(self, split: str) -> Sequence[Row] | None:
+        """The rows of a split that the task itself has, for data.train="own"; None: it has none, and "own" is a place."""
+        return None
+
+    def own_config(self, model: Model) -> Any:
+        """The configuration of a network that is none of transformers'; None: `toolkit.models.config` finds it."""
+        return None
 
     # The rows as a whole
 

@@ -65,7 +65,7 @@ def build_engine(
         check_compiler(device.kind())
     is_fused = _takes_kernels(recipe, inputs.model_config, display)
     model, kernels = load_model(recipe, inputs, config, me, display, is_fused=is_fused)
-    if recipe.model.weights == "random":
+    if recipe.model.is_new:
         train_shared_padding(model, inputs.model_config)
     if inputs.generation is not None:
         model.generation_config = GenerationConfig.from_dict(dict(inputs.generation))

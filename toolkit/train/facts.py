@@ -34,7 +34,7 @@ def gather(recipe: Recipe, inputs: Inputs) -> Facts:
     template, streaming = getattr(inputs.processor, "chat_template", None), recipe.data.streaming
     return {
         "config": _config(inputs.model_config),
-        "weights": weights_digest(str(recipe.model.path)) if recipe.model.weights == "pretrained" else None,
+        "weights": None if recipe.model.is_new else weights_digest(str(recipe.model.path)),
         "tokenizer": processor_hash(inputs.processor),
         "chat_template": None if template is None else _digest(template),
         # A stream is not encoded in advance: what its source holds, and how the first rows are read.

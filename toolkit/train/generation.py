@@ -32,7 +32,7 @@ def decide_generation(
         if before not in (None, tokenizer.pad_token_id):
             say(f"padding: token {tokenizer.pad_token_id} of the tokenizer instead of the checkpoint's {before}")
         set_field(config, "pad_token_id", tokenizer.pad_token_id)
-    is_new_language = model.weights == "random" and (model.path is None or model.tokenizer is not None)
+    is_new_language = model.is_new and (model.path is None or model.tokenizer is not None)
     if is_new_language and task.vocabulary_size is not None:
         use_special_ids(config, tokenizer, model.config)
     stops = task.stop_tokens(rows)

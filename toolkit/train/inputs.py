@@ -74,7 +74,7 @@ def prepare_inputs(recipe: Recipe, rank: int, world_size: int, display: Display)
     """Tokenise, pack and order the recipe's data. Needs no process group: ranks meet at a lock on the cache."""
     recipe.task.check_metric(recipe.evaluation.metric)
     task = load_task(recipe)
-    source, held_out_source = open_rows(recipe, display.say)
+    source, held_out_source = open_rows(recipe, display.say, task.own_rows)
     fit(task, source, recipe)
     task.options.check_metric(recipe.evaluation.metric)  # some tasks know what they measure by their data alone
     held_out_name = "data.train" if recipe.data.evaluation is None else "data.evaluation"
@@ -133,7 +133,7 @@ def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> Adap
         return None
     # A task that says what its head is like has one that a checkpoint may lack.
     trains_head = task.trains_head or bool(task.config_overrides()) or task.new_head
-    source = resolve_model(str(recipe.model.path), weights=True) if recipe.model.weights == "pretrained" else None
+    source = None if recipe.model.is_new else resolve_model(str(recipe.model.path), weights=True)
     plan = plan_adapters(task.auto_class, config, tuning, trains_head=trains_head, source=source)
     display.say(plan.describe())
     return plan
@@ -142,7 +142,7 @@ def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> Adap
 def fit(task: Task, source: Mixture, recipe: Recipe) -> None:
     """Let `task` look at the training rows, and at what the checkpoint says about itself."""
     checkpoint = None
-    if recipe.model.weights == "pretrained":
+    if not recipe.model.is_new and not recipe.task.brings_model:
         plain = recipe.model.model_copy(update={"config": {}, "dropout": None})
         checkpoint = load_config(plain, vocabulary_size=task.vocabulary_size, overrides={})
     task.fit(source.rows, checkpoint, recipe.model.config, source.row_name("data.train"))
@@ -177,6 +177,9 @@ def _say_unused(trained: AnyStore, held_out: AnyStore | None, display: Display) 
 
 def _model_config(recipe: Recipe, task: Task, display: Display) -> Any:
     """What the model is built from, its attention chosen; `_attn_implementation` is where everybody reads it."""
+    own = task.own_config(recipe.model)
+    if own is not None:
+        return own
     model, overrides, vocabulary_size = recipe.model, task.config_overrides(), task.vocabulary_size
     config = load_config(model, vocabulary_size=vocabulary_size, overrides=overrides)
     config._attn_implementation = choose_attention(task.auto_class, config, model.attention)
@@ -197,7 +200,7 @@ def _model_config(recipe: Recipe, task: Task, display: Display) -> Any:
         plain = model.model_copy(update={"config": {}})
         unchanged = load_config(plain, vocabulary_size=vocabulary_size, overrides=overrides)
         check_overrides(task.auto_class, model, config, unchanged)
-    if model.weights == "pretrained":
+    if not model.is_new:
         check_weights(resolve_model(str(model.path), weights=True))
     return config
 

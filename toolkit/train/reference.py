@@ -63,7 +63,7 @@ def add_reference(recipe: Recipe, inputs: Inputs, engine: Engine, me: process.Pr
 def _weights(recipe: Recipe, engine: Engine) -> dict[str, Any]:
     """JSON-able: what decides the first weights, and the numbers that they compute."""
     model = recipe.model
-    found = weights_digest(str(model.path)) if model.weights == "pretrained" else None
+    found = None if model.is_new else weights_digest(str(model.path))
     drawn = {"seed": recipe.seed, "path": model.path, "architecture": model.architecture} if found is None else {}
     dtype = str(next(engine.model.parameters()).dtype)
     return {"weights": found, **drawn, "config": model.config, "precision": recipe.precision.dtype, "dtype": dtype}

@@ -7,21 +7,34 @@ from dataclasses import replace
 from functools import partial
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 
 from toolkit.cache import cache_dir
+from toolkit.data.example import Row
 from toolkit.data.reading.content import combined
 from toolkit.data.reading.mixture import Mixture, open_mixture
+from toolkit.data.reading.own_rows import own_source
 from toolkit.data.reading.sources import Source, open_source
 from toolkit.data.sets.catalog import resolve
 from toolkit.errors import DataError, first_few
 from toolkit.recipe import Data, Recipe
+from toolkit.recipe.tasks.custom import OWN
+
+OwnRows = Callable[[str], Sequence[Row] | None]
+"""A split -> the rows of it that the task has; None: it has none."""
 
 
-def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Mixture, Mixture | None]:
+def no_rows(split: str) -> None:
+    """Of a task without rows."""
+
+
+def open_rows(recipe: Recipe, say: Callable[[str], None], own: OwnRows = no_rows) -> tuple[Mixture, Mixture | None]:
     """The sources to train on and to measure on; None where nothing is held out. `say` prints one line of remark.
+
+    `own` gives the rows that the task itself has.
 
     Raises DataError for a source that cannot be read, and for one directory in both places without files to tell apart.
     """
@@ -30,7 +43,8 @@ def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Mixture, Mixt
         data.train,
         "data.train",
         partial(
-            open_source,
+            _open,
+            own,
             split=data.split,
             subset=data.subset,
             streaming=data.streaming,
@@ -45,7 +59,8 @@ def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Mixture, Mixt
             data.evaluation,
             "data.evaluation",
             partial(
-                open_source,
+                _open,
+                own,
                 split=data.evaluation_split,
                 subset=data.subset,
                 cache_dir=cache_dir() / "datasets",
@@ -61,6 +76,14 @@ def open_rows(recipe: Recipe, say: Callable[[str], None]) -> tuple[Mixture, Mixt
             for part in mixture.parts:
                 _remark(field, part.source, say)
     return train, held_out
+
+
+def _open(own: OwnRows, location: str, *, split: str, field: str = "data.train", **options: Any) -> Source:
+    """The source at `location`, which may be the task itself."""
+    rows = own(split) if location == OWN else None
+    if rows is None:
+        return open_source(location, split=split, field=field, **options)
+    return own_source(rows, split, field, options.get("max_examples"))
 
 
 def _check_unweighted(evaluation: str, held_out: Mixture) -> None:

@@ -22,9 +22,9 @@ from toolkit.ds_config.render import render
 from toolkit.engine import device, process
 from toolkit.engine.hosts import check_agreement, watched
 from toolkit.engine.protocol import Engine
-from toolkit.errors import plural
+from toolkit.errors import DataError, plural
 from toolkit.models.model_size import model_size
-from toolkit.recipe import LoRA, Recipe
+from toolkit.recipe import Custom, LoRA, Recipe
 from toolkit.recipe.mesh import model_ranks
 from toolkit.storage import storage_errors
 from toolkit.tasks import task_class
@@ -101,6 +101,7 @@ def _train(
     interrupt: Interrupt,
 ) -> int:
     began = time.monotonic()
+    _check_same_data(inputs)
     watch = watch_of(recipe, inputs)
     start = process.from_main(lambda: _claim(recipe, options, folder, inputs, watch))
     say = Display(is_main=me.is_main).say
@@ -138,6 +139,19 @@ def _train(
         return interrupt.exit_code
     _say_gain(loop, display)
     return _finish(recipe, folder, me, display, step, began, watch)
+
+
+def _check_same_data(inputs: Inputs) -> None:
+    """Raise DataError where a process has read other rows than another. Collective."""
+    held_out = None if inputs.held_out is None else inputs.held_out.digest
+    found = process.gather_objects((inputs.data_content, held_out))
+    for rank, (rows, measured) in enumerate(found):
+        if (rows, measured) != found[0]:
+            raise DataError(
+                f"rank {rank} has other rows in {'data.train' if rows != found[0][0] else 'the held-out set'} than rank 0",
+                expected="the same rows on every process",
+                do="seed what rows of task.target draws; on several hosts, compare the files",
+            )
 
 
 def _run(loop: Loop, start: Start, config: Mapping[str, Any]) -> int:
@@ -183,15 +197,20 @@ CARD = {
 
 def _identity(recipe: Recipe, options: RunOptions, start: Start) -> dict[str, Any]:
     values = flatten(recipe)
-    card = {what: start.told(name, values[name]) for what, name in CARD.items()}
+    card = {
+        what: start.told(name, values[name])
+        for what, name in CARD.items()
+        if recipe.task.has_length or name != "batch.sequence_length"
+    }
     if isinstance(recipe.tuning, LoRA):
         tuning = recipe.tuning
         targets = tuning.target_modules if isinstance(tuning.target_modules, str) else ", ".join(tuning.target_modules)
         card["adapters"] = f"rank {tuning.rank}, alpha {tuning.alpha:g}, on {targets}"
-    if recipe.model.weights == "random":
+    if recipe.model.is_new:
+        own = recipe.task.target if isinstance(recipe.task, Custom) else None
         fields = ", ".join(f"{name}={value}" for name, value in recipe.model.config.items())
         card["base model"] = (
-            f"none: from scratch, the architecture of {recipe.model.path or recipe.model.architecture}"
+            f"none: from scratch, {own or f'the architecture of {recipe.model.path or recipe.model.architecture}'}"
             + (f" with {fields}" if fields else "")
         )
     return {

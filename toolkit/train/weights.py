@@ -47,7 +47,7 @@ def load_model(
     """The model, or this rank's part of it, with its starting weights, and with fused kernels if `is_fused`. Collective."""
     # DeepSpeed rounds the weights to it before it makes its masters of them: fp32 on the way there would change nothing.
     dtype = torch.bfloat16 if "bf16" in config else torch.float16 if "fp16" in config else torch.float32
-    if recipe.model.weights == "random":
+    if recipe.model.is_new:
         weights = RandomWeights(inputs.task.auto_class, inputs.model_config, recipe.seed, recipe.model.config)
         keep_share = _partitioner(config, me)
 
@@ -61,6 +61,7 @@ def load_model(
     _settle_contents(inputs, source, head, me, display)
     # In fp32 on a CPU transformers maps the file and copies nothing; at stage 3 it keeps a share of each parameter.
     is_easy = config["zero_optimization"]["stage"] == 3 or (dtype == torch.float32 and not device.has_own_memory())
+    is_easy = is_easy and hasattr(inputs.task.auto_class, "from_pretrained")
     if is_easy and me.mesh.pipeline == me.mesh.tensor == 1 and not _may_lack_head(inputs):
         model, missing = load_weights(inputs.task.auto_class, source, inputs.model_config, config)
         check_missing(missing, source, model)

@@ -2,6 +2,7 @@
 
 from toolkit.recipe.tasks.base import Direction, Task
 from toolkit.recipe.tasks.causal_lm import CausalLM
+from toolkit.recipe.tasks.custom import Custom
 from toolkit.recipe.tasks.image_classification import ImageClassification
 from toolkit.recipe.tasks.masked_lm import MaskedLM
 from toolkit.recipe.tasks.preference import DPO, KTO, ORPO, RewardModel, SimPO
@@ -16,6 +17,7 @@ __all__ = [
     "KTO",
     "ORPO",
     "CausalLM",
+    "Custom",
     "Direction",
     "ImageClassification",
     "MaskedLM",

@@ -41,8 +41,13 @@ class Task(Choice):
     needs_processor: ClassVar[bool] = True
     """Whether nothing can be read without the files of a tokenizer or another processor; False: the section's fields will do."""
 
+    brings_model: ClassVar[bool] = False
+    """Whether the network is the task's own: then there need be neither a checkpoint nor an architecture."""
+
     def check_with(self, recipe: Recipe) -> None:
         """Raise RecipeError where the other sections of `recipe` do not fit this task."""
+        if recipe.model.path is None and recipe.model.architecture is None and not self.brings_model:
+            raise recipe.model.two_sources()
         if recipe.model.path is None and recipe.model.tokenizer is None and self.needs_processor:
             raise RecipeError(
                 f"model.architecture={recipe.model.architecture!r} with model.tokenizer=None and task.name={self.name!r}",
