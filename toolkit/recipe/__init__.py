@@ -15,6 +15,8 @@ from toolkit.recipe.tasks import (
     Seq2Seq,
     SequenceClassification,
     SimPO,
+    SpeechCTC,
+    SpeechSeq2Seq,
     Task,
     TokenClassification,
 )
@@ -46,6 +48,8 @@ __all__ = [
     "Seq2Seq",
     "SequenceClassification",
     "SimPO",
+    "SpeechCTC",
+    "SpeechSeq2Seq",
     "Task",
     "TokenClassification",
     "Tracking",

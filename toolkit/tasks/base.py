@@ -151,6 +151,10 @@ class Task(ABC):
         """The tokens that these raw rows train as the end of an answer; None for a task that generates nothing."""
         return None
 
+    def generation_settings(self, stated: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of generation for the export: those of the checkpoint, with what this task decides; None takes one out."""
+        return dict(stated)
+
     # One row, one example
 
     @abstractmethod
