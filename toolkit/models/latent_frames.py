@@ -51,8 +51,8 @@ class LatentFrames:
     def __init__(self, model: Any) -> None:
         self.base: Any = model.base_model
         self.config = model.config
-        self._lengths: Sequence[int] | None = None
-        """Of each recording, where they differ, in frames behind the first convolution."""
+        self._lengths: Sequence[int] = ()
+        """Of each recording, in frames behind the first convolution."""
         self._times: Tensor | None = None
         self._features: Tensor | None = None
         self.base._mask_hidden_states = self._masked
@@ -62,8 +62,7 @@ class LatentFrames:
 
     def expect(self, samples: Sequence[int], times: Tensor | None = None, features: Tensor | None = None) -> None:
         """What the next recordings are: lengths in samples, and the frames [B, T] and features [B, H] to hide."""
-        lengths = [num_frames(count, self.config, 1) for count in samples]
-        self._lengths = lengths if len(set(lengths)) > 1 else None
+        self._lengths = [num_frames(count, self.config, 1) for count in samples]
         self._times, self._features = times, features
 
     def _masked(self, hidden: Tensor, mask_time_indices: Any = None, attention_mask: Any = None) -> Tensor:
@@ -77,12 +76,13 @@ class LatentFrames:
         return hidden
 
     def _norm(self, module: nn.GroupNorm) -> None:
-        """Let `module`, which has a group for each channel, look at the real part of each recording alone."""
-        whole = module.forward
+        """Let `module`, which has a group for each channel, look at the real part of each recording alone.
+
+        Also where none is padded: another backward pass would give the gradients of weight and bias in another order than on
+        ranks whose recordings are, and ZeRO-2 reduces them in the order in which they come.
+        """
 
         def forward(hidden: Tensor) -> Tensor:
-            if self._lengths is None:
-                return whole(hidden)
             lengths = torch.tensor(self._lengths, device=hidden.device).view(-1, 1, 1)
             is_real = torch.arange(hidden.shape[-1], device=hidden.device) < lengths
             values = hidden.float()

@@ -80,6 +80,8 @@ class Task(ABC):
     an example is wanted. A row of such a task gives one example, and `examine` looks at each when it is prepared."""
     may_lack_head: ClassVar[bool] = False
     """Whether weights outside the base model are drawn where the checkpoint has none of them."""
+    loads_by_part: ClassVar[bool] = False
+    """Whether transformers cannot load the model at ZeRO-3, where each rank has a part of every weight: we then do."""
     trains_head: ClassVar[bool] = False
     """Whether adapters leave what lies outside the base model to be trained whole, beside tasks that name classes."""
     settles: ClassVar[bool] = False

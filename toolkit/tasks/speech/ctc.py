@@ -162,20 +162,21 @@ class SpeechCTCTask(SpeechTask):
             model.freeze_feature_encoder()  # type: ignore[operator]
 
     def _logits(self, model: Any, batch: Batch) -> tuple[torch.Tensor, list[int]]:
-        """Logits [B, T, V] in fp32, and how many frames each recording has."""
+        """Logits [B, T, V], and how many frames each recording has."""
         assert self.frames is not None
         values, samples = batch[VALUES], batch[LENGTHS].tolist()
         self.frames.expect(samples, batch.get(TIMES), batch.get(HIDDEN))
         is_real = torch.arange(values.shape[1], device=values.device) < batch[LENGTHS].unsqueeze(1)
         logits = model(values.to(model.dtype), attention_mask=is_real.long()).logits
-        return logits.float(), [num_frames(count, model.config) for count in samples]
+        return logits, [num_frames(count, model.config) for count in samples]
 
     def _loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         logits, frames = self._logits(model, batch)
         labels = batch["labels"]
         lengths = (labels != IGNORED).sum(1)
+        # In fp64: sums of probabilities go through all frames, one after the other. The alphabet is small.
         losses = nn.functional.ctc_loss(
-            logits.log_softmax(-1).transpose(0, 1),
+            logits.double().log_softmax(-1).transpose(0, 1),
             labels.clamp(min=0),
             torch.tensor(frames, device=labels.device),
             lengths,
@@ -183,7 +184,7 @@ class SpeechCTCTask(SpeechTask):
             reduction="none",
         )
         # What only fills a batch up has no text, and would have to be silent.
-        return torch.where(lengths > 0, losses, 0.0).sum()
+        return torch.where(lengths > 0, losses, 0.0).sum().float()
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
         """Minus the log-probabilities of the texts, over all ways to spread their tokens over the frames."""

@@ -38,6 +38,7 @@ class SpeechSeq2SeqTask(SpeechTask):
 
     auto_class = AutoModelForSpeechSeq2Seq
     reads = FEATURES
+    loads_by_part = True  # transformers computes the encoder's positions anew, in a weight that has no shape then
 
     def __init__(self, options: SpeechSeq2Seq, processor: Any) -> None:
         super().__init__(options, processor)
@@ -201,8 +202,12 @@ class SpeechSeq2SeqTask(SpeechTask):
     # The model
 
     def prepare(self, model: nn.Module) -> None:
-        """Let the output head compute the loss itself; hide nothing inside the model, where it would be drawn by no seed."""
+        """Let the output head compute the loss itself; hide nothing inside the model, where it would be drawn by no seed.
+
+        The encoder's positions are fixed sinusoids: transformers says so of a new model, and forgets it of one that it loads.
+        """
         use_loss_head(model)
+        model.base_model.encoder.embed_positions.requires_grad_(False)  # type: ignore[union-attr]
         model.base_model._mask_input_features = _as_it_is  # type: ignore[union-attr]
 
     def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
