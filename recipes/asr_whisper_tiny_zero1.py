@@ -31,14 +31,14 @@ recipe = Recipe(
         max_new_tokens=32,
     ),
     batch=Batch(global_size=8, micro_size=4),
-    optimizer=Optimizer(learning_rate=3e-5),
+    optimizer=Optimizer(learning_rate=5e-5),
     schedule=Schedule(type="linear", warmup_steps=3),
     precision=Precision(dtype="fp32"),
     parallel=Parallel(zero_stage=1),
-    checkpoint=Checkpoint(every_steps=34),
-    evaluation=Evaluation(every_steps=17),
+    checkpoint=Checkpoint(every_steps=48),
+    evaluation=Evaluation(every_steps=24),
     launch=Launch(devices=1),
-    steps=34,
+    steps=48,
 )
 
 if __name__ == "__main__":

@@ -46,13 +46,14 @@ def texts(count: int) -> list[str]:
     return found
 
 
-def recordings(folder: Path, count: int = 24, rate: int = RATE) -> Path:
-    """A folder of WAV files, and a JSONL file that names them, which is returned."""
+def recordings(folder: Path, count: int = 24, rate: int = RATE, *, other: bool = False) -> Path:
+    """A folder of WAV files, and a JSONL file that names them, which is returned; `other`: a second column that does, too."""
     (folder / "sound").mkdir(parents=True, exist_ok=True)
     rows = []
     for number, text in enumerate(texts(count)):
         (folder / "sound" / f"{number}.wav").write_bytes(encoded(tone(text, rate), rate))
-        rows.append({"audio": f"sound/{number}.wav", "text": text})
+        more = {"other": f"sound/{count - 1 - number}.wav"} if other else {}
+        rows.append({"audio": f"sound/{number}.wav", "text": text, **more})
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
@@ -63,7 +64,14 @@ def whisper_tokenizer(folder: Path) -> Any:
     from transformers import WhisperTokenizer
 
     special = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES)]
-    special += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    special += [
+        "<|translate|>",
+        "<|transcribe|>",
+        "<|startoflm|>",
+        "<|startofprev|>",
+        "<|nospeech|>",
+        "<|notimestamps|>",
+    ]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     # As in the real ones the special tokens follow the others, that of no times last of all.
     vocabulary = {token: number for number, token in enumerate([*letters, *special])}
@@ -75,21 +83,28 @@ def whisper_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def whisper_processor(folder: Path) -> Any:
+    from transformers import WhisperFeatureExtractor, WhisperProcessor
+
+    return WhisperProcessor(WhisperFeatureExtractor(feature_size=16, chunk_length=WINDOW_S), whisper_tokenizer(folder))
+
+
+def ctc_processor(folder: Path, norm: str = "group") -> Any:
+    from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer")
+    return Wav2Vec2Processor(extractor, ctc_tokenizer(folder))
+
+
 def whisper(folder: Path, *, multilingual: bool = False, **fields: Any) -> Path:
     """Random Whisper of 2 + 2 layers, width 16, that reads one second."""
     import torch
-    from transformers import (
-        GenerationConfig,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-    )
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
-    tokenizer = whisper_tokenizer(folder)
+    processor = whisper_processor(folder)
+    tokenizer = processor.tokenizer
     ids = tokenizer.get_vocab()
     end, start, no_times = (ids[f"<|{name}|>"] for name in ("endoftext", "startoftranscript", "notimestamps"))
-    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=WINDOW_S)
     config = WhisperConfig(
         vocab_size=len(tokenizer), num_mel_bins=16, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_source_positions=50 * WINDOW_S,
@@ -111,7 +126,7 @@ def whisper(folder: Path, *, multilingual: bool = False, **fields: Any) -> Path:
         return_timestamps=False, **stated,
     )  # fmt: skip
     model.save_pretrained(folder)
-    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 
@@ -127,10 +142,10 @@ def ctc_tokenizer(folder: Path) -> Any:
 def wav2vec2(folder: Path, kind: str = "wav2vec2", *, norm: str = "group", **fields: Any) -> Path:
     """Random wav2vec2 or hubert of 2 layers, width 16, with a head; a frame is 10 ms."""
     import torch
-    from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+    from transformers import AutoConfig, AutoModelForCTC
 
-    tokenizer = ctc_tokenizer(folder)
-    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer")
+    processor = ctc_processor(folder, norm)
+    tokenizer = processor.tokenizer
     config = AutoConfig.for_model(kind, **{
         "vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 32, "conv_dim": [16, 16], "conv_kernel": [40, 8], "conv_stride": [40, 4],
@@ -146,5 +161,5 @@ def wav2vec2(folder: Path, kind: str = "wav2vec2", *, norm: str = "group", **fie
                 if "layer_norm" in name and name.endswith("bias"):
                     parameter.normal_(0.0, 0.1)
     model.save_pretrained(folder)
-    Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder

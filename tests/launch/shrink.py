@@ -41,6 +41,8 @@ class Inputs:
     texts: Path
     rows: Path
     """Folder with rows of other tasks, by the name of the task."""
+    speech: Path = Path()
+    """Folder with models of speech and rows that name recordings."""
 
 
 def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
@@ -49,7 +51,7 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
     changes: dict[str, Mapping[str, Any]] = {
         "model": _model(recipe, inputs),
         "data": _data(recipe, inputs),
-        "batch": {"global_size": 4, "micro_size": 1, "sequence_length": 64},
+        "batch": {"global_size": 4, "micro_size": 1, **_sequence_length(recipe)},
         "schedule": {
             "warmup_steps": min(recipe.schedule.warmup_steps, 2),
             "decay_steps": 1 if recipe.schedule.decay_steps else None,
@@ -67,6 +69,10 @@ def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
     return Recipe(**values | {"steps": STEPS, "epochs": None})
 
 
+def _sequence_length(recipe: Recipe) -> dict[str, int]:
+    return {"sequence_length": 64} if recipe.task.has_length else {}
+
+
 def _task(recipe: Recipe) -> dict[str, Any]:
     """Short answers, and columns under the usual names: a recipe may be a user's own."""
     fields = type(recipe.task).model_fields
@@ -77,6 +83,8 @@ def _task(recipe: Recipe) -> dict[str, Any]:
     windows = {"doc_stride": 8} if "doc_stride" in fields else {}
     if recipe.task.name == "seq2seq":
         windows = {"max_new_tokens": 4, "target_length": 32}
+    if recipe.task.name == "speech_seq2seq":
+        windows = {"max_new_tokens": 4, "target_length": 20, "max_duration_s": 1.0}
     return {**columns, **windows, **({"sample_tokens": 4} if generates else {})}
 
 
@@ -94,6 +102,11 @@ def _parallel(recipe: Recipe, scratch: Path) -> dict[str, Any]:
 def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     if recipe.model.architecture is not None:
         return {"tokenizer": str(inputs.llama), "config": recipe.model.config | SMALL_LLAMA, "attention": "sdpa"}
+    if recipe.task.name == "speech_ctc":
+        return {"path": str(inputs.speech / "wav2vec2")}
+    if recipe.task.name == "speech_seq2seq":
+        kind = "english" if recipe.task.language is None else "multilingual"
+        return {"path": str(inputs.speech / kind), "attention": "sdpa"}
     if recipe.task.name in ENCODED:
         # No mask keeps packed documents of encoders apart: attention has to be chosen.
         return {"path": str(inputs.bert), "attention": "auto" if recipe.data.packing else "sdpa"}
@@ -104,6 +117,8 @@ def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Tiny rows of the kind that the recipe reads."""
     if recipe.task.name == "sequence_classification":
         source = inputs.classes
+    elif recipe.task.name.startswith("speech_"):
+        source = inputs.speech / "rows.jsonl"
     elif recipe.task.name in ("dpo", "orpo", "reward_model"):
         source = inputs.rows / "preferences.jsonl"
     elif (inputs.rows / f"{recipe.task.name}.jsonl").is_file():

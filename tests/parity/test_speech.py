@@ -62,7 +62,13 @@ def problem(kind: str, folder: Path, strategy: str, accumulation: int = 2, **cha
     sections: dict[str, Any] = {
         "task": TASKS[kind],
         "data": Data(
-            train=str(rows), packing=False, overlong="drop", prefetch=2, workers=2, evaluation_examples=HELD_OUT, **group
+            train=str(rows),
+            packing=False,
+            overlong="drop",
+            prefetch=2,
+            workers=2,
+            evaluation_examples=HELD_OUT,
+            **group,
         ),
         "batch": Batch(global_size=GLOBAL_SIZE, micro_size=micro_size(chosen, chosen.world_size, accumulation)),
         "evaluation": Evaluation(every_steps=HALF),
@@ -100,10 +106,16 @@ class SpeechJudge:
             count = int(model._get_feat_extract_output_lengths(length))
             logits = model(values, mask_time_indices=times[None, :count]).logits if accepts_masks(model) else None
             if logits is None:
-                logits = model.lm_head(model.dropout(model.base_model(values, mask_time_indices=times[None, :count])[0]))
+                logits = model.lm_head(
+                    model.dropout(model.base_model(values, mask_time_indices=times[None, :count])[0])
+                )
             wanted = labels[labels >= 0]
             total = total + nn.functional.ctc_loss(
-                logits[0].double().log_softmax(-1), wanted, torch.tensor(count), torch.tensor(len(wanted)), reduction="sum"
+                logits[0].double().log_softmax(-1),
+                wanted,
+                torch.tensor(count),
+                torch.tensor(len(wanted)),
+                reduction="sum",
             )
         return total
 
@@ -212,5 +224,3 @@ def test_sixteen_bits_and_adapters(kind: str, dtype: str, tmp_path: Path) -> Non
     card = json.loads((tmp_path / dtype / "export" / "adapter_config.json").read_text())
     assert {*card["target_modules"]} <= {*targets, *(f"attention.{name}" for name in targets)}
     assert np.isfinite(losses[0]).all()
-
-

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 50
-"""Steps whose sequences are sorted together where they are grouped by length."""
+"""Most steps whose sequences are sorted together where they are grouped by length."""
+WINDOWS = 4
+"""Fewest such windows of an epoch: sorted as a whole it would give the same steps each time."""
 
 Lengths = NDArray[np.int64]
 
@@ -112,13 +114,14 @@ def _grouped(
 ) -> NDArray[np.int64]:
     """The `places` of an epoch so that each step has sequences of about the same length.
 
-    Those of WINDOW steps at a time are sorted and cut into steps, and all steps are shuffled; the one with the longest
+    Those of a window of steps are sorted and cut into steps, and the steps of all windows are shuffled; the one with the longest
     sequence comes first, so that memory that is too small shows at once. The `first` places belong to the step that the
     epoch before has begun, those left at the end to one that the next completes: these stay where they are, sorted.
     """
     stop = first + (len(places) - first) // global_size * global_size if len(places) > first else len(places)
     head, tail = (part[np.argsort(lengths[part[:, 1]], kind="stable")] for part in (places[:first], places[stop:]))
-    bounds = [*range(first, stop, WINDOW * global_size), stop]
+    window_steps = max(1, min(WINDOW, (stop - first) // global_size // WINDOWS))
+    bounds = [*range(first, stop, window_steps * global_size), stop]
     windows = [places[start:end] for start, end in pairwise(bounds)]
     steps = [
         step

@@ -111,7 +111,7 @@ class Data(Section):
     shuffle: bool = True
     """Reorder examples (by seed and epoch; never by world size): all of them, or those of each window of 1,024 rows when `streaming`."""
     group_by_length: bool = False
-    """Let the sequences of a step have about the same length, so that less is padding: those of 50 steps at a time, shuffled by seed and epoch, are sorted, and the steps shuffled. What comes when depends on seed, epoch and lengths, never on the world size."""
+    """Let the sequences of a step have about the same length, so that less is padding: shuffled by seed and epoch, those of 50 steps at a time (at most a quarter of an epoch) are sorted, and the steps shuffled. What comes when depends on seed, epoch and lengths, never on the world size."""
     packing: bool = True
     """Fill each sequence with several examples; attention and positions stay inside each example. Tasks that cannot pack ignore nothing: they refuse."""
     overlong: Literal["error", "truncate", "drop", "split"] = "truncate"

@@ -138,6 +138,7 @@ class SpeechCTC(_Speech):
     """Spell what is said in a recording by an encoder of sound alone, trained by CTC: wav2vec 2.0, HuBERT and their kin."""
 
     implementation: ClassVar[str] = "toolkit.tasks.speech.ctc:SpeechCTCTask"
+    identity: ClassVar[frozenset[str]] = frozenset({"freeze_feature_encoder"})
 
     name: Literal["speech_ctc"] = "speech_ctc"
     """Speech recognition by CTC (Graves et al. 2006)."""

@@ -9,8 +9,6 @@ import jiwer
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 Normalize = Callable[[str], str]
-PREDICTION, REFERENCE = "normalized_prediction", "normalized_reference"
-"""Entries of a record: what is compared."""
 
 
 def normalizer(kind: str, spelling: Mapping[str, str] | None = None) -> Normalize:
@@ -29,24 +27,23 @@ def compared(prediction: str, reference: str, normalize: Normalize) -> dict[str,
     return {
         "prediction": prediction,
         "reference": reference,
-        PREDICTION: normalize(prediction),
-        REFERENCE: normalize(reference),
+        "normalized_prediction": normalize(prediction),
+        "normalized_reference": normalize(reference),
     }
 
 
-def transcript_scores(records: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> dict[str, float]:
-    """`scores` of all records together: errors per word ("wer") or character ("cer") of the references, 0 and more, and the share of texts that are right ("exact_match").
+def transcript_scores(
+    records: Sequence[Mapping[str, Any]], scores: Sequence[str], normalize: Normalize
+) -> dict[str, float]:
+    """`scores` of all records together, normalised: errors per word ("wer") or character ("cer") of the references, 0 and
+    more, and the share of texts that are right ("exact_match").
 
-    Of references that are empty once they are normalised every word is one too many, as jiwer counts it.
+    Where a reference is empty once it is normalised, all that is written for it is an error, as jiwer counts.
     """
-    told = [record[PREDICTION] for record in records]
-    meant = [record[REFERENCE] for record in records]
-    found: dict[str, float] = {}
-    for score in scores:
-        if score == "exact_match":
-            right = sum(one == other for one, other in zip(told, meant, strict=True))
-            found[score] = right / max(1, len(records))
-        else:
-            rate = jiwer.wer if score == "wer" else jiwer.cer
-            found[score] = float(rate(meant, told)) if meant else 0.0
-    return found
+    told, meant = ([normalize(record[name]) for record in records] for name in ("prediction", "reference"))
+    found = {
+        "wer": float(jiwer.wer(meant, told)) if "wer" in scores else 0.0,
+        "cer": float(jiwer.cer(meant, told)) if "cer" in scores else 0.0,
+        "exact_match": sum(one == other for one, other in zip(told, meant, strict=True)) / max(1, len(records)),
+    }
+    return {score: found[score] for score in scores}

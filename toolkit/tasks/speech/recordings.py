@@ -173,7 +173,7 @@ class SpeechTask(Task):
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """What task.scores asks for."""
-        return transcript_scores(records, self.options.scores)
+        return transcript_scores(records, self.options.scores, self.normalize)
 
 
 def left_out(overlong: str, what: str, limit: str) -> list[Example]:
