@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ from transformers import (
     WhisperProcessor,
     WhisperTokenizer,
 )
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from toolkit.models.quiet import silent
 
@@ -35,6 +36,7 @@ UNUSED = {"decoder/projection/weight", "decoder/alignment_heads"}
 """Of the arrays with dimensions: the first is the decoder's embedding again."""
 ENGLISH_VOCABULARY = 51_864
 """Tokens of the models that know English alone; the others have more."""
+END, START, NO_TIMES, BEFORE = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>"
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -44,18 +46,18 @@ def convert(source: Path, out: Path) -> None:
     The file has fp16, so nothing is rounded.
     """
     arrays = read_arrays(source)
+    stated = json.loads((source.parent / "config.json").read_text(encoding="utf-8"))
     with silent():
-        model = WhisperForConditionalGeneration(_config(arrays))
+        shutil.copyfile(source.parent / "tokenizer.json", out / "tokenizer.json")
+        tokenizer = WhisperTokenizer.from_pretrained(
+            out, bos_token=END, eos_token=END, unk_token=END, pad_token=END, model_max_length=1024
+        )
+        ids = tokenizer.get_vocab()
+        model = WhisperForConditionalGeneration(_config(arrays, ids))
         model.load_state_dict(state_dict(arrays), strict=True)
         model.tie_weights()
-        stated = json.loads((source.parent / "config.json").read_text(encoding="utf-8"))
-        model.generation_config = _generation(model.config, stated)
+        model.generation_config = _generation(model.config, stated, ids)
         model.save_pretrained(out)
-        shutil.copyfile(source.parent / "tokenizer.json", out / "tokenizer.json")
-        end = "<|endoftext|>"
-        tokenizer = WhisperTokenizer.from_pretrained(
-            out, bos_token=end, eos_token=end, unk_token=end, pad_token=end, model_max_length=1024
-        )
         extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
         WhisperProcessor(extractor, tokenizer).save_pretrained(out)
 
@@ -149,10 +151,8 @@ def _depth(arrays: Arrays, side: str) -> int:
     return 1 + max(int(number) for number in numbers if number.isdigit())
 
 
-def _config(arrays: Arrays) -> WhisperConfig:
+def _config(arrays: Arrays, ids: Mapping[str, int]) -> WhisperConfig:
     size, width = arrays["decoder/embeddings/weight"].shape
-    is_english = size == ENGLISH_VOCABULARY
-    end, start = (50_256, 50_257) if is_english else (50_257, 50_258)
     return WhisperConfig(
         vocab_size=size,
         d_model=width,
@@ -165,18 +165,17 @@ def _config(arrays: Arrays) -> WhisperConfig:
         num_mel_bins=arrays["encoder/conv1/weight"].shape[1],
         max_source_positions=len(arrays["encoder/position_encodings/encodings"]),
         max_target_positions=len(arrays["decoder/position_encodings/encodings"]),
-        pad_token_id=end,
-        bos_token_id=end,
-        eos_token_id=end,
-        decoder_start_token_id=start,
+        pad_token_id=ids[END],
+        bos_token_id=ids[END],
+        eos_token_id=ids[END],
+        decoder_start_token_id=ids[START],
         begin_suppress_tokens=None,
     )
 
 
-def _generation(config: WhisperConfig, stated: dict[str, Any]) -> GenerationConfig:
-    """As openai's checkpoints have it on the hub, but for the lengths that follow from the model."""
-    is_english = config.vocab_size == ENGLISH_VOCABULARY
-    no_timestamps = config.decoder_start_token_id + 105
+def _generation(config: WhisperConfig, stated: Mapping[str, Any], ids: Mapping[str, int]) -> GenerationConfig:
+    """As openai's checkpoints have it on the hub."""
+    is_english = config.vocab_size <= ENGLISH_VOCABULARY
     settings = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
@@ -185,8 +184,8 @@ def _generation(config: WhisperConfig, stated: dict[str, Any]) -> GenerationConf
         "max_length": config.max_target_positions,
         "suppress_tokens": stated["suppress_ids"],
         "begin_suppress_tokens": stated["suppress_ids_begin"],
-        "no_timestamps_token_id": no_timestamps,
-        "prev_sot_token_id": config.decoder_start_token_id + 103,
+        "no_timestamps_token_id": ids[NO_TIMES],
+        "prev_sot_token_id": ids[BEFORE],
         "max_initial_timestamp_index": 50,
         "alignment_heads": stated["alignment_heads"],
         "return_timestamps": False,
@@ -194,5 +193,8 @@ def _generation(config: WhisperConfig, stated: dict[str, Any]) -> GenerationConf
     }
     if is_english:
         # The token between the start and the text, without which the model begins with a time.
-        settings["forced_decoder_ids"] = [[1, no_timestamps]]
+        settings["forced_decoder_ids"] = [[1, ids[NO_TIMES]]]
+    else:
+        settings["lang_to_id"] = {f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in ids}
+        settings["task_to_id"] = {name: ids[f"<|{name}|>"] for name in ("transcribe", "translate")}
     return GenerationConfig(**settings)
