@@ -117,6 +117,14 @@ TASKS = {
         also=("loss",),
         options=short(20, 64),
     ),
+    "speech, words for digits": Line(
+        "asr_whisper_tiny_zero1",
+        "exact_match",
+        0.85,
+        rises=True,
+        also=("wer", "cer"),
+        options=("--evaluation.every_steps", "0", "--checkpoint.every_steps", "0", "--checkpoint.export", "false"),
+    ),
     "chat, all weights": Line("sft_smollm2_zero2", "loss", 0.8, rises=False, relative_to=START),
     "chat, LoRA": Line("lora_smollm2_zero2", "loss", 1.03, rises=False, relative_to="chat, all weights"),
     "true answers preferred": Line(

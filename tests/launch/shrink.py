@@ -49,6 +49,8 @@ class Inputs:
     texts: Path
     rows: Path
     """Folder with rows of other tasks, by the name of the task; of media, folders TASK and checkpoints TASK-ARCHITECTURE."""
+    speech: Path = Path()
+    """Folder with models of speech and rows that name recordings."""
 
 
 def shrink(path: Path, inputs: Inputs, scratch: Path) -> Recipe:
@@ -96,6 +98,8 @@ def _task(recipe: Recipe) -> dict[str, Any]:
         windows = {"image_size": 16}
     if recipe.task.name == "seq2seq":
         windows = {"max_new_tokens": 4, "target_length": 32}
+    if recipe.task.name == "speech_seq2seq":
+        windows = {"max_new_tokens": 4, "target_length": 20, "max_duration_s": 1.0}
     return {**columns, **windows, **({"sample_tokens": 4} if generates else {})}
 
 
@@ -120,6 +124,11 @@ def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         return {}
     if recipe.model.architecture is not None:
         return {"tokenizer": str(inputs.llama), "config": recipe.model.config | SMALL_LLAMA, "attention": "sdpa"}
+    if recipe.task.name == "speech_ctc":
+        return {"path": str(inputs.speech / "wav2vec2")}
+    if recipe.task.name == "speech_seq2seq":
+        kind = "english" if recipe.task.language is None else "multilingual"
+        return {"path": str(inputs.speech / kind), "attention": "sdpa"}
     if recipe.task.name in ENCODED:
         # No mask keeps packed documents of encoders apart: attention has to be chosen.
         return {"path": str(inputs.bert), "attention": "auto" if recipe.data.packing else "sdpa"}
@@ -134,6 +143,8 @@ def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         source = inputs.rows / recipe.task.name
     elif recipe.task.name == "sequence_classification":
         source = inputs.classes
+    elif recipe.task.name.startswith("speech_"):
+        source = inputs.speech / "rows.jsonl"
     elif recipe.task.name in ("dpo", "orpo", "reward_model"):
         source = inputs.rows / "preferences.jsonl"
     elif (inputs.rows / f"{recipe.task.name}.jsonl").is_file():

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests import images
+from tests import images, speech
 from tests.async_io import require_async_io
 from tests.distributed import run_distributed
 from tests.launch.runs import FOREIGN, records, train
@@ -130,7 +130,12 @@ def inputs(
         images.checkpoint(kind, texts.parent / f"image_classification-{kind}")
     tokenizer = byte_tokenizer()
     t5 = save(encoder_decoder("t5", tokenizer), tokenizer, texts.parent / "t5")
-    return Inputs(tiny_llama_dir, tiny_bert_dir, t5, chat_file, classes, texts, texts.parent)
+    heard = texts.parent / "speech"
+    speech.recordings(heard)
+    speech.wav2vec2(heard / "wav2vec2")
+    for kind in ("english", "multilingual"):
+        speech.whisper(heard / kind, multilingual=kind == "multilingual")
+    return Inputs(tiny_llama_dir, tiny_bert_dir, t5, chat_file, classes, texts, texts.parent, heard)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.sets import brown, debian, rows, spam
+from toolkit.data.sets import brown, debian, rows, spam, voice_prompts
 
 
 def archive(path: Path, files: dict[str, str | bytes]) -> Path:
@@ -250,3 +250,24 @@ def test_a_key_is_in_one_split_alone_and_the_order_is_mixed():
     assert len(everything(splits)) == 2000
     order = [row["row"] for row in splits["train"]]
     assert order != sorted(order) and rows.split(reversed(pairs), held_out=0.1) == splits
+
+
+# Voice prompts
+
+
+def test_recordings_and_their_words(tmp_path):
+    folder = tmp_path / "usr/share/asterisk/sounds/en_US_f_Allison"
+    names = {
+        "digits/7": "seven", "digits/14": "fourteen", "digits/70": "seventy", "digits/h-9": "ninth", "digits/h-12": "twelfth",
+        "digits/h-14": "fourteenth", "digits/h-70": "seventieth", "digits/h-hundred": "hundredth", "digits/day-0": "sunday",
+        "digits/mon-11": "december", "digits/a-m": "a m", "digits/oclock": "o'clock", "letters/b": "b",
+        "letters/exclaimation-point": "exclamation point", "phonetic/9_p": "niner", "phonetic/x_p": "x-ray",
+    }  # fmt: skip
+    for name in [*names, "letters/ascii34", "beep"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.wav").write_bytes(name.encode())
+    found = voice_prompts.prompts(tmp_path)
+    texts = {row["audio"]["path"]: row["text"] for row in everything(found)}
+    assert texts == {f"{name}.wav": text for name, text in names.items()}
+    assert all(row["audio"]["bytes"] == row["audio"]["path"].removesuffix(".wav").encode() for row in everything(found))
+    assert not {row["text"] for row in found["train"]} & {row["text"] for row in found["test"]}

@@ -29,6 +29,7 @@ CLASSES = {"task.name": "sequence_classification", "data.packing": False}
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "model.activation_offload": (True, {"model.activation_checkpointing": True}, {}),
     "data.evaluation_examples": (4, {}, HELD_OUT),
+    "data.group_by_length": (True, {"data.packing": False}, {"data.shuffle": False, "data.packing": False}),
     "data.evaluation_split": ("validation", HELD_OUT, {"data.evaluation_examples": 4}),
     "data.unreadable": ("skip", IMAGES, {}),
     "batch.sequence_length": (64, {}, IMAGES),

@@ -202,7 +202,7 @@ def test_an_evaluation_sees_what_the_processor_makes(tmp_path: Path) -> None:
     path = images.checkpoint("resnet", tmp_path / "model")
     task = ImageClassificationTask(ImageClassification(), load_image_processor(Model(path=str(path))))
     image = images.picture("circle", draws())
-    example = {"image": np.frombuffer(encoded(image), np.uint8), "labels": np.zeros(1, np.int32)}
+    example = {**task.source({"image": encoded(image)}), "labels": np.zeros(1, np.int32)}
     found = task.transform(example, draws(), is_trained=False)["pixel_values"]
     wanted = np.asarray(image.resize((images.SIDE, images.SIDE), Image.Resampling.BILINEAR), np.float32)
     assert np.allclose(found, (wanted.transpose(2, 0, 1) / 255 - 0.4) / 0.3, atol=1e-5)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import speech
 from tests.tiny import byte_tokenizer, wordpiece_tokenizer
 from tests.unit.test_effect import CLASSES, HELD_OUT, recipe
 from toolkit.errors import RecipeError
@@ -26,6 +29,8 @@ from toolkit.recipe import (
     Seq2Seq,
     SequenceClassification,
     SimPO,
+    SpeechCTC,
+    SpeechSeq2Seq,
     Task,
     TokenClassification,
 )
@@ -149,6 +154,20 @@ CASES = {
         [("one two three four five", "one two three four five")],
         [("one two three four six six", "one two three four five")],
     ),
+    **{
+        options.name: Case(
+            options,
+            {"loss": 10.0, "targets": 10.0},
+            {"loss": 20.0, "targets": 10.0},
+            [],
+            [("one two", "one two"), ("three", "three")],
+            [("one too", "one two"), ("three four", "three")],
+        )
+        for options in (
+            SpeechSeq2Seq(scores=("wer", "cer", "exact_match"), max_duration_s=1.0),
+            SpeechCTC(scores=("wer", "cer", "exact_match")),
+        )
+    },
     "texts": Case(
         SentenceEmbedding(),
         {"loss": 10.0, "targets": 10.0, "first": 5.0, "reciprocal": 7.0},
@@ -172,13 +191,17 @@ CASES = {
 
 
 @cache
-def tokenizer(name: str) -> Any:
+def processor(name: str) -> Any:
+    if name.startswith("speech_"):
+        with tempfile.TemporaryDirectory() as folder:
+            make = speech.ctc_processor if name == "speech_ctc" else speech.whisper_processor
+            return make(Path(folder))
     return byte_tokenizer() if name == "causal_lm" else wordpiece_tokenizer()
 
 
 def metrics(case: Case) -> tuple[Task, dict[str, float], dict[str, float]]:
     """The task's section once the data is seen, and the metrics of both evaluations."""
-    reads = tokenizer(case.options.name) if case.options.needs_processor else None
+    reads = processor(case.options.name) if case.options.needs_processor else None
     task = task_class(case.options)(case.options, reads)
     task.fit(case.rows)
     found = []

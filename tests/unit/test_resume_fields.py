@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests import images
+from tests import images, speech
 from tests.tiny import byte_tokenizer, encoder_decoder, save, write_lines
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.manifest import Manifest, folder_name
@@ -128,6 +128,7 @@ class Ground:
             for number, file in enumerate(sorted(pictures.glob("*/*/*.png")))
         ]
         write_lines(self.folder / "images.jsonl", named)
+        speech.recordings(self.folder / "heard", other=True)
         (self.folder / "splits").mkdir()
         for split, count in (("train", 16), ("test", 8), ("validation", 9)):
             write_lines(self.folder / "splits" / f"{split}.jsonl", rows("text", count))
@@ -226,6 +227,15 @@ BASES: dict[str, dict[str, Any]] = {
         "data.train": "own", "data.packing": False, "task.name": "custom", "model.path": None,
         "batch.sequence_length": 512, "task.target": "toolkit.examples.residues:MaskedResidues",
     },
+    "heard": {
+        "data.train": "{tmp}/heard/rows.jsonl", "data.packing": False, "data.overlong": "drop",
+        "task.name": "speech_seq2seq", "model.path": "{whisper}", "task.max_duration_s": 1.0, "task.target_length": 20,
+        "task.language": "english", "batch.sequence_length": 512,
+    },
+    "spelt": {
+        "data.train": "{tmp}/heard/rows.jsonl", "data.packing": False, "data.overlong": "drop", "task.name": "speech_ctc",
+        "model.path": "{wav2vec2}", "batch.sequence_length": 512,
+    },
     "scratch": {
         "data.train": "{tmp}/chat.jsonl", "model.path": None, "model.architecture": "llama", "model.weights": "random",
         "model.tokenizer": "{llama}", "model.config": {"num_hidden_layers": 1, "hidden_size": 32, "head_dim": 8,
@@ -292,6 +302,7 @@ CASES = [
     refused("data.streaming", False, base="stream"),
     refused("data.shuffle", True, base="text"),
     refused("data.packing", False),
+    refused("data.group_by_length", True, base="classes"),
     refused("data.overlong", "drop", base="text"),
     refused("task.messages_field", "dialogue"),
     refused("task.prompt_field", "question", base="pairs"),
@@ -347,6 +358,18 @@ CASES = [
     said("task.temperature", 0.5, base="texts"),
     refused("task.target", "toolkit.examples.two_tower:TwoTower", base="own"),
     refused("task.arguments", {"width": 32}, base="own"),
+    refused("task.audio_field", "other", base="heard"),
+    refused("task.language", "de", base="heard"),
+    refused("task.task", "translate", base="heard"),
+    refused("task.max_duration_s", 0.4, base="heard"),
+    said("task.mask_time_prob", 0.25, base="heard"),
+    said("task.mask_time_length", 4, base="heard", before={"task.mask_time_prob": 0.25}),
+    said("task.mask_feature_prob", 0.25, base="heard"),
+    said("task.mask_feature_length", 4, base="heard", before={"task.mask_feature_prob": 0.25}),
+    said("task.normalizer", "none", base="heard"),
+    said("task.text_case", "lower", base="spelt"),
+    refused("task.chars_to_ignore", "a", base="spelt"),
+    refused("task.freeze_feature_encoder", False, base="spelt"),
     Case("data.prefetch", 0, "same"),
     Case("data.workers", 2, "same"),
     said("data.unreadable", "skip", base="images"),
@@ -462,6 +485,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path, tiny_
     tokenizer = byte_tokenizer()
     models["resnet"] = images.checkpoint("resnet", folder / "resnet")
     models["t5"] = save(encoder_decoder("t5", tokenizer), tokenizer, folder / "t5")
+    models["whisper"] = speech.whisper(folder / "whisper", multilingual=True)
+    models["wav2vec2"] = speech.wav2vec2(folder / "wav2vec2")
     for name in ("copy", "other", "wider", "template", "special"):
         models[f"llama_{name}"] = shutil.copytree(tiny_llama_dir, folder / f"llama_{name}")
     _edit_weights(models["llama_other"])

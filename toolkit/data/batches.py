@@ -23,6 +23,7 @@ from toolkit.data.joined_store import AnyStore
 from toolkit.data.order import Order, shard
 from toolkit.data.packing import Counts, best_fit, one_each
 from toolkit.data.prefetch import ahead
+from toolkit.data.store import content_of
 from toolkit.data.tokens import TOKENS
 from toolkit.errors import CheckpointError
 
@@ -164,7 +165,7 @@ class StreamedBatches:
         digest = hashlib.sha256()
         for number, row in enumerate(itertools.islice(self.rows, KNOWN_ROWS), start=1):
             for example in encoder.examples(row, number):
-                update_digest(digest, example)
+                update_digest(digest, content_of(example, encoder.kind))
         return Contents(digest.hexdigest(), None)
 
     def iterate(

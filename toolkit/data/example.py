@@ -33,6 +33,9 @@ class Kind(Protocol):
     sourced: ClassVar[frozenset[str]]
     """Arrays that are not kept with the prepared examples, but read again when an example is wanted; see `Encoder.source`."""
 
+    provenance: ClassVar[frozenset[str]]
+    """Of those, the arrays that say where an example comes from, and not what it is."""
+
     def size(self, example: Example) -> int:
         """What packing and length limits count: tokens, frames, pixels."""
         ...

@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+WINDOW = 50
+"""Most steps whose sequences are sorted together where they are grouped by length."""
+WINDOWS = 4
+"""Fewest such windows of an epoch: sorted as a whole it would give the same steps each time."""
+
+Lengths = NDArray[np.int64]
 
 
 class Order:
@@ -16,6 +24,9 @@ class Order:
     An epoch has each sequence once. Of several sources, in the order of their sequences, it has those of source i
     `weights[i]` times: whole passes, and for what is left of the weight so many of its sequences, none of them twice, drawn
     anew in every epoch by the seed. Without `shuffle` the sources follow one another, pass by pass.
+
+    With `lengths`, those of all sequences, the sequences of a step are of about the same length (and in the order of their
+    lengths, so that those of a micro-batch are): see `_grouped`.
     """
 
     def __init__(
@@ -25,6 +36,7 @@ class Order:
         seed: int,
         shuffle: bool,
         weights: Sequence[float] = (1.0,),
+        lengths: Lengths | None = None,
     ) -> None:
         sizes = (num_sequences,) if isinstance(num_sequences, int) else tuple(num_sequences)
         if min(sizes, default=0) < 1 or global_size < 1:
@@ -34,7 +46,9 @@ class Order:
         """Sequences of one epoch."""
         if not self.num_sequences:
             raise ValueError(f"an epoch without a sequence: {num_sequences=}, {weights=}")
-        self.global_size, self.seed, self.shuffle = global_size, seed, shuffle
+        self.global_size, self.seed, self.shuffle, self.lengths = global_size, seed, shuffle, lengths
+        self._latest: tuple[int, NDArray[np.int64]] | None = None
+        """The epoch asked for last, and its places."""
 
     def positions(self, step: int) -> list[int]:
         """Indices of the `global_size` sequences of optimizer step `step` (0 is the first)."""
@@ -47,10 +61,22 @@ class Order:
         while first < last:
             epoch, offset = divmod(first, self.num_sequences)
             taken = min(last - first, self.num_sequences - offset)
-            order = _epoch(self._sources, self.seed, epoch, self.shuffle)[offset : offset + taken]
+            order = self._places_of(epoch)[offset : offset + taken]
             found += [(passes, index) for passes, index in order.tolist()]
             first += taken
         return found
+
+    def _places_of(self, epoch: int) -> NDArray[np.int64]:
+        """(pass, index) of the sequences of one epoch, in order; [L, 2]."""
+        latest = self._latest
+        if latest is not None and latest[0] == epoch:
+            return latest[1]
+        places = _epoch(self._sources, self.seed, epoch, self.shuffle)
+        if self.lengths is not None:
+            first = -epoch * self.num_sequences % self.global_size  # what completes the last step of the epoch before
+            places = _grouped(places, self.lengths, self.global_size, first, [self.seed, epoch, 1])
+        self._latest = epoch, places
+        return places
 
     def epoch(self, step: int) -> float:
         """Epochs that lie behind when `step` steps are done."""
@@ -81,6 +107,36 @@ def _epoch(sources: tuple[tuple[int, float], ...], seed: int, epoch: int, shuffl
         start += size
     places = np.concatenate(dealt)
     return places[np.random.Generator(np.random.PCG64([seed, epoch])).permutation(len(places))] if shuffle else places
+
+
+def _grouped(
+    places: NDArray[np.int64], lengths: Lengths, global_size: int, first: int, seed: Sequence[int]
+) -> NDArray[np.int64]:
+    """The `places` of an epoch so that each step has sequences of about the same length.
+
+    Those of a window of steps are sorted and cut into steps, and the steps of all windows are shuffled; the one with the longest
+    sequence comes first, so that memory that is too small shows at once. The `first` places belong to the step that the
+    epoch before has begun, those left at the end to one that the next completes: these stay where they are, sorted.
+    """
+    stop = first + (len(places) - first) // global_size * global_size if len(places) > first else len(places)
+    head, tail = (part[np.argsort(lengths[part[:, 1]], kind="stable")] for part in (places[:first], places[stop:]))
+    window_steps = max(1, min(WINDOW, (stop - first) // global_size // WINDOWS))
+    bounds = [*range(first, stop, window_steps * global_size), stop]
+    windows = [places[start:end] for start, end in pairwise(bounds)]
+    steps = [
+        step
+        for window in windows
+        for step in np.split(window[np.argsort(lengths[window[:, 1]], kind="stable")], len(window) // global_size)
+    ]
+    order = np.random.Generator(np.random.PCG64(list(seed))).permutation(len(steps)).tolist()
+    longest = _longest(steps, lengths) if steps else 0
+    order.sort(key=lambda number: number != longest)
+    return np.concatenate([head, *(steps[number] for number in order), tail])
+
+
+def _longest(steps: Sequence[NDArray[np.int64]], lengths: Lengths) -> int:
+    """Number of the step with the longest sequence, the first of several."""
+    return int(np.argmax([lengths[step[:, 1]].max() for step in steps]))
 
 
 def _pass(number: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:

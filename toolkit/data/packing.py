@@ -35,6 +35,10 @@ class Counts:
     """Left out because none of the tokens that fit carries loss, while later ones do."""
     masked: int = 0
     """Left out because no token of theirs carries loss."""
+    long_recordings: int = 0
+    """Left out because longer than task.max_duration_s."""
+    short_recordings: int = 0
+    """Left out because a recording has too few frames for its text."""
     unreadable: int = 0
     """Left out because an image or a recording of theirs cannot be used."""
 
@@ -47,7 +51,8 @@ class Counts:
     @property
     def left_out(self) -> int:
         """Rows, or examples of them, that are not in the result."""
-        return self.empty + self.dropped + self.long_targets + self.cut_off + self.masked + self.unreadable
+        found = self.empty + self.dropped + self.long_targets + self.long_recordings + self.short_recordings
+        return found + self.cut_off + self.masked + self.unreadable
 
     def describe(self) -> str:
         """One line for a reader, `120 kept, 3 of them cut ...; left out: 2 empty`; empty when all were kept as they are."""
@@ -55,6 +60,8 @@ class Counts:
             "empty": self.empty,
             "longer than batch.sequence_length": self.dropped,
             "with a target longer than task.target_length": self.long_targets,
+            "longer than task.max_duration_s": self.long_recordings,
+            "too short for their text": self.short_recordings,
             "with all there is to learn beyond batch.sequence_length": self.cut_off,
             "with nothing to learn": self.masked,
             "unreadable": self.unreadable,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from toolkit.data.columns import ColumnReader, ColumnWriter, GrowingArray, update_digest
 from toolkit.data.encoding import Encoder
-from toolkit.data.example import Example, Row
+from toolkit.data.example import Example, Kind, Row
 from toolkit.data.forms.recognised import Recognised
 from toolkit.data.packing import Counts
 from toolkit.errors import DataError, StorageError
@@ -188,7 +188,7 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
         contextlib.closing(GrowingArray(directory / "sizes.npy", np.int64)) as sizes,
     ):
         for num_rows, found in encoder.all_examples(rows):
-            for example in found:
+            for example in (content_of(example, encoder.kind) for example in found):
                 writer.append(example)
                 places.append(np.array([num_rows - 1]))
                 digests.append(np.array([_digest(example)]))
@@ -208,6 +208,11 @@ def _encode_into(directory: Path, rows: Iterable[Row], encoder: Encoder, progres
         "unused": dict(encoder.unused),
         "forms": [[form.name, form.columns, form.remark, count] for form, count in encoder.forms.items()],
     }
+
+
+def content_of(example: Example, kind: Kind) -> Example:
+    """`example` without what only says where it comes from."""
+    return {name: values for name, values in example.items() if name not in kind.provenance}
 
 
 def _digest(example: Example) -> int:

@@ -116,6 +116,7 @@ class TokenKind:
     ignored = staticmethod(masked)
 
     sourced: ClassVar[frozenset[str]] = frozenset()
+    provenance: ClassVar[frozenset[str]] = frozenset()
     mixes = False
 
     def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:

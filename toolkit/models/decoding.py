@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
 from toolkit.errors import ModelError
 from toolkit.models.generation import end_ids
@@ -70,7 +72,8 @@ class Generate(Protocol):
         """The answer's tokens for each row of `batch`, the token that ends it included where one does.
 
         `batch` holds the model's inputs by name: for a decoder the prompts, padded on the LEFT (see `left_padded`), with
-        their attention_mask; for an encoder-decoder what its encoder reads, padded anywhere. Collective: every rank
+        their attention_mask; for an encoder-decoder what its encoder reads, padded anywhere, and perhaps the
+        decoder_input_ids [B, N] that each answer begins with, which are not returned. Collective: every rank
         calls it as often as the others, each with rows of its own, ranks of one replica with the same rows.
         """
         ...
@@ -123,10 +126,15 @@ def generate(
         use_cache=use_cache,
     )
     with quiet(), attention_with_masks(model):
-        found: Tensor = model.generate(  # type: ignore[operator]
+        found: Tensor = _loop(model)(
             **batch, generation_config=config, logits_processor=LogitsProcessorList([choice]), synced_gpus=in_step
         )
     return [_until(row, stops) for row in found[:, choice.start :].tolist()]
+
+
+def _loop(model: Any) -> Callable[..., Tensor]:
+    """The `generate` of `model`. Whisper's own goes through long recordings in windows, which ranks cannot do in step."""
+    return partial(GenerationMixin.generate, model) if isinstance(model, WhisperGenerationMixin) else model.generate
 
 
 def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:

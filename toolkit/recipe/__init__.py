@@ -17,6 +17,8 @@ from toolkit.recipe.tasks import (
     Seq2Seq,
     SequenceClassification,
     SimPO,
+    SpeechCTC,
+    SpeechSeq2Seq,
     Task,
     TokenClassification,
 )
@@ -50,6 +52,8 @@ __all__ = [
     "Seq2Seq",
     "SequenceClassification",
     "SimPO",
+    "SpeechCTC",
+    "SpeechSeq2Seq",
     "Task",
     "TokenClassification",
     "Tracking",

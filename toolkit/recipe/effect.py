@@ -97,6 +97,11 @@ FIELDS: dict[str, Acts | None] = {
     # split and subset: whether a source has several is known when it is opened.
     **dict.fromkeys(f"data.{name}" for name in ("train", "evaluation", "split", "subset", "max_examples")),
     **dict.fromkeys(f"data.{name}" for name in ("streaming", "shuffle", "packing", "overlong", "prefetch", "workers")),
+    "data.group_by_length": Acts(
+        lambda recipe: recipe.data.shuffle and not recipe.data.packing and not recipe.data.streaming,
+        "data.shuffle True, data.packing False and data.streaming False",
+        ("data.shuffle", "data.packing", "data.streaming"),
+    ),
     "data.unreadable": Acts(
         lambda recipe: recipe.task.reads_media, "a task.name that reads images or recordings", ("task.name",)
     ),

@@ -114,6 +114,8 @@ class Data(Section):
     """Read `train`, one source, as a stream: nothing is prepared in advance, the length of the run must be given in steps."""
     shuffle: bool = True
     """Reorder examples (by seed and epoch; never by world size): all of them, or those of each window of 1,024 rows when `streaming`."""
+    group_by_length: bool = False
+    """Let the sequences of a step have about the same length, so that less is padding: shuffled by seed and epoch, those of 50 steps at a time (at most a quarter of an epoch) are sorted, and the steps shuffled. What comes when depends on seed, epoch and lengths, never on the world size."""
     packing: bool = True
     """Fill each sequence with several examples; attention and positions stay inside each example. Tasks that cannot pack ignore nothing: they refuse."""
     overlong: Literal["error", "truncate", "drop", "split"] = "truncate"

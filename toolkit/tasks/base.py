@@ -80,8 +80,13 @@ class Task(ABC):
     sourced: ClassVar[frozenset[str]] = frozenset()
     """Arrays (bytes of images, of sound) that are not kept with the prepared examples: `source` reads them again whenever
     an example is wanted. A row of such a task gives one example, and `examine` looks at each when it is prepared."""
+    provenance: ClassVar[frozenset[str]] = frozenset()
+    """Of those, the arrays that say where an example comes from (the name of a file), and not what it is: a copy of the data
+    elsewhere is the same data."""
     may_lack_head: ClassVar[bool] = False
     """Whether weights outside the base model are drawn where the checkpoint has none of them."""
+    loads_by_part: ClassVar[bool] = False
+    """Whether transformers cannot load the model as every stage needs it: it is then read tensor by tensor."""
     trains_head: ClassVar[bool] = False
     """Whether adapters leave what lies outside the base model to be trained whole, beside tasks that name classes."""
     settles: ClassVar[bool] = False
@@ -161,6 +166,10 @@ class Task(ABC):
         """The tokens that these raw rows train as the end of an answer; None for a task that generates nothing."""
         return None
 
+    def generation_settings(self, stated: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of generation for the export: those of the checkpoint, with what this task decides; None takes one out."""
+        return dict(stated)
+
     # One row, one example
 
     @abstractmethod
@@ -204,9 +213,9 @@ class Task(ABC):
         """The arrays `sourced` of the example that `row` gives; `encode` returns them, too. Cheap: nothing is decoded."""
         return {}
 
-    def examine(self, row: Row, example: Example) -> None:
-        """Decode the sourced arrays of `example`, which `encode` made of `row`, once when it is prepared: raise Unreadable, with
-        the name of the file, for those that cannot be used. Called from several threads."""
+    def examine(self, example: Example) -> None:
+        """Decode the sourced arrays of `example` once, when it is prepared: raise Unreadable, with the name of the file, for
+        those that cannot be used. Called from several threads."""
 
     def transform(self, example: Example, random: np.random.Generator, *, is_trained: bool) -> Example:
         """What is costly to store, or drawn anew each time, made when `example` is collated; see `transforms`.

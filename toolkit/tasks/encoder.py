@@ -34,7 +34,7 @@ def encoder_of(
         row = task.located(row, folder)
         found = task.encode(row)
         for example in found:
-            task.examine(row, example)
+            task.examine(example)
         return found
 
     def source(row: Row) -> Example:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from toolkit.cache import cache_dir
 from toolkit.data.batches import StoredBatches, StreamedBatches
 from toolkit.data.encoding import Encoder
@@ -131,6 +134,7 @@ class Preparing:
             recipe.seed,
             recipe.data.shuffle,
             prepared.mixture.weights,
+            self._lengths(prepared) if recipe.data.group_by_length else None,
         )
         total = recipe.steps if recipe.steps is not None else order.steps_for(recipe.epochs or 1.0)
         if recipe.data.packing:
@@ -144,6 +148,11 @@ class Preparing:
         task, micro_size = self.task, recipe.batch.micro_size
         workers = num_workers(recipe.data)
         return StoredBatches(store, sequences, order, task.collate, rank, world_size, micro_size, task, workers), total
+
+    def _lengths(self, prepared: Prepared) -> NDArray[np.int64]:
+        """Those of all sequences."""
+        sizes = prepared.store.lengths
+        return np.array([sizes[sequence].sum() for sequence in prepared.sequences], np.int64)
 
     def streamed(self, mixture: Mixture, rank: int, world_size: int) -> StreamedBatches:
         """The batches of one rank from a stream."""

@@ -38,7 +38,7 @@ def decide_generation(
     stops = task.stop_tokens(rows)
     if stops is None:
         return None
-    generation = stated_generation(model.path, config)
+    generation = task.generation_settings(stated_generation(model.path, config))
     decided = SPECIAL_IDS if is_new_language else [name for name in SPECIAL_IDS if name in model.config]
     generation |= {name: getattr(text_config(config), name, None) for name in decided}
     if getattr(config, "is_encoder_decoder", False):

@@ -32,7 +32,8 @@ class Role(Enum):
 
 _TABLE: dict[Role, str] = {
     Role.IDENTITY: """
-        model.weights data.streaming data.shuffle data.packing task.name tuning.name batch.global_size batch.sequence_length
+        model.weights data.streaming data.shuffle data.group_by_length data.packing task.name tuning.name batch.global_size
+        batch.sequence_length
         optimizer.type optimizer.momentum optimizer.centered optimizer.initial_accumulator_value seed
         """,
     Role.CONTENT: """
@@ -71,7 +72,7 @@ ROLES: dict[str, Role] = {name: role for role, names in _TABLE.items() for name 
 _OF_CHOICES = {"task": Role.CONTENT, "tuning": Role.IDENTITY}
 """What the fields of such a section decide, other than its settings."""
 
-DATA_IDENTITY = ("data.streaming", "data.shuffle", "data.packing")
+DATA_IDENTITY = ("data.streaming", "data.shuffle", "data.group_by_length", "data.packing")
 """Fields of Role.IDENTITY that --resume_changed_data lets change: which examples come next, not what a step is."""
 
 DEPENDS_ON_MICRO_BATCHES = "the batches are the same; dropout and noise are drawn anew"

@@ -61,8 +61,8 @@ def load_model(
     _settle_contents(inputs, source, head, me, display)
     # In fp32 on a CPU transformers maps the file and copies nothing; at stage 3 it keeps a share of each parameter.
     is_easy = config["zero_optimization"]["stage"] == 3 or (dtype == torch.float32 and not device.has_own_memory())
-    is_easy = is_easy and hasattr(inputs.task.auto_class, "from_pretrained")
-    if is_easy and me.mesh.pipeline == me.mesh.tensor == 1 and not _may_lack_head(inputs):
+    is_theirs = not (_may_lack_head(inputs) or inputs.task.loads_by_part)
+    if is_easy and is_theirs and me.mesh.pipeline == me.mesh.tensor == 1:
         model, missing = load_weights(inputs.task.auto_class, source, inputs.model_config, config)
         check_missing(missing, source, model)
         _use_fp8(recipe, me, model, display)

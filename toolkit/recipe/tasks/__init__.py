@@ -10,6 +10,7 @@ from toolkit.recipe.tasks.question_answering import QuestionAnswering
 from toolkit.recipe.tasks.sentence_embedding import SentenceEmbedding
 from toolkit.recipe.tasks.seq2seq import Seq2Seq
 from toolkit.recipe.tasks.sequence_classification import SequenceClassification
+from toolkit.recipe.tasks.speech import SpeechCTC, SpeechSeq2Seq
 from toolkit.recipe.tasks.token_classification import TokenClassification
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "Seq2Seq",
     "SequenceClassification",
     "SimPO",
+    "SpeechCTC",
+    "SpeechSeq2Seq",
     "Task",
     "TokenClassification",
 ]

@@ -39,6 +39,7 @@ class ModuleTask(Task):
 
     auto_class = AutoCustomModel
     legend = "each example as the module's batches are made of it"
+    loads_by_part = True
     unit = "value"
 
     def __init__(self, options: Custom, processor: None) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification
 
 from toolkit.data.example import IGNORED, Example, Row
 from toolkit.data.media.images import check_image, decode_image
-from toolkit.data.media.stored import Stored, in_column, located
+from toolkit.data.media.stored import in_column, located
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName
@@ -30,7 +30,7 @@ from toolkit.tasks.images.processors import Ranges, load_image_processor, pixels
 from toolkit.tasks.labels.kinds.one_class import OneClass
 from toolkit.tasks.metrics.labels import confusion
 
-PIXELS, ENCODED = "pixel_values", "image"
+PIXELS, ENCODED, NAME = "pixel_values", "image", "image_name"
 OTHER, SHARE = "other_labels", "share"
 """Of an image mixed with another: the class of that one, and how much of the image is its own."""
 TOP = 5
@@ -42,7 +42,8 @@ class ImageClassificationTask(Task):
     auto_class = AutoModelForImageClassification
     unit = "image"
     transforms = True
-    sourced = frozenset({ENCODED})
+    sourced = frozenset({ENCODED, NAME})
+    provenance = frozenset({NAME})
     answers = frozenset({"labels", OTHER, SHARE})
     makes_records = True
     tells_at_once = True
@@ -128,20 +129,18 @@ class ImageClassificationTask(Task):
         return {**row, column: located(row[column], folder)} if column in row else row
 
     def source(self, row: Row) -> Example:
-        """The image as it is stored, its bytes [n]."""
-        return {ENCODED: np.frombuffer(self._stored(row).content, np.uint8)}
-
-    def _stored(self, row: Row) -> Stored:
+        """The image as it is stored, its bytes [n], and its name."""
         column = self.options.image_field
-        return in_column(value_of(row, column, "image_field", "an image"), column, "image_field")
+        found = in_column(value_of(row, column, "image_field", "an image"), column, "image_field")
+        return {ENCODED: np.frombuffer(found.content, np.uint8), NAME: np.frombuffer(found.name.encode(), np.uint8)}
 
     def encode(self, row: Row) -> list[Example]:
         """One example: the image as it is stored, and its class."""
         return [{**self.source(row), "labels": self.kind.label(row)}]
 
-    def examine(self, row: Row, example: Example) -> None:
+    def examine(self, example: Example) -> None:
         """Decode the image once."""
-        check_image(example[ENCODED].tobytes(), self._stored(row).name, self.options.max_pixels)
+        check_image(example[ENCODED].tobytes(), _name(example), self.options.max_pixels)
 
     def size(self, example: Example) -> int:
         """One image."""
@@ -165,7 +164,7 @@ class ImageClassificationTask(Task):
         is_part = is_trained and options.random_crop == "resized"
         # The smallest part still has as many pixels as the model sees.
         least = math.ceil(self.side / math.sqrt(options.crop_scale[0])) if is_part else None
-        image = decode_image(content, "the image", options.max_pixels, at_least=least)
+        image = decode_image(content, _name(example), options.max_pixels, at_least=least)
         if not is_trained:
             return {PIXELS: pixels_of(self.processor, image), "labels": example["labels"]}
         if options.random_crop == "none":
@@ -194,7 +193,7 @@ class ImageClassificationTask(Task):
 
     def show(self, example: Example) -> Shown:
         """The size of the image, and its class."""
-        width, height = check_image(example[ENCODED].tobytes(), "the image", self.options.max_pixels)
+        width, height = check_image(example[ENCODED].tobytes(), _name(example), self.options.max_pixels)
         label = self.kind.classes[int(example["labels"][0])]
         return Shown(f"{width} x {height} pixels, {len(example[ENCODED]):,} bytes", [(label, True)])
 
@@ -275,3 +274,8 @@ class ImageClassificationTask(Task):
     def details(self, records: Sequence[Record]) -> dict[str, Any]:
         """The confusion matrix."""
         return {"confusion_matrix": confusion(records, self.kind.classes)}
+
+
+def _name(example: Example) -> str:
+    """What messages call the image."""
+    return example[NAME].tobytes().decode()

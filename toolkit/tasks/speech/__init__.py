@@ -1,0 +1,1 @@
+"""Speech recognition: by a decoder that writes (Whisper), and by an encoder's frames (CTC)."""
