@@ -2,6 +2,7 @@
 
 from toolkit.recipe.tasks.base import Direction, Task
 from toolkit.recipe.tasks.causal_lm import CausalLM
+from toolkit.recipe.tasks.image_text import ImageTextToText
 from toolkit.recipe.tasks.masked_lm import MaskedLM
 from toolkit.recipe.tasks.preference import DPO, KTO, ORPO, RewardModel, SimPO
 from toolkit.recipe.tasks.question_answering import QuestionAnswering
@@ -16,6 +17,7 @@ __all__ = [
     "ORPO",
     "CausalLM",
     "Direction",
+    "ImageTextToText",
     "MaskedLM",
     "QuestionAnswering",
     "RewardModel",
