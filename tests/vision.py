@@ -234,3 +234,17 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return path
+
+
+def shown(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of `row`, one of `chats`, with the images in them, as transformers' processors take them."""
+    from PIL import Image
+
+    images = iter(row["images"])
+
+    def part(one: dict[str, Any]) -> dict[str, Any]:
+        if one["type"] != "image":
+            return one
+        return {"type": "image", "image": Image.open(io.BytesIO(next(images)["bytes"])).convert("RGB")}
+
+    return [{**message, "content": [part(one) for one in message["content"]]} for message in row["messages"]]

@@ -16,10 +16,12 @@ MERGERS = ("merger", "merger_list")
 
 @dataclass(frozen=True)
 class VisionParts:
-    """Names of parameters. What is in neither belongs to the language model."""
+    """Names of parameters. What is in neither part belongs to the language model."""
 
     tower: frozenset[str]
     projector: frozenset[str]
+    unread: frozenset[str]
+    """Those of the tower that lie behind the layer whose output the projector gets: no loss reaches them."""
 
 
 def vision_parts(model: Any) -> VisionParts:
@@ -41,10 +43,30 @@ def vision_parts(model: Any) -> VisionParts:
         for parameter in module.parameters()
     }
     found = [(name, id(parameter)) for name, parameter in model.named_parameters()]
+    behind = {id(parameter) for parameter in _behind(model.config, tower)}
     return VisionParts(
-        frozenset(name for name, number in found if number in seen - merged),
-        frozenset(name for name, number in found if number in merged or (number not in seen and number not in others)),
+        tower=frozenset(name for name, number in found if number in seen - merged),
+        unread=frozenset(name for name, number in found if number in behind),
+        projector=frozenset(name for name, number in found if number in merged or (number not in seen and number not in others)),
     )
+
+
+def _behind(config: Any, tower: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of `tower` behind the last of its layers that LLaVA and its kin choose, vision_feature_layer."""
+    chosen = getattr(config, "vision_feature_layer", None)
+    layers = next((module for name, module in tower.named_modules() if name.rpartition(".")[2] == "layers"), None)
+    if chosen is None or not isinstance(layers, nn.ModuleList):
+        return
+    # Output 0 is that of the embeddings.
+    count = len(layers)
+    last = max(layer % (count + 1) for layer in (chosen if isinstance(chosen, list | tuple) else [chosen]))
+    if last == count:
+        return
+    for layer in list(layers)[last:]:
+        yield from layer.parameters()
+    for name, module in tower.named_modules():
+        if name.rpartition(".")[2] in ("post_layernorm", "head"):
+            yield from module.parameters()
 
 
 def _of(module: nn.Module | None) -> Iterator[nn.Parameter]:

@@ -280,11 +280,11 @@ class ImageTextTask(CausalLMTask):
     # The model
 
     def frozen(self, model: nn.Module, *, beside_adapters: bool) -> frozenset[str]:
-        """The vision tower, and the projector, by task.freeze_vision_tower and task.freeze_projector."""
+        """The vision tower, and the projector, by task.freeze_vision_tower and task.freeze_projector; what is not read."""
         options, parts = self.options, vision_parts(model)
         leaves_projector = beside_adapters if options.freeze_projector is None else options.freeze_projector
         tower = parts.tower if options.freeze_vision_tower else frozenset()
-        return tower | (parts.projector if leaves_projector else frozenset())
+        return tower | parts.unread | (parts.projector if leaves_projector else frozenset())
 
     def prepare(self, model: nn.Module) -> None:
         """Let the output head compute what is learned itself; leave the parts that are frozen as they are."""
