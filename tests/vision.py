@@ -227,6 +227,14 @@ def chats(count: int = 48) -> list[dict[str, Any]]:
     return rows
 
 
+def questions(count: int = 32) -> list[dict[str, Any]]:
+    """Short questions about one image each."""
+    return [
+        {"image": {"bytes": picture(number), "path": None}, "question": f"What is {number}?", "answer": f"No. {number}."}
+        for number in range(count)
+    ]
+
+
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     """`rows` as a Parquet file."""
     import pyarrow

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests import vision
 from tests.async_io import require_async_io
 from tests.distributed import run_distributed
 from tests.launch.runs import FOREIGN, records, train
@@ -124,6 +125,8 @@ def inputs(
         for answer in ("chosen", "rejected")
     ]
     write_lines(texts.parent / "kto.jsonl", judged)
+    vision.write(texts.parent / "image_text_to_text.parquet", vision.questions())
+    vision.checkpoint("llava", texts.parent / "vision")
     tokenizer = byte_tokenizer()
     t5 = save(encoder_decoder("t5", tokenizer), tokenizer, texts.parent / "t5")
     return Inputs(tiny_llama_dir, tiny_bert_dir, t5, chat_file, classes, texts, texts.parent)

@@ -13,7 +13,7 @@ from typing import Protocol
 from rich.console import Console
 
 from toolkit.cache import cache_dir
-from toolkit.data.sets import brown, debian, docstrings, fashion, preferences, questions, rows, spam
+from toolkit.data.sets import brown, captions, debian, docstrings, fashion, preferences, questions, rows, spam
 from toolkit.data.sets.rows import Splits
 from toolkit.errors import DataError, plural
 from toolkit.install import install, is_installed
@@ -47,6 +47,7 @@ _OF_DOCSTRINGS = (docstrings.LIBRARY, docstrings.LICENCE)
 _OF_SPAM = (spam.PACKAGE, spam.LICENCE, _digest(spam))
 _OF_BROWN = (brown.PACKAGE, brown.LICENCE, _digest(brown))
 _OF_FASHION = (fashion.PACKAGE, fashion.LICENCE, _digest(fashion))
+_OF_CAPTIONS = (captions.PROGRAM, captions.LICENCE, _digest(captions))
 _OF_DEBIAN = (debian.INDEX, debian.LICENCE, _digest(debian))
 
 
@@ -124,6 +125,9 @@ DATA_SETS = {
         "titles and first paragraphs of Debian's packages, as pairs for sentence embeddings", debian.pairs, *_OF_DEBIAN
     ),
     "fashion-mnist": DataSet("pictures of clothes in ten classes, 28 x 28 grey pixels", fashion.clothes, *_OF_FASHION),
+    "rendered-captions": DataSet(
+        "pictures of coloured shapes with questions about them, 64 x 64 pixels", captions.pictures, *_OF_CAPTIONS
+    ),
 }
 
 
