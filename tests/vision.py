@@ -11,8 +11,19 @@ import numpy as np
 
 from tests import tiny
 
-SPECIAL = ("<image>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<fake_token_around_image>")
-SPECIAL += ("<end_of_utterance>", "<global-img>", *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)))
+SPECIAL = (
+    "<image>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<fake_token_around_image>",
+)
+SPECIAL += (
+    "<end_of_utterance>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)),
+)
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
@@ -213,7 +224,9 @@ def chats(count: int = 48) -> list[dict[str, Any]]:
     """Questions about none, one or two images, with answers of very different lengths; every fifth has a second turn."""
     rows = []
     for number, (name, kind, text) in enumerate(tiny.documented()[:count]):
-        images = [{"bytes": picture(3 * number + index), "path": f"{number}-{index}.png"} for index in range(number % 3)]
+        images = [
+            {"bytes": picture(3 * number + index), "path": f"{number}-{index}.png"} for index in range(number % 3)
+        ]
         parts: list[dict[str, Any]] = [{"type": "image", "text": None} for _ in images]
         asked = [*parts[:1], {"type": "text", "text": f"What does {name} do?"}, *parts[1:]]
         messages = [
@@ -230,7 +243,11 @@ def chats(count: int = 48) -> list[dict[str, Any]]:
 def questions(count: int = 32) -> list[dict[str, Any]]:
     """Short questions about one image each."""
     return [
-        {"image": {"bytes": picture(number), "path": None}, "question": f"What is {number}?", "answer": f"No. {number}."}
+        {
+            "image": {"bytes": picture(number), "path": None},
+            "question": f"What is {number}?",
+            "answer": f"No. {number}.",
+        }
         for number in range(count)
     ]
 

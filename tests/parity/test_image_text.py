@@ -85,9 +85,7 @@ def test_one_curve_on_every_stage(kind: str, models: dict[str, Path], data: Path
     """Every step's loss and gradient norm, every evaluation and prediction, the export's weights; exact resume."""
     runs = {strategy: problem(kind, models, data, strategy) for strategy in CHOSEN}
     for size in (1, 2):
-        some = [
-            (run, str(tmp_path / name), None) for name, run in runs.items() if CHOSEN[name].world_size == size
-        ]
+        some = [(run, str(tmp_path / name), None) for name, run in runs.items() if CHOSEN[name].world_size == size]
         run_distributed(run_recipe, size, some, timeout_s=300)
     wanted = read_metrics(tmp_path / "zero0-1")
     losses, norms = ([record[name] for record in wanted] for name in ("loss", "grad_norm"))
@@ -133,7 +131,9 @@ def check_exports(run: Recipe, folder: Path, models: dict[str, Path]) -> None:
     if run.task.freeze_vision_tower:
         tower = {name for name in before if "visual." in name and "merger" not in name}
     else:  # LLaVA reads the output of the last layer but one
-        tower = {name for name in before if "vision_tower" in name and (".layers.1." in name or "post_layernorm" in name)}
+        tower = {
+            name for name in before if "vision_tower" in name and (".layers.1." in name or "post_layernorm" in name)
+        }
     assert left == tower
 
 
@@ -177,7 +177,9 @@ def test_a_rank_whose_rows_have_no_image(family: str, models: dict[str, Path], t
             models[family],
             file,
             task=ImageTextToText(freeze_projector=False, scores=("exact_match",), max_new_tokens=3),
-            data=Data(train=str(file), packing=False, shuffle=False, prefetch=0, evaluation_examples=4, overlong="drop"),
+            data=Data(
+                train=str(file), packing=False, shuffle=False, prefetch=0, evaluation_examples=4, overlong="drop"
+            ),
             batch=Batch(global_size=4, micro_size=1 if chosen.world_size == 2 else 4, sequence_length=256),
             parallel=chosen.parallel,
             steps=STEPS,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests import vision
 from tests.tiny import byte_tokenizer, wordpiece_tokenizer
 from tests.unit.test_effect import CLASSES, HELD_OUT, recipe
 from toolkit.errors import RecipeError
@@ -17,6 +18,7 @@ from toolkit.recipe import (
     KTO,
     ORPO,
     CausalLM,
+    ImageTextToText,
     MaskedLM,
     QuestionAnswering,
     RewardModel,
@@ -81,6 +83,14 @@ CASES = {
         },
     ),
     "causal_lm": Case(CausalLM(), {"loss": 10.0, "targets": 10.0}, {"loss": 20.0, "targets": 10.0}),
+    "image_text_to_text": Case(
+        ImageTextToText(scores=("exact_match", "rouge")),
+        {"loss": 10.0, "targets": 10.0},
+        {"loss": 20.0, "targets": 10.0},
+        [],
+        [("one two three", "One two three")],
+        [("four one three", "one two three")],
+    ),
     "masked_lm": Case(
         MaskedLM(),
         {"loss": 10.0, "targets": 10.0, "correct": 5.0},
@@ -158,6 +168,8 @@ CASES = {
 
 @cache
 def tokenizer(name: str) -> Any:
+    if name == "image_text_to_text":
+        return vision.llava()[1]
     return byte_tokenizer() if name == "causal_lm" else wordpiece_tokenizer()
 
 

@@ -79,7 +79,7 @@ def plan_adapters(
     model get no adapter. Raises ModelError where a name fits no layer, or where the adapters could not stand for what is trained.
     """
     model = build_skeleton(kind, config)
-    frozen = frozenset(frozen_in(model))
+    left = frozenset(frozen_in(model))
     heads = {name for name, _ in model.named_parameters() if is_of_a_head(model, name)}
     whole = _whole(model, tuning, heads if trains_head else heads - _stored(model, source))
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
@@ -88,7 +88,7 @@ def plan_adapters(
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and module is not output
-        and f"{name}.weight" not in frozen
+        and f"{name}.weight" not in left
         and not any(f"{name}.{leaf}" in whole for leaf in module._parameters)
     }
     targets = tuple(linear) if tuning.target_modules == "all-linear" else _ending(linear, tuning.target_modules)

@@ -46,7 +46,9 @@ class GridPositions:
     def __getattr__(self, name: str) -> Any:
         return types.MethodType(getattr(self._base, name), self)
 
-    def positions(self, ids: NDArray[Any], is_image: NDArray[Any], arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
+    def positions(
+        self, ids: NDArray[Any], is_image: NDArray[Any], arrays: dict[str, NDArray[Any]]
+    ) -> NDArray[np.int64]:
         """[3, T] of one text, in which `is_image` says which tokens are an image's; `arrays` are those of its images."""
         if not is_image.any():
             return np.broadcast_to(np.arange(len(ids)), (AXES, len(ids))).astype(np.int64)

@@ -47,7 +47,9 @@ def vision_parts(model: Any) -> VisionParts:
     return VisionParts(
         tower=frozenset(name for name, number in found if number in seen - merged),
         unread=frozenset(name for name, number in found if number in behind),
-        projector=frozenset(name for name, number in found if number in merged or (number not in seen and number not in others)),
+        projector=frozenset(
+            name for name, number in found if number in merged or (number not in seen and number not in others)
+        ),
     )
 
 

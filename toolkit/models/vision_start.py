@@ -24,7 +24,7 @@ from toolkit.models.quiet import silent
 
 LAYERS = 2
 """Of the language model, from the first on."""
-SIDE, PATCH, JOINED = 64, 8, 2
+SIDE, PATCH, JOINED = 48, 8, 2
 """Pixels of a picture's side and of a patch's; patches along the side of a square that is one token."""
 TOKENS = (SIDE // PATCH // JOINED) ** 2
 """Of one picture."""
@@ -73,7 +73,7 @@ def _config(language: object, tokenizer: object) -> Idefics3Config:
         vision_config=Idefics3VisionConfig(
             hidden_size=128,
             intermediate_size=384,
-            num_hidden_layers=3,
+            num_hidden_layers=2,
             num_attention_heads=4,
             image_size=SIDE,
             patch_size=PATCH,
@@ -87,7 +87,7 @@ def _config(language: object, tokenizer: object) -> Idefics3Config:
 
 
 def _copy(source: torch.nn.Module, model: Idefics3ForConditionalGeneration, tokens: int) -> None:
-    weights = source.model.state_dict()  # type: ignore[union-attr, operator]
+    weights = source.model.state_dict()  # type: ignore[union-attr]
     table = weights.pop("embed_tokens.weight")
     more = table.mean(0, keepdim=True).expand(tokens - len(table), -1)
     wanted = model.model.text_model.state_dict()

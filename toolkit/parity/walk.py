@@ -13,7 +13,7 @@ from toolkit.ds_config.check import check_config
 from toolkit.ds_config.findings import errors_in
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
-from toolkit.errors import InputError, RunFailed, ToolkitError
+from toolkit.errors import InputError, RecipeError, RunFailed, ToolkitError
 from toolkit.parity import ranks, report
 from toolkit.parity.problem import Curves, Problem, Wanted
 from toolkit.parity.report import Report, Row, Tolerance
@@ -47,6 +47,12 @@ def compare(
     `timeout_s` seconds. Raises InputError for a recipe or an architecture that cannot be compared at all, RunFailed
     when the reference itself fails.
     """
+    if recipe.task.reads_media:
+        raise RecipeError(
+            f"task.name={recipe.task.name!r} reads images or sound, and the comparison makes up rows of text alone",
+            expected="a recipe of a task that reads text",
+            do="compare a recipe of task.name='causal_lm' with the same optimizer, precision and parallel sections",
+        )
     wanted = Wanted(steps, dtype, architecture, num_layers(strategies), key_value_heads(strategies))
     with tempfile.TemporaryDirectory(prefix="parity_") as folder:
         with watch("plain PyTorch"):

@@ -136,9 +136,7 @@ def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> Adap
     trains_head = task.trains_head or bool(task.config_overrides()) or task.new_head
     source = resolve_model(str(recipe.model.path), weights=True) if recipe.model.weights == "pretrained" else None
     frozen_in = partial(task.frozen, beside_adapters=True)
-    plan = plan_adapters(
-        task.auto_class, config, tuning, trains_head=trains_head, source=source, frozen_in=frozen_in
-    )
+    plan = plan_adapters(task.auto_class, config, tuning, trains_head=trains_head, source=source, frozen_in=frozen_in)
     display.say(plan.describe())
     return plan
 

@@ -122,8 +122,8 @@ def _marked_by_template(
         )
     trained = np.array(marks, dtype=bool)
     if not np.array_equal(plain, ids):
-        marked = [_inside(offsets, (start, end)) for start, end in places[trained].tolist()]
-        trained = np.logical_or.reduce([np.zeros(len(ids), dtype=bool), *marked])
+        learned = [_inside(offsets, (start, end)) for start, end in places[trained].tolist()]
+        trained = np.logical_or.reduce([np.zeros(len(ids), dtype=bool), *learned])
     closing = (frame(template).closing or "").strip()
     for start, end in spans:
         marked = trained & _inside(offsets, (start, end))

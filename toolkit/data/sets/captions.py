@@ -20,11 +20,11 @@ from toolkit.data.sets.rows import Row, Splits, share
 
 LICENCE = "CC0-1.0: drawn by this program"
 SCENES = 5000
-QUESTIONS = 3
-"""Asked about each scene."""
+QUESTIONS = 2
+"""Asked about each scene, beside its caption."""
 HELD_OUT = 0.06
 """Share of the scenes whose questions are test rows."""
-SIDE = 64
+SIDE = 48
 """Pixels of a picture's side."""
 COLOURS = {
     "red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 90, 200), "yellow": (240, 210, 30),
@@ -41,7 +41,11 @@ GROUNDS = ((255, 255, 255), (235, 235, 225), (215, 225, 235))
 ASKED = {
     "colour": ("What colour is the {shape}?", "Which colour does the {shape} have?", "Name the colour of the {shape}."),
     "shape": ("Which shape is {colour}?", "What is the {colour} thing?", "Name the {colour} shape."),
-    "place": ("Where is the {shape}?", "Where in the picture is the {colour} {shape}?", "In which place is the {shape}?"),
+    "place": (
+        "Where is the {shape}?",
+        "Where in the picture is the {colour} {shape}?",
+        "In which place is the {shape}?",
+    ),
     "count": ("How many shapes are there?", "Count the shapes.", "How many things does the picture show?"),
     "presence": ("Is there a {colour} {shape}?", "Does the picture show a {colour} {shape}?"),
     "caption": ("Describe the picture.", "What does the picture show?", "Write a caption."),
@@ -100,17 +104,17 @@ PROGRAM = Rendered()
 
 
 def pictures(root: Path) -> Splits:
-    """{"image", "question", "answer", "kind"}: 64 x 64 pixels as PNG, and a question about one picture with its answer.
+    """{"image", "question", "answer", "kind"}: 48 x 48 pixels as PNG, and a question about one picture with its answer.
 
     A scene has one to three shapes (circle, square, triangle, cross), each of another kind and colour (of six) in another
-    cell of a grid of three by three, on one of three light grounds. Its number seeds what it has and which three of six
-    kinds of questions are asked, in which of their phrasings: the colour of a shape, the shape of a colour, where one is,
-    how many there are, whether there is one (half of the answers are no), and a caption. 6 % of the scenes, chosen by a
-    hash of what they show, are the test split: no scene is in both.
+    cell of a grid of three by three, on one of three light grounds. Its number seeds what it has and what is asked, in which
+    of several phrasings: a caption, and two of five kinds of questions, the colour of a shape, the shape of a colour, where
+    one is, how many there are, whether there is one (half of the answers are no). 6 % of the scenes, chosen by a hash of what
+    they show, are held out as the test split: no scene is in both.
     """
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for number in range(SCENES):
-        draw = random.Random(number)  # noqa: S311
+        draw = random.Random(number)
         scene = _scene(draw)
         picture = {"bytes": render(scene), "path": f"{number:05d}.png"}
         split = "test" if share(f"held out {scene}") < HELD_OUT else "train"
@@ -124,14 +128,12 @@ def _scene(draw: random.Random) -> Scene:
     shapes, colours = draw.sample(SHAPES, count), draw.sample(list(COLOURS), count)
     places = sorted(draw.sample(range(len(PLACES)), count))
     found = zip(shapes, colours, places, strict=True)
-    return Scene(
-        draw.randrange(len(GROUNDS)), tuple(Drawn(*each, size=draw.randint(7, 9)) for each in found)
-    )
+    return Scene(draw.randrange(len(GROUNDS)), tuple(Drawn(*each, size=draw.randint(5, 7)) for each in found))
 
 
 def _asked(draw: random.Random, scene: Scene) -> Iterator[tuple[str, str, str]]:
     """(kind, question, answer) of each question about `scene`."""
-    for kind in draw.sample(list(ASKED), QUESTIONS):
+    for kind in ("caption", *draw.sample([kind for kind in ASKED if kind != "caption"], QUESTIONS)):
         about = draw.choice(scene.shapes)
         words = {"shape": about.shape, "colour": about.colour}
         if kind == "presence" and draw.random() < 0.5:
@@ -155,7 +157,7 @@ def render(scene: Scene) -> bytes:
     pencil = ImageDraw.Draw(image)
     for drawn in scene.shapes:
         row, column = divmod(drawn.place, 3)
-        x, y, size, colour = 11 + 21 * column, 11 + 21 * row, drawn.size, COLOURS[drawn.colour]
+        x, y, size, colour = 8 + 16 * column, 8 + 16 * row, drawn.size, COLOURS[drawn.colour]
         box = (x - size, y - size, x + size, y + size)
         if drawn.shape == "circle":
             pencil.ellipse(box, fill=colour)

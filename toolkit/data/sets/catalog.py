@@ -126,7 +126,7 @@ DATA_SETS = {
     ),
     "fashion-mnist": DataSet("pictures of clothes in ten classes, 28 x 28 grey pixels", fashion.clothes, *_OF_FASHION),
     "rendered-captions": DataSet(
-        "pictures of coloured shapes with questions about them, 64 x 64 pixels", captions.pictures, *_OF_CAPTIONS
+        "pictures of coloured shapes with questions about them, 48 x 48 pixels", captions.pictures, *_OF_CAPTIONS
     ),
 }
 

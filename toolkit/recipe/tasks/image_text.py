@@ -27,6 +27,7 @@ class ImageTextToText(Task):
     implementation: ClassVar[str] = "toolkit.tasks.vision_language.image_text:ImageTextTask"
     reads_media: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = Task.settings | {"scores", "max_new_tokens"}
+    identity: ClassVar[frozenset[str]] = frozenset({"freeze_vision_tower", "freeze_projector"})
     needs: ClassVar[Mapping[str, str]] = {**Task.needs, "max_new_tokens": "scores"}
 
     name: Literal["image_text_to_text"] = "image_text_to_text"
@@ -85,7 +86,9 @@ class ImageTextToText(Task):
     def check_with(self, recipe: Recipe) -> None:
         """As for every task; and a tower without weights cannot be left as it is."""
         super().check_with(recipe)
-        frozen = "freeze_vision_tower" if self.freeze_vision_tower else "freeze_projector" if self.freeze_projector else ""
+        frozen = (
+            "freeze_vision_tower" if self.freeze_vision_tower else "freeze_projector" if self.freeze_projector else ""
+        )
         if frozen and recipe.model.weights == "random":
             part = "vision tower" if frozen == "freeze_vision_tower" else "projector"
             raise RecipeError(

@@ -29,5 +29,6 @@ def contents(example: Example) -> list[tuple[bytes, str]]:
     names = example[NAMES].tobytes().decode().split("\0")
     starts = [0, *ends[:-1]]
     return [
-        (example[BYTES][start:end].tobytes(), name) for start, end, name in zip(starts, ends, names, strict=len(ends) > 0)
+        (example[BYTES][start:end].tobytes(), name)
+        for start, end, name in zip(starts, ends, names, strict=len(ends) > 0)
     ]

@@ -172,7 +172,9 @@ class ImageTextTask(CausalLMTask):
         if not isinstance(row[column], str):
             raise not_text(column, row[column])
         if not row[column].strip():
-            raise EmptyAnswer(f"{column} is empty", expected="a caption in every row", do="remove the row, or fill it in")
+            raise EmptyAnswer(
+                f"{column} is empty", expected="a caption in every row", do="remove the row, or fill it in"
+            )
         asked = {"role": "user", "content": IMAGE * len(images) + self.options.instruction}
         answered = {"role": "assistant", "content": row[column]}
         return Illustrated(Conversation(column, [asked, answered], ["task.instruction", column]), images)
@@ -311,9 +313,7 @@ class ImageTextTask(CausalLMTask):
     def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
         """What the last answer follows, what is generated there, and the row's own answer."""
         bounds = [last_answer(example) for example in examples]
-        prompts = [
-            self.batches.beginning(example, start) for example, (start, _) in zip(examples, bounds, strict=True)
-        ]
+        prompts = [self.batches.beginning(example, start) for example, (start, _) in zip(examples, bounds, strict=True)]
         settings = GenerationSettings(self.options.max_new_tokens, pad_id=self.tokenizer.pad_token_id)
         answers = generate(self.batches.prompts(prompts), settings)[: len(examples)]
         return [

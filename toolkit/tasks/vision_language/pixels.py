@@ -151,7 +151,9 @@ def _stacked(arrays: Sequence[Array]) -> Array:
     largest = sides.max(axis=0, initial=0)
     if not (sides == largest).all():
         arrays = [
-            np.pad(array, [(0, 0), *((0, int(most - side)) for most, side in zip(largest, array.shape[1:], strict=True))])
+            np.pad(
+                array, [(0, 0), *((0, int(most - side)) for most, side in zip(largest, array.shape[1:], strict=True))]
+            )
             for array in arrays
         ]
     return np.concatenate(arrays)

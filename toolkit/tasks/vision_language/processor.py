@@ -18,7 +18,12 @@ from toolkit.models.loading import READ_ERRORS
 from toolkit.models.quiet import quiet
 from toolkit.recipe import Model
 
-SAID_IN = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json")
+SAID_IN = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+)
 """Files that may name the class of the processor, in transformers' order."""
 VIDEO_FILE = "video_preprocessor_config.json"
 
@@ -83,7 +88,7 @@ def _without_video(kind: type[Any]) -> type[Any]:
     kept = [name for name in kind.get_attributes() if "video" not in name]
     if len(kept) == len(kind.get_attributes()):
         return kind
-    content = {"get_attributes": classmethod(lambda cls: list(kept)), "__module__": kind.__module__}
+    content = {"get_attributes": classmethod(lambda _: list(kept)), "__module__": kind.__module__}
     return type(kind.__name__, (kind,), content)
 
 

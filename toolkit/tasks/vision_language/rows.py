@@ -59,9 +59,7 @@ def images_of(row: Row, options: ImageTextToText) -> list[Placed]:
     for column in image_columns(row, options):
         values = row[column] if isinstance(row[column], list | tuple) else [row[column]]
         several = isinstance(row[column], list | tuple)
-        found += [
-            Placed(f"{column}[{index}]" if several else column, value) for index, value in enumerate(values)
-        ]
+        found += [Placed(f"{column}[{index}]" if several else column, value) for index, value in enumerate(values)]
     return found
 
 
