@@ -154,10 +154,9 @@ ASSETS: dict[str, Asset | Assembled] = {
         disk_bytes=300_000_000,
     ),
     "smolvlm-tiny": Assembled(
-        about="two layers of SmolLM2-135M behind a new vision tower, in the architecture of SmolVLM, to be trained, "
-        "43.7 M parameters, Apache-2.0",
+        about="a new small SmolVLM (Idefics3) with SmolLM2's tokenizer, to be trained, 11.7 M parameters, Apache-2.0",
         made_of="smollm2-135m-instruct",
-        disk_bytes=250_000_000,
+        disk_bytes=100_000_000,
         assembler="toolkit.models.vision_start:assemble",
     ),
 }

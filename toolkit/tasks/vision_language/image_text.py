@@ -262,7 +262,8 @@ class ImageTextTask(CausalLMTask):
         spans = example[SPANS]
         hidden = np.zeros(len(example["input_ids"]), dtype=bool)
         for start, stop in spans:
-            hidden[start + 1 : stop] = True
+            hidden[start:stop] = True
+            hidden[start + int(self.batches.is_image(example["input_ids"][start:stop]).argmax())] = False
         short = {name: example[name][~hidden] for name in ("input_ids", "labels")}
         shown = tokens.show(self.tokenizer, short)
         sizes = ", ".join(str(stop - start) for start, stop in spans)
