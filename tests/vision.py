@@ -18,8 +18,6 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
     "<fake_token_around_image>",
-)
-SPECIAL += (
     "<end_of_utterance>",
     "<global-img>",
     *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)),
@@ -140,12 +138,18 @@ def _qwen(kind: str) -> tuple[Any, Any]:
         patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 32 * 32}
     )
     processor = _without_video(getattr(transformers, f"{name}Processor"))(images, made, chat_template=template)
-    towers = {
+    towers: dict[str, dict[str, Any]] = {
         "qwen2_vl": {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2},
         "qwen2_5_vl": {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]},
         "qwen3_vl": {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
     }  # fmt: skip
-    tower = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    tower: dict[str, Any] = {
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     text = {**_text(made), "rope_parameters": rotary, **({"head_dim": 8} if kind == "qwen3_vl" else {})}
     config = getattr(transformers, f"{name}Config")(

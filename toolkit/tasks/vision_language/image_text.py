@@ -16,17 +16,16 @@ from toolkit.data import tokens
 from toolkit.data.example import IGNORED, Example, Ints, Row
 from toolkit.data.forms.chat import Places, encode_conversation
 from toolkit.data.forms.chat_template import template_of
-from toolkit.data.forms.images import IMAGE, PLACEHOLDER, Illustrated, illustrated
-from toolkit.data.forms.messages import Conversation, EmptyAnswer, check_messages, not_text, num_answered
+from toolkit.data.forms.images import PLACEHOLDER, Illustrated, illustrated
+from toolkit.data.forms.messages import Conversation
 from toolkit.data.forms.row_kind import RowKind, row_kind
 from toolkit.data.forms.row_remarks import looked_at
 from toolkit.data.media.images import check_image, decode_image, size_of
 from toolkit.data.media.stored import Stored
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
-from toolkit.data.reading.column_names import ColumnMissing
 from toolkit.data.reading.row_names import RowName
-from toolkit.errors import DataError, ModelError, first_few, plural
+from toolkit.errors import DataError, ModelError, plural
 from toolkit.models.attention_choice import model_class
 from toolkit.models.decoding import Generate, GenerationSettings, left_padded
 from toolkit.models.grid_positions import GridPositions
@@ -43,7 +42,15 @@ from toolkit.tasks.vision_language.batches import SPANS, ImageBatches
 from toolkit.tasks.vision_language.files import STORED, contents, files_of
 from toolkit.tasks.vision_language.pixels import ImageReader, ReadText
 from toolkit.tasks.vision_language.processor import load_processor, video_settings
-from toolkit.tasks.vision_language.rows import LocatedRow, caption_column, image_columns, images_of, read
+from toolkit.tasks.vision_language.rows import (
+    LocatedRow,
+    caption_column,
+    captioned,
+    image_columns,
+    images_of,
+    read,
+    up_to_the_last_answer,
+)
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm")
 """Architectures (model_type) whose batches, positions and losses are known to be transformers' own."""
@@ -159,42 +166,13 @@ class ImageTextTask(CausalLMTask):
 
     def _illustrated(self, row: Row, kind: RowKind) -> Illustrated:
         images = images_of(row, self.options)
-        if not self._is_caption(kind):
-            return illustrated(super()._conversation(row, kind), images)
-        column = caption_column(row, self.options)
-        if not images:
-            raise ColumnMissing(
-                f"{column} holds a caption, and the row has no image: task.images_field={self.options.images_field!r} and "
-                f"task.image_field={self.options.image_field!r} hold none; the columns are {first_few(sorted(row))}",
-                expected="an image beside each caption, or messages, which may do without",
-                do="set task.image_field to the column of the image, or remove the row",
-            )
-        if not isinstance(row[column], str):
-            raise not_text(column, row[column])
-        if not row[column].strip():
-            raise EmptyAnswer(
-                f"{column} is empty", expected="a caption in every row", do="remove the row, or fill it in"
-            )
-        asked = {"role": "user", "content": IMAGE * len(images) + self.options.instruction}
-        answered = {"role": "assistant", "content": row[column]}
-        return Illustrated(Conversation(column, [asked, answered], ["task.instruction", column]), images)
+        if self._is_caption(kind):
+            return captioned(row, images, self.options)
+        return illustrated(super()._conversation(row, kind), images)
 
     def _read(self, row: Row) -> Illustrated:
-        """What is learned of `row`: up to its last answer, with the images up to there."""
-        found = self._illustrated(row, self._kind(row))
-        said = found.conversation
-        turns, _ = check_messages(said, train_on=self.options.train_on)
-        kept = num_answered(turns, said.num_context) if self.options.train_on == "assistant" else len(turns)
-        for turn, label in zip(turns[:kept], said.labels, strict=False):
-            if turn["role"] == "assistant" and IMAGE in turn["content"]:
-                raise DataError(
-                    f"{label} is a message of the assistant with an image in it",
-                    expected="images in the messages of others: these models write text alone",
-                    do="move the image to a message of the user, or remove the row",
-                )
-        count = sum(turn["content"].count(IMAGE) for turn in turns[:kept])
-        said = replace(said, messages=said.messages[:kept], labels=said.labels[:kept])
-        return Illustrated(said, found.images[:count])
+        """What is learned of `row`."""
+        return up_to_the_last_answer(self._illustrated(row, self._kind(row)), self.options.train_on)
 
     def encode(self, row: Row) -> list[Example]:
         """One example: tokens, labels that are -100 where nothing is learned, where its images stand, and their files."""

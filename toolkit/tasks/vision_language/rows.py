@@ -1,15 +1,18 @@
-"""The images of a row: in columns of its own, or in the parts of its messages."""
+"""What a row says, and its images: in columns of its own, or in the parts of its messages."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.example import Row
-from toolkit.data.forms.images import Placed, encoded
+from toolkit.data.forms.images import IMAGE, Illustrated, Placed, encoded
+from toolkit.data.forms.messages import Conversation, EmptyAnswer, TrainOn, check_messages, not_text, num_answered
 from toolkit.data.media.stored import Stored, located, stored
-from toolkit.errors import DataError
+from toolkit.data.reading.column_names import ColumnMissing
+from toolkit.errors import DataError, first_few
 from toolkit.recipe.tasks.image_text import ImageTextToText
 
 CAPTIONS = ("caption",)
@@ -67,6 +70,42 @@ def caption_column(row: Row, options: ImageTextToText) -> str:
     """The column of `row` that may hold a caption."""
     names: Collection[str] = (options.text_field, *CAPTIONS)
     return next((name for name in names if row.get(name) is not None), options.text_field)
+
+
+def captioned(row: Row, images: Sequence[Placed], options: ImageTextToText) -> Illustrated:
+    """`images` with the caption of `row`, which answers task.instruction. Raises DataError for a row that lacks one of them."""
+    column = caption_column(row, options)
+    if not images:
+        raise ColumnMissing(
+            f"{column} holds a caption, and the row has no image: task.images_field={options.images_field!r} and "
+            f"task.image_field={options.image_field!r} hold none; the columns are {first_few(sorted(row))}",
+            expected="an image beside each caption, or messages, which may do without",
+            do="set task.image_field to the column of the image, or remove the row",
+        )
+    if not isinstance(row[column], str):
+        raise not_text(column, row[column])
+    if not row[column].strip():
+        raise EmptyAnswer(f"{column} is empty", expected="a caption in every row", do="remove the row, or fill it in")
+    asked = {"role": "user", "content": IMAGE * len(images) + options.instruction}
+    answered = {"role": "assistant", "content": row[column]}
+    return Illustrated(Conversation(column, [asked, answered], ["task.instruction", column]), list(images))
+
+
+def up_to_the_last_answer(found: Illustrated, train_on: TrainOn) -> Illustrated:
+    """`found` without the messages, and their images, after the last answer. Raises DataError for an image in an answer."""
+    said = found.conversation
+    turns, _ = check_messages(said, train_on=train_on)
+    kept = num_answered(turns, said.num_context) if train_on == "assistant" else len(turns)
+    for turn, label in zip(turns[:kept], said.labels[:kept], strict=True):
+        if turn["role"] == "assistant" and IMAGE in turn["content"]:
+            raise DataError(
+                f"{label} is a message of the assistant with an image in it",
+                expected="images in the messages of others: these models write text alone",
+                do="move the image to a message of the user, or remove the row",
+            )
+    count = sum(turn["content"].count(IMAGE) for turn in turns[:kept])
+    said = replace(said, messages=said.messages[:kept], labels=said.labels[:kept])
+    return Illustrated(said, found.images[:count])
 
 
 def read(image: Placed, folder: Path | None) -> Stored:
