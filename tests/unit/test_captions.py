@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ def test_answers_are_true_and_splits_apart(splits: Any) -> None:
     assert all(count > 50 for count in kinds.values())
     pictures = [{row["image"]["bytes"] for row in splits[split]} for split in ("train", "test")]
     assert not pictures[0] & pictures[1] and 0.04 < len(splits["test"]) / len(splits["train"]) < 0.09
+
+
+def test_what_is_known_without_a_picture(splits: Any) -> None:
+    """As the data set's page says it: 18 %."""
+    said = {kind: Counter(row["answer"] for row in splits["train"] if row["kind"] == kind) for kind in captions.ASKED}
+    usual = {kind: counted.most_common(1)[0][0] for kind, counted in said.items()}
+    right = sum(row["answer"] == usual[row["kind"]] for row in splits["test"])
+    assert f"{right / len(splits['test']):.0%}".replace("%", " %") in (captions.pictures.__doc__ or "")
 
 
 def test_the_same_bytes_again(splits: Any) -> None:

@@ -110,7 +110,8 @@ def pictures(root: Path) -> Splits:
     cell of a grid of three by three, on one of three light grounds. Its number seeds what it has and what is asked, in which
     of several phrasings: a caption, and two of five kinds of questions, the colour of a shape, the shape of a colour, where
     one is, how many there are, whether there is one (half of the answers are no). 6 % of the scenes, chosen by a hash of what
-    they show, are held out as the test split: no scene is in both.
+    they show, are held out as the test split: no scene is in both. Who knows no picture, and gives each kind of question its most frequent
+    answer, is right in 18 % of the test rows.
     """
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for number in range(SCENES):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from transformers.feature_extraction_utils import BatchFeature
 from toolkit.data.example import Array, Example, Ints
 from toolkit.data.forms.chat import Places, tokens_of
 from toolkit.data.media.images import BROKEN
-from toolkit.data.media.stored import unreadable
+from toolkit.data.media.stored import Unreadable, unreadable
 from toolkit.errors import DataError, ModelError, plural
 
+SIZES = 4096
+"""Sizes of images whose tokens are remembered."""
 BLANK = (32, 32)
 """Size of the image that stands in where a micro-batch has none."""
 
@@ -44,7 +47,7 @@ class ImageReader:
         # Once, here: it asks the tokenizer, which several threads may not do at a time.
         self._settings = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs)["images_kwargs"]
         self._settings.pop("return_tensors", None)
-        self._written: dict[tuple[int, int], str] = {}
+        self._written = lru_cache(SIZES)(self._of_blank)
 
     def take(self, network: type[Any]) -> None:
         """Make only what the forward pass of `network` takes."""
@@ -54,9 +57,13 @@ class ImageReader:
 
     def written(self, size: tuple[int, int], name: str) -> str:
         """What stands in the text for an image of `size`, width and height: the processor's own answer for a blank one."""
-        if size not in self._written:
-            self._written[size] = self._processed(Image.new("RGB", size, "white"), name)[1]
-        return self._written[size]
+        try:
+            return self._written(size)
+        except DataError as error:
+            raise Unreadable(f"{name} {error.what.lstrip()}", expected=error.expected, do=error.do) from None
+
+    def _of_blank(self, size: tuple[int, int]) -> str:
+        return self._processed(Image.new("RGB", size, "white"), "")[1]
 
     def read(self, text: str, written: Sequence[str], where: str) -> ReadText:
         """Tokens of `text`, what a chat template wrote, with `written` in the places of its images.
