@@ -100,6 +100,8 @@ def _task(recipe: Recipe) -> dict[str, Any]:
         windows = {"max_new_tokens": 4, "target_length": 32}
     if recipe.task.name == "speech_seq2seq":
         windows = {"max_new_tokens": 4, "target_length": 20, "max_duration_s": 1.0}
+    if recipe.task.name == "image_text_to_text" and recipe.task.scores:
+        windows = {"max_new_tokens": 4}
     return {**columns, **windows, **({"sample_tokens": 4} if generates else {})}
 
 
@@ -132,6 +134,8 @@ def _model(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     if recipe.task.name in ENCODED:
         # No mask keeps packed documents of encoders apart: attention has to be chosen.
         return {"path": str(inputs.bert), "attention": "auto" if recipe.data.packing else "sdpa"}
+    if recipe.task.name == "image_text_to_text":
+        return {"path": str(inputs.rows / "vision"), "attention": "sdpa"}
     return {"path": str(inputs.t5 if recipe.task.name == "seq2seq" else inputs.llama), "attention": "sdpa"}
 
 
@@ -147,8 +151,8 @@ def _data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         source = inputs.speech / "rows.jsonl"
     elif recipe.task.name in ("dpo", "orpo", "reward_model"):
         source = inputs.rows / "preferences.jsonl"
-    elif (inputs.rows / f"{recipe.task.name}.jsonl").is_file():
-        source = inputs.rows / f"{recipe.task.name}.jsonl"
+    elif found := sorted(inputs.rows.glob(f"{recipe.task.name}.*")):
+        [source] = found
     else:
         source = inputs.texts if recipe.data.overlong == "split" else inputs.chats
     held_out = {"evaluation": str(source), "evaluation_split": "train"} if recipe.data.evaluation else {}

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests import images, speech
+from tests import images, speech, vision
 from tests.async_io import require_async_io
 from tests.distributed import run_distributed
 from tests.launch.runs import FOREIGN, records, train
@@ -128,6 +128,8 @@ def inputs(
     images.folder(texts.parent / "image_classification", train=12, test=6)
     for kind in ("resnet", "vit"):
         images.checkpoint(kind, texts.parent / f"image_classification-{kind}")
+    vision.write(texts.parent / "image_text_to_text.parquet", vision.questions())
+    vision.checkpoint("llava", texts.parent / "vision")
     tokenizer = byte_tokenizer()
     t5 = save(encoder_decoder("t5", tokenizer), tokenizer, texts.parent / "t5")
     heard = texts.parent / "speech"

@@ -237,7 +237,9 @@ def test_list_of_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert verb.fetch([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(verb.names())
-    assert "MIT" in next(line for line in lines if line.startswith("brown-tags")) and "3 MB to download" in lines[-6]
+    assert "MIT" in next(line for line in lines if line.startswith("brown-tags")) and "17 MB to download" in next(
+        line for line in lines if line.startswith("debian-en-de")
+    )
 
 
 def test_data_sets_are_built_once(capsys: pytest.CaptureFixture[str]) -> None:

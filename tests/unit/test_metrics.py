@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests import speech
+from tests import speech, vision
 from tests.tiny import byte_tokenizer, wordpiece_tokenizer
 from tests.unit.test_effect import CLASSES, HELD_OUT, recipe
 from toolkit.errors import RecipeError
@@ -22,6 +22,7 @@ from toolkit.recipe import (
     CausalLM,
     Custom,
     ImageClassification,
+    ImageTextToText,
     MaskedLM,
     QuestionAnswering,
     RewardModel,
@@ -92,6 +93,14 @@ CASES = {
         Custom("toolkit.examples.residues:MaskedResidues"),
         {"loss": 10.0, "targets": 10.0, "accuracy sum": 5.0, "accuracy count": 10.0},
         {"loss": 20.0, "targets": 10.0, "accuracy sum": 2.0, "accuracy count": 10.0},
+    ),
+    "image_text_to_text": Case(
+        ImageTextToText(scores=("exact_match", "rouge")),
+        {"loss": 10.0, "targets": 10.0},
+        {"loss": 20.0, "targets": 10.0},
+        [],
+        [("one two three", "One two three")],
+        [("four one three", "one two three")],
     ),
     "masked_lm": Case(
         MaskedLM(),
@@ -196,6 +205,8 @@ def processor(name: str) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             make = speech.ctc_processor if name == "speech_ctc" else speech.whisper_processor
             return make(Path(folder))
+    if name == "image_text_to_text":
+        return vision.llava()[1]
     return byte_tokenizer() if name == "causal_lm" else wordpiece_tokenizer()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import images, speech
+from tests import images, speech, vision
 from tests.tiny import byte_tokenizer, encoder_decoder, save, write_lines
 from toolkit.checkpoint.durable import write_json
 from toolkit.checkpoint.manifest import Manifest, folder_name
@@ -50,6 +51,11 @@ def rows(kind: str, count: int = 24) -> list[dict[str, Any]]:
             made.append({"prompt": words[0], "completion": words[1], "label": number % 2 == 0})
         elif kind == "text":
             made.append({"text": words[1], "body": words[0]})
+        elif kind == "pictured":
+            seen = [f"data:image/png;base64,{base64.b64encode(vision.picture(each)).decode()}" for each in range(4)]
+            made.append(
+                {"text": words[0], "images": seen[:1], "pictures": seen[1:2], "picture": seen[2], "snap": seen[3]}
+            )
         elif kind == "tagged":
             cut, marks = words[1].split(), ["B-X", "I-X", "O"] * 6
             made.append(
@@ -112,6 +118,7 @@ class Ground:
             "text",
             "classes",
             "tagged",
+            "pictured",
             "asked",
             "flags",
             "written",
@@ -198,6 +205,10 @@ BASES: dict[str, dict[str, Any]] = {
     "tagged": {
         "data.train": "{tmp}/tagged.jsonl", "data.packing": False, "task.name": "token_classification",
         "model.path": "{bert}",
+    },
+    "pictured": {
+        "data.train": "{tmp}/pictured.jsonl", "data.packing": False, "task.name": "image_text_to_text",
+        "model.path": "{llava}", "batch.sequence_length": 64,
     },
     "asked": {
         "data.train": "{tmp}/asked.jsonl", "data.packing": False, "task.name": "question_answering",
@@ -332,6 +343,12 @@ CASES = [
     refused("task.question_field", "ask", base="asked"),
     refused("task.context_field", "page", base="asked"),
     refused("task.answers_field", "others", base="asked"),
+    refused("task.images_field", "pictures", base="pictured"),
+    refused("task.image_field", "picture", base="pictured", before={"task.images_field": "none", "task.image_field": "snap"}),
+    refused("task.instruction", "What is this?", base="pictured"),
+    refused("task.freeze_vision_tower", False, base="pictured"),
+    refused("task.freeze_projector", True, base="pictured"),
+    said("task.max_pixels", 1_000_000, base="pictured"),
     refused("task.doc_stride", 5, base="asked"),
     said("task.unanswerable", True, base="asked"),
     said("task.null_threshold", 0.5, base="asked", before={"task.unanswerable": True}),
@@ -484,6 +501,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path, tiny_
     models = {"llama": tiny_llama_dir, "bert": tiny_bert_dir}
     tokenizer = byte_tokenizer()
     models["resnet"] = images.checkpoint("resnet", folder / "resnet")
+    models["llava"] = vision.checkpoint("llava", folder / "llava")
     models["t5"] = save(encoder_decoder("t5", tokenizer), tokenizer, folder / "t5")
     models["whisper"] = speech.whisper(folder / "whisper", multilingual=True)
     models["wav2vec2"] = speech.wav2vec2(folder / "wav2vec2")

@@ -142,8 +142,9 @@ def processor_hash(processor: Any) -> str:
     """SHA-256 of what decides how a row becomes what the model reads: of a tokenizer, or of other settings; of each part."""
     if hasattr(processor, "get_vocab"):
         return _tokenizer_hash(processor)
-    parts = {name: processor_hash(getattr(processor, name)) for name in getattr(processor, "attributes", ())}
-    settings = {} if processor is None or parts else processor.to_dict()
+    names = processor.get_attributes() if hasattr(processor, "get_attributes") else getattr(processor, "attributes", ())
+    parts = {name: processor_hash(getattr(processor, name)) for name in names}
+    settings = {} if processor is None else processor.to_dict()
     template = getattr(processor, "chat_template", None)
     return hashlib.sha256(json.dumps([parts, settings, template], sort_keys=True, default=str).encode()).hexdigest()
 

@@ -21,6 +21,7 @@ from toolkit.recipe.recipe_file import launch_commands
 COPIES = {
     **dict.fromkeys(("dpo", "simpo"), "dpo_smollm2_zero2"),
     "image_classification": "images_efficientnet_fashion_zero1",
+    "image_text_to_text": "vlm_smolvlm_tiny_zero2",
     "kto": "kto_smollm2_zero2",
     "orpo": "orpo_smollm2_zero1",
     "reward_model": "reward_smollm2_zero3",
@@ -75,6 +76,14 @@ def _class(value: object) -> bool:
     return isinstance(value, str | int)
 
 
+def _images(value: object) -> bool:
+    """A list of files, or of their bytes as datasets keeps them."""
+    return isinstance(value, list) and all(
+        isinstance(image, str | bytes) or (isinstance(image, Mapping) and {"bytes", "path"} >= image.keys())
+        for image in value
+    )
+
+
 TRUTH = ("true", "false")
 Column = tuple[tuple[str, ...], Callable[[object], bool]]
 
@@ -92,6 +101,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "completion_field": (NAMES["completion_field"], _answer),
         "label_field": (("label", "desirable", "is_good", "is_desirable", "thumbs_up"), _verdict),
     },
+    "image_text_to_text": {"images_field": (("images",), _images)},
     "masked_lm": {"text_field": (NAMES["text_field"], _text)},
     "question_answering": {
         "question_field": (("question", "query", "q"), _text),
@@ -113,8 +123,8 @@ COLUMNS: dict[str, dict[str, Column]] = {
 }
 """Task -> field of it that names a column -> (usual names of that column, whether a value may be of it)."""
 
-OPTIONAL = {"dpo": ("prompt_field",)}
-"""Columns that rows may do without: whole conversations have their prompt inside."""
+OPTIONAL = {"dpo": ("prompt_field",), "image_text_to_text": ("images_field",)}
+"""Columns that rows may do without: whole conversations have their prompt, or their images, inside."""
 
 TELLING = {
     "dpo": "preferences: a better and a worse answer",
@@ -148,6 +158,8 @@ def recognised(rows: Sequence[Row]) -> Found | None:
     for name, values in columns.items():
         if name == "translation" and all(map(_translation, values)):
             return Found("seq2seq", "translations: a text in each of several languages", {"translation_field": name})
+        if name == "images" and all(map(_images, values)):
+            return Found("image_text_to_text", "conversations with images", {"images_field": name})
     for task, what in TELLING.items():
         found = columns_for(task, rows)
         if COLUMNS[task].keys() - OPTIONAL.get(task, ()) <= found.keys():

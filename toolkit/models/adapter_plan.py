@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,22 @@ def _count(number: int) -> str:
 
 
 def plan_adapters(
-    kind: Any, config: PretrainedConfig, tuning: LoRA, *, trains_head: bool, source: str | None = None
+    kind: Any,
+    config: PretrainedConfig,
+    tuning: LoRA,
+    *,
+    trains_head: bool,
+    source: str | None = None,
+    frozen_in: Callable[[nn.Module], Collection[str]] = lambda _: (),
 ) -> AdapterPlan:
     """What `tuning` means for the model that `kind` makes of `config`; no weight is needed.
 
     `trains_head`: the weights outside the base model, and its pooler, belong to the task that is learned; they are
-    trained whole, and so are those of them that the checkpoint `source` lacks. Raises ModelError where a name fits no layer, or where the adapters could not stand for what is trained.
+    trained whole, and so are those of them that the checkpoint `source` lacks. `frozen_in` says which parameters of the
+    model get no adapter. Raises ModelError where a name fits no layer, or where the adapters could not stand for what is trained.
     """
     model = build_skeleton(kind, config)
+    left = frozenset(frozen_in(model))
     heads = {name for name, _ in model.named_parameters() if is_of_a_head(model, name)}
     whole = _whole(model, tuning, heads if trains_head else heads - _stored(model, source))
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
@@ -80,6 +88,7 @@ def plan_adapters(
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and module is not output
+        and f"{name}.weight" not in left
         and not any(f"{name}.{leaf}" in whole for leaf in module._parameters)
     }
     targets = tuple(linear) if tuning.target_modules == "all-linear" else _ending(linear, tuning.target_modules)

@@ -106,6 +106,7 @@ def task_type(kind: Any) -> str | None:
     """peft's word for what models of the auto class `kind` do."""
     return {
         "AutoModelForCausalLM": "CAUSAL_LM",
+        "AutoModelForImageTextToText": "CAUSAL_LM",
         "AutoModelForSequenceClassification": "SEQ_CLS",
         "AutoModelForTokenClassification": "TOKEN_CLS",
         "AutoModelForQuestionAnswering": "QUESTION_ANS",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import ModelError
 from toolkit.models.attention import DOCUMENT_LENGTHS, lengths_by_positions, lengths_tensor, tell_documents
+from toolkit.models.grid_positions import as_taken
 
 LARGEST = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative difference that is rounding, by the format of the weights."""
@@ -55,7 +56,7 @@ def hidden_states(
     base: nn.Module = model.base_model  # type: ignore[assignment]
     inputs = {"input_ids": tokens}
     if positions is not None and takes_positions(model):
-        inputs["position_ids"] = positions
+        inputs["position_ids"] = as_taken(model, positions)
         inputs[DOCUMENT_LENGTHS] = lengths_tensor(documents or lengths_by_positions(positions))
     output = base(**tell_documents(model, inputs), use_cache=False)
     found: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output.logits

@@ -62,6 +62,8 @@ class Assembled:
     """Name of the Asset that it is made of, which is fetched first."""
     disk_bytes: int
     """Most bytes on disk at any moment of making it, without what it is made of."""
+    assembler: str = "toolkit.models.warm_start:assemble"
+    """`module:function` that makes it (directory of the other one, directory to write)."""
     revision: int = 1
     """Raise it when the assembly changes: directories made by an older one are then made again."""
 
@@ -168,6 +170,12 @@ ASSETS: dict[str, Asset | Assembled] = {
         made_of="minilm-l6",
         disk_bytes=300_000_000,
     ),
+    "smolvlm-tiny": Assembled(
+        about="a new small SmolVLM (Idefics3) with SmolLM2's tokenizer, to be trained, 11.7 M parameters, Apache-2.0",
+        made_of="smollm2-135m-instruct",
+        disk_bytes=100_000_000,
+        assembler="toolkit.models.vision_start:assemble",
+    ),
 }
 
 
@@ -214,17 +222,16 @@ def fetch(name: str, console: Console | None = None) -> Path:
     if isinstance(asset, Asset):
         make = functools.partial(_build, asset, console=console)
     else:
-        make = functools.partial(_assemble, fetch(asset.made_of, console), console=console)
+        make = functools.partial(_assemble, asset, fetch(asset.made_of, console), console=console)
     install(target, asset.stamp(), make, disk_bytes=asset.disk_bytes)
     return target
 
 
-def _assemble(part: Path, out: Path, console: Console) -> None:
-    # Imported here: resolve() and the list of names answer without torch.
-    from toolkit.models.warm_start import assemble
-
-    with console.status(f"assembling an encoder and a decoder from {part.name}"):
-        assemble(part, out)
+def _assemble(asset: Assembled, part: Path, out: Path, console: Console) -> None:
+    module, _, function = asset.assembler.partition(":")
+    with console.status(f"assembling it from {part.name}"):
+        # Imported here: resolve() and the list of names answer without torch.
+        getattr(importlib.import_module(module), function)(part, out)
 
 
 def _build(asset: Asset, out: Path, console: Console) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from toolkit.models.generation import text_config
 from toolkit.models.varlen import KERNEL, VarlenKernel
 
 DOCUMENTS = "toolkit_documents"
@@ -195,6 +196,17 @@ def takes_options(model: nn.Module) -> bool:
     """Whether further keyword arguments of the model reach its layers."""
     parameters = inspect.signature(model.base_model.forward).parameters.values()  # type: ignore[union-attr]
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def set_attention(model: nn.Module, name: str) -> None:
+    """Let `model` compute its attention by the implementation `name`; of one that sees images the language model alone.
+
+    A vision tower attends inside each image, and may be handed what is told of the documents of the text.
+    """
+    config: Any = model.config
+    text = text_config(config)
+    part = next((key for key in config.sub_configs if text is not config and getattr(config, key, None) is text), None)
+    model.set_attn_implementation(name if part is None else {"": name, part: name})  # type: ignore[operator]
 
 
 def _window_mask(query: Tensor, window: int | None, is_causal: bool) -> Tensor | None:

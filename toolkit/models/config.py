@@ -190,8 +190,8 @@ def _dropout(
         return {}
     stated = config.to_dict() if config is not None else {}
     fields: dict[str, Any] = _dropout_of(stated, probability)
-    if getattr(config, "is_encoder_decoder", False):
-        # Each side may have a configuration of its own.
+    if kind.sub_configs:
+        # Each part (an encoder and a decoder, a vision tower and a language model) may have a configuration of its own.
         sides = {part: _dropout_of(stated[part], probability) for part in kind.sub_configs if part in stated}
         fields |= {part: found for part, found in sides.items() if found}
     if not fields:

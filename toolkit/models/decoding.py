@@ -20,6 +20,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
 from toolkit.errors import ModelError
+from toolkit.models.attention import set_attention
 from toolkit.models.generation import end_ids
 from toolkit.models.quiet import quiet
 
@@ -150,11 +151,11 @@ def attention_with_masks(model: nn.Module) -> Iterator[None]:
     if not implementation.startswith(OURS):
         yield
         return
-    model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    set_attention(model, "sdpa")
     try:
         yield
     finally:
-        model.set_attn_implementation(implementation)  # type: ignore[operator]
+        set_attention(model, implementation)
 
 
 class _Choice(LogitsProcessor):  # type: ignore[misc]

@@ -10,7 +10,15 @@ from torch import nn
 
 from toolkit.errors import ModelError
 from toolkit.models.agreement import excess, hidden_states, takes_positions, vocabulary_size
-from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, VARLEN, Documents, takes_options, tell_documents
+from toolkit.models.attention import (
+    DOCUMENT_LENGTHS,
+    DOCUMENTS,
+    VARLEN,
+    Documents,
+    set_attention,
+    takes_options,
+    tell_documents,
+)
 from toolkit.models.isolation import ROWS, TOLERANCE, difference, leak, probe, probe_tokens
 from toolkit.models.varlen import LARGEST_HEAD, kernel_fault
 
@@ -92,7 +100,7 @@ def _switch(
         return reason
     try:
         before = compute()
-        model.set_attn_implementation(name)  # type: ignore[operator]
+        set_attention(model, name)
         found = compute()
         reason = fault(found) if excess(model, found, before) < 1.0 else "its hidden states would be others"
     except ModelError:
@@ -102,7 +110,7 @@ def _switch(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = f"it fails: {lines[0][:200]}"
     if reason is not None:
-        model.set_attn_implementation("sdpa")  # type: ignore[operator]
+        set_attention(model, "sdpa")
     return reason
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from toolkit.models.cross_entropy import linear_cross_entropy
+from toolkit.models.generation import text_config
 from toolkit.models.head_chunks import IGNORED
 from toolkit.models.inner_heads import has_inner_loss, inner_loss, use_inner_loss
 from toolkit.models.log_probabilities import linear_log_probabilities
@@ -46,13 +47,18 @@ def is_plain_head(model: nn.Module) -> bool:
     base = getattr(model, "base_model", model)
     if not isinstance(head, nn.Linear) or base is model:
         return False
-    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in SCALED_LOGITS):
+    if any(getattr(part, name, None) not in (None, 1, 1.0) for part in _parts(config) for name in SCALED_LOGITS):
         return False
     if hasattr(model, "final_logits_bias") and hasattr(head, "vocabulary"):
         return False  # this rank has some rows of the head, and all of the vector
     # What else has weights outside the base model transforms what goes into the head (BERT and its family).
     known = {id(parameter) for module in (base, head) for parameter in module.parameters()}
     return all(id(parameter) in known for parameter in model.parameters())
+
+
+def _parts(config: Any) -> list[Any]:
+    """`config`, and that of the language model in it."""
+    return [config, text_config(config)]
 
 
 def use_loss_head(model: nn.Module) -> bool:

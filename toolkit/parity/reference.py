@@ -18,6 +18,9 @@ Batch = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+BESIDE_TOKENS = ("targets", "target_rows", "document_lengths", "real_tokens")
+"""Entries of a micro-batch of a language model that it is not called with."""
+
 ROUNDING = 1e-6
 """Of the norm of all gradients."""
 
@@ -42,13 +45,15 @@ class Curve:
 def token_losses(model: nn.Module, batch: dict[str, torch.Tensor], label_smoothing: float = 0.0) -> torch.Tensor:
     """Sum of the losses of one micro-batch from the model's own full logits, 0-dim fp64.
 
-    `batch` is a micro-batch of causal language modelling (input_ids, position_ids, targets [B, T], shifted) or of
+    `batch` is a micro-batch of causal language modelling (input_ids, position_ids, targets [B, T], shifted; with what a
+    vision-language model takes of images) or of
     sequence classification (input_ids, attention_mask [B, T], labels [B]). The loss is taken in fp64: on a CPU torch's
     fp32 softmax over 49,152 logits gives probabilities that add up to 1 + 8e-6, which moves a loss by 2e-6 of itself
     and some gradients by 2e-4 of their norm.
     """
     if "targets" in batch:
-        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        given = {name: values for name, values in batch.items() if name not in BESIDE_TOKENS}
+        logits = model(**given, use_cache=False).logits
         return nn.functional.cross_entropy(
             logits.double().flatten(0, 1), batch["targets"].flatten(), reduction="sum", label_smoothing=label_smoothing
         )

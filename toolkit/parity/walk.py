@@ -47,6 +47,12 @@ def compare(
     `timeout_s` seconds. Raises InputError for a recipe or an architecture that cannot be compared at all, RunFailed
     when the reference itself fails.
     """
+    if recipe.task.reads_media:
+        raise RecipeError(
+            f"task.name={recipe.task.name!r} reads images or sound, and the comparison makes up rows of text alone",
+            expected="a recipe of a task that reads text",
+            do="compare a recipe of task.name='causal_lm' with the same optimizer, precision and parallel sections",
+        )
     wanted = Wanted(steps, dtype, architecture, num_layers(strategies), key_value_heads(strategies))
     with tempfile.TemporaryDirectory(prefix="parity_") as folder:
         with watch("plain PyTorch"):

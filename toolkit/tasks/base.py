@@ -276,6 +276,11 @@ class Task(ABC):
 
     # The model
 
+    def frozen(self, model: nn.Module, *, beside_adapters: bool) -> Collection[str]:
+        """Names of parameters of `model`, whose weights need not be there, that this task leaves as they are, so that they
+        get no adapter either; `prepare` is what takes their gradient away where all weights are trained."""
+        return ()
+
     def prepare(self, model: nn.Module) -> None:
         """Change the loaded model before DeepSpeed sees it: no new parameters, nothing in its config, which is saved already."""
 

@@ -28,6 +28,7 @@ from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.activation_offload import ActivationOffload
 from toolkit.models.adapters import adapter_config, base_name, task_type
+from toolkit.models.attention import set_attention
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
 from toolkit.models.compile import check_compiler, compile_layers, missing_compiler
 from toolkit.models.document_choice import (
@@ -168,7 +169,7 @@ def _agreed(engine: Engine, refused: str | None) -> str | None:
     """The first rank's reason to stay with "sdpa", on all ranks: the last stage of a pipeline may have one of its own."""
     reasons = [reason for reason in process.gather_objects(refused) if reason is not None]
     if reasons and refused is None:
-        engine.model.set_attn_implementation("sdpa")  # type: ignore[operator]
+        set_attention(engine.model, "sdpa")
     return reasons[0] if reasons else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,8 @@ def _adapters(recipe: Recipe, task: Task, config: Any, display: Display) -> Adap
     # A task that says what its head is like has one that a checkpoint may lack.
     trains_head = task.trains_head or bool(task.config_overrides()) or task.new_head
     source = None if recipe.model.is_new else resolve_model(str(recipe.model.path), weights=True)
-    plan = plan_adapters(task.auto_class, config, tuning, trains_head=trains_head, source=source)
+    frozen_in = partial(task.frozen, beside_adapters=True)
+    plan = plan_adapters(task.auto_class, config, tuning, trains_head=trains_head, source=source, frozen_in=frozen_in)
     display.say(plan.describe())
     return plan
 

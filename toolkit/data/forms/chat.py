@@ -7,7 +7,8 @@ comparing token ids, so a pad token that is also the end token loses nothing.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,20 @@ from toolkit.data.forms.chat_template import Template, template_of
 from toolkit.data.forms.messages import Conversation, TrainOn, Turn, check_messages, not_text, num_answered
 from toolkit.errors import DataError
 
+Places: TypeAlias = NDArray[np.int64]
+"""[T, 2]: the characters from and to which each token stands."""
+Read: TypeAlias = Callable[[str], tuple[Ints, Places]]
+"""The text of a template -> its tokens [T] and their places in that text; none, both ends alike, for what no text stands for."""
+
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def encode_conversation(tokenizer: Any, conversation: Conversation, *, train_on: TrainOn) -> Example:
+def encode_conversation(
+    tokenizer: Any, conversation: Conversation, *, train_on: TrainOn, read: Read | None = None
+) -> Example:
     """One conversation, and the tools that it may use, through the tokenizer's own chat template.
+
+    `read` makes tokens of what the template writes; None: the tokenizer does, and adds none of its own.
 
     With train_on="assistant" the labels are the assistant's turns, each with the token that ends the turn but without
     the white space after it; a template with {% generation %} blocks decides itself, except that the token after a
@@ -38,7 +48,7 @@ def encode_conversation(tokenizer: Any, conversation: Conversation, *, train_on:
     template = template_of(tokenizer, conversation.tools)
     template.check_shows(turns, labels)
     text = template.text(turns, where)
-    ids, offsets = _tokens(tokenizer, text, add_special_tokens=False)
+    ids, offsets = plain_tokens(tokenizer, text) if read is None else read(text)
     if train_on == "all":
         trained = np.ones(len(ids), dtype=bool)
         spans = {} if all(learned) else answer_spans(template, turns, text, where, labels)
@@ -99,17 +109,21 @@ def _check_template(tokenizer: Any, where: str) -> None:
 
 
 def _marked_by_template(
-    template: Template, turns: list[Turn], text: str, ids: Ints, offsets: NDArray[np.int64], spans: list[Span]
+    template: Template, turns: list[Turn], text: str, ids: Ints, offsets: Places, spans: list[Span]
 ) -> NDArray[np.bool_]:
     """The tokens in {% generation %} blocks, and those that end an answer where a block leaves them out."""
     tokens, marks = template.marked_tokens(turns)
-    trained = np.array(marks, dtype=bool)
-    if tokens != ids.tolist():
+    plain, places = plain_tokens(template.tokenizer, text)
+    if tokens != plain.tolist():
         raise DataError(
             "the tokenizer gives other tokens for a conversation than for the text that its chat template makes of it",
             expected="the same tokens both ways",
             do="choose another tokenizer, or a chat template without {% generation %} blocks",
         )
+    trained = np.array(marks, dtype=bool)
+    if not np.array_equal(plain, ids):
+        learned = [_inside(offsets, (start, end)) for start, end in places[trained].tolist()]
+        trained = np.logical_or.reduce([np.zeros(len(ids), dtype=bool), *learned])
     closing = (frame(template).closing or "").strip()
     for start, end in spans:
         marked = trained & _inside(offsets, (start, end))
@@ -119,7 +133,12 @@ def _marked_by_template(
     return trained
 
 
-def _tokens(tokenizer: Any, text: str, *, add_special_tokens: bool) -> tuple[Ints, NDArray[np.int64]]:
+def plain_tokens(tokenizer: Any, text: str) -> tuple[Ints, Places]:
+    """What `Read` promises, of a text whose special tokens all stand in it."""
+    return tokens_of(tokenizer, text, add_special_tokens=False)
+
+
+def tokens_of(tokenizer: Any, text: str, *, add_special_tokens: bool) -> tuple[Ints, Places]:
     """The tokens of `text` [T], and the characters [T, 2] from and to which each stands for it."""
     if not tokenizer.is_fast:
         raise DataError(
@@ -134,7 +153,7 @@ def _tokens(tokenizer: Any, text: str, *, add_special_tokens: bool) -> tuple[Int
     return np.array(encoded["input_ids"], dtype=np.int32), offsets
 
 
-def _inside(offsets: NDArray[np.int64], span: Span) -> NDArray[np.bool_]:
+def _inside(offsets: Places, span: Span) -> NDArray[np.bool_]:
     """The tokens that share a character with `span`."""
     inside: NDArray[np.bool_] = (offsets[:, 1] > span[0]) & (offsets[:, 0] < span[1]) & (offsets[:, 0] < offsets[:, 1])
     return inside
@@ -155,7 +174,7 @@ def _ended(tokenizer: Any, text: str, start: int, where: str) -> Example:
             expected="a tokenizer with eos_token",
             do="set eos_token in the tokenizer's tokenizer_config.json, or set model.tokenizer to another one",
         )
-    ids, offsets = _tokens(tokenizer, text, add_special_tokens=True)
+    ids, offsets = tokens_of(tokenizer, text, add_special_tokens=True)
     example = _labelled(ids, _inside(offsets, (start, len(text))))
     labels = example["labels"]
     if len(ids) and ids[-1] == end:  # the tokenizer added it, outside of the text and hence of the span

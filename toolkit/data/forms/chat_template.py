@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 
+from toolkit.data.forms.images import as_parts
 from toolkit.data.forms.messages import Turn
 from toolkit.errors import DataError
 
@@ -131,8 +132,10 @@ def _suited(turn: Turn, habits: Habits) -> Turn:
             turn.pop("content", None)
         if habits.takes_json_text:
             turn["tool_calls"] = [_with_json_text(call) for call in turn["tool_calls"]]
-    if habits.takes_parts and isinstance(turn.get("content"), str):
-        turn["content"] = [{"type": "text", "text": text}]
+    if isinstance(turn.get("content"), str):
+        parts = as_parts(turn["content"])
+        if parts is not None or habits.takes_parts:
+            turn["content"] = parts or [{"type": "text", "text": text}]
     return turn
 
 

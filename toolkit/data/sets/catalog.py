@@ -13,7 +13,18 @@ from typing import Protocol
 from rich.console import Console
 
 from toolkit.cache import cache_dir
-from toolkit.data.sets import brown, debian, docstrings, fashion, preferences, questions, rows, spam, voice_prompts
+from toolkit.data.sets import (
+    brown,
+    captions,
+    debian,
+    docstrings,
+    fashion,
+    preferences,
+    questions,
+    rows,
+    spam,
+    voice_prompts,
+)
 from toolkit.data.sets.rows import Splits
 from toolkit.errors import DataError, plural
 from toolkit.install import install, is_installed
@@ -48,6 +59,7 @@ _OF_SPAM = (spam.PACKAGE, spam.LICENCE, _digest(spam))
 _OF_BROWN = (brown.PACKAGE, brown.LICENCE, _digest(brown))
 _OF_FASHION = (fashion.PACKAGE, fashion.LICENCE, _digest(fashion))
 _OF_PROMPTS = (voice_prompts.PACKAGE, voice_prompts.LICENCE, _digest(voice_prompts))
+_OF_CAPTIONS = (captions.PROGRAM, captions.LICENCE, _digest(captions))
 _OF_DEBIAN = (debian.INDEX, debian.LICENCE, _digest(debian))
 
 
@@ -127,6 +139,9 @@ DATA_SETS = {
     "fashion-mnist": DataSet("pictures of clothes in ten classes, 28 x 28 grey pixels", fashion.clothes, *_OF_FASHION),
     "voice-prompts": DataSet(
         "spoken numbers, days, months and letters in one voice, with their words", voice_prompts.prompts, *_OF_PROMPTS
+    ),
+    "rendered-captions": DataSet(
+        "pictures of coloured shapes with questions about them, 48 x 48 pixels", captions.pictures, *_OF_CAPTIONS
     ),
 }
 

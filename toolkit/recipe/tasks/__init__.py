@@ -4,6 +4,7 @@ from toolkit.recipe.tasks.base import Direction, Task
 from toolkit.recipe.tasks.causal_lm import CausalLM
 from toolkit.recipe.tasks.custom import Custom
 from toolkit.recipe.tasks.image_classification import ImageClassification
+from toolkit.recipe.tasks.image_text import ImageTextToText
 from toolkit.recipe.tasks.masked_lm import MaskedLM
 from toolkit.recipe.tasks.preference import DPO, KTO, ORPO, RewardModel, SimPO
 from toolkit.recipe.tasks.question_answering import QuestionAnswering
@@ -21,6 +22,7 @@ __all__ = [
     "Custom",
     "Direction",
     "ImageClassification",
+    "ImageTextToText",
     "MaskedLM",
     "QuestionAnswering",
     "RewardModel",

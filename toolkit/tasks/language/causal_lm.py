@@ -50,7 +50,7 @@ class CausalLMTask(LanguageModelTask):
         for number, row in looked_at(rows):
             with contextlib.suppress(DataError):  # said, with its number, when the row is encoded
                 kind = self._kind(row)
-                said_there = None if kind == "text" else self._conversation(row, kind)
+                said_there = None if self._is_plain(kind) else self._conversation(row, kind)
                 seen.add(number, kind, self._columns(row, kind), row, said_there)
         said = seen.remarks(self.tokenizer, text_field=self.options.text_field, row_name=row_name)
         if leaves_out_nulls(rows, LOOK_AT):
@@ -98,15 +98,14 @@ class CausalLMTask(LanguageModelTask):
     def columns(self, row: Row) -> Collection[str]:
         """Those of the form that the row has, and its tools where there is a chat template to give them to."""
         kind = self._kind(row)
-        has_tools = kind != "text" and self.tokenizer.chat_template
+        has_tools = not self._is_plain(kind) and self.tokenizer.chat_template
         return {*self._columns(row, kind), *(TOOL_COLUMNS if has_tools else ())}
 
     def recognised(self, row: Row) -> Recognised:
         """The format of `row`, one that `encode` takes, and what of it is left out."""
         kind = self._kind(row)
-        name = kind.name if isinstance(kind, Format) else _NAMES[kind]
-        columns = self._columns(row, kind)
-        if kind == "text":
+        name, columns = self._name(kind), self._columns(row, kind)
+        if self._is_plain(kind):
             return Recognised(name, tuple(columns))
         tools = tool_columns(row) if takes_tools(self.tokenizer) else []
         said = self._conversation(row, kind) if self.tokenizer.chat_template else None
@@ -121,6 +120,14 @@ class CausalLMTask(LanguageModelTask):
         if kind == "prompt_completion":
             return [options.prompt_field, options.completion_field]
         return [options.messages_field if kind == "messages" else options.text_field]
+
+    def _is_plain(self, kind: RowKind) -> bool:
+        """Whether `kind` is text that is no conversation."""
+        return kind == "text"
+
+    def _name(self, kind: RowKind) -> str:
+        """The form `kind` in the words of a reader."""
+        return kind.name if isinstance(kind, Format) else _NAMES[kind]
 
     def _kind(self, row: Row) -> RowKind:
         options = self.options
@@ -171,13 +178,17 @@ class CausalLMTask(LanguageModelTask):
     ) -> torch.Tensor:
         return token_loss(
             model,
-            tell_documents(model, self.inputs(batch)),
+            self._told(model, batch),
             batch["targets"],
             label_smoothing=label_smoothing,
             gradient_scale=gradient_scale,
             rows=batch[TARGET_ROWS],
             see=see,
         )
+
+    def _told(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """What the model is called with."""
+        return tell_documents(model, self.inputs(batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         """Token loss (never smoothed) and tokens."""

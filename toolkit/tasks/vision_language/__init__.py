@@ -1,0 +1,1 @@
+"""Vision-language tuning: conversations with images, through a checkpoint's own processor."""
