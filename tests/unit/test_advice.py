@@ -30,7 +30,7 @@ SECTIONS |= {
 LAUNCHERS = {"deepspeed": "launcher/runner.py", "accelerate": "commands/launch.py", "torch": "distributed/run.py"}
 DEEPSPEED_KEYS = {"checkpoint.writer", "optimizer.params"}
 """Keys of a DeepSpeed JSON whose block is called like a section of ours."""
-SUFFIXES = {"json", "jsonl", "py", "yaml", "md", "csv", "txt", "safetensors"}
+SUFFIXES = {"bin", "json", "jsonl", "py", "yaml", "md", "csv", "txt", "safetensors"}
 OTHER_PROGRAMS = {
     "shm_size": "docker",
     "query_gpu": "nvidia-smi",
