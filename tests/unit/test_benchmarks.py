@@ -526,7 +526,7 @@ def test_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
         "near": tasks.Line("x", "m", 1.03, rises=False, relative_to="falling"),
         "alone": tasks.Line("x", "m", 1.03, rises=False, relative_to="not measured"),
     }
-    monkeypatch.setattr(tasks, "TASKS", lines)
+    monkeypatch.setattr(tasks, "LINES", lines)
     outcomes = [tasks.Outcome(before, after, 1.0) for before, after in ((1.0, 0.4), (1.0, 0.6))]
     found = dict.fromkeys(lines, outcomes)
     assert {name: tasks.worst(name, found) for name in lines} == {
@@ -569,7 +569,14 @@ def test_every_task_is_of_a_recipe_and_of_data_that_can_be_fetched() -> None:
     from toolkit.cli.fetch import names
 
     tasks = importlib.import_module("tasks")
-    for line in tasks.TASKS.values():
+    for line in tasks.LINES.values():
         assert (BENCHMARKS.parent / "recipes" / f"{line.recipe}.py").is_file()
         for options in (line.options, line.tiny):
             assert {value for name, value in pairwise(options) if name == "--data.train"} <= set(names())
+
+
+def test_image_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images are made by one thread and by several, and trained; photographs need nothing that is fetched."""
+    run_tiny("image_path", monkeypatch, tmp_path, "--cases", "ResNet-50, photographs, everything")
+    trained, alone, together, share = cells(capsys.readouterr().out, "ResNet-50, photographs, everything")
+    assert min(float(rate.replace(",", "")) for rate in (trained, alone, together)) > 0 and float(share) > 0
