@@ -25,15 +25,15 @@ recipe = Recipe(
     model=Model(path="smolvlm-tiny"),
     data=Data(train="rendered-captions", evaluation="rendered-captions"),
     task=ImageTextToText(freeze_vision_tower=False, scores=("exact_match",), max_new_tokens=24),
-    batch=Batch(global_size=2, micro_size=1, sequence_length=512),
-    optimizer=Optimizer(learning_rate=2e-3, weight_decay=0.05),
+    batch=Batch(global_size=4, micro_size=2, sequence_length=512),
+    optimizer=Optimizer(learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
     schedule=Schedule(type="cosine", warmup_steps=20),
     precision=Precision(dtype="fp32"),
     parallel=Parallel(zero_stage=2),
-    checkpoint=Checkpoint(every_steps=400, keep_best=True),
-    evaluation=Evaluation(every_steps=400, metric="exact_match"),
+    checkpoint=Checkpoint(every_steps=300, keep_best=True),
+    evaluation=Evaluation(every_steps=300, metric="exact_match"),
     launch=Launch(devices=2),
-    steps=800,
+    steps=600,
 )
 
 if __name__ == "__main__":
