@@ -26,14 +26,14 @@ recipe = Recipe(
     data=Data(train="voice-prompts", evaluation="voice-prompts", packing=False, overlong="drop"),
     task=SpeechSeq2Seq(scores=("exact_match", "wer", "cer"), normalizer="basic", max_new_tokens=32),
     batch=Batch(global_size=8, micro_size=4),
-    optimizer=Optimizer(learning_rate=1e-5),
+    optimizer=Optimizer(learning_rate=3e-5),
     schedule=Schedule(type="linear", warmup_steps=3),
     precision=Precision(dtype="fp32"),
     parallel=Parallel(zero_stage=1),
-    checkpoint=Checkpoint(every_steps=32),
-    evaluation=Evaluation(every_steps=16),
+    checkpoint=Checkpoint(every_steps=36),
+    evaluation=Evaluation(every_steps=18),
     launch=Launch(devices=1),
-    steps=32,
+    steps=36,
 )
 
 if __name__ == "__main__":

@@ -207,6 +207,8 @@ class SpeechSeq2SeqTask(SpeechTask):
         The encoder's positions are fixed sinusoids: transformers says so of a new model, and forgets it of one that it loads.
         """
         use_loss_head(model)
+        if self.options.freeze_encoder:
+            model.freeze_encoder()  # type: ignore[operator]
         model.base_model.encoder.embed_positions.requires_grad_(False)  # type: ignore[union-attr]
         model.base_model._mask_input_features = _as_it_is  # type: ignore[union-attr]
 
