@@ -114,6 +114,9 @@ def test_labels_are_the_tokenizers_but_for_what_the_model_puts_before_them(model
     ids = english.tokenizer.get_vocab()
     [example] = english.encode(row("abc"))
     assert example["labels"].tolist() == [ids["<|notimestamps|>"], ids["a"], ids["b"], ids["c"], ids["<|endoftext|>"]]
+    [spaced] = whisper(models["english"], text_prefix=" ").encode(row("abc"))
+    assert spaced["labels"].tolist() == [example["labels"][0], ids["\u0120"], *example["labels"][1:]]
+    assert spaced["reference"].tobytes() == b"abc", "what is written is compared without it"
     for language in ("german", "de", "German"):
         task = whisper(models["multilingual"], language=language, task="translate")
         [example] = task.encode(row("abc"))

@@ -95,6 +95,8 @@ class SpeechSeq2Seq(_Speech):
     """Language of the texts, as Whisper names it ("german") or its code ("de"): a multilingual checkpoint needs it, one of English alone takes none."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """What a multilingual checkpoint is told to do: write down what is said, or write it in English."""
+    text_prefix: str = ""
+    """Put before every text. Whisper's own texts begin with a space, transformers' example trains them as they are; a few recordings are learned better with " "."""
     max_duration_s: Seconds = 30.0
     """Longest recording, in seconds; 30 is all that Whisper reads. Shorter ones are filled up to 30 s in any case."""
     target_length: Positive = 448

@@ -167,7 +167,8 @@ class SpeechSeq2SeqTask(SpeechTask):
         return (self.tokenizer.eos_token_id,)
 
     def tokens(self, text: str) -> list[int]:
-        """The tokenizer's own, without the first: language, task, no times, the text, its end."""
+        """The tokenizer's own, without the first: language, task, no times, the text behind task.text_prefix, its end."""
+        text = self.options.text_prefix + text
         ids: list[int] = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
         return ids[1:]
 
