@@ -30,10 +30,10 @@ recipe = Recipe(
     schedule=Schedule(type="linear", warmup_steps=3),
     precision=Precision(dtype="fp32"),
     parallel=Parallel(zero_stage=1),
-    checkpoint=Checkpoint(every_steps=36),
-    evaluation=Evaluation(every_steps=18),
+    checkpoint=Checkpoint(every_steps=24),
+    evaluation=Evaluation(every_steps=12),
     launch=Launch(devices=1),
-    steps=36,
+    steps=24,
 )
 
 if __name__ == "__main__":
