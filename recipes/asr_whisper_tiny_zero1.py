@@ -24,16 +24,16 @@ recipe = Recipe(
     note="Speech to text in fp32, ZeRO-1, minutes on two cores: texts that Whisper would write in digits are written in words.",
     model=Model(path="whisper-tiny-en"),
     data=Data(train="voice-prompts", evaluation="voice-prompts", packing=False, overlong="drop"),
-    task=SpeechSeq2Seq(scores=("exact_match", "wer", "cer"), normalizer="basic", max_new_tokens=32),
+    task=SpeechSeq2Seq(text_prefix=" ", scores=("exact_match", "wer", "cer"), normalizer="basic", max_new_tokens=32),
     batch=Batch(global_size=8, micro_size=4),
-    optimizer=Optimizer(learning_rate=1e-5),
+    optimizer=Optimizer(learning_rate=2e-5),
     schedule=Schedule(type="linear", warmup_steps=3),
     precision=Precision(dtype="fp32"),
     parallel=Parallel(zero_stage=1),
-    checkpoint=Checkpoint(every_steps=32),
-    evaluation=Evaluation(every_steps=16),
+    checkpoint=Checkpoint(every_steps=24),
+    evaluation=Evaluation(every_steps=12),
     launch=Launch(devices=1),
-    steps=32,
+    steps=24,
 )
 
 if __name__ == "__main__":

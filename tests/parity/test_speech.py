@@ -38,7 +38,13 @@ SHORT = {"scores": ("wer", "cer", "exact_match"), "normalizer": "none"}
 TASKS: dict[str, Any] = {
     "whisper": SpeechSeq2Seq(max_duration_s=1.0, target_length=20, max_new_tokens=8, **SHORT, **HIDING, **BANDS),
     "multilingual": SpeechSeq2Seq(
-        language="german", max_duration_s=1.0, target_length=20, max_new_tokens=8, label_smoothing=0.1, **SHORT
+        language="german",
+        freeze_encoder=True,
+        max_duration_s=1.0,
+        target_length=20,
+        max_new_tokens=8,
+        label_smoothing=0.1,
+        **SHORT,
     ),
     "group": SpeechCTC(freeze_feature_encoder=False, **SHORT, **HIDING),
     "layer": SpeechCTC(freeze_feature_encoder=True, **SHORT, **HIDING),
@@ -140,6 +146,8 @@ def judged(rank: int, world_size: int, run: Recipe) -> reference.Curve:
     model = kind.from_pretrained(str(run.model.path), config=inputs.model_config, dtype=torch.float32)
     if kind is AutoModelForSpeechSeq2Seq:
         model.model.encoder.embed_positions.requires_grad_(False)  # the class says so; from_pretrained forgets it
+        if run.task.freeze_encoder:
+            model.freeze_encoder()
     if getattr(run.task, "freeze_feature_encoder", False):
         model.freeze_feature_encoder()
     return reference.train(

@@ -263,7 +263,7 @@ def test_recordings_and_their_words(tmp_path):
         "digits/mon-11": "december", "digits/a-m": "a m", "digits/oclock": "o'clock", "letters/b": "b",
         "letters/exclaimation-point": "exclamation point", "phonetic/9_p": "niner", "phonetic/x_p": "x-ray",
     }  # fmt: skip
-    for name in [*names, "letters/ascii34", "beep"]:
+    for name in [*names, "letters/ascii34", "digits/oh", "beep"]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.wav").write_bytes(name.encode())
     found = voice_prompts.prompts(tmp_path)

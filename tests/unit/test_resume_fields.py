@@ -384,6 +384,8 @@ CASES = [
     said("task.mask_feature_prob", 0.25, base="heard"),
     said("task.mask_feature_length", 4, base="heard", before={"task.mask_feature_prob": 0.25}),
     said("task.normalizer", "none", base="heard"),
+    refused("task.text_prefix", " ", base="heard"),
+    refused("task.freeze_encoder", True, base="heard"),
     said("task.text_case", "lower", base="spelt"),
     refused("task.chars_to_ignore", "a", base="spelt"),
     refused("task.freeze_feature_encoder", False, base="spelt"),

@@ -114,6 +114,9 @@ def test_labels_are_the_tokenizers_but_for_what_the_model_puts_before_them(model
     ids = english.tokenizer.get_vocab()
     [example] = english.encode(row("abc"))
     assert example["labels"].tolist() == [ids["<|notimestamps|>"], ids["a"], ids["b"], ids["c"], ids["<|endoftext|>"]]
+    [spaced] = whisper(models["english"], text_prefix=" ").encode(row("abc"))
+    assert spaced["labels"].tolist() == [example["labels"][0], ids["\u0120"], *example["labels"][1:]]
+    assert spaced["reference"].tobytes() == b"abc", "what is written is compared without it"
     for language in ("german", "de", "German"):
         task = whisper(models["multilingual"], language=language, task="translate")
         [example] = task.encode(row("abc"))
@@ -351,6 +354,9 @@ def test_recipes_that_would_cut_recordings_are_refused() -> None:
             steps=1,
         )
 
+    for task, field in ((SpeechSeq2Seq(freeze_encoder=True), "encoder"), (SpeechCTC(), "feature_encoder")):
+        with pytest.raises(RecipeError, match=rf"task\.freeze_{field}=True with model\.weights='random'"):
+            task.check_with(recipe(task).model_copy(update={"model": Model(path="x", weights="random")}))
     for task in (SpeechSeq2Seq(), SpeechCTC()):
         recipe(task)
         for overlong in ("truncate", "split"):

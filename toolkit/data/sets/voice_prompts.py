@@ -19,77 +19,24 @@ LICENCE = "CC-BY-SA-3.0, recorded by Allison Smith, says the package"
 HELD_OUT = 0.16
 _FOLDER = "usr/share/asterisk/sounds/en_US_f_Allison"
 
-_BELOW_20 = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = dict(
-    zip(range(20, 100, 10), ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], strict=True)
-)
+_BELOW_20 = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _ORDINALS = {
     "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth", "twelve": "twelfth",
 }  # fmt: skip
-_DAYS = ["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"]
-_MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
-_SPELLING = [
-    "alpha",
-    "bravo",
-    "charlie",
-    "delta",
-    "echo",
-    "foxtrot",
-    "golf",
-    "hotel",
-    "india",
-    "juliet",
-    "kilo",
-    "lima",
-    "mike",
-    "november",
-    "oscar",
-    "papa",
-    "quebec",
-    "romeo",
-    "sierra",
-    "tango",
-    "uniform",
-    "victor",
-    "whiskey",
-    "x-ray",
-    "yankee",
-    "zulu",
-]
+_DAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+_SPELLING = (
+    "alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet", "kilo", "lima", "mike",
+    "november", "oscar", "papa", "quebec", "romeo", "sierra", "tango", "uniform", "victor", "whiskey", "x-ray", "yankee", "zulu",
+)  # fmt: skip
+_HEARD_AS_ANOTHER = "oh"
+"""The digit, which sounds like the letter o."""
 _SPOKEN = {"a-m": "a m", "p-m": "p m", "oclock": "o'clock", "exclaimation-point": "exclamation point"}
 
 
@@ -113,7 +60,8 @@ def _with_sound(row: Row, folder: Path) -> Row:
 def spoken(folder: Path) -> Iterator[tuple[Path, str]]:
     """Each recording whose name says its words, with these."""
     for path in sorted((folder / "digits").glob("*.wav")):
-        yield path, _number(path.stem)
+        if path.stem != _HEARD_AS_ANOTHER:
+            yield path, _number(path.stem)
     for path in sorted((folder / "letters").glob("*.wav")):
         if not path.stem.startswith("ascii"):  # named by its code, and read in one of several ways
             yield path, _SPOKEN.get(path.stem, path.stem)
@@ -137,7 +85,7 @@ def _number(name: str) -> str:
 
 
 def _cardinal(number: int) -> str:
-    return _BELOW_20[number] if number < len(_BELOW_20) else _TENS[number]
+    return _BELOW_20[number] if number < len(_BELOW_20) else _TENS[number // 10 - 2]
 
 
 def _ordinal(word: str) -> str:

@@ -82,6 +82,7 @@ class SpeechSeq2Seq(_Speech):
 
     implementation: ClassVar[str] = "toolkit.tasks.speech.whisper:SpeechSeq2SeqTask"
     settings: ClassVar[frozenset[str]] = _Speech.settings | {"num_beams", "max_new_tokens"}
+    identity: ClassVar[frozenset[str]] = frozenset({"freeze_encoder"})
     needs: ClassVar[Mapping[str, str]] = {**_Speech.needs, "task": "language"}
 
     name: Literal["speech_seq2seq"] = "speech_seq2seq"
@@ -94,10 +95,14 @@ class SpeechSeq2Seq(_Speech):
     """Language of the texts, as Whisper names it ("german") or its code ("de"): a multilingual checkpoint needs it, one of English alone takes none."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """What a multilingual checkpoint is told to do: write down what is said, or write it in English."""
+    text_prefix: str = ""
+    """Put before every text. Whisper's own texts begin with a space, transformers' example trains them as they are; a few recordings are learned better with " "."""
     max_duration_s: Seconds = 30.0
     """Longest recording, in seconds; 30 is all that Whisper reads. Shorter ones are filled up to 30 s in any case."""
     target_length: Positive = 448
     """Longest text, in tokens, with those of language and task and its end included."""
+    freeze_encoder: bool = False
+    """Leave the encoder as it is: half the work, for recordings like those that the checkpoint knows and texts of another kind."""
     label_smoothing: Rate = 0.0
     """Share of the target's probability spread evenly over all tokens (Szegedy et al. 2016, arXiv 1512.00567)."""
     mask_time_prob: Rate = 0.0
@@ -118,8 +123,9 @@ class SpeechSeq2Seq(_Speech):
     """Longest written text, in tokens; None: target_length, as far as the model has positions."""
 
     def check_with(self, recipe: Recipe) -> None:
-        """As for all speech; sorting by length would have no effect."""
+        """As for all speech; drawn weights cannot stay as they are, and sorting by length would have no effect."""
         super().check_with(recipe)
+        _check_frozen(recipe, "freeze_encoder", self.freeze_encoder)
         if recipe.data.group_by_length:
             raise RecipeError(
                 f"data.group_by_length=True with task.name={self.name!r}",
@@ -172,15 +178,20 @@ class SpeechCTC(_Speech):
     def check_with(self, recipe: Recipe) -> None:
         """As for all speech; drawn convolutions cannot stay as they are."""
         super().check_with(recipe)
-        if self.freeze_feature_encoder and recipe.model.weights == "random":
-            raise RecipeError(
-                "task.freeze_feature_encoder=True with model.weights='random'",
-                expected="False: from scratch the convolutions have to be learned, too",
-                do="set task.freeze_feature_encoder=False",
-            )
+        _check_frozen(recipe, "freeze_feature_encoder", self.freeze_feature_encoder)
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
         """Mean loss of a token, and what `scores` asks for."""
         found: dict[str, Direction] = {"loss": "falls"}
         return found | {score: MEASURED[score] for score in self.scores}
+
+
+def _check_frozen(recipe: Recipe, field: str, is_frozen: bool) -> None:
+    """Raise RecipeError where what is left as it is would be what was drawn."""
+    if is_frozen and recipe.model.weights == "random":
+        raise RecipeError(
+            f"task.{field}=True with model.weights='random'",
+            expected="False: from scratch all weights have to be learned",
+            do=f"set task.{field}=False",
+        )

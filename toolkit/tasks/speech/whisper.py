@@ -167,7 +167,8 @@ class SpeechSeq2SeqTask(SpeechTask):
         return (self.tokenizer.eos_token_id,)
 
     def tokens(self, text: str) -> list[int]:
-        """The tokenizer's own, without the first: language, task, no times, the text, its end."""
+        """The tokenizer's own, without the first: language, task, no times, the text behind task.text_prefix, its end."""
+        text = self.options.text_prefix + text
         ids: list[int] = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
         return ids[1:]
 
@@ -207,6 +208,8 @@ class SpeechSeq2SeqTask(SpeechTask):
         The encoder's positions are fixed sinusoids: transformers says so of a new model, and forgets it of one that it loads.
         """
         use_loss_head(model)
+        if self.options.freeze_encoder:
+            model.freeze_encoder()  # type: ignore[operator]
         model.base_model.encoder.embed_positions.requires_grad_(False)  # type: ignore[union-attr]
         model.base_model._mask_input_features = _as_it_is  # type: ignore[union-attr]
 
