@@ -237,14 +237,8 @@ def test_list_of_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert verb.fetch([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(verb.names())
-<<<<<<< HEAD
-    assert "MIT" in next(line for line in lines if line.startswith("brown-tags")) and "17 MB to download" in next(
-        line for line in lines if line.startswith("debian-en-de")
-    )
-=======
     brown = [line for line in lines if line.startswith("brown-")]
     assert len(brown) == 3 and all("MIT" in line and "3 MB to download" in line for line in brown)
->>>>>>> speech
 
 
 def test_data_sets_are_built_once(capsys: pytest.CaptureFixture[str]) -> None:
