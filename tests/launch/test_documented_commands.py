@@ -27,6 +27,7 @@ import yaml
 from pyarrow import parquet
 
 from tests.distributed import run_distributed
+from tests.launch.media import write_media
 from tests.launch.shrink import Inputs, shrink
 from tests.pages import DOCS, PAGES, ROOT, blocks, commands
 from toolkit.cache import cache_dir
@@ -143,8 +144,10 @@ def home(
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     write_data_files(folder, chat_file, classification_file)
     write_example_files(folder)
+    rows = tmp_path_factory.mktemp("rows")
+    heard = write_media(rows)
     inputs = Inputs(
-        tiny_llama_dir, tiny_bert_dir, tiny_bert_dir, chat_file, classification_file, chat_file, chat_file.parent
+        tiny_llama_dir, tiny_bert_dir, tiny_bert_dir, chat_file, classification_file, chat_file, rows, heard
     )
     shutil.copytree(tiny_llama_dir, folder / "model")
     (folder / "cache").mkdir()
@@ -325,6 +328,9 @@ WAYS: dict[str, Callable[[str, Home], None]] = {
     HOSTS: for_several_hosts,
     START: start,
     r"toolkit new .*": start,
+    r"PYTHONPATH=\. deepspeed .* forecast\.py .*": covered(
+        "tests/parity/test_custom.py", "test_the_page_has_a_whole_one", "forecast.py"
+    ),
     r"python benchmarks/gpu\.py --.*": covered("tests/unit/test_benchmarks.py", "test_gpu", "--budget_s"),
     r"python benchmarks/\w+\.py --tiny": benchmark,
     r"tensorboard .*": installed_program,
@@ -398,7 +404,9 @@ def run_blocks(rank: int, world_size: int, folder: str, texts: Sequence[str]) ->
 def test_python_blocks_run(home: Home) -> None:
     (names,) = run_distributed(run_blocks, 1, str(home.folder), [block for _, block in PYTHON_BLOCKS])
     assert len(names) == len(PYTHON_BLOCKS) >= 2
-    assert [("model" in found, "recipe" in found) for found in names] == [(True, False), (False, False), (False, True)]
+    assert [("model" in found, "recipe" in found) for found in names] == [
+        (True, False), (False, False), (False, True), (False, True),
+    ]  # fmt: skip
 
 
 def test_json_blocks_are_json() -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests import images, speech, vision
 from tests.async_io import require_async_io
 from tests.distributed import run_distributed
+from tests.launch.media import write_media
 from tests.launch.runs import FOREIGN, records, train
 from tests.launch.shrink import RECIPES, ROOT, STEPS, Inputs, shrink
 from tests.parity import text_tasks
@@ -125,18 +125,9 @@ def inputs(
         for answer in ("chosen", "rejected")
     ]
     write_lines(texts.parent / "kto.jsonl", judged)
-    images.folder(texts.parent / "image_classification", train=12, test=6)
-    for kind in ("resnet", "vit"):
-        images.checkpoint(kind, texts.parent / f"image_classification-{kind}")
-    vision.write(texts.parent / "image_text_to_text.parquet", vision.questions())
-    vision.checkpoint("llava", texts.parent / "vision")
     tokenizer = byte_tokenizer()
     t5 = save(encoder_decoder("t5", tokenizer), tokenizer, texts.parent / "t5")
-    heard = texts.parent / "speech"
-    speech.recordings(heard)
-    speech.wav2vec2(heard / "wav2vec2")
-    for kind in ("english", "multilingual"):
-        speech.whisper(heard / kind, multilingual=kind == "multilingual")
+    heard = write_media(texts.parent)
     return Inputs(tiny_llama_dir, tiny_bert_dir, t5, chat_file, classes, texts, texts.parent, heard)
 
 

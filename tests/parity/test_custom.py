@@ -321,7 +321,7 @@ def test_the_page_has_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(errors) == 3 and errors[-1] < 0.6 * errors[0]
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    [line] = re.findall(r"^module = (toolkit\.load_custom\(.*?\))", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    [line] = re.findall(r"^`(toolkit\.load_custom\(.*?\))`", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     module = eval(line)
     rows = sys.modules["forecast"].Forecast().rows("test")
     past, wanted = (torch.tensor([row[name] for row in rows]) for name in ("past", "next"))
