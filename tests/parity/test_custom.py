@@ -367,3 +367,72 @@ def test_other_interactions_follow_from_another_seed_alone() -> None:
     assert one.rows("train") == TwoTower(**asdict(one)).rows("train") != other.rows("train")
     users = {row["user"]: set(row["seen"]) for row in one.rows("test")}
     assert all(row["item"] not in users[row["user"]] for row in one.rows("test"))
+
+
+CENTRED = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from toolkit.tasks.custom import CustomTask
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, values):
+        if self.training and torch.is_grad_enabled():
+            with torch.no_grad():
+                self.mean = self.mean.lerp(values.mean(0), 0.25)
+                self.calls += 1
+        return self.layer(values - self.mean)[:, 0]
+
+
+@dataclass
+class Centre(CustomTask):
+    def build(self):
+        return Centred()
+
+    def rows(self, split):
+        numbers = torch.arange(48.0).reshape(12, 4) / 8
+        return [{"values": (row + 3).tolist(), "wanted": float(row.sum())} for row in numbers]
+
+    def loss(self, model, batch):
+        return (model(batch["values"]) - batch["wanted"]) ** 2
+"""
+
+
+def run_beside(rank: int, world_size: int, folder: str, runs: list[tuple[Recipe, str, str | None]]) -> None:
+    sys.path.insert(0, folder)
+    run_recipe(rank, world_size, runs)
+
+
+def test_buffers_that_a_module_moves_are_those_of_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Averaged over ranks, resumed, and what the last evaluation was made with."""
+    (tmp_path / "centred.py").write_text(CENTRED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    values = dict(make_recipe("two_tower")) | {"task": Custom("centred:Centre")}
+    run = Recipe(**values | {"batch": Batch(global_size=4, micro_size=2)})
+    three = Recipe(**dict(run) | {"parallel": Parallel(zero_stage=3)})
+    straight = tmp_path / "straight"
+    run_distributed(run_beside, 2, str(tmp_path), [(run, str(straight), None), (three, str(tmp_path / "three"), None)])
+    again = rewind(straight, tmp_path / "again", 3)
+    run_distributed(run_beside, 2, str(tmp_path), [(run, str(again), "auto")])
+    assert numbers(read_metrics(again)) == numbers(read_metrics(straight))
+    weights = export_weights(straight / "export")
+    assert weights["calls"] == STEPS and float(weights["mean"].min()) > 1
+    for folder in (again, tmp_path / "three"):
+        for name, value in export_weights(folder / "export").items():
+            torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-6)
+    module = toolkit.load_custom(straight / "export")
+    rows = sys.modules["centred"].Centre().rows("test")
+    inputs, wanted = (torch.tensor([row[name] for row in rows]) for name in ("values", "wanted"))
+    with torch.no_grad():
+        loss = float(((module(inputs) - wanted) ** 2).mean())
+    assert loss == pytest.approx(evaluations(straight)[-1]["loss"], rel=1e-5)
+    sys.modules.pop("centred")

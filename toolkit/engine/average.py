@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,18 +13,18 @@ from toolkit.engine.fragments import master_weights, publish
 
 
 class WeightAverage:
-    """Averages of the master weights of `engine` and of further `tensors`, in fp32.
+    """Averages of the master weights of `engine` and of the further `tensors` by name, in fp32.
 
     After update t (0 is the first) average <- d average + (1 - d) weights, with d = min(decay, (1 + t) / (10 + t)), so that
     a short run does not keep its first weights (TensorFlow's ExponentialMovingAverage with num_updates).
     """
 
-    def __init__(self, engine: Any, decay: float, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, engine: Any, decay: float, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         self._engine, self._decay, self._beside = engine, decay, tensors
         self.updates = 0
         self.masters = [weights.float().clone() for weights in master_weights(engine)]
         """One for each of `master_weights`, in their order."""
-        self.beside = {name: tensor.detach().float().clone() for name, tensor in tensors.items()}
+        self.beside = {name: tensor.detach().float().clone() for name, tensor in tensors().items()}
         """Those of the further tensors."""
 
     @torch.no_grad()
@@ -54,4 +54,4 @@ class WeightAverage:
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(self.masters, master_weights(self._engine), strict=True)
-        yield from ((self.beside[name], tensor) for name, tensor in self._beside.items())
+        yield from ((self.beside[name], tensor) for name, tensor in self._beside().items())

@@ -23,6 +23,7 @@ from toolkit.engine.feed import Feed, on_device
 from toolkit.engine.grid import Grid, release
 from toolkit.engine.groups import inner_optimizer, regroup_adagrad, share_hyperparameters
 from toolkit.engine.norm import NormReader
+from toolkit.engine.own_buffers import OwnBuffers
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.relay import SameTokens
 from toolkit.engine.schedule import EngineSchedule
@@ -75,6 +76,8 @@ class Training:
     """What `loss` needs to know of the whole global batch; None: nothing."""
     batch_norm: BatchNormMode = "micro_batch"
     """How batch norms compute, where the model has any."""
+    moves_buffers: bool = False
+    """Whether the model may itself change its other buffers."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class DeepSpeedRun:
         self._whole: nn.Module | None = None
         self.statistics = batch_norm_statistics(model, training.batch_norm)
         """Of the model's batch norms; None where it has none."""
+        self.own_buffers = OwnBuffers(model) if training.moves_buffers else None
         self._average: WeightAverage | None = None
         self._sums: list[torch.Tensor] = []
         """Of the step so far, over this rank's micro-batches: losses of the targets, what was added, training.logged."""
@@ -122,12 +126,13 @@ class DeepSpeedRun:
         if self.statistics is not None:
             self.statistics.keep_exact()
         if training.optimizer.ema_decay:
-            self._average = WeightAverage(self._named, training.optimizer.ema_decay, self._moving)
+            self._average = WeightAverage(self._named, training.optimizer.ema_decay, lambda: self._moving)
 
     @property
     def _moving(self) -> dict[str, torch.Tensor]:
         """Buffers that training changes, by name."""
-        return {} if self.statistics is None else dict(self.statistics.tensors())
+        found = {} if self.statistics is None else dict(self.statistics.tensors())
+        return found if self.own_buffers is None else found | dict(self.own_buffers.tensors())
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -243,6 +248,8 @@ class DeepSpeedRun:
         is_applied = self.engine.was_step_applied()
         if self.statistics is not None:
             self.statistics.settle(self._replicas, is_applied=is_applied)
+        if self.own_buffers is not None:
+            self.own_buffers.settle(self._replicas)
         if self._average is not None and is_applied:
             self._average.update()
         self._skipped_in_a_row = 0 if is_applied else self._skipped_in_a_row + 1

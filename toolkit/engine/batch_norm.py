@@ -25,8 +25,8 @@ same time; the running ones, which then stay as they are."""
 
 SAID: dict[str, str] = {
     "micro_batch": "each micro-batch is normalised by itself, and the running statistics are means over the global batch",
-    "synchronised": "the micro-batches of all ranks are normalised together, and the running statistics are means over the "
-    "global batch",
+    "synchronised": "the micro-batches of all ranks are normalised together, so that the curve depends on their number, and the "
+    "running statistics are means over the global batch",
     "frozen": "normalised by the running statistics of the checkpoint, which stay as they are",
 }
 
@@ -68,16 +68,22 @@ class Statistics:
         `is_applied`: the optimizer step was; what a step that overflowed has seen is dropped.
         """
         sums, self._sums = self._sums, {}
-        if not sums:
+        if self.mode == "frozen":
             return
-        flat = torch.cat(list(sums.values()))
+        # Of every norm, in one order: which of them a rank has called, and when, may depend on its data.
+        parts = [sums[name] if name in sums else self._nothing(norm) for name, norm in self._norms.items()]
+        flat = torch.cat(parts)
         if _ranks(group) > 1:
             dist.all_reduce(flat, group=group)
         if not is_applied:
             return
-        parts = torch.split(flat, [len(one) for one in sums.values()])
-        for name, total in zip(sums, parts, strict=True):
-            self._move(self._norms[name], *(total[:-1] / total[-1]).chunk(2))
+        for norm, total in zip(self._norms.values(), torch.split(flat, [len(part) for part in parts]), strict=True):
+            if float(total[-1]):
+                self._move(norm, *(total[:-1] / total[-1]).chunk(2))
+
+    def _nothing(self, norm: _BatchNorm) -> Tensor:
+        assert norm.running_mean is not None
+        return torch.zeros(2 * norm.num_features + 1, dtype=torch.float64, device=norm.running_mean.device)
 
     def _move(self, norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None

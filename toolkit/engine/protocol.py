@@ -12,6 +12,7 @@ from torch import nn
 
 from toolkit.engine.batch_norm import Statistics
 from toolkit.engine.fragments import Fragment, Read, ReadScalars
+from toolkit.engine.own_buffers import OwnBuffers
 from toolkit.engine.stopwatch import Stopwatch
 from toolkit.models.decoding import GenerationSettings
 
@@ -74,6 +75,9 @@ class Engine(Protocol):
 
     @property
     def statistics(self) -> Statistics | None: ...
+
+    @property
+    def own_buffers(self) -> OwnBuffers | None: ...
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
 

@@ -6,14 +6,14 @@ import deepspeed
 import torch
 from torch import nn
 
-from toolkit.engine.batch_norm import moving_buffers
+from toolkit.engine.own_buffers import own_buffers
 
 
-def untrained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Persistent buffers, but for those of batch norms, and parameters without gradient, whole, on the CPU, by name.
-    Collective under ZeRO-3."""
-    saved = model.state_dict().keys() - moving_buffers(model)
-    found = {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name in saved}
+def untrained_tensors(model: nn.Module, *, moves_buffers: bool = False) -> dict[str, torch.Tensor]:
+    """Persistent buffers, but for those of batch norms, and parameters without gradient, whole, on the CPU, by name;
+    `moves_buffers`: no buffers. Collective under ZeRO-3."""
+    fixed = () if moves_buffers else own_buffers(model)
+    found = {name: model.get_buffer(name).detach().cpu() for name in fixed}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             with deepspeed.zero.GatheredParameters([parameter] if hasattr(parameter, "ds_id") else []):

@@ -81,7 +81,7 @@ class CustomModel(PreTrainedModel):  # type: ignore[misc]
     def train(self, mode: bool = True) -> CustomModel:
         """Of the module itself, too."""
         super().train(mode)
-        self.__dict__["own_module"].training = mode
+        self.__dict__["own_module"].train(mode)  # which may have a say of its own
         return self
 
     def tie_weights(self, missing_keys: Any = None, recompute_mapping: bool = True) -> None:
@@ -141,7 +141,25 @@ def build(config: CustomConfig) -> nn.Module:
             expected="a torch.nn.Module",
             do="return the module from build()",
         )
+    _check_parameters(config.target, module)
     return module
+
+
+def _check_parameters(target: str, module: nn.Module) -> None:
+    """Raise ModelError for parameters that DeepSpeed cannot share out, or that are not of fp32."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() == 0:
+            raise ModelError(
+                f"task.target={target!r}: the parameter {name} has no dimension",
+                expected="at least one: DeepSpeed shares parameters out as stretches of numbers",
+                do=f"make it nn.Parameter(torch.full((1,), ...)) instead of a single number: {name}",
+            )
+        if parameter.dtype != torch.float32:
+            raise ModelError(
+                f"task.target={target!r}: the parameter {name} is of {parameter.dtype}",
+                expected="torch.float32 in build(): precision.dtype says what is computed in",
+                do="leave out half(), bfloat16() and dtype= in build()",
+            )
 
 
 def load_custom(folder: str | Path) -> nn.Module:

@@ -89,6 +89,8 @@ class Task(ABC):
     """Whether transformers cannot load the model as every stage needs it: it is then read tensor by tensor."""
     trains_head: ClassVar[bool] = False
     """Whether adapters leave what lies outside the base model to be trained whole, beside tasks that name classes."""
+    moves_buffers: ClassVar[bool] = False
+    """Whether the model may itself change its buffers in training, other than those of batch norms."""
     settles: ClassVar[bool] = False
     """Whether `settle` does anything."""
     legend: ClassVar[str | None] = None

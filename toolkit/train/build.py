@@ -82,7 +82,7 @@ def build_engine(
         add_neftune(model, neftune_alpha, me.mesh.sequence)
     task.prepare(model)
     # Beside adapters everything is as the base checkpoint has it.
-    untrained = {} if inputs.adapters is not None else untrained_tensors(model)
+    untrained = {} if inputs.adapters is not None else untrained_tensors(model, moves_buffers=task.moves_buffers)
     if me.mesh.pipeline > 1:
         untrained = {name: tensor for stage in process.gather_objects(untrained) for name, tensor in stage.items()}
     if me.is_main:
@@ -94,6 +94,8 @@ def build_engine(
             # backward pass begins (parameter_offload.py, _post_backward_module_hook).
             model.enable_input_require_grads()  # type: ignore[operator]
     engine = _engine(recipe, inputs, config, me, model)
+    if engine.own_buffers:
+        display.say(engine.own_buffers.describe())
     if engine.statistics is not None:
         _check_batch_norm(recipe, engine.statistics.describe(), display)
     if kernels is not None:
@@ -229,6 +231,7 @@ def _engine(recipe: Recipe, inputs: Inputs, config: Mapping[str, Any], me: proce
         Survey(task.survey, task.surveyed) if task.surveys else None,
         # Beside adapters everything is as the base checkpoint has it.
         recipe.model.batch_norm if inputs.adapters is None else "frozen",
+        task.moves_buffers,
     )
     if me.mesh.pipeline > 1:
         return PipelineEngine(model, config, me, training)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from toolkit.data.media.stored import unreadable
@@ -30,7 +31,9 @@ def check_image(content: bytes, name: str, most_pixels: int) -> tuple[int, int]:
         if image.format == "JPEG":
             image.draft("RGB", (max(1, size[0] // CHECKED_AT), max(1, size[1] // CHECKED_AT)))
         image.load()
-    return _upright(image, size)
+        if image.mode in ("I", "F"):
+            _of_more_bits(image)
+        return _upright(image, size)
 
 
 def size_of(content: bytes, name: str, most_pixels: int) -> tuple[int, int]:
@@ -42,7 +45,7 @@ def size_of(content: bytes, name: str, most_pixels: int) -> tuple[int, int]:
 def decode_image(content: bytes, name: str, most_pixels: int, *, at_least: int | None = None) -> Image.Image:
     """The image in RGB, upright. Raises as `check_image`.
 
-    Grey, palettes and 16 bits are converted, what is transparent lies on white. `at_least`: a JPEG may be decoded at 1/2,
+    Grey, palettes and more bits are converted, transparency is dropped as transformers drops it. `at_least`: a JPEG may be decoded at 1/2,
     1/4 or 1/8 of its size as long as neither side becomes shorter.
     """
     with _opened(content, name, most_pixels) as image:
@@ -55,14 +58,25 @@ def decode_image(content: bytes, name: str, most_pixels: int, *, at_least: int |
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith(("I;16", "I")):
-        # 16 bits of grey; Pillow's own conversion would cut off what is above 255.
-        return image.point(lambda value: value / 256).convert("L").convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-        layers = image.convert("RGBA")
-        ground = Image.new("RGBA", layers.size, "white")
-        return Image.alpha_composite(ground, layers).convert("RGB")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _of_more_bits(image)
     return image.convert("RGB")
+
+
+def _of_more_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, which Pillow would cut off above 255: scaled from the range that its mode or its values say.
+
+    Raises ValueError for values of which none can be told.
+    """
+    values = np.asarray(image, np.float64)
+    least, largest = float(values.min()), float(values.max())
+    if not np.isfinite(values).all() or least < 0 or largest > 65535:
+        raise ValueError(f"its grey values go from {least:g} to {largest:g}, of which 8 bits cannot be made")
+    if image.mode.startswith("I;16") or largest > 255:
+        values = values / 256
+    elif image.mode == "F" and largest <= 1.0:
+        values = values * 255
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
 def _upright(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:

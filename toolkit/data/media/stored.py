@@ -37,9 +37,13 @@ def located(value: Any, folder: Path | None) -> Any:
         if isinstance(path, str) and value.get("bytes") is None and not Path(path).is_absolute():
             return {**value, "path": str(folder / path)}
         return value
-    if isinstance(value, str) and "://" not in value and not Path(value).is_absolute():
+    if isinstance(value, str) and value and not _is_address(value) and not Path(value).is_absolute():
         return str(folder / value)
     return value
+
+
+def _is_address(value: str) -> bool:
+    return "://" in value or value.startswith("data:")
 
 
 def stored(value: Any, where: str) -> Stored:
@@ -57,9 +61,9 @@ def stored(value: Any, where: str) -> Stored:
             expected="the path of a file, or its bytes as datasets keeps them: {'bytes': ..., 'path': ...}",
             do="remove the row, or set the field to the column that holds it",
         )
-    if "://" in path:
+    if _is_address(path):
         raise DataError(
-            f"{where} is the address {path!r:.120}",
+            f"{where} is the address {path!r:.60}",
             expected="a file on this host: a run must not wait for another host, nor train what that has changed",
             do="download the files, and write their paths",
         )
@@ -69,9 +73,9 @@ def stored(value: Any, where: str) -> Stored:
 def _read(path: Path, where: str) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
         raise Unreadable(
-            f"{where}: {str(path)!r} cannot be read: {error.strerror or error}",
+            f"{where}: {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}",
             expected="a file that is there and may be read",
             do="put it there, or remove the row (data.unreadable='skip' leaves such rows out, and counts them)",
         ) from None

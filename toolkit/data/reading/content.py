@@ -18,6 +18,8 @@ SETTLED_S = 2.0
 """A digest of a file changed more recently than this is not remembered: its times cannot tell two changes apart."""
 SMALL = 16 * 2**20
 """Bytes up to which a file is hashed anew each time, in about 10 ms."""
+MISSING = (0, 0, 0, 0)
+"""The state of a file that is not there."""
 SAMPLE_BLOCKS, SAMPLE_BLOCK = 64, 64 * 2**10
 """What a sample of a file holds: so many blocks, of so many bytes."""
 
@@ -46,7 +48,9 @@ def tree_digest(paths: Sequence[Path], root: Path, cache_dir: Path) -> str:
 
     What is remembered, once, is that of all files together: it holds while each has its inode, size and times.
     """
-    states: list[list[Any]] = [[str(path.relative_to(root)), *_state(path.stat())] for path in paths]
+    states: list[list[Any]] = [
+        [str(path.relative_to(root)), *(_state(path.stat()) if path.is_file() else MISSING)] for path in paths
+    ]
     newest = max((max(state[3], state[4]) for state in states), default=0) / 1e9
     name = hashlib.sha256(json.dumps([str(root.resolve()), states]).encode()).hexdigest()
     note = cache_dir / "content" / f"tree-{name[:24]}"
@@ -54,7 +58,7 @@ def tree_digest(paths: Sequence[Path], root: Path, cache_dir: Path) -> str:
     with filelock.FileLock(f"{note}.lock"):  # one process reads them all, the others wait
         if note.exists():
             return note.read_text()
-        parts = [[str(path.relative_to(root)), _hashed(path)] for path in paths]
+        parts = [[str(path.relative_to(root)), _hashed(path) if path.is_file() else None] for path in paths]
         digest = combined("tree", parts)
         if time.time() - newest > SETTLED_S:
             handle = note.with_name(f"{note.name}.tmp-{os.getpid()}")

@@ -108,10 +108,12 @@ def data_files(directory: Path, field: str) -> tuple[list[Path], list[Path]]:
     named = [path for path in found if folders.isdisjoint(path.parents) and not path.is_dir()]
     files = [path for path in named if is_data_file(path) and path.name not in _DESCRIPTIONS]
     media = [path for path in named if path.suffix.lower() in MEDIA]
-    if media and all(map(is_metadata, files)):
-        files = sorted([*files, *media])
+    if media and all(is_metadata(path) or plain_name(path).suffix.lower() == ".txt" for path in files):
+        # A text beside images is a note.
+        files = sorted([*filter(is_metadata, files), *media])
     for path in files:
-        _check_there(path, str(directory), field)
+        if path.suffix.lower() not in MEDIA:  # of one that is missing its example speaks (data.unreadable)
+            _check_there(path, str(directory), field)
     archives = [path for path in named if plain_name(path).suffix.lower() in UNPACKING]
     if files:
         return files, [*saved, *archives]

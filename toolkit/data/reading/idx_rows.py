@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def idx_tables(path: Path, piece: int) -> Iterator[pyarrow.Table]:
     """The images of `path` and their labels, in pieces of `piece` rows. Raises DataError for what does not fit together."""
     images, labels_path = read_idx(path), labels_beside(path)
     labels = read_idx(labels_path)
-    if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
+    is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
+    if not is_image or labels.ndim != 1 or len(images) != len(labels):
         raise DataError(
             f"{str(path)!r} holds numbers {list(images.shape)}, and {labels_path.name!r} {list(labels.shape)}",
             expected="images [N, height, width] or [N, height, width, 3], and a label [N] for each",
@@ -58,7 +60,7 @@ def read_idx(path: Path) -> NDArray[Any]:
     """The numbers in `path`, which may be compressed by gzip. Raises DataError for a damaged file."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _damaged(path, one_line(error)) from None
@@ -81,5 +83,5 @@ def _damaged(path: Path, why: str) -> DataError:
 
 def _png(image: NDArray[Any]) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(file, "PNG", compress_level=1)
     return file.getvalue()

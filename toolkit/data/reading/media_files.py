@@ -28,6 +28,10 @@ class MediaFolder:
     """metadata.csv, .jsonl or .parquet, each about the files below its own folder."""
     has_splits: bool
     """Whether the folders in `root` are splits, and those in them classes."""
+    left_out: tuple[Path, ...]
+    """Files that are in no split while others are."""
+    everything: frozenset[Path]
+    """All images or recordings in `root`, of whatever split."""
 
 
 def media_folder(root: Path, files: Sequence[Path], split: str, field: str) -> MediaFolder:
@@ -40,15 +44,19 @@ def media_folder(root: Path, files: Sequence[Path], split: str, field: str) -> M
             expected="files of one kind, or a table that names them",
             do=f"put them into folders of their own, and point {field} to one of these",
         )
-    top = {path.relative_to(root).parts[0] for path in media if len(path.relative_to(root).parts) > 1}
+    places = {path: path.relative_to(root).parts for path in files}
+    top = {places[path][0] for path in media if len(places[path]) > 1}
+    splits = {name for name in top if is_split(name)}
     direct = any(path.parent == root for path in media)
-    has_splits = bool(top) and not direct and all(map(is_split, top))
+    # Two splits are no classes of these names, whatever lies beside them; one alone may be: trains among cars.
+    has_splits = len({group(name.casefold()) for name in splits}) > 1 or (bool(top) and splits == top and not direct)
+    left_out: list[Path] = []
     if has_splits:
-        chosen = {name for name in top if group(name.casefold()) == group(split)}
+        chosen = {name for name in splits if group(name.casefold()) == group(split)}
         if not chosen:
-            raise unknown_split(split, sorted(top), str(root), field)
-        files = [path for path in files if path.relative_to(root).parts[0] in chosen or path.parent == root]
+            raise unknown_split(split, sorted(splits), str(root), field)
+        left_out = [path for path in media if places[path][0] not in splits]
+        files = [path for path in files if places[path][0] in chosen or (path.parent == root and is_metadata(path))]
+    found = tuple(path for path in files if path.suffix.lower() in MEDIA)
     tables = tuple(path for path in files if is_metadata(path))
-    return MediaFolder(
-        root, kinds[0], tuple(path for path in files if path.suffix.lower() in MEDIA), tables, has_splits
-    )
+    return MediaFolder(root, kinds[0], found, tables, has_splits, tuple(left_out), frozenset(media))

@@ -59,7 +59,7 @@ def _label(path: Path, folder: MediaFolder) -> str | None:
 
 def _told(folder: MediaFolder, cache_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(file, what a table says of it)."""
-    known = {path: path for path in folder.files}
+    chosen = set(folder.files)
     for table in folder.tables:
         rows = read_files([table], kind_of(table, "data"), streaming=False, cache_dir=cache_dir).rows
         for number, row in enumerate(rows, start=1):
@@ -71,10 +71,11 @@ def _told(folder: MediaFolder, cache_dir: Path) -> Iterator[tuple[Path, dict[str
                     do="rename the column",
                 )
             path = table.parent / name
-            if path not in known:
+            if path not in folder.everything:
                 raise DataError(
                     f"row {number:,} of {str(table)!r} names {name!r}, which is not there",
                     expected=f"a file in {str(table.parent)!r}",
                     do="put it there, or remove the row",
                 )
-            yield path, {key: value for key, value in row.items() if key != FILE_NAME}
+            if path in chosen:
+                yield path, {key: value for key, value in row.items() if key != FILE_NAME}

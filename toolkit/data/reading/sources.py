@@ -110,7 +110,9 @@ def _open(
         if is_media(found):
             folder = media_folder(path, found, split, field)
             read = read_media(folder, streaming=streaming, cache_dir=cache_dir)
-            return Source(read.rows, read.content, folder.files, tuple(left_out), remarks=read.remarks, folder=path)
+            return Source(
+                read.rows, read.content, folder.files, (*left_out, *folder.left_out), remarks=read.remarks, folder=path
+            )
         files, of_no_split = files_of_split(found, path, split, field)
         return _open_files(files, location, streaming, field, cache_dir, whole, [*of_no_split, *left_out])
     if path.exists():

@@ -61,7 +61,7 @@ def _name(name: Any, called: str) -> str:
 
 def _array(name: str, value: Any, called: str) -> Any:
     if torch.is_tensor(value):
-        value = value.numpy(force=True)
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy(force=True)
     try:
         found = np.asarray(value)
     except ValueError:  # numpy's answer to lists of different lengths
@@ -76,10 +76,23 @@ def _array(name: str, value: Any, called: str) -> Any:
             expected="numbers: an integer, a float, a truth value, or an array or list of them",
             do="turn it into numbers in encode, or leave it out there",
         )
+    if not isinstance(value, np.ndarray) and _is_too_large(value):
+        raise DataError(
+            f"{called} gave {name!r}: {_said(value)}",
+            expected="integers of 64 bits, with a sign",
+            do="number them from 0 on in encode",
+        )
     if found.dtype == np.float64:
         return found.astype(np.float32)
     # Of no width that torch indexes with, or none that it has.
     return found.astype(np.int64) if found.dtype.kind in "iu" and not isinstance(value, np.ndarray) else _signed(found)
+
+
+def _is_too_large(value: Any) -> bool:
+    """Whether an integer in `value`, a number or a list, is none of int64."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_too_large, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _signed(found: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ class ModuleTask(Task):
     auto_class = AutoCustomModel
     legend = "each example as the module's batches are made of it"
     loads_by_part = True
+    moves_buffers = True
     unit = "value"
 
     def __init__(self, options: Custom, processor: None) -> None:
@@ -175,8 +177,14 @@ class ModuleTask(Task):
         return int(self._targets(batch).sum())
 
     def _targets(self, batch: Batch) -> Tensor:
-        found = self.own.targets(_plain(batch))
-        return self._of_each(found, batch, "targets") * batch[COUNTED]
+        found = self._of_each(self.own.targets(_plain(batch)), batch, "targets")
+        if bool((found != found.round()).any()) or bool((found < 0).any()):
+            raise RecipeError(
+                f"{self._called('targets')} gave {found.tolist()!s:.80}",
+                expected="whole numbers from 0 on: how many targets each example has",
+                do="weigh in loss, and count in targets",
+            )
+        return found * batch[COUNTED]
 
     # The model
 
@@ -223,9 +231,15 @@ class ModuleTask(Task):
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The mean loss of a target, and what the author makes of the means."""
-        means = {"loss": sums["loss"] / max(1.0, sums["targets"])}
+        if not sums["targets"]:
+            raise RecipeError(
+                f"{self._called('targets')} gave 0 for every held-out example",
+                expected="targets to measure on",
+                do="correct targets, or the held-out rows",
+            )
+        means = {"loss": sums["loss"] / sums["targets"]}
         for name in (name.removesuffix(" sum") for name in sums if name.endswith(" sum")):
-            means[name] = sums[f"{name} sum"] / max(1e-30, sums[f"{name} count"])
+            means[name] = sums[f"{name} sum"] / (sums[f"{name} count"] or math.nan)
         return {"loss": means["loss"], **self._declared(self.own.figures(means), "figures")}
 
     def _declared(self, found: Mapping[str, float], method: str) -> dict[str, float]:

@@ -107,11 +107,21 @@ class Ranges:
     """The range that `processor` gives pixels: what it makes of each value of each channel, looked up instead of computed again."""
 
     def __init__(self, processor: Any) -> None:
+        self._processor = processor
         every = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
-        found = processor(images=every, return_tensors="np", do_resize=False, do_center_crop=False)["pixel_values"][0]
-        self._values = np.asarray(found, np.float32).reshape(3, 256)
+        self._values = self._asked(every).reshape(3, 256)
+        colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+        # Some exchange channels (MobileViT), which grey does not show.
+        self._is_table = np.array_equal(self._looked_up(colours), self._asked(colours))
 
     def of(self, image: Image.Image) -> NDArray[np.float32]:
         """`image`, which has its size already, as pixels [3, height, width]."""
+        return self._looked_up(image) if self._is_table else self._asked(image)
+
+    def _looked_up(self, image: Image.Image) -> NDArray[np.float32]:
         pixels = np.asarray(image)
         return np.stack([np.take(self._values[channel], pixels[..., channel]) for channel in range(3)])
+
+    def _asked(self, image: Image.Image) -> NDArray[np.float32]:
+        found = self._processor(images=image, return_tensors="np", do_resize=False, do_center_crop=False)
+        return np.asarray(found["pixel_values"][0], np.float32)

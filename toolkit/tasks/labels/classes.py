@@ -64,7 +64,8 @@ class Classes:
             raise DataError(
                 f"{said} does not occur in the training rows{did_you_mean(label, self.names)}",
                 expected=f"{expected} {', '.join(self.names[:SHOWN])}",
-                do="remove the row, or add the class to the training data",
+                do="remove the row, or add the class to the training data; where data.evaluation_examples has held out all rows "
+                "of the class, lower it or set another seed",
             )
         return index
 
