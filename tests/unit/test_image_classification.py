@@ -77,6 +77,19 @@ def test_every_kind_of_image_becomes_rgb() -> None:
     assert decode_image(encoded(grey.convert("CMYK"), "JPEG"), "x", MOST).mode == "RGB"
 
 
+def test_grey_of_more_bits_is_scaled() -> None:
+    ramp = np.arange(48, dtype=np.float32).reshape(6, 8)
+    cases = {"F": ramp / 47, "I": ramp * 5, "I of 16 bits": ramp * 1000}
+    for values in cases.values():
+        image = Image.fromarray(values if values is cases["F"] else values.astype(np.int32))
+        pixels = np.asarray(decode_image(encoded(image, "TIFF"), "x", MOST))[..., 0]
+        assert pixels.max() > 180 and pixels[0, 0] == 0
+    for values in (-ramp, ramp * 1e5, np.full((2, 2), np.nan, np.float32)):
+        for look in (check_image, decode_image):
+            with pytest.raises(Unreadable, match=r"a\.tiff cannot be decoded: its grey values go from"):
+                look(encoded(Image.fromarray(values), "TIFF"), "a.tiff", MOST)
+
+
 def test_cameras_turn_images() -> None:
     turned = Image.new("RGB", (8, 6))
     exif = turned.getexif()
@@ -214,6 +227,18 @@ def test_an_evaluation_sees_what_the_processor_makes(tmp_path: Path) -> None:
         ImageClassification(random_crop="none", horizontal_flip=0.0), load_image_processor(Model(path=str(path)))
     )
     assert np.array_equal(same.transform(example, draws(), is_trained=True)["pixel_values"], found)
+
+
+def test_channels_in_another_order() -> None:
+    """MobileViT's processor gives blue first, in training as well."""
+    from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
+
+    given = MobileViTImageProcessorPil(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16})
+    task = ImageClassificationTask(ImageClassification(horizontal_flip=0.0), given)
+    red = task.source({"image": encoded(Image.new("RGB", (40, 40), (255, 0, 0)))})
+    for is_trained in (True, False):
+        pixels = task.transform({**red, "labels": np.zeros(1)}, draws(), is_trained=is_trained)["pixel_values"]
+        assert pixels.mean(axis=(1, 2)).tolist() == pytest.approx([0.0, 0.0, 1.0])
 
 
 def test_sizes_and_ranges_of_the_recipe(tmp_path: Path) -> None:

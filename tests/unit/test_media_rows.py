@@ -186,3 +186,55 @@ def test_values_that_are_no_image() -> None:
     assert located("https://a/b.png", Path("/f")) == "https://a/b.png"
     assert located({"bytes": b"x", "path": "name.png"}, Path("/f"))["path"] == "name.png"
     assert located({"bytes": None, "path": "name.png"}, Path("/f"))["path"] == "/f/name.png"
+
+
+def test_two_splits_are_splits_whatever_lies_beside_them(tmp_path: Path) -> None:
+    place = images.folder(tmp_path / "data", train=6, test=3)
+    (place / "samples").mkdir()
+    (place / "samples" / "a.png").write_bytes(png())
+    (place / "stray.png").write_bytes(png())
+    (place / "README.txt").write_text("what this is")
+    source = opened(place, tmp_path)
+    assert {row["label"] for row in source.rows} == set(images.CLASSES) and len(source.rows) == 6
+    assert sorted(path.name for path in source.left_out) == ["a.png", "stray.png"]
+    assert len(opened(place, tmp_path, split="test").rows) == 3
+
+
+def test_one_table_about_both_splits(tmp_path: Path) -> None:
+    place = images.folder(tmp_path / "data", train=3, test=3)
+    names = [str(path.relative_to(place)) for path in sorted(place.glob("*/*/*.png"))]
+    (place / "metadata.csv").write_text("file_name,caption\n" + "".join(f"{name},c {name}\n" for name in names))
+    for split in ("train", "test"):
+        rows = opened(place, tmp_path, split=split).rows
+        assert len(rows) == 3 and all(row["caption"] == f"c {row['file_name']}" for row in rows)
+
+
+def test_a_link_that_leads_nowhere_is_one_example(tmp_path: Path) -> None:
+    place = images.folder(tmp_path / "data", train=3, test=0)
+    before = opened(place, tmp_path).content
+    (place / "train" / "circle" / "link.png").symlink_to("/not/there.png")
+    source = opened(place, tmp_path)
+    assert len(source.rows) == 4 and source.content != before
+    with pytest.raises(Unreadable, match=r"link\.png' cannot be read: No such file"):
+        stored(source.rows[1]["image"], "x")
+
+
+def test_addresses_and_empty_cells() -> None:
+    assert located("", Path("/f")) == "" and located("data:image/png;base64,AA", Path("/f")).startswith("data:")
+    with pytest.raises(DataError, match="is the address 'data:image"):
+        stored("data:image/png;base64,AA", "x")
+    with pytest.raises(Unreadable, match="cannot be read"):
+        stored("a\0b", "x")
+
+
+def test_idx_of_one_channel_and_damaged_streams(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx4-ubyte", np.full((2, 5, 5, 1), 7, np.uint8))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(2, np.uint8))
+    rows = opened(tmp_path / "train-images-idx4-ubyte", tmp_path / "cache").rows
+    assert np.asarray(Image.open(io.BytesIO(rows[0]["image"]["bytes"]))).shape == (5, 5)
+    broken = write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", np.zeros((2, 30, 30), np.uint8))
+    content = bytearray(broken.read_bytes())
+    content[12:20] = b"\xff" * 8
+    broken.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="cannot be read as IDX"):
+        read_idx(broken)
