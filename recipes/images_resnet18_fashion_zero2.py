@@ -43,7 +43,7 @@ recipe = Recipe(
     ),
     batch=Batch(global_size=128, micro_size=64),
     optimizer=Optimizer(type="sgd_momentum", learning_rate=0.1, weight_decay=5e-4, ema_decay=0.99, nesterov=True),
-    schedule=Schedule(type="one_cycle", peak_fraction=0.2),
+    schedule=Schedule(type="cosine", warmup_steps=100),
     precision=Precision(dtype="fp32"),
     parallel=Parallel(zero_stage=2),
     checkpoint=Checkpoint(export_dtype="fp32"),

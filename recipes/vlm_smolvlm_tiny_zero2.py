@@ -26,7 +26,7 @@ recipe = Recipe(
     data=Data(train="rendered-captions", evaluation="rendered-captions"),
     task=ImageTextToText(freeze_vision_tower=False, scores=("exact_match",), max_new_tokens=24),
     batch=Batch(global_size=4, micro_size=2, sequence_length=512),
-    optimizer=Optimizer(learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    optimizer=Optimizer(learning_rate=2e-3, weight_decay=0.05, betas=(0.9, 0.95)),
     schedule=Schedule(type="cosine", warmup_steps=20),
     precision=Precision(dtype="fp32"),
     parallel=Parallel(zero_stage=2),
