@@ -33,7 +33,7 @@ recipe = Recipe(
         packing=False,
         overlong="drop",
     ),
-    task=SpeechCTC(mask_time_prob=0.065, mask_feature_prob=0.004),
+    task=SpeechCTC(mask_time_prob=0.065, mask_feature_prob=4e-3),
     batch=Batch(global_size=64, micro_size=8),
     optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.005),
     schedule=Schedule(type="linear", warmup_steps=1000),
