@@ -21,6 +21,7 @@ from tests.parity.strategies import OPTIMIZER, SCHEDULE
 from tests.parity.topologies import numbers, rewind
 from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
 from tests.processor import require_number_format
+from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.models.random_weights import RandomWeights
 from toolkit.parity import reference
 from toolkit.parity.reference import Batch, Curve
@@ -233,6 +234,22 @@ def test_resumed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert deviation(*losses) < LOSSES
     for name, values in export_weights(other / "export").items():
         torch.testing.assert_close(values, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_are_frozen_from_the_resumed_step_on(tmp_path: Path) -> None:
+    images.folder(tmp_path / "data")
+    path = images.checkpoint("resnet", tmp_path / "model")
+    plain = problem(tmp_path, path, 2, optimizer=OPTIMIZER)
+    whole = tmp_path / "whole"
+    run_distributed(run_recipe, 1, [(plain, str(whole), None)])
+    held = problem(tmp_path, path, 2, optimizer=OPTIMIZER, model=Model(path=str(path), batch_norm="frozen"))
+    resumed = rewind(whole, tmp_path / "resumed", HALF)
+    run_distributed(run_recipe, 1, [(held, str(resumed), "auto")])
+    at_half = CheckpointReader(whole / "checkpoints" / f"step-{HALF:08d}")
+    found, moved = export_weights(resumed / "export"), export_weights(whole / "export")
+    statistics = [name for name in found if "running" in name]
+    assert statistics and all(torch.equal(found[name], at_half.weight(name)) for name in statistics)
+    assert not any(torch.equal(moved[name], at_half.weight(name)) for name in statistics)
 
 
 def test_synchronised_statistics_are_those_of_all_ranks(tmp_path: Path) -> None:

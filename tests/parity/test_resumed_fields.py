@@ -330,6 +330,7 @@ CASES = [
         "optimizer.learning_rate": (2 * PEAK, as_adamw), "optimizer.weight_decay": (0.5, as_adamw),
         "optimizer.max_grad_norm": (0.125, as_adamw), "optimizer.betas": ((0.5, 0.75), as_adamw),
         "optimizer.eps": (0.25, as_adamw)}),
+    Case("plain", {"optimizer.ema_decay": (0.5, other_evaluations)}),
     Case("sgd_momentum", {"optimizer.nesterov": (True, weights)}),
     Case("sgd_momentum", {"optimizer.dampening": (0.5, weights)}),
     Case("rmsprop", {"optimizer.alpha": (0.5, weights)}),
@@ -380,7 +381,7 @@ CASES = [
     Case("undropped", {"parallel.tensor": (2, placed("mesh"))}, ranks=2),
     Case("undropped", {"parallel.sequence": (2, placed("mesh"))}, ranks=2),
     # Not even said: they change nothing about the model or what is kept of it.
-    Case("plain", {"data.prefetch": (0, bits), "launch.device": ("cpu", bits), "launch.timeout_s": (900, bits),
+    Case("plain", {"data.prefetch": (0, bits), "data.workers": (0, bits), "launch.device": ("cpu", bits), "launch.timeout_s": (900, bits),
                    "launch.host_timeout_s": (60, bits), "note": ("another", bits)}),
 ]  # fmt: skip
 CHANGED = [(case, name) for case in CASES for name in case.effects]
@@ -405,6 +406,7 @@ def test_every_field_that_may_change_is_observed_or_excused() -> None:
     kinds = {"task": CausalLM, "tuning": Full}
     names = {*ROLES, *(f"{section}.{field}" for section, kind in kinds.items() for field in kind.model_fields)}
     names -= {"checkpoint.merge"}  # acts with adapters only: test_lora.py
+    names -= {"model.batch_norm"}  # acts where there are batch norms: test_images.py
     may_change = {name for name in names if role_of(name) in (Role.SETTING, Role.PLACEMENT, Role.SURROUNDING)}
     observed = {name for _, name in CHANGED}
     assert observed | NOTHING_TO_SEE.keys() == may_change
