@@ -55,5 +55,7 @@ lint: install
 # gpu.py has a device and a budget of its own: python benchmarks/gpu.py
 bench: install
 	$(BIN)/toolkit fetch smollm2-135m-instruct minilm-l6 minilm-bert2bert python-docstrings python-packages spamassassin \
-		brown-names brown-corpus docstring-questions docstring-preferences debian-en-de debian-summaries debian-pairs
+		brown-names brown-corpus docstring-questions docstring-preferences debian-en-de debian-summaries debian-pairs \
+		efficientnet-lite0 fashion-mnist whisper-tiny-en voice-prompts
 	set -e; for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+	$(BIN)/python benchmarks/tasks.py --group media
