@@ -108,7 +108,8 @@ def test_its_fields_are_flags_and_its_name_finds_it(module: Path, tiny_bert_dir:
     task = parse(recipe, words, output_dir=module, description="", prog="x.py").recipe.task
     assert (task.name, task.answer_field, task.question_field) == ("answer_length", "reply", "q")  # type: ignore[attr-defined]
     with pytest.raises(
-        RecipeError, match=r"unknown flag --task.label_field for task.name='answer_length' \(kto, sequence_cl"
+        RecipeError,
+        match=r"unknown flag --task.label_field for task.name='answer_length' \(image_classification, kto, sequence_cl",
     ):
         parse(recipe, ["--task.label_field", "x"], output_dir=module, description="", prog="x.py")
     plain = recipe.model_copy(
