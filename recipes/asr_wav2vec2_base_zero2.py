@@ -35,7 +35,7 @@ recipe = Recipe(
     ),
     task=SpeechCTC(mask_time_prob=0.065, mask_feature_prob=4e-3),
     batch=Batch(global_size=64, micro_size=8),
-    optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.005),
+    optimizer=Optimizer(learning_rate=1e-4, weight_decay=5e-3),
     schedule=Schedule(type="linear", warmup_steps=1000),
     precision=Precision(dtype="bf16"),
     parallel=Parallel(zero_stage=2),
