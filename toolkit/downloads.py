@@ -13,6 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from toolkit.errors import InputError
+
 
 def run_with_bar(
     command: Sequence[str], folder: Path, size: int, label: str, console: Console, environment: Mapping[str, str]
@@ -49,6 +51,17 @@ def sha256_of(file: Path) -> str:
     """The hash of the content of `file`, in hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_download(file: Path, sha256: str, server: str, kind: type[InputError]) -> None:
+    """Raise a `kind` unless the hash of `file`, which `server` has just served, is `sha256`."""
+    found = sha256_of(file)
+    if found != sha256:
+        raise kind(
+            f"{file.name} has sha256 {found}",
+            expected=f"{sha256}, the file this toolkit was tested with",
+            do=f"run the command again; if it says the same, {server} serves another file under this name: do not use it",
+        )
 
 
 def last_words(output: str) -> str:

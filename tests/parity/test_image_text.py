@@ -13,7 +13,7 @@ from tests import vision
 from tests.distributed import run_distributed
 from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, recipe
 from tests.parity.topologies import numbers, rewind
-from tests.parity.worker import export_weights, read_metrics, reference_curve, run_recipe
+from tests.parity.worker import evaluations, export_weights, predictions, read_metrics, reference_curve, run_recipe
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch, Checkpoint, Data, Evaluation, ImageTextToText, LoRA, Recipe
@@ -68,16 +68,6 @@ def problem(kind: str, models: dict[str, Path], file: Path, strategy: str) -> Re
         steps=STEPS,
         **fields,
     )
-
-
-def evaluations(folder: Path) -> dict[int, dict[str, float]]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {record["step"]: record["eval"] for record in lines if "eval" in record}
-
-
-def predictions(folder: Path, step: int) -> list[dict[str, Any]]:
-    file = next((folder / "predictions").glob(f"step-*{step}.jsonl"))
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,7 +19,7 @@ from tests import images
 from tests.distributed import run_distributed
 from tests.parity.strategies import OPTIMIZER, SCHEDULE
 from tests.parity.topologies import numbers, rewind
-from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
+from tests.parity.worker import evaluations, export_weights, global_batches, read_metrics, run_recipe
 from tests.processor import require_number_format
 from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.models.random_weights import RandomWeights
@@ -166,11 +166,6 @@ def judged(
         judge=partial(Judge, recipe.task.label_smoothing),  # type: ignore[attr-defined]
     )
     return curve, running, averages
-
-
-def evaluations(folder: Path) -> dict[int, dict[str, float]]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {record["step"]: record["eval"] for record in lines if "eval" in record}
 
 
 @pytest.mark.parametrize("kind", images.CONFIGS)

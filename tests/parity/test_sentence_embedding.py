@@ -14,7 +14,7 @@ from tests import tiny
 from tests.distributed import run_distributed
 from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, recipe
 from tests.parity.topologies import numbers, rewind
-from tests.parity.worker import read_metrics, reference_curve, run_recipe
+from tests.parity.worker import evaluations, read_metrics, reference_curve, run_recipe
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES
 from toolkit.recipe import Batch, Checkpoint, Data, Evaluation, Model, Recipe, SentenceEmbedding
@@ -69,11 +69,6 @@ def problem(name: str, model: Path, folder: Path, strategy: str, /, **changes: A
         "steps": STEPS,
     }
     return recipe("sentence_embedding", model, file, **{**values, **changes})
-
-
-def evaluations(folder: Path) -> dict[int, dict[str, float]]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {record["step"]: record["eval"] for record in lines if "eval" in record}
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from tests import tiny
 from tests.distributed import run_distributed
 from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, recipe
 from tests.parity.topologies import numbers, rewind
-from tests.parity.worker import read_metrics, reference_curve, run_recipe
+from tests.parity.worker import evaluations, predictions, read_metrics, reference_curve, run_recipe
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch, Checkpoint, Data, Evaluation, Recipe, Seq2Seq
@@ -75,16 +73,6 @@ def problem(kind: str, model: Path, folder: Path, strategy: str) -> Recipe:
         checkpoint=Checkpoint(every_steps=HALF, **export),
         steps=STEPS,
     )
-
-
-def evaluations(folder: Path) -> dict[int, dict[str, float]]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {record["step"]: record["eval"] for record in lines if "eval" in record}
-
-
-def predictions(folder: Path, step: int) -> list[dict[str, Any]]:
-    file = next((folder / "predictions").glob(f"step-*{step}.jsonl"))
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("kind", TASKS)

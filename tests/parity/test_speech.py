@@ -18,7 +18,7 @@ from tests import speech
 from tests.distributed import run_distributed
 from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, precision, recipe
 from tests.parity.topologies import numbers, rewind
-from tests.parity.worker import read_metrics, run_recipe
+from tests.parity.worker import evaluations, predictions, read_metrics, run_recipe
 from tests.processor import require_number_format
 from toolkit.parity import reference
 from toolkit.parity.report import deviation
@@ -160,16 +160,6 @@ def judged(rank: int, world_size: int, run: Recipe) -> reference.Curve:
         weight_decay=run.optimizer.weight_decay,
         judge=lambda _: SpeechJudge(run.task),
     )
-
-
-def evaluations(folder: Path) -> dict[int, dict[str, float]]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {record["step"]: record["eval"] for record in lines if "eval" in record}
-
-
-def predictions(folder: Path, step: int) -> list[dict[str, Any]]:
-    file = next((folder / "predictions").glob(f"step-*{step}.jsonl"))
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("kind", TASKS)

@@ -3,7 +3,6 @@ exact resume; an export that transformers' own pipelines read."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tests.distributed import run_distributed
 from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, recipe
 from tests.parity.text_tasks import CASES, LENGTH, fits
 from tests.parity.topologies import numbers, rewind
-from tests.parity.worker import read_metrics, reference_curve, run_recipe
+from tests.parity.worker import evaluations, read_metrics, reference_curve, run_recipe
 from tests.tiny import write_lines
 from toolkit.parity.ranks import RankFailed
 from toolkit.parity.report import deviation
@@ -53,11 +52,6 @@ def problem(name: str, model: Path, folder: Path, start: str, **changes: Any) ->
         "steps": STEPS,
     }
     return recipe(case.task.name, model, files["train"], **{**values, **changes})
-
-
-def evaluations(folder: Path) -> dict[int, dict[str, float]]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {record["step"]: record["eval"] for record in lines if "eval" in record}
 
 
 @pytest.mark.parametrize("name", CASES)

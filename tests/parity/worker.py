@@ -37,8 +37,21 @@ def run_recipe(rank: int, world_size: int, recipes: list[tuple[Recipe, str, str 
 
 def read_metrics(output_dir: str | Path) -> list[dict[str, Any]]:
     """Step records of a run."""
-    lines = (Path(output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if "loss" in record]
+    return [record for record in _records(Path(output_dir) / "metrics.jsonl") if "loss" in record]
+
+
+def evaluations(output_dir: Path) -> dict[int, dict[str, float]]:
+    """The step -> the metrics of each evaluation of a run."""
+    return {record["step"]: record["eval"] for record in _records(output_dir / "metrics.jsonl") if "eval" in record}
+
+
+def predictions(output_dir: Path, step: int) -> list[dict[str, Any]]:
+    """What the evaluation at `step` has written down."""
+    return _records(next((output_dir / "predictions").glob(f"step-*{step}.jsonl")))
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def global_batches(recipe: Recipe, num_steps: int) -> tuple[Any, list[list[dict[str, torch.Tensor]]]]:

@@ -21,7 +21,8 @@ from toolkit.models.heads import is_plain_head, token_loss, use_loss_head
 from toolkit.models.inner_heads import hands_logits_on, has_inner_loss
 from toolkit.models.neftune import add_neftune
 from toolkit.recipe import Batch, Data, Model, Optimizer, Recipe, Seq2Seq
-from toolkit.tasks.seq2seq import Seq2SeqTask, decoder_inputs
+from toolkit.tasks.decoder_targets import decoder_inputs
+from toolkit.tasks.seq2seq import Seq2SeqTask
 from toolkit.train.generation import decide_generation
 
 BYTES, PIECES = tiny.byte_tokenizer(), tiny.wordpiece_tokenizer()

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from toolkit.cli.flag_errors import OPTIONS, field_of, refusal, values_of
+from toolkit.cli.flag_errors import OPTIONS, refusal, values_of
 from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
+from toolkit.cli.tyro_words import laid_over, mappings, switches
 from toolkit.errors import InputError, RecipeError, collect, did_you_mean, nearest, together
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import CHOICES, flat
-from toolkit.recipe.field_type import is_mapping, is_switch
 from toolkit.recipe.location import path
 from toolkit.recipe.recipe import InconsistentRecipe
 from toolkit.recipe.removed import removed_field
 from toolkit.recipe.synonyms import synonym
-
-TRUTH = {"true": True, "false": False}
 
 ALSO_CALLED = {
     **dict.fromkeys(("tags", "tags_field", "tag_field", "ner_tags", "labels", "label_field"), "labels_field"),
@@ -225,94 +222,25 @@ def _read(start: Invocation, argv: Sequence[str], description: str, prog: str) -
     """`start` with the values on the command line, or the complaint of the parser in our form."""
     recipe = start.recipe
     printed, complaint = io.StringIO(), io.StringIO()
-    before = _mappings(argv, recipe)
+    before = mappings(argv, recipe)
     try:
         with contextlib.redirect_stderr(complaint), _stdout_unless_help(argv, printed):
             found = tyro.cli(
                 Invocation,
-                args=_switches(argv, recipe),
+                args=switches(argv, recipe),
                 # Names that a mapping has already would be flags of their own to tyro.
-                default=replace(start, recipe=_laid_over({name: {} for name in before}, recipe)),
+                default=replace(start, recipe=laid_over({name: {} for name in before}, recipe)),
                 description=description,
                 prog=prog,
             )
             given = flat(found.recipe)
             more = {name: {**values, **given[name]} for name, values in before.items() if name in given}
-            return replace(found, recipe=_laid_over(more, found.recipe)) if more else found
+            return replace(found, recipe=laid_over(more, found.recipe)) if more else found
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         text = complaint.getvalue() or printed.getvalue()
         raise refusal(text, argv, recipe, prog) from None
-
-
-def _mappings(argv: Sequence[str], recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """What the fields of names and values that `argv` has something for hold in `recipe`, by their dotted names."""
-    values = flat(recipe)
-    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
-    return {name: values[name] for name in names if isinstance(values.get(name), dict)}
-
-
-def _laid_over(mappings: Mapping[str, Mapping[str, Any]], recipe: Recipe) -> Recipe:
-    """`recipe` with other names and values in the fields with these dotted names."""
-    for name, values in mappings.items():
-        section, _, field = name.rpartition(".")
-        changed = getattr(recipe, section).model_copy(update={field: dict(values)})
-        recipe = recipe.model_copy(update={section: changed})
-    return recipe
-
-
-def _switches(argv: Sequence[str], recipe: Recipe) -> list[str]:
-    """`--data.packing False` as `--data.no-packing`, the form that tyro knows; everything else as it is."""
-    words: list[str] = []
-    waiting = list(argv)
-    while waiting:
-        word = waiting.pop(0)
-        name, equals, value = word.partition("=")
-        dotted = name.removeprefix("--").replace("-", "_")
-        field = field_of(dotted, recipe) if name.startswith("--") else None
-        if field is not None and is_mapping(field):
-            words += [name, *_json_pairs(name, [value] if equals else _until_flag(waiting))]
-            continue
-        if field is None or not is_switch(field):
-            words.append(word)
-            continue
-        if not equals:
-            value = waiting.pop(0) if waiting and waiting[0].lower() in TRUTH else "true"
-        if value.lower() not in TRUTH:
-            raise RecipeError(f"{name} {value}", expected="True or False", do="see --help for every field")
-        section, dot, last = dotted.rpartition(".")
-        words.append(f"--{section}{dot}{'' if TRUTH[value.lower()] else 'no-'}{last}")
-    return words
-
-
-def _until_flag(waiting: list[str]) -> list[str]:
-    """The words before the next flag, taken from `waiting`."""
-    words = list(takewhile(lambda word: not word.startswith("--"), waiting))
-    del waiting[: len(words)]
-    return words
-
-
-def _json_pairs(name: str, words: list[str]) -> list[str]:
-    """The names and values of an object that is written as JSON; pairs of words as they are."""
-    if len(words) != 1 or not words[0].lstrip().startswith("{"):
-        return words
-    try:
-        found = json.loads(words[0])
-    except ValueError as error:
-        raise RecipeError(
-            f"{name} {words[0]!r} is not JSON: {error}",
-            expected="""pairs of a name and its value, or JSON such as '{"hidden_size": 32}' in single quotes""",
-            do="correct it, or write the pairs, for instance hidden_size 32",
-        ) from None
-    return [
-        text
-        for key, value in found.items()
-        for text in (
-            key,
-            value if isinstance(value, str) else str(value) if isinstance(value, bool) else json.dumps(value),
-        )
-    ]
 
 
 @contextlib.contextmanager

@@ -25,6 +25,16 @@ Collate: TypeAlias = Callable[[list[list[Example]]], dict[str, torch.Tensor]]
 Sequences: TypeAlias = Sequence[Sequence[int]]
 
 
+def as_bytes(value: str) -> NDArray[np.uint8]:
+    """`value` as an array, which an example can hold."""
+    return np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8)
+
+
+def as_text(array: NDArray[np.uint8]) -> str:
+    """The text that `as_bytes` has made an array of."""
+    return array.tobytes().decode("utf-8", "surrogatepass")
+
+
 class Kind(Protocol):
     """What a task says about its examples; this package knows no names of arrays. `toolkit.data.tokens` is the usual one."""
 

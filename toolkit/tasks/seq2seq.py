@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
-from toolkit.data.example import IGNORED, Example, Row
+from toolkit.data.example import IGNORED, Example, Row, as_bytes, as_text
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName
@@ -19,19 +17,21 @@ from toolkit.data.tokens import cut
 from toolkit.errors import DataError, ModelError, RecipeError, plural
 from toolkit.models.causality import check_causal, foresight
 from toolkit.models.decoding import Generate, GenerationSettings
-from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
 from toolkit.models.pooler import freeze_pooler
 from toolkit.models.positions import check_sequence_length
 from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import Seq2Seq
 from toolkit.recipe.tasks.seq2seq import MEASURED
-from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums, Task
+from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Record
 from toolkit.tasks.columns import checked_text, in_column, text_of
+from toolkit.tasks.decoder_targets import DecoderTask
 from toolkit.tasks.metrics.summaries import summary_scores
 from toolkit.tasks.metrics.translation import translation_scores
 from toolkit.tasks.padded import check_padding, closing_tokens, padded
 from toolkit.tasks.stop_tokens import trained_ends
 
+SOURCE = ("input_ids", "attention_mask")
+"""What the encoder reads, [B, S] each."""
 REFERENCE = "reference"
 """Name in an example of the whole target as the tokenizer writes it, UTF-8 bytes: what generated targets are compared with.
 
@@ -39,7 +39,7 @@ So a model is not told off for what its tokenizer cannot write, such as capitals
 """
 
 
-class Seq2SeqTask(Task):
+class Seq2SeqTask(DecoderTask):
     """Predict each token of the target from those before it and the whole source.
 
     Rows hold two texts, or {"en": ..., "de": ...}. Targets are the tokenizer's (`text_target`), as in transformers' own
@@ -135,7 +135,7 @@ class Seq2SeqTask(Task):
                 "input_ids": np.array(read, np.int32),
                 "labels": np.array(written, np.int32),
                 "closing": np.array([read_closing, written_closing], np.int32),
-                REFERENCE: np.array(bytearray(self._decoded(written).encode()), np.uint8),
+                REFERENCE: as_bytes(self._decoded(written)),
             }
         ]
 
@@ -223,58 +223,26 @@ class Seq2SeqTask(Task):
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids, attention_mask [B, S]; labels [B, T], -100 behind a target's end; target_rows [M]."""
         examples = [sequence[0] for sequence in sequences]
-        labels = nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(example["labels"].astype(np.int64)) for example in examples], True, IGNORED
-        )
-        return {**self._sources(examples), "labels": labels, TARGET_ROWS: target_rows(labels)}
+        return {**self._sources(examples), **self.targets_of(examples)}
 
     def _sources(self, examples: Sequence[Example]) -> Batch:
         found = padded(self.tokenizer, examples)
-        return {name: found[name] for name in ("input_ids", "attention_mask")}
-
-    def count(self, batch: Batch) -> int:
-        """Tokens of targets."""
-        return len(batch[TARGET_ROWS])
+        return {name: found[name] for name in SOURCE}
 
     # The model
 
     def prepare(self, model: nn.Module) -> None:
-        """Let the output head compute the loss itself, so that the logits never exist in full; leave a pooler as it is."""
+        """As for every decoder; leave a pooler as it is."""
         freeze_pooler(model)
-        use_loss_head(model)
+        super().prepare(model)
+
+    def encoder_inputs(self, model: Any, batch: Batch) -> Batch:
+        """input_ids and attention_mask [B, S]."""
+        return {name: batch[name] for name in SOURCE}
 
     def settle(self, model: nn.Module) -> None:
         """Raise ModelError for a decoder that sees what it is to predict."""
         check_causal(foresight(model), model.config, model, self.options.name)
-
-    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
-        """The losses of the targets' tokens."""
-        return Loss(self._loss(model, batch, gradient_scale, self.options.label_smoothing))
-
-    def _loss(self, model: Any, batch: Batch, gradient_scale: float, label_smoothing: float) -> torch.Tensor:
-        # What is behind a target's end needs no mask: a decoder sees what comes before alone.
-        inputs = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            "decoder_input_ids": decoder_inputs(model, batch["labels"]),
-        }
-        return token_loss(
-            model,
-            inputs,
-            batch["labels"],
-            label_smoothing=label_smoothing,
-            gradient_scale=gradient_scale,
-            rows=batch[TARGET_ROWS],
-        )
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Token loss (never smoothed) and tokens."""
-        return {"loss": float(self._loss(model, batch, 1.0, 0.0)), "targets": self.count(batch)}
-
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """loss per token, and its exponential."""
-        loss = sums["loss"] / max(1.0, sums["targets"])
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
     # Generated targets
 
@@ -290,7 +258,7 @@ class Seq2SeqTask(Task):
             {
                 "source": self._decoded(example["input_ids"]),
                 "prediction": answer,
-                "reference": example[REFERENCE].tobytes().decode(),
+                "reference": as_text(example[REFERENCE]),
             }
             for example, answer in zip(examples, answers, strict=True)
         ]
@@ -299,7 +267,7 @@ class Seq2SeqTask(Task):
         options = self.options
         longest = options.max_new_tokens or options.target_length
         settings = GenerationSettings(longest, num_beams=options.num_beams, pad_id=self.tokenizer.pad_token_id)
-        read = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        read = {name: batch[name] for name in SOURCE}
         return [self._decoded(answer) for answer in generate(read, settings)]
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
@@ -318,14 +286,3 @@ class Seq2SeqTask(Task):
             return None
         source = np.array(self._encoded(text=self.options.source_prefix + prompt)[0], np.int64)
         return self._generated(self._sources([{"input_ids": source}]), generate)[0]
-
-
-def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
-    """What the decoder of `model` reads, [B, T], to predict labels [B, T]: as the model shifts them itself."""
-    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if shift is not None:
-        return shift(labels)  # type: ignore[no-any-return]
-    # A few architectures do so inside their forward pass alone, and all of these in this way (M2M100, NLLB).
-    shifted = labels.roll(1, dims=1)
-    shifted[:, 0] = model.config.decoder_start_token_id
-    return shifted.masked_fill(shifted == IGNORED, model.config.pad_token_id)

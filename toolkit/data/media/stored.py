@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.example import Row
 from toolkit.errors import DataError
 
 Result = TypeVar("Result")
@@ -26,6 +30,10 @@ class Stored:
     content: bytes
     name: str
 
+    def encoded(self) -> NDArray[np.uint8]:
+        """The bytes as an array, which an example can hold."""
+        return np.frombuffer(self.content, np.uint8)
+
 
 def located(value: Any, folder: Path | None) -> Any:
     """`value` with a path that is not absolute taken as one in `folder`."""
@@ -40,6 +48,11 @@ def located(value: Any, folder: Path | None) -> Any:
     if isinstance(value, str) and value and not _is_address(value) and not Path(value).is_absolute():
         return str(folder / value)
     return value
+
+
+def located_in(row: Row, column: str, folder: Path | None) -> Row:
+    """`row` with what `column` holds taken from `folder` on, where it has that column."""
+    return row if folder is None or column not in row else {**row, column: located(row[column], folder)}
 
 
 def _is_address(value: str) -> bool:

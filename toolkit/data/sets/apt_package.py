@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from toolkit.cache import cache_dir
-from toolkit.downloads import last_words, run_with_bar, sha256_of
+from toolkit.downloads import check_download, last_words, run_with_bar
 from toolkit.errors import DataError, StorageError
 from toolkit.install import disk_full, install
 
@@ -69,13 +69,7 @@ class DebianPackage:
         found = next(iter(work.glob("*.deb")), None)
         if code != 0 or found is None:
             raise self._missing(output, work)
-        digest = sha256_of(found)
-        if digest != self.sha256:
-            raise DataError(
-                f"{found.name} has sha256 {digest}",
-                expected=f"{self.sha256}, the file this toolkit was tested with",
-                do="run the command again; if it says the same, the archive serves another file under this name: do not use it",
-            )
+        check_download(found, self.sha256, "the archive", DataError)
         subprocess.run(["dpkg-deb", "-x", str(found), str(out)], check=True, capture_output=True)
         shutil.rmtree(work)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from toolkit.cache import cache_dir
-from toolkit.downloads import last_words, run_with_bar, sha256_of
+from toolkit.downloads import check_download, last_words, run_with_bar, sha256_of
 from toolkit.errors import DataError, StorageError
 from toolkit.install import disk_full, install
 
@@ -94,13 +94,7 @@ class NpmPackage:
             self._with_npm(out, console)
         else:
             self._without_npm(out / self._file, _registry(self.pin), console)
-        found = sha256_of(out / self._file)
-        if found != self.sha256:
-            raise DataError(
-                f"{self._file} has sha256 {found}",
-                expected=f"{self.sha256}, the file this toolkit was tested with",
-                do="run the command again; if it says the same, the registry serves another file under this name: do not use it",
-            )
+        check_download(out / self._file, self.sha256, "the registry", DataError)
 
     def _with_npm(self, out: Path, console: Console) -> None:
         work = out.parent / "npm"

@@ -10,21 +10,21 @@ from pydantic import Field, model_validator
 from toolkit.errors import RecipeError
 from toolkit.recipe.numbers import Positive, Rate
 from toolkit.recipe.tasks.base import Direction, Task
+from toolkit.recipe.tasks.scored import ROUGE, ScoredText
 
 if TYPE_CHECKING:
     from toolkit.recipe.recipe import Recipe
 
-MEASURED: Mapping[str, tuple[str, ...]] = {
-    "exact_match": ("exact_match",),
-    "rouge": ("rouge1", "rouge2", "rougeL"),
-}
-"""What `scores` asks for -> the metrics that an evaluation then has."""
+MEASURED: Mapping[str, Mapping[str, Direction]] = {"exact_match": {"exact_match": "rises"}, "rouge": ROUGE}
+"""All from 0 to 1."""
 
 
-class ImageTextToText(Task):
+class ImageTextToText(ScoredText):
     """Answer in a conversation with images in it: visual chat, questions about images, captions."""
 
     implementation: ClassVar[str] = "toolkit.tasks.vision_language.image_text:ImageTextTask"
+    measured: ClassVar[Mapping[str, Mapping[str, Direction]]] = MEASURED
+    unmeasured: ClassVar[str] = "no answer is generated and measured by it"
     reads_media: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = Task.settings | {"scores", "max_new_tokens"}
     identity: ClassVar[frozenset[str]] = frozenset({"freeze_vision_tower", "freeze_projector"})
@@ -69,12 +69,6 @@ class ImageTextToText(Task):
 
     @model_validator(mode="after")
     def _check_scores(self) -> ImageTextToText:
-        if len(set(self.scores)) < len(self.scores):
-            raise RecipeError(
-                f"task.scores={self.scores!r} names one twice",
-                expected=f"each of {' and '.join(MEASURED)} at most once",
-                do="correct task.scores",
-            )
         if self.scores and self.train_on == "all":
             raise RecipeError(
                 f"task.scores={self.scores!r} with task.train_on='all'",
@@ -96,20 +90,3 @@ class ImageTextToText(Task):
                 expected=f"a {part} that has learned something, or one that is trained",
                 do=f"set task.{frozen}=False, or model.weights='pretrained'",
             )
-
-    def check_metric(self, metric: str) -> None:
-        """As for every task; of a metric that `scores` would give, say so."""
-        score = next((score for score, metrics in MEASURED.items() if metric in metrics), None)
-        if score is not None and score not in self.scores:
-            raise RecipeError(
-                f"evaluation.metric={metric!r} with task.name={self.name!r} and task.scores={self.scores!r}",
-                expected=f"{score!r} in task.scores, without which no answer is generated and measured by it",
-                do=f"set task.scores to {' '.join((*self.scores, score))}, or another evaluation.metric",
-            )
-        super().check_metric(metric)
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """Mean loss of a token and its exponential, and what `scores` asks for, from 0 to 1."""
-        found: dict[str, Direction] = {"loss": "falls", "perplexity": "falls"}
-        return found | {metric: "rises" for score in self.scores for metric in MEASURED[score]}

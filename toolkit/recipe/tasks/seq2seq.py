@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from toolkit.errors import RecipeError
 from toolkit.recipe.numbers import Positive, Rate
 from toolkit.recipe.tasks.base import Direction, Task
+from toolkit.recipe.tasks.scored import ROUGE, ScoredText
 
-ROUGE = ("rouge1", "rouge2", "rougeL")
-MEASURED: Mapping[str, tuple[str, ...]] = {"bleu": ("bleu",), "chrf": ("chrf",), "rouge": ROUGE}
-"""What `scores` asks for -> the metrics that an evaluation then has."""
+MEASURED: Mapping[str, Mapping[str, Direction]] = {"bleu": {"bleu": "rises"}, "chrf": {"chrf": "rises"}, "rouge": ROUGE}
+"""BLEU and chrF from 0 to 100, ROUGE from 0 to 1."""
 
 
-class Seq2Seq(Task):
+class Seq2Seq(ScoredText):
     """Write a target text for a source text, with an encoder and a decoder: translation, summarisation."""
 
     implementation: ClassVar[str] = "toolkit.tasks.seq2seq:Seq2SeqTask"
+    measured: ClassVar[Mapping[str, Mapping[str, Direction]]] = MEASURED
+    unmeasured: ClassVar[str] = "no target is generated and measured by it"
     cuts: ClassVar[frozenset[str]] = frozenset({"tensor"})
     settings: ClassVar[frozenset[str]] = Task.settings | {"scores", "num_beams", "max_new_tokens"}
     needs: ClassVar[Mapping[str, str]] = {
@@ -56,30 +57,3 @@ class Seq2Seq(Task):
     """Longest generated target, in tokens; None: target_length."""
     sample_prompt: str | None = None
     """A source text answered before and after training, to look at."""
-
-    @model_validator(mode="after")
-    def _check_scores(self) -> Seq2Seq:
-        if len(set(self.scores)) < len(self.scores):
-            raise RecipeError(
-                f"task.scores={self.scores!r} names one twice",
-                expected="each of bleu, chrf and rouge at most once",
-                do="correct task.scores",
-            )
-        return self
-
-    def check_metric(self, metric: str) -> None:
-        """As for every task; of a metric that `scores` would give, say so."""
-        score = next((score for score, metrics in MEASURED.items() if metric in metrics), None)
-        if score is not None and score not in self.scores:
-            raise RecipeError(
-                f"evaluation.metric={metric!r} with task.name={self.name!r} and task.scores={self.scores!r}",
-                expected=f"{score!r} in task.scores, without which no target is generated and measured by it",
-                do=f"set task.scores to {' '.join((*self.scores, score))}, or another evaluation.metric",
-            )
-        super().check_metric(metric)
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """Mean loss of a target token and its exponential, and what `scores` asks for, from 0 to 100 (ROUGE: to 1)."""
-        found: dict[str, Direction] = {"loss": "falls", "perplexity": "falls"}
-        return found | {metric: "rises" for score in self.scores for metric in MEASURED[score]}

@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from toolkit.errors import RecipeError
 from toolkit.recipe.numbers import Positive, Rate
 from toolkit.recipe.tasks.base import Direction, Task
+from toolkit.recipe.tasks.scored import Scored, ScoredText
 
 if TYPE_CHECKING:
     from toolkit.recipe.recipe import Recipe
 
 Score = Literal["wer", "cer", "exact_match"]
-MEASURED: Mapping[str, Direction] = {"wer": "falls", "cer": "falls", "exact_match": "rises"}
-"""What `scores` may ask for, each a metric."""
+MEASURED: Mapping[str, Mapping[str, Direction]] = {
+    "wer": {"wer": "falls"},
+    "cer": {"cer": "falls"},
+    "exact_match": {"exact_match": "rises"},
+}
 Seconds = Annotated[float, Field(gt=0.0)]
 
 
-class _Speech(Task):
+class _Speech(Scored):
     """What both have."""
 
+    measured: ClassVar[Mapping[str, Mapping[str, Direction]]] = MEASURED
+    unmeasured: ClassVar[str] = "no text is measured by it"
     has_length: ClassVar[bool] = False
     reads_media: ClassVar[bool] = True
     needs: ClassVar[Mapping[str, str]] = {
@@ -39,22 +45,6 @@ class _Speech(Task):
         "mask_feature_length",
     }
 
-    @property
-    def _asked(self) -> tuple[str, ...]:
-        """What `scores` names; a field of each kind."""
-        asked: tuple[str, ...] = self.__dict__["scores"]
-        return asked
-
-    @model_validator(mode="after")
-    def _check_scores(self) -> _Speech:
-        if len(set(self._asked)) < len(self._asked):
-            raise RecipeError(
-                f"task.scores={self._asked!r} names one twice",
-                expected=f"each of {', '.join(MEASURED)} at most once",
-                do="correct task.scores",
-            )
-        return self
-
     def check_with(self, recipe: Recipe) -> None:
         """As for every task; recordings are never cut, as their texts would not fit them any more."""
         super().check_with(recipe)
@@ -66,18 +56,8 @@ class _Speech(Task):
                 "longer than task.target_length",
             )
 
-    def check_metric(self, metric: str) -> None:
-        """As for every task; of a metric that `scores` would give, say so."""
-        if metric in MEASURED and metric not in self._asked:
-            raise RecipeError(
-                f"evaluation.metric={metric!r} with task.name={self.name!r} and task.scores={self._asked!r}",
-                expected=f"{metric!r} in task.scores, without which no text is measured by it",
-                do=f"set task.scores to {' '.join((*self._asked, metric))}, or another evaluation.metric",
-            )
-        super().check_metric(metric)
 
-
-class SpeechSeq2Seq(_Speech):
+class SpeechSeq2Seq(_Speech, ScoredText):
     """Write what is said in a recording, with an encoder of sound and a decoder of text: Whisper."""
 
     implementation: ClassVar[str] = "toolkit.tasks.speech.whisper:SpeechSeq2SeqTask"
@@ -133,12 +113,6 @@ class SpeechSeq2Seq(_Speech):
                 do="set data.group_by_length=False",
             )
 
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """Mean loss of a token and its exponential, and what `scores` asks for."""
-        found: dict[str, Direction] = {"loss": "falls", "perplexity": "falls"}
-        return found | {score: MEASURED[score] for score in self.scores}
-
 
 class SpeechCTC(_Speech):
     """Spell what is said in a recording by an encoder of sound alone, trained by CTC: wav2vec 2.0, HuBERT and their kin."""
@@ -179,12 +153,6 @@ class SpeechCTC(_Speech):
         """As for all speech; drawn convolutions cannot stay as they are."""
         super().check_with(recipe)
         _check_frozen(recipe, "freeze_feature_encoder", self.freeze_feature_encoder)
-
-    @property
-    def metrics(self) -> Mapping[str, Direction]:
-        """Mean loss of a token, and what `scores` asks for."""
-        found: dict[str, Direction] = {"loss": "falls"}
-        return found | {score: MEASURED[score] for score in self.scores}
 
 
 def _check_frozen(recipe: Recipe, field: str, is_frozen: bool) -> None:

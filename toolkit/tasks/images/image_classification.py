@@ -13,9 +13,9 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-from toolkit.data.example import IGNORED, Example, Row
+from toolkit.data.example import IGNORED, Example, Row, as_bytes, as_text
 from toolkit.data.media.images import check_image, decode_image
-from toolkit.data.media.stored import in_column, located
+from toolkit.data.media.stored import in_column, located_in
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName
@@ -125,14 +125,13 @@ class ImageClassificationTask(Task):
 
     def located(self, row: Row, folder: Path | None) -> Row:
         """`row` with the path of its image taken from `folder` on."""
-        column = self.options.image_field
-        return {**row, column: located(row[column], folder)} if column in row else row
+        return located_in(row, self.options.image_field, folder)
 
     def source(self, row: Row) -> Example:
         """The image as it is stored, its bytes [n], and its name."""
         column = self.options.image_field
         found = in_column(value_of(row, column, "image_field", "an image"), column, "image_field")
-        return {ENCODED: np.frombuffer(found.content, np.uint8), NAME: np.frombuffer(found.name.encode(), np.uint8)}
+        return {ENCODED: found.encoded(), NAME: as_bytes(found.name)}
 
     def encode(self, row: Row) -> list[Example]:
         """One example: the image as it is stored, and its class."""
@@ -140,7 +139,7 @@ class ImageClassificationTask(Task):
 
     def examine(self, example: Example) -> None:
         """Decode the image once."""
-        check_image(example[ENCODED].tobytes(), _name(example), self.options.max_pixels)
+        check_image(example[ENCODED].tobytes(), as_text(example[NAME]), self.options.max_pixels)
 
     def size(self, example: Example) -> int:
         """One image."""
@@ -164,7 +163,7 @@ class ImageClassificationTask(Task):
         is_part = is_trained and options.random_crop == "resized"
         # The smallest part still has as many pixels as the model sees.
         least = math.ceil(self.side / math.sqrt(options.crop_scale[0])) if is_part else None
-        image = decode_image(content, _name(example), options.max_pixels, at_least=least)
+        image = decode_image(content, as_text(example[NAME]), options.max_pixels, at_least=least)
         if not is_trained:
             return {PIXELS: pixels_of(self.processor, image), "labels": example["labels"]}
         if options.random_crop == "none":
@@ -193,7 +192,7 @@ class ImageClassificationTask(Task):
 
     def show(self, example: Example) -> Shown:
         """The size of the image, and its class."""
-        width, height = check_image(example[ENCODED].tobytes(), _name(example), self.options.max_pixels)
+        width, height = check_image(example[ENCODED].tobytes(), as_text(example[NAME]), self.options.max_pixels)
         label = self.kind.classes[int(example["labels"][0])]
         return Shown(f"{width} x {height} pixels, {len(example[ENCODED]):,} bytes", [(label, True)])
 
@@ -274,8 +273,3 @@ class ImageClassificationTask(Task):
     def details(self, records: Sequence[Record]) -> dict[str, Any]:
         """The confusion matrix."""
         return {"confusion_matrix": confusion(records, self.kind.classes)}
-
-
-def _name(example: Example) -> str:
-    """What messages call the image."""
-    return example[NAME].tobytes().decode()

@@ -16,10 +16,7 @@ from transformers import AutoImageProcessor
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 
 from toolkit.errors import ModelError, RecipeError
-from toolkit.models.assets import resolve
-from toolkit.models.files import check_files, unreadable
-from toolkit.models.loading import READ_ERRORS
-from toolkit.models.quiet import quiet
+from toolkit.models.loading import ProcessorFiles
 from toolkit.recipe import ImageClassification, Model
 
 FILES = ("preprocessor_config.json", "processor_config.json")
@@ -33,19 +30,13 @@ PROBE = (96, 64)
 
 def load_image_processor(model: Model) -> Any | None:
     """The image processor of the recipe's checkpoint; None where it has none. Raises ModelError for one that cannot be read."""
-    field = "model.path" if model.tokenizer is None else "model.tokenizer"
-    name = model.tokenizer or model.path
-    if name is None:
+    if model.tokenizer is None and model.path is None:
         return None
-    source = resolve(name, field)
-    check_files(field, source)
-    if not any((Path(source) / file).is_file() for file in FILES):
+    files = ProcessorFiles.of(model)
+    if not any((Path(files.folder) / file).is_file() for file in FILES):
         return None
-    try:
-        with quiet():
-            return AutoImageProcessor.from_pretrained(source, backend="pil")
-    except READ_ERRORS as error:
-        raise unreadable("image processor", field, name, source, error) from None
+    with files.reading("image processor"):
+        return AutoImageProcessor.from_pretrained(files.folder, backend="pil")
 
 
 def processor_for(options: ImageClassification, found: Any | None) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from toolkit.data import tokens
-from toolkit.data.example import IGNORED, Example, Row
+from toolkit.data.example import IGNORED, Example, Row, as_bytes, as_text
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName
@@ -24,8 +24,6 @@ from toolkit.tasks.metrics.answers import answer_scores
 from toolkit.tasks.padded import TOKEN_TYPES, EncoderTask, check_padding, check_places, has_token_types, padded
 from toolkit.tasks.questions.spans import (
     answers_of,
-    as_bytes,
-    as_text,
     best_spans,
     texts_as_bytes,
     texts_of,

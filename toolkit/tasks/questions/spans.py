@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.data.example import Row
+from toolkit.data.example import Row, as_bytes, as_text
 from toolkit.errors import DataError
 from toolkit.tasks.columns import value_of
 
@@ -106,16 +106,6 @@ def best_spans(
         spans.append((best // len(places), best % len(places)))
         scores.append(float(sums.flatten()[best]))
     return spans, scores
-
-
-def as_bytes(value: str) -> NDArray[np.uint8]:
-    """`value` as an array, which an example can hold."""
-    return np.frombuffer(value.encode("utf-8", "surrogatepass"), np.uint8)
-
-
-def as_text(array: NDArray[np.uint8]) -> str:
-    """The text that `as_bytes` has made an array of."""
-    return array.tobytes().decode("utf-8", "surrogatepass")
 
 
 def texts_as_bytes(texts: list[str]) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from toolkit.models.latent_frames import LatentFrames, check_frames, num_frames
 from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import SpeechCTC
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums
+from toolkit.tasks.decoder_targets import padded_labels
 from toolkit.tasks.metrics.transcripts import Normalize, normalizer
 from toolkit.tasks.speech.masks import hidden_parts, hides, padded_masks
 from toolkit.tasks.speech.recordings import SpeechTask, left_out
@@ -146,7 +147,7 @@ class SpeechCTCTask(SpeechTask):
         batch = {
             VALUES: nn.utils.rnn.pad_sequence(values, True, 0.0),
             LENGTHS: torch.tensor([len(value) for value in values]),
-            "labels": self.labels(examples),
+            "labels": padded_labels(examples),
         }
         if TIMES in examples[0]:
             batch[TIMES] = torch.from_numpy(padded_masks([example[TIMES] for example in examples]))

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
-from toolkit.data.example import IGNORED, Example, Row
+from toolkit.data.example import IGNORED, Example, Row, as_bytes, as_text
 from toolkit.data.media import stored
-from toolkit.data.media.sound import Samples, as_wave, check_sound, decode_sound, extent_of
+from toolkit.data.media.sound import Extent, Samples, as_wave, check_sound, decode_sound, extent_of
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.errors import DataError, plural
@@ -62,10 +61,7 @@ class SpeechTask(Task):
 
     def located(self, row: Row, folder: Path | None) -> Row:
         """The path of a recording begins in the folder of the file that names it."""
-        column = self.options.audio_field
-        if column not in row or folder is None:
-            return row
-        return {**row, column: stored.located(row[column], folder)}
+        return stored.located_in(row, self.options.audio_field, folder)
 
     def source(self, row: Row) -> Example:
         """The encoded recording and its name."""
@@ -76,18 +72,18 @@ class SpeechTask(Task):
             found = stored.Stored(as_wave(value["array"], value.get("sampling_rate"), where), where)
         else:
             found = stored.in_column(value, column, "audio_field")
-        return {SOUND: _bytes(found.content), NAME: _bytes(found.name.encode())}
+        return {SOUND: found.encoded(), NAME: as_bytes(found.name)}
 
     def encode(self, row: Row) -> list[Example]:
         """One example: labels [N], the extent of the recording [2], its text, and the recording itself."""
         text = text_of(row, self.options.text_field, "text_field")
         labels = np.array(self.tokens(text), np.int32)
         sound = self.source(row)
-        found = extent_of(sound[SOUND].tobytes(), _text(sound[NAME]))
-        kept = {
+        found = extent_of(sound[SOUND].tobytes(), as_text(sound[NAME]))
+        kept: Example = {
             "labels": labels,
             EXTENT: np.array([found.frames, found.rate], np.int64),
-            REFERENCE: _bytes(text.encode()),
+            REFERENCE: as_bytes(text),
         }
         return [{**kept, **sound}]
 
@@ -97,8 +93,7 @@ class SpeechTask(Task):
 
     def samples(self, example: Example) -> int:
         """Samples of the recording at the model's own rate."""
-        frames, rate = example[EXTENT].tolist()
-        return int(frames * self.rate / rate + 0.5)
+        return _extent(example).at(self.rate)
 
     def targets(self, example: Example) -> int:
         """Tokens of the text."""
@@ -106,12 +101,11 @@ class SpeechTask(Task):
 
     def examine(self, example: Example) -> None:
         """Decode the recording once."""
-        check_sound(example[SOUND].tobytes(), _text(example[NAME]), self.options.max_duration_s)
+        check_sound(example[SOUND].tobytes(), self.called(example), self.options.max_duration_s)
 
     def fitted(self, example: Example, capacity: int, overlong: str, counts: Counts) -> list[Example]:
         """`example` where its recording and its text are short enough: neither is ever cut."""
-        frames, rate = example[EXTENT].tolist()
-        seconds, limit = frames / rate, self.options.max_duration_s
+        seconds, limit = _extent(example).seconds, self.options.max_duration_s
         if seconds > limit:
             counts.long_recordings += overlong == "drop"
             return left_out(
@@ -125,25 +119,19 @@ class SpeechTask(Task):
 
     def called(self, example: Example) -> str:
         """What messages call the recording."""
-        return _text(example[NAME])
+        return as_text(example[NAME])
 
     def sound(self, example: Example) -> Samples:
         """The samples of the recording at the model's own rate."""
-        return decode_sound(example[SOUND].tobytes(), _text(example[NAME]), self.rate, self.options.max_duration_s)
+        return decode_sound(example[SOUND].tobytes(), self.called(example), self.rate, self.options.max_duration_s)
 
     def show(self, example: Example) -> Shown:
         """The text, as the tokenizer writes it."""
-        frames, rate = example[EXTENT].tolist()
         labels = example["labels"]
         text = self.tokenizer.decode(labels, skip_special_tokens=False)
-        return Shown(f"{frames / rate:.2f} s, {plural(len(labels), 'token')} trained", [(str(text), True)])
+        return Shown(f"{_extent(example).seconds:.2f} s, {plural(len(labels), 'token')} trained", [(str(text), True)])
 
     # A batch
-
-    def labels(self, examples: Sequence[Example]) -> torch.Tensor:
-        """[B, N], -100 behind the end of each."""
-        found = [torch.from_numpy(example["labels"].astype(np.int64)) for example in examples]
-        return torch.nn.utils.rnn.pad_sequence(found, True, IGNORED)
 
     def count(self, batch: Batch) -> int:
         """Tokens of texts."""
@@ -170,11 +158,15 @@ class SpeechTask(Task):
 
     def reference_text(self, example: Example) -> str:
         """What should be written for it."""
-        return _text(example[REFERENCE])
+        return as_text(example[REFERENCE])
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """What task.scores asks for."""
         return transcript_scores(records, self.options.scores, self.normalize)
+
+
+def _extent(example: Example) -> Extent:
+    return Extent(*example[EXTENT].tolist())
 
 
 def left_out(overlong: str, what: str, limit: str) -> list[Example]:
@@ -186,11 +178,3 @@ def left_out(overlong: str, what: str, limit: str) -> list[Example]:
         expected=f"{limit}, since data.overlong='error'",
         do="raise that limit as far as the model allows, or set data.overlong='drop' to leave such examples out, and count them",
     )
-
-
-def _bytes(content: bytes) -> Any:
-    return np.frombuffer(content, np.uint8)
-
-
-def _text(content: Any) -> str:
-    return str(content.tobytes().decode())

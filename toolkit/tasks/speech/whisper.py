@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,12 +16,11 @@ from toolkit.data.example import Example, Row
 from toolkit.errors import ModelError, RecipeError, did_you_mean, first_few
 from toolkit.models.decoding import Generate, GenerationSettings
 from toolkit.models.generation import START
-from toolkit.models.heads import TARGET_ROWS, target_rows, token_loss, use_loss_head
 from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import SpeechSeq2Seq
-from toolkit.tasks.base import Batch, Loss, Record, Sums
+from toolkit.tasks.base import Batch, Record
+from toolkit.tasks.decoder_targets import DecoderTask
 from toolkit.tasks.metrics.transcripts import Normalize, normalizer
-from toolkit.tasks.seq2seq import decoder_inputs
 from toolkit.tasks.speech.masks import hidden_parts, hides
 from toolkit.tasks.speech.recordings import SpeechTask
 
@@ -30,7 +28,7 @@ FEATURES = "input_features"
 NO_TIMES = "<|notimestamps|>"
 
 
-class SpeechSeq2SeqTask(SpeechTask):
+class SpeechSeq2SeqTask(DecoderTask, SpeechTask):
     """Labels are the tokenizer's but for the first token, which the model puts before them itself.
 
     All of them carry loss, those of language and task too, as in transformers' own example of Whisper.
@@ -192,53 +190,25 @@ class SpeechSeq2SeqTask(SpeechTask):
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_features [B, bands, frames], labels [B, N] with -100 behind a text's end, target_rows [M]."""
         examples = [sequence[0] for sequence in sequences]
-        labels = self.labels(examples)
         features = torch.from_numpy(np.stack([example[FEATURES] for example in examples]).astype(np.float32))
-        return {FEATURES: features, "labels": labels, TARGET_ROWS: target_rows(labels)}
-
-    def count(self, batch: Batch) -> int:
-        """Tokens of texts."""
-        return len(batch[TARGET_ROWS])
+        return {FEATURES: features, **self.targets_of(examples)}
 
     # The model
 
     def prepare(self, model: nn.Module) -> None:
-        """Let the output head compute the loss itself; hide nothing inside the model, where it would be drawn by no seed.
+        """As for every decoder; hide nothing inside the model, where it would be drawn by no seed.
 
         The encoder's positions are fixed sinusoids: transformers says so of a new model, and forgets it of one that it loads.
         """
-        use_loss_head(model)
+        super().prepare(model)
         if self.options.freeze_encoder:
             model.freeze_encoder()  # type: ignore[operator]
         model.base_model.encoder.embed_positions.requires_grad_(False)  # type: ignore[union-attr]
         model.base_model._mask_input_features = _as_it_is  # type: ignore[union-attr]
 
-    def loss(self, model: nn.Module, batch: Batch, gradient_scale: float) -> Loss:
-        """The losses of the texts' tokens."""
-        return Loss(self._loss(model, batch, gradient_scale, self.options.label_smoothing))
-
-    def _loss(self, model: Any, batch: Batch, gradient_scale: float, label_smoothing: float) -> torch.Tensor:
-        inputs = {
-            FEATURES: batch[FEATURES].to(model.dtype),
-            "decoder_input_ids": decoder_inputs(model, batch["labels"]),
-        }
-        return token_loss(
-            model,
-            inputs,
-            batch["labels"],
-            label_smoothing=label_smoothing,
-            gradient_scale=gradient_scale,
-            rows=batch[TARGET_ROWS],
-        )
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Token loss (never smoothed) and tokens."""
-        return {"loss": float(self._loss(model, batch, 1.0, 0.0)), "targets": self.count(batch)}
-
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """loss per token, and its exponential."""
-        loss = sums["loss"] / max(1.0, sums["targets"])
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    def encoder_inputs(self, model: Any, batch: Batch) -> Batch:
+        """input_features [B, bands, frames], in the number format of the model."""
+        return {FEATURES: batch[FEATURES].to(model.dtype)}
 
     # Texts that are written
 
@@ -253,10 +223,9 @@ class SpeechSeq2SeqTask(SpeechTask):
 
     def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
         """The text written for each recording."""
-        dtype: torch.dtype = model.dtype  # type: ignore[assignment]
         begun = torch.tensor([self.prefix] * len(examples), device=batch[FEATURES].device)
         settings = GenerationSettings(self.longest, self.options.num_beams, pad_id=self.tokenizer.pad_token_id)
-        answers = generate({FEATURES: batch[FEATURES].to(dtype), "decoder_input_ids": begun}, settings)
+        answers = generate({**self.encoder_inputs(model, batch), "decoder_input_ids": begun}, settings)
         return self.records(examples, [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toolkit.data.example import Example
+from toolkit.data.example import Example, as_bytes, as_text
 from toolkit.data.media.stored import Stored
 
 BYTES, LENGTHS, NAMES = "images", "image_lengths", "image_names"
@@ -19,14 +19,14 @@ def files_of(images: Sequence[Stored]) -> Example:
     return {
         BYTES: np.frombuffer(b"".join(image.content for image in images), dtype=np.uint8),
         LENGTHS: np.array([len(image.content) for image in images], dtype=np.int64),
-        NAMES: np.frombuffer(names.encode(), dtype=np.uint8),
+        NAMES: as_bytes(names),
     }
 
 
 def contents(example: Example) -> list[tuple[bytes, str]]:
     """The bytes and the name of each image."""
     ends = np.cumsum(example[LENGTHS]).tolist()
-    names = example[NAMES].tobytes().decode().split("\0")
+    names = as_text(example[NAMES]).split("\0")
     starts = [0, *ends[:-1]]
     return [
         (example[BYTES][start:end].tobytes(), name)

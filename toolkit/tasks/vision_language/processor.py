@@ -12,9 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from toolkit.errors import ModelError
-from toolkit.models.assets import resolve
-from toolkit.models.files import check_files, unreadable
-from toolkit.models.loading import READ_ERRORS
+from toolkit.models.loading import READ_ERRORS, ProcessorFiles
 from toolkit.models.quiet import quiet
 from toolkit.recipe import Model
 
@@ -34,51 +32,46 @@ def load_processor(model: Model) -> Any:
     Image processors are Pillow's where torchvision is not installed. The video processors of transformers all need it:
     without it a processor is built without that part, which nothing here reads.
     """
-    field = "model.path" if model.tokenizer is None else "model.tokenizer"
-    name = model.tokenizer or model.path or ""
-    source = resolve(name, field)
-    check_files(field, source)
-    kind = _class_of(field, name, source)
-    try:
-        with quiet():
-            processor = (kind if is_torchvision_available() else _without_video(kind)).from_pretrained(source)
-    except ImportError as error:
-        said = " ".join(str(error).split())
-        raise ModelError(
-            f"{field}={name!r}: its {kind.__name__} needs a package that is not installed: {said[:300]}",
-            expected="the packages that the checkpoint's own processor imports",
-            do="install what the message names with pip",
-        ) from None
-    except READ_ERRORS as error:
-        raise unreadable("processor", field, name, source, error) from None
-    _check(processor, field, name)
+    files = ProcessorFiles.of(model)
+    kind = _class_of(files)
+    with files.reading("processor"):
+        try:
+            processor = (kind if is_torchvision_available() else _without_video(kind)).from_pretrained(files.folder)
+        except ImportError as error:
+            said = " ".join(str(error).split())
+            raise ModelError(
+                f"{files.field}={files.name!r}: its {kind.__name__} needs a package that is not installed: {said[:300]}",
+                expected="the packages that the checkpoint's own processor imports",
+                do="install what the message names with pip",
+            ) from None
+    _check(processor, files)
     if processor.chat_template is not None:
         processor.tokenizer.chat_template = processor.chat_template
     return processor
 
 
-def _class_of(field: str, name: str, source: str) -> type[Any]:
+def _class_of(files: ProcessorFiles) -> type[Any]:
     """The class of the processor, as transformers' AutoProcessor finds it."""
     for file in SAID_IN:
-        path = Path(source) / file
+        path = Path(files.folder) / file
         if path.is_file():
             try:
                 said = json.loads(path.read_text(encoding="utf-8")).get("processor_class")
             except (OSError, ValueError, AttributeError) as error:
-                raise unreadable("processor", field, name, source, error) from None
+                raise files.unreadable("processor", error) from None
             found = processor_class_from_name(said) if isinstance(said, str) else None
             if found is not None:
                 return found  # type: ignore[no-any-return]
     try:
         with quiet():
-            found = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(source))]
+            found = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(files.folder))]
     except (KeyError, *READ_ERRORS):
         found = None
     if found is None:
         raise ModelError(
-            f"{field}={name!r} has no processor: none of its files names one, and its architecture has none",
+            f"{files.field}={files.name!r} has no processor: none of its files names one, and its architecture has none",
             expected=f"a checkpoint that reads images, with a {SAID_IN[0]} or a {SAID_IN[1]}",
-            do=f"set {field} to a vision-language checkpoint, or task.name='causal_lm' for text alone",
+            do=f"set {files.field} to a vision-language checkpoint, or task.name='causal_lm' for text alone",
         )
     return found  # type: ignore[no-any-return]
 
@@ -92,20 +85,20 @@ def _without_video(kind: type[Any]) -> type[Any]:
     return type(kind.__name__, (kind,), content)
 
 
-def _check(processor: Any, field: str, name: str) -> None:
+def _check(processor: Any, files: ProcessorFiles) -> None:
     parts = {"image_processor": "an image processor", "tokenizer": "a tokenizer", "image_token": "a token for images"}
     lacking = [said for part, said in parts.items() if getattr(processor, part, None) is None]
     if not lacking and type(processor).replace_image_token is ProcessorMixin.replace_image_token:
         lacking = ["a rule for the tokens of an image"]
     if lacking:
         raise ModelError(
-            f"{field}={name!r}: its {type(processor).__name__} has not {' and not '.join(lacking)}",
+            f"{files.field}={files.name!r}: its {type(processor).__name__} has not {' and not '.join(lacking)}",
             expected="the processor of a model that reads images in a text",
-            do=f"set {field} to a vision-language checkpoint, or task.name='causal_lm' for text alone",
+            do=f"set {files.field} to a vision-language checkpoint, or task.name='causal_lm' for text alone",
         )
     if not (processor.chat_template or processor.tokenizer.chat_template):
         raise ModelError(
-            f"{field}={name!r}: neither its processor nor its tokenizer has a chat template",
+            f"{files.field}={files.name!r}: neither its processor nor its tokenizer has a chat template",
             expected="a template, which says where in a conversation an image stands",
             do="take an instruction-tuned checkpoint, or put a chat_template.jinja beside its tokenizer",
         )
