@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"{len(skipped)} skipped")
     for (file, reason), count in sorted(reasons.items()):
         terminalreporter.write_line(f"{count} in {file}: {reason}")
+
+
+SET_BY_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher_is_left_behind() -> Iterator[None]:
+    """Fail the test that leaves a launcher's variables behind: what a later test starts would take itself for a rank."""
+    before = {name: os.environ.get(name) for name in SET_BY_LAUNCHERS}
+    yield
+    after = {name: os.environ.get(name) for name in SET_BY_LAUNCHERS}
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        os.environ.update({name: value} if value is not None else {})
+    assert after == before
 
 
 @pytest.fixture(scope="session")

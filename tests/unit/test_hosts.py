@@ -151,3 +151,23 @@ def test_a_rank_that_dies_is_said_and_no_traceback_shown(launched: int) -> None:
     assert [rank.returncode for rank in ranks] == [1, 9], said
     assert "error: another process of this run has ended, and the others cannot go on without it\n" in said[0]
     assert "continue with --resume auto" in said[0] and "Traceback" not in said[0]
+
+
+TWO_RUNS_ALONE = """
+import os, torch.distributed as dist
+from toolkit.engine import process
+
+for _ in range(2):
+    process.start(process.from_environment())
+    assert dist.get_world_size() == 1
+    process.stop()
+    assert [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")] == [None, None, "29999"]
+"""
+
+
+def test_a_lone_rank_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started from it, or after it in the same process, is no rank of a launcher, and shares no port with it."""
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("MASTER_PORT", "29999")
+    done = subprocess.run([sys.executable, "-c", TWO_RUNS_ALONE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

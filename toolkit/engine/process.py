@@ -152,13 +152,13 @@ def _set_default_timeout(timeout: timedelta) -> None:
 
 
 def check_rendezvous(process: Process) -> None:
-    """Raise LaunchError when the launcher does not say where to meet, or the port is taken. A lone rank gets a port."""
+    """Raise LaunchError when the launcher does not say where to meet, or the port is taken. A lone rank needs none."""
     missing = [name for name in ("RANK", "MASTER_PORT") if name not in os.environ]
     if process.world_size == 1 and missing:
         # DeepSpeed asks the environment, not its arguments. A MASTER_PORT without a rank belongs to an outer shell.
-        os.environ.update(
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0"
-        )
+        # The system chooses a port when 0 is opened: no other process can take it in between.
+        _outer_environment.update({name: os.environ.get(name) for name in _LONE_RANK})
+        os.environ.update(_LONE_RANK)
         return
     if missing:
         raise LaunchError(
@@ -171,10 +171,9 @@ def check_rendezvous(process: Process) -> None:
         _check_port_is_free(os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"]))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+_LONE_RANK = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+_outer_environment: dict[str, str | None] = {}
+"""What `check_rendezvous` has overwritten of the environment for a lone rank, until `stop`."""
 
 
 def _check_port_is_free(address: str, port: int) -> None:
@@ -197,6 +196,13 @@ def stop() -> None:
         dist.destroy_process_group()
     _hosts_group = None
     grid.forget()
+    # Or a process started from this one, or its own next run, would take itself for a rank that a launcher started.
+    for name, value in _outer_environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _outer_environment.clear()
 
 
 def barrier() -> None:
