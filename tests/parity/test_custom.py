@@ -436,3 +436,60 @@ def test_buffers_that_a_module_moves_are_those_of_the_export(tmp_path: Path, mon
         loss = float(((module(inputs) - wanted) ** 2).mean())
     assert loss == pytest.approx(evaluations(straight)[-1]["loss"], rel=1e-5)
     sys.modules.pop("centred")
+
+
+BOUNDED = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from toolkit.tasks.custom import CustomTask
+
+
+@dataclass
+class Bounded(CustomTask):
+    def build(self):
+        layers = nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)
+        return nn.Sequential(*(nn.utils.parametrizations.spectral_norm(layer) if layer is layers[0] else layer for layer in layers))
+
+    def rows(self, split):
+        return [{"values": row.tolist(), "wanted": float(row.sum())} for row in torch.arange(96.0).reshape(24, 4) / 40]
+
+    def loss(self, model, batch):
+        return (model(batch["values"])[:, 0] - batch["wanted"]) ** 2
+"""
+
+
+def test_buffers_that_are_computed_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spectral norm's vectors: drawn with the weights, moved by each forward pass, exported, under every stage."""
+    (tmp_path / "bounded.py").write_text(BOUNDED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    values = dict(make_recipe("two_tower")) | {"task": Custom("bounded:Bounded")}
+    # One forward pass in each step on every number of ranks: each of them moves the vectors.
+    alone = Recipe(**values | {"batch": Batch(global_size=8, micro_size=8)})
+    _, steps = global_batches(alone, STEPS)
+    module = drawn(alone, lambda: sys.modules["bounded"].Bounded().build())
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.0)
+    runs = [Recipe(**values | {"batch": Batch(global_size=8, micro_size=4), "parallel": Parallel(zero_stage=stage),
+                               "optimizer": Optimizer(learning_rate=1e-2, implementation="torch", weight_decay=0.0, max_grad_norm=0.5)})
+            for stage in (1, 2, 3)]  # fmt: skip
+    run_distributed(
+        run_beside, 2, str(tmp_path), [(run, str(tmp_path / f"zero{run.parallel.zero_stage}"), None) for run in runs]
+    )
+    rates = [record["learning_rate"] for record in read_metrics(tmp_path / "zero1")]
+    curve = []
+    for rate, [batch] in zip(rates, steps, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        loss = ((module(batch["values"])[:, 0] - batch["wanted"]) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        curve.append((loss.item(), nn.utils.clip_grad_norm_(module.parameters(), 0.5).item()))
+        optimizer.step()
+    for stage in (1, 2, 3):
+        found = [(record["loss"], record["grad_norm"]) for record in read_metrics(tmp_path / f"zero{stage}")]
+        assert np.allclose(found, curve, rtol=1e-5, atol=0)
+        loaded, wanted = toolkit.load_custom(tmp_path / f"zero{stage}" / "export"), module.state_dict()
+        for key, value in loaded.state_dict().items():
+            torch.testing.assert_close(value, wanted[key], rtol=1e-4, atol=1e-5)
+    sys.modules.pop("bounded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from torch import nn
 
 import toolkit
 from toolkit.cli.flags import parse
+from toolkit.engine.untrained import describe_frozen
 from toolkit.errors import DataError, InputError, ModelError, RecipeError
 from toolkit.models.custom import AutoCustomModel, CustomConfig, load_custom
 from toolkit.models.random_weights import RandomWeights
@@ -22,6 +24,7 @@ from toolkit.models.stages import build_skeleton
 from toolkit.recipe import Batch, Checkpoint, Custom, Data, Evaluation, LoRA, Model, Parallel, Precision, Recipe
 from toolkit.recipe.target import load_target
 from toolkit.tasks.custom.arrays import checked, given_back, kept
+from toolkit.tasks.custom.records import checked_records
 from toolkit.tasks.custom.task import ModuleTask
 from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.progress import Display
@@ -289,6 +292,8 @@ def test_changed_rows_and_changed_code_are_noticed(place: Path) -> None:
         ({"a b": 1}, "an array named 'a b'"),
         ({"text": "abc"}, "gave 'text': 'abc', a str"),
         ({"none": None}, "gave 'none': None"),
+        ({"empty": []}, "gave 'empty': [], an empty list"),
+        ({"empty": [[], []]}, "gave 'empty': [[], []], an empty list"),
         ({"ragged": [[1], [1, 2]]}, "gave 'ragged': lists of different lengths"),
         ({"parts": {"a": 1}}, "gave 'parts': {'a': 1}, a dict"),
     ],
@@ -297,6 +302,34 @@ def test_examples_that_are_none(given: Any, what: str) -> None:
     with pytest.raises(DataError) as caught:
         checked(given, "encode of x:Y")
     assert caught.value.what.startswith("encode of x:Y ") and what in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ([{"a": 1}], "gave 1 records for a batch of 2 examples"),
+        (torch.ones(2), "gave tensor([1., 1.]), a Tensor"),
+        (None, "gave None, a NoneType"),
+        ([{"a": 1}, 2], "gave the record 2, a int"),
+        ([{"a": 1}, {"a": object()}], "a object"),
+        ([{"a": 1}, {"a": [1, {2}]}], "gave a={2}, a set"),
+        ([{"a": 1}, {2: 3}], "gave the record {2: 3}"),
+    ],
+)
+def test_records_that_are_none(given: Any, what: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        checked_records(given, 2, "predict of x:Y")
+    assert caught.value.what.startswith("predict of x:Y ") and what in caught.value.what
+
+
+def test_records_hold_what_json_holds() -> None:
+    given = {
+        "tensor": torch.ones(2, dtype=torch.bfloat16),
+        "number": np.float32(0.5),
+        "deep": {"a": (torch.tensor(3), None, True)},
+    }
+    [found] = checked_records([given], 1, "")
+    assert json.loads(json.dumps(found)) == {"tensor": [1.0, 1.0], "number": 0.5, "deep": {"a": [3, None, True]}}
 
 
 def test_arrays_come_back_as_they_were() -> None:
@@ -363,6 +396,15 @@ def test_what_fills_up_takes_no_part(place: Path) -> None:
         ("return Net(self.width)", "return Net(self.depth)", ModelError, "build() raised AttributeError"),
         ("nn.Embedding(10, width)", "nn.Embedding(10, width, sparse=True)", ModelError, "table has sparse=True"),
         ("self.shift =", "self.device =", ModelError, "a part named 'device'"),
+        ("self.shift =", "self.config =", ModelError, "the module of wrong:Good has a part named 'config'"),
+        ('self.note = "kept"', "self.more = [nn.Linear(2, 2)]", ModelError, "more is a list that holds modules"),
+        ('self.note = "kept"', "self.more = {'a': [self.shift, nn.Parameter(torch.ones(2))]}", ModelError,
+         "more is a dict that holds modules or parameters"),
+        ('self.note = "kept"', "self.more = [self.table, {'a': self.shift}]", None, ""),
+        ('"pair": "rises"}', '"pair": "rises"}\n    def figures(self, means):\n        return 3', RecipeError,
+         "figures of wrong:Good gave 3, a int"),
+        ('"pair": "rises"}', '"pair": "rises"}\n    def figures(self, means):\n        return {"pair": "x"}', RecipeError,
+         "figures of wrong:Good gave pair='x', a str"),
         (', reduction="none")', ")", RecipeError, "loss of wrong:Good gave a tensor [] for a batch of 2 examples"),
         (', reduction="none")', ', reduction="none")[:1]', RecipeError, "gave a tensor [1] for a batch of 2 examples"),
         (', reduction="none")', ', reduction="none").detach()', RecipeError, "gave a tensor without a gradient"),
@@ -541,3 +583,10 @@ def test_recurrent_layers_use_the_weights_they_are_given(place: Path) -> None:
             weight.copy_(drawn.parameter(f"reader.{name}"))
     states = torch.rand(3, 1, 4)
     torch.testing.assert_close(skeleton.reader(states)[0], reader(states)[0])
+
+
+def test_weights_without_a_gradient_are_said() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    assert describe_frozen(model) is None
+    model[0].requires_grad_(False)
+    assert describe_frozen(model) == "9 of 13 parameters stay as they are: 0.weight, 0.bias"

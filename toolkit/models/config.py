@@ -14,7 +14,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
-from toolkit.errors import ModelError, did_you_mean
+from toolkit.errors import InputError, ModelError, did_you_mean
 from toolkit.models import rope
 from toolkit.models.assets import resolve
 from toolkit.models.files import check_files, unreadable
@@ -316,8 +316,10 @@ def check_overrides(kind: Any, model: Model, config: PretrainedConfig, unchanged
         )
 
 
-def unbuildable(given: Mapping[str, Any], error: Exception) -> ModelError:
-    """The message for `error`, raised by an architecture for the fields `given`."""
+def unbuildable(given: Mapping[str, Any], error: Exception) -> InputError:
+    """The message for `error`, raised by an architecture for the fields `given`; a message of ours stays as it is."""
+    if isinstance(error, InputError):
+        return error
     return ModelError(
         f"model.config={dict(given)}: no model can be built: {' '.join(str(error).split())[:300] or type(error).__name__}",
         expected="values of the architecture's own config that fit together",

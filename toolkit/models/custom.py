@@ -142,7 +142,31 @@ def build(config: CustomConfig) -> nn.Module:
             do="return the module from build()",
         )
     _check_parameters(config.target, module)
+    _check_registered(config.target, module)
     return module
+
+
+def _check_registered(target: str, module: nn.Module) -> None:
+    """Raise ModelError for parts and parameters in Python's lists and dicts, which torch does not see: they would stay untrained."""
+    known = {id(part) for part in (*module.modules(), *module.parameters())}
+    for path, owner in module.named_modules():
+        for name, value in vars(owner).items():
+            if isinstance(value, list | tuple | dict) and any(id(part) not in known for part in _parts_in(value)):
+                place, kind = f"{path}.{name}" if path else name, type(value).__name__
+                raise ModelError(
+                    f"task.target={target!r}: {place} is a {kind} that holds modules or parameters, which torch does not see there",
+                    expected="a container of torch's, or they would be neither trained nor saved",
+                    do=f"make self.{name} in {type(owner).__name__} nn.ModuleList, nn.ModuleDict, nn.ParameterList or nn.ParameterDict",
+                )
+
+
+def _parts_in(value: Any) -> Iterator[nn.Module | nn.Parameter]:
+    """Modules and parameters in lists, tuples and dicts, and in those that these hold."""
+    if isinstance(value, nn.Module | nn.Parameter):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _parts_in(part)
 
 
 def _check_parameters(target: str, module: nn.Module) -> None:

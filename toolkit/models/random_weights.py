@@ -70,17 +70,19 @@ class RandomWeights:
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Every buffer of the model."""
-        yield from self._model.named_buffers()
+        for name, value in self._model.named_buffers():
+            yield name, self._constructed()[name] if value.is_meta else value
 
     def _constructed(self) -> dict[str, Tensor]:
-        """Parameters that the constructor fills and `_init_weights` does not: a whole model is built for them, once."""
+        """What the constructor fills and `_init_weights` does not: parameters, and buffers that are computed from some
+        (spectral norms). A whole model is built for them, once."""
         # Two old architectures of transformers 5.23 draw in their constructors (openai-gpt, apertus).
         if self._from_constructor is None:
             with generator_of(self._seed, ""), quiet():
                 whole = self._auto_class.from_config(copy.deepcopy(self._config), dtype=torch.float32)
             self._from_constructor = {
                 name: value.data for name, value in whole.named_parameters() if name not in self._writers
-            }
+            } | {name: value for name, value in whole.named_buffers() if self._model.get_buffer(name).is_meta}
         return self._from_constructor
 
 

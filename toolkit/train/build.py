@@ -23,7 +23,7 @@ from toolkit.engine.grid import Grid
 from toolkit.engine.pipeline import PipelineEngine
 from toolkit.engine.protocol import Engine
 from toolkit.engine.sequence import SequenceAttention, check_sequence_attention, use_sequence_attention
-from toolkit.engine.untrained import untrained_tensors
+from toolkit.engine.untrained import describe_frozen, untrained_tensors
 from toolkit.engine.zero import ZeroEngine
 from toolkit.errors import ModelError
 from toolkit.models.activation_offload import ActivationOffload
@@ -81,6 +81,9 @@ def build_engine(
     if neftune_alpha and is_first_stage:
         add_neftune(model, neftune_alpha, me.mesh.sequence)
     task.prepare(model)
+    frozen = describe_frozen(model) if inputs.adapters is None and me.mesh.pipeline == me.mesh.tensor == 1 else None
+    if frozen is not None:
+        display.say(frozen)
     # Beside adapters everything is as the base checkpoint has it.
     untrained = {} if inputs.adapters is not None else untrained_tensors(model, moves_buffers=task.moves_buffers)
     if me.mesh.pipeline > 1:

@@ -76,6 +76,12 @@ def _array(name: str, value: Any, called: str) -> Any:
             expected="numbers: an integer, a float, a truth value, or an array or list of them",
             do="turn it into numbers in encode, or leave it out there",
         )
+    if isinstance(value, list | tuple) and not found.size:
+        raise DataError(
+            f"{called} gave {name!r}: {value!r:.60}, an empty list, which does not say of what",
+            expected="an array with a type, also where it is empty",
+            do=f"make it an array in encode: np.array({name}, np.int64) of integers, np.float32 of numbers",
+        )
     if not isinstance(value, np.ndarray) and _is_too_large(value):
         raise DataError(
             f"{called} gave {name!r}: {_said(value)}",

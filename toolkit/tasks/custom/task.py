@@ -28,6 +28,7 @@ from toolkit.recipe.target import as_json, load_target, read_arguments
 from toolkit.tasks.base import Batch, Loss, Record, Sums, Task
 from toolkit.tasks.custom.arrays import checked, given_back, kept
 from toolkit.tasks.custom.base import CustomTask, Figure
+from toolkit.tasks.custom.records import checked_metrics, checked_records
 
 FILLER = "@filler"
 """Array of an example that only fills up an evaluation."""
@@ -242,15 +243,9 @@ class ModuleTask(Task):
             means[name] = sums[f"{name} sum"] / (sums[f"{name} count"] or math.nan)
         return {"loss": means["loss"], **self._declared(self.own.figures(means), "figures")}
 
-    def _declared(self, found: Mapping[str, float], method: str) -> dict[str, float]:
-        wrong = sorted(found.keys() - type(self.own).metrics.keys())
-        if wrong:
-            raise RecipeError(
-                f"{self._called(method)} gave {wrong[0]!r}, which {type(self.own).__name__}.metrics does not name",
-                expected=f"those: {', '.join(type(self.own).metrics) or 'none'}",
-                do='name it there, with "rises" or "falls"',
-            )
-        return {name: float(value) for name, value in found.items()}
+    def _declared(self, given: Any, method: str) -> dict[str, float]:
+        kind = type(self.own)
+        return checked_metrics(given, kind.metrics, self._called(method), kind.__name__)
 
     @property
     def makes_records(self) -> bool:
@@ -259,7 +254,7 @@ class ModuleTask(Task):
 
     def predict(self, model: nn.Module, batch: Batch, examples: Sequence[Example], generate: Generate) -> list[Record]:
         """What the author's `predict` gives."""
-        return [dict(record) for record in self.own.predict(model, _plain(batch))]
+        return checked_records(self.own.predict(model, _plain(batch)), len(examples), self._called("predict"))
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """What the author's `score` gives."""
