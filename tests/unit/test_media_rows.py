@@ -58,6 +58,17 @@ def test_classes_may_be_called_as_splits_are(tmp_path: Path) -> None:
     assert [row["label"] for row in rows] == ["car", "train"]
 
 
+def test_folders_of_one_name_are_one_class_and_said(tmp_path: Path) -> None:
+    for folder in ("train/wild/cat", "train/tame/cat", "train/tame/dog", "test/cat"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / "1.png").write_bytes(png())
+    source = opened(tmp_path / "data", tmp_path)
+    assert [row["label"] for row in source.rows] == ["cat", "dog", "cat"]
+    [remark] = source.remarks
+    assert remark.startswith("the folders tame/cat, wild/cat in ") and "are one class, 'cat': " in remark
+    assert opened(tmp_path / "data", tmp_path, split="test").remarks == ()
+
+
 def test_the_content_is_that_of_names_and_bytes(tmp_path: Path) -> None:
     place = images.folder(tmp_path / "a", train=3, test=0)
     other = images.folder(tmp_path / "b", train=3, test=0)

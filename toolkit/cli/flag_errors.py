@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
+from toolkit.recipe.dotted import flat
 from toolkit.recipe.field_type import describe_field
 from toolkit.recipe.synonyms import choice_meant
 
@@ -42,6 +43,8 @@ def refusal(text: str, argv: Sequence[str], recipe: Recipe, prog: str) -> Recipe
     if not expected:
         return RecipeError(re.sub(r"-{5,} ?", "", plain).strip(), expected="values of the fields' types", do=do)
     values = " ".join(values_of(name, argv))
+    if "values, each" in expected:
+        do = f"write the values with spaces between them{_instance(name, recipe)}"
     hint = choice_meant(values, expected.removeprefix("one of ").split(", ")) if expected.startswith("one of ") else ""
     return RecipeError(f"--{name} {values}{hint}" if values else f"--{name} has no value", expected=expected, do=do)
 
@@ -54,6 +57,12 @@ def _plain(text: str) -> str:
 def _expected(name: str, recipe: Recipe) -> str:
     field = field_of(name, recipe)
     return OPTIONS.get(name, "") if field is None else describe_field(field)
+
+
+def _instance(name: str, recipe: Recipe) -> str:
+    """What the field `name` of several values holds in `recipe`, as the command line has it; nothing where it has none."""
+    found = flat(recipe).get(name)
+    return f", for instance --{name} {' '.join(map(str, found))}" if found else ""
 
 
 def field_of(name: str, recipe: Recipe) -> FieldInfo | None:

@@ -6,7 +6,7 @@ As `imagefolder` and `audiofolder` of datasets read them: SPLIT/CLASS/NAME.jpg, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def read_media(folder: MediaFolder, *, streaming: bool, cache_dir: Path) -> Read
     labels = [_label(path, folder) for path in chosen]
     if LABEL not in names and all(label is not None for label in labels):
         columns[LABEL] = labels
+        remarks += _shared_names(chosen, folder)
     columns |= {name: [told[path].get(name) for path in chosen] for name in names}
     feature = datasets.Image(decode=False) if folder.kind == "image" else datasets.Audio(decode=False)
     rows = datasets.Dataset.from_dict(columns)
@@ -53,8 +54,25 @@ def read_media(folder: MediaFolder, *, streaming: bool, cache_dir: Path) -> Read
 
 def _label(path: Path, folder: MediaFolder) -> str | None:
     """The name of the folder that holds `path`, unless that is the root or the one of a split."""
-    parts = path.relative_to(folder.root).parts[1 if folder.has_splits else 0 : -1]
-    return parts[-1] if parts else None
+    return next(reversed(_inner_folders(path, folder)), None)
+
+
+def _inner_folders(path: Path, folder: MediaFolder) -> tuple[str, ...]:
+    return path.relative_to(folder.root).parts[1 if folder.has_splits else 0 : -1]
+
+
+def _shared_names(files: Sequence[Path], folder: MediaFolder) -> list[str]:
+    """A remark on folders of one name in several places, which are one class."""
+    places: dict[str, set[str]] = {}
+    for path in files:
+        inner = _inner_folders(path, folder)
+        places.setdefault(inner[-1], set()).add("/".join(inner))
+    return [
+        f"the folders {first_few(sorted(found), 4)} in {str(folder.root)!r} are one class, {name!r}: "
+        "a class is called by the folder that holds its files"
+        for name, found in sorted(places.items())
+        if len(found) > 1
+    ]
 
 
 def _told(folder: MediaFolder, cache_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
