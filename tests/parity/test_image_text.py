@@ -28,7 +28,7 @@ HELD_OUT = 7
 
 CHOSEN = {
     "zero0-1": Strategy(1, STRATEGIES["zero0"].fields),
-    **{f"{name}-2": STRATEGIES[name] for name in ("zero1", "zero2", "zero3")},
+    **{f"{name}-2": STRATEGIES[name] for name in ("zero1", "zero2", "zero3", "tp2")},
 }
 KINDS: dict[str, dict[str, Any]] = {
     "llava": {"task": ImageTextToText(freeze_vision_tower=False, scores=("rouge",), max_new_tokens=6)},
@@ -105,7 +105,9 @@ def test_one_curve_on_every_stage(kind: str, models: dict[str, Path], data: Path
 
 def check_exports(run: Recipe, folder: Path, models: dict[str, Path]) -> None:
     """Every stage exports the same, and so does a run that was moved; what is frozen is as it was to the last bit."""
-    found = {name: export_weights(folder / name / "export") for name in ("zero1-2", "zero2-2", "zero3-2", "moved")}
+    found = {
+        name: export_weights(folder / name / "export") for name in ("zero1-2", "zero2-2", "zero3-2", "tp2-2", "moved")
+    }
     for weights in found.values():
         assert weights.keys() == found["zero1-2"].keys()
         for name, value in weights.items():

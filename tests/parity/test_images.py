@@ -174,6 +174,9 @@ def test_one_curve_on_every_topology(kind: str, tmp_path: Path) -> None:
     model = images.checkpoint(kind, tmp_path / "model")
     stages = {"one": (0, 1), "zero1": (1, 2), "zero2": (2, 2), "zero3": (3, 2)}
     runs = {name: problem(tmp_path, model, stage) for name, (stage, _) in stages.items()}
+    if kind == "vit":
+        stages["tensor"] = (1, 2)
+        runs["tensor"] = problem(tmp_path, model, parallel=Parallel(zero_stage=1, tensor=2))
     for size in (1, 2):
         some = [(runs[name], str(tmp_path / name), None) for name, (_, ranks) in stages.items() if ranks == size]
         run_distributed(run_recipe, size, some, timeout_s=300)

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForCTC,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    PretrainedConfig,
+)
 
 from tests.architectures import tiny_config
 from toolkit.errors import ModelError
@@ -108,6 +116,29 @@ def test_encoders_and_decoders() -> None:
     plan = tensor_plan(skeleton("bart", AutoModelForSeq2SeqLM), 2)
     assert plan.boundaries["model.decoder.layers.0.encoder_attn.out_proj"] == Boundary(Enter.AS_IS, Leave.SUM)
     assert plan.head is None and "model.shared.weight" not in plan.shards
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto_class"),
+    [("vit", AutoModelForImageClassification), ("whisper", AutoModelForSpeechSeq2Seq),
+     ("wav2vec2", AutoModelForCTC), ("hubert", AutoModelForCTC)],
+)  # fmt: skip
+def test_images_and_speech(kind: str, auto_class: Any) -> None:
+    """Every projection of attention and both matrices of every feed-forward are cut, and nothing else but a vocabulary."""
+    with torch.device("meta"):
+        model = auto_class.from_config(AutoConfig.for_model(kind))
+    plan = tensor_plan(model, 2)
+    layers = {name for name, _ in model.named_parameters() if ".layers." in name and name.endswith("weight")}
+    assert {name for name in layers if "norm" not in name} == {name for name in plan.shards if name in layers}
+    assert all(plan.shards[name][0].share == 0.5 for name in plan.shards if name in layers)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "convnext"])
+def test_convolutions_are_not_cut(kind: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(AutoConfig.for_model(kind))
+    with pytest.raises(ModelError, match=f"{kind} cannot be cut: transformers has no tensor plan for it"):
+        tensor_plan(model, 2)
 
 
 def test_norms_of_single_heads_and_activations_see_a_part() -> None:

@@ -85,6 +85,18 @@ _BART = Layout(
     },
     {"layers.*.self_attn": ("num_heads",), "layers.*.encoder_attn": ("num_heads",)},
 )
+_VISION = _encoder(
+    _within("layers.*.attention", "q_proj", "k_proj", "v_proj"),
+    "layers.*.attention.o_proj",
+    "layers.*.mlp.fc1",
+    "layers.*.mlp.fc2",
+)
+_SPEECH = _encoder(
+    _within("encoder.layers.*.attention", "q_proj", "k_proj", "v_proj"),
+    "encoder.layers.*.attention.out_proj",
+    "encoder.layers.*.feed_forward.intermediate_dense",
+    "encoder.layers.*.feed_forward.output_dense",
+)
 _T5_ATTENTION = ("block.*.layer.*.SelfAttention", "block.*.layer.*.EncDecAttention")
 _T5 = Layout(
     {
@@ -185,7 +197,11 @@ LAYOUTS: dict[str, Layout] = {
         counts={"encoder.layer.*.attention.attn": ("num_attention_heads", "all_head_size")},
     ),
     **dict.fromkeys(("bert", "bert-generation", "camembert", "electra", "ernie", "roberta", "xlm-roberta"), _BERT),
-    **dict.fromkeys(("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus"), _BART),
+    **dict.fromkeys(
+        ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus", "whisper"), _BART
+    ),
+    "vit": _VISION,
+    **dict.fromkeys(("hubert", "wav2vec2"), _SPEECH),
     **dict.fromkeys(("mt5", "t5", "umt5"), _T5),
     "phi3": _PHI3,
     "phi4_multimodal": _PHI3,

@@ -21,6 +21,7 @@ class ImageClassification(Task):
     """Tell the class of an image: folders CLASS/NAME.jpg, columns of images in Parquet and Arrow, IDX files."""
 
     implementation: ClassVar[str] = "toolkit.tasks.images.image_classification:ImageClassificationTask"
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor"})
     has_length: ClassVar[bool] = False
     reads_media: ClassVar[bool] = True
     needs_processor: ClassVar[bool] = False

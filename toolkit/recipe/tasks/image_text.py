@@ -26,6 +26,7 @@ class ImageTextToText(ScoredText):
     measured: ClassVar[Mapping[str, Mapping[str, Direction]]] = MEASURED
     unmeasured: ClassVar[str] = "no answer is generated and measured by it"
     reads_media: ClassVar[bool] = True
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor"})
     settings: ClassVar[frozenset[str]] = Task.settings | {"scores", "max_new_tokens"}
     identity: ClassVar[frozenset[str]] = frozenset({"freeze_vision_tower", "freeze_projector"})
     needs: ClassVar[Mapping[str, str]] = {**Task.needs, "max_new_tokens": "scores"}

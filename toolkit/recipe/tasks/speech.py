@@ -61,6 +61,7 @@ class SpeechSeq2Seq(_Speech, ScoredText):
     """Write what is said in a recording, with an encoder of sound and a decoder of text: Whisper."""
 
     implementation: ClassVar[str] = "toolkit.tasks.speech.whisper:SpeechSeq2SeqTask"
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor"})
     settings: ClassVar[frozenset[str]] = _Speech.settings | {"num_beams", "max_new_tokens"}
     identity: ClassVar[frozenset[str]] = frozenset({"freeze_encoder"})
     needs: ClassVar[Mapping[str, str]] = {**_Speech.needs, "task": "language"}
@@ -118,6 +119,7 @@ class SpeechCTC(_Speech):
     """Spell what is said in a recording by an encoder of sound alone, trained by CTC: wav2vec 2.0, HuBERT and their kin."""
 
     implementation: ClassVar[str] = "toolkit.tasks.speech.ctc:SpeechCTCTask"
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor"})
     identity: ClassVar[frozenset[str]] = frozenset({"freeze_feature_encoder"})
 
     name: Literal["speech_ctc"] = "speech_ctc"
