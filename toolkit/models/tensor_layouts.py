@@ -85,12 +85,6 @@ _BART = Layout(
     },
     {"layers.*.self_attn": ("num_heads",), "layers.*.encoder_attn": ("num_heads",)},
 )
-_VISION = _encoder(
-    _within("layers.*.attention", "q_proj", "k_proj", "v_proj"),
-    "layers.*.attention.o_proj",
-    "layers.*.mlp.fc1",
-    "layers.*.mlp.fc2",
-)
 _SPEECH = _encoder(
     _within("encoder.layers.*.attention", "q_proj", "k_proj", "v_proj"),
     "encoder.layers.*.attention.out_proj",
@@ -200,7 +194,12 @@ LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(
         ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "pegasus", "whisper"), _BART
     ),
-    "vit": _VISION,
+    "vit": _encoder(
+        _within("layers.*.attention", "q_proj", "k_proj", "v_proj"),
+        "layers.*.attention.o_proj",
+        "layers.*.mlp.fc1",
+        "layers.*.mlp.fc2",
+    ),
     **dict.fromkeys(("hubert", "wav2vec2"), _SPEECH),
     **dict.fromkeys(("mt5", "t5", "umt5"), _T5),
     "phi3": _PHI3,
