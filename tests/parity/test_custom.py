@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 import toolkit
 from tests.distributed import run_distributed
+from tests.parity.strategies import precision
 from tests.parity.topologies import numbers, rewind
 from tests.parity.worker import export_weights, global_batches, read_metrics, run_recipe
+from tests.processor import require_number_format
 from toolkit.errors import DataError
 from toolkit.examples.residues import MASK, PADDING, RESIDUES, MaskedResidues
 from toolkit.examples.two_tower import TwoTower
@@ -59,11 +61,15 @@ def make_recipe(name: str, **changes: Any) -> Recipe:
         batch=Batch(global_size=8, micro_size=2),
         optimizer=Optimizer(learning_rate=1e-2, implementation="torch", weight_decay=0.01, max_grad_norm=0.5),
         schedule=Schedule(type="linear", warmup_steps=2, min_ratio=0.0),
-        precision=Precision(dtype="fp32"),
         checkpoint=Checkpoint(every_steps=3, keep=3, export_dtype="fp32"),
         tracking=Tracking(tensorboard=False),
         steps=STEPS,
-        **{"parallel": Parallel(zero_stage=1), "evaluation": Evaluation(every_steps=3)} | changes,
+        **{
+            "parallel": Parallel(zero_stage=1),
+            "evaluation": Evaluation(every_steps=3),
+            "precision": Precision(dtype="fp32"),
+        }
+        | changes,
     )
 
 
@@ -230,16 +236,20 @@ def test_metrics_of_residues_are_counted_by_hand(tmp_path: Path) -> None:
     )
 
 
+STRATEGIES = {
+    **{f"zero{stage}": Parallel(zero_stage=stage) for stage in (1, 2, 3)},
+    "zero2_offload": Parallel(zero_stage=2, offload_optimizer="cpu"),
+    "zero3_offload": Parallel(zero_stage=3, offload_optimizer="cpu", offload_param="cpu"),
+}
+
+
 def test_every_stage_on_two_ranks_is_one_process(name: str, tmp_path: Path) -> None:
     run_distributed(run_recipe, 1, [(make_recipe(name), str(tmp_path / "alone"), None)])
-    runs = [
-        (make_recipe(name, parallel=Parallel(zero_stage=stage)), str(tmp_path / f"zero{stage}"), None)
-        for stage in (1, 2, 3)
-    ]
+    runs = [(make_recipe(name, parallel=parallel), str(tmp_path / kind), None) for kind, parallel in STRATEGIES.items()]
     run_distributed(run_recipe, 2, runs)
     wanted, exported = read_metrics(tmp_path / "alone"), export_weights(tmp_path / "alone" / "export")
-    for stage in (1, 2, 3):
-        folder = tmp_path / f"zero{stage}"
+    for kind in STRATEGIES:
+        folder = tmp_path / kind
         found = read_metrics(folder)
         for key in ("loss", "grad_norm", "targets"):
             assert [record[key] for record in found] == pytest.approx([record[key] for record in wanted], rel=1e-5)
@@ -247,6 +257,19 @@ def test_every_stage_on_two_ranks_is_one_process(name: str, tmp_path: Path) -> N
             assert measured == pytest.approx(other, rel=1e-5)
         for key, weight in export_weights(folder / "export").items():
             torch.testing.assert_close(weight, exported[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_sixteen_bits(name: str, dtype: str, tmp_path: Path) -> None:
+    require_number_format(dtype)
+    formats = {"fp32": Precision(dtype="fp32"), dtype: precision(dtype)}
+    run_distributed(
+        run_recipe,
+        2,
+        [(make_recipe(name, precision=chosen), str(tmp_path / key), None) for key, chosen in formats.items()],
+    )
+    losses = [[record["loss"] for record in read_metrics(tmp_path / key)] for key in formats]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
 
 
 def test_a_resumed_run_is_the_unbroken_one(name: str, tmp_path: Path) -> None:

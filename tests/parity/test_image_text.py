@@ -11,9 +11,10 @@ import torch
 
 from tests import vision
 from tests.distributed import run_distributed
-from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, recipe
+from tests.parity.strategies import GLOBAL_SIZE, OPTIMIZER, micro_size, precision, recipe
 from tests.parity.topologies import numbers, rewind
 from tests.parity.worker import evaluations, export_weights, predictions, read_metrics, reference_curve, run_recipe
+from tests.processor import require_number_format
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch, Checkpoint, Data, Evaluation, ImageTextToText, LoRA, Recipe
@@ -28,7 +29,7 @@ HELD_OUT = 7
 
 CHOSEN = {
     "zero0-1": Strategy(1, STRATEGIES["zero0"].fields),
-    **{f"{name}-2": STRATEGIES[name] for name in ("zero1", "zero2", "zero3", "tp2")},
+    **{f"{name}-2": STRATEGIES[name] for name in ("zero1", "zero2", "zero3", "zero3_offload_param", "tp2")},
 }
 KINDS: dict[str, dict[str, Any]] = {
     "llava": {"task": ImageTextToText(freeze_vision_tower=False, scores=("rouge",), max_new_tokens=6)},
@@ -153,6 +154,18 @@ def check_pipeline(run: Recipe, folder: Path) -> None:
 def silent(batch: Any, settings: Any) -> list[list[int]]:
     """Generates nothing."""
     return [[] for _ in batch["input_ids"]]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_sixteen_bits(dtype: str, models: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    """Near fp32, tower and language model alike."""
+    require_number_format(dtype)
+    changes = {"evaluation": Evaluation(), "checkpoint": Checkpoint(export=False)}
+    plain = Recipe(**dict(problem("llava", models, data, "zero3-2")) | changes | {"task": ImageTextToText()})
+    runs = {"fp32": plain, dtype: plain.model_copy(update={"precision": precision(dtype)})}
+    run_distributed(run_recipe, 2, [(run, str(tmp_path / name), None) for name, run in runs.items()], timeout_s=120)
+    losses = [[record["loss"] for record in read_metrics(tmp_path / name)] for name in runs]
+    assert deviation(*losses) < 0.02 and losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "idefics3"])

@@ -30,7 +30,7 @@ LOSSES, NORMS = 1e-6, 2e-6
 """As in test_strategies."""
 CHOSEN = {
     "zero0-1": Strategy(1, STRATEGIES["zero0"].fields),
-    **{f"{name}-2": STRATEGIES[name] for name in ("zero1", "zero2", "zero3", "tp2")},
+    **{f"{name}-2": STRATEGIES[name] for name in ("zero1", "zero2", "zero3", "zero3_offload_param", "tp2")},
 }
 HIDING: dict[str, Any] = {"mask_time_prob": 0.3, "mask_time_length": 3}
 BANDS = {"mask_feature_prob": 0.2, "mask_feature_length": 2}
