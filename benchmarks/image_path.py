@@ -168,7 +168,7 @@ def trained(recipe: Any, folder: Path) -> float:
     from toolkit.train.run import RunOptions, train
 
     with contextlib.redirect_stdout(io.StringIO()):
-        train(recipe, RunOptions("image_path", folder), keep_group=True)
+        train(recipe, RunOptions("image_path", folder))
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     shutil.rmtree(folder)
     steps = [record for record in records if "loss" in record][1:]

@@ -36,6 +36,7 @@ OTHER_PROGRAMS = {
     "query_gpu": "nvidia-smi",
     "adapters": "benchmarks/topology_table.py",
     "budget_s": "benchmarks/gpu.py",
+    "group": "benchmarks/tasks.py",
     "ipc": "docker",
     "ulimit": "docker",
     "local_rank": "the deepspeed launcher's to the script",

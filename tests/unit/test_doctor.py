@@ -100,8 +100,8 @@ def test_stale_build_lock(tmp_path: Path) -> None:
     lock.parent.mkdir(parents=True)
     lock.touch()
     (finding,) = check_builds.check_build_locks()
-    assert finding.status == "fail"
-    assert finding.found == f"{lock} was left by a killed build; runs that need it wait for ever"
+    assert finding.status == "warn"
+    assert finding.found.startswith(f"{lock} was left by a killed build; ")
     assert finding.fix == f"rm {lock}"
 
 
@@ -234,17 +234,18 @@ def test_hosts_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (unknown.status, unknown.found) == ("fail", "the name does not resolve")
 
 
-def test_report_and_exit_code(tmp_path: Path) -> None:
+def test_report_and_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = io.StringIO()
     assert doctor(report) in (0, 2)  # this host's own state decides
     lock = tmp_path / "extensions" / "fused_adam" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
+    monkeypatch.setenv("MASTER_PORT", "x")
     broken = io.StringIO()
     assert doctor(broken) == 2
-    assert f"fail  build locks: {lock} was left by a killed build" in broken.getvalue()
+    assert "fail  port: MASTER_PORT='x'\n" in broken.getvalue()
+    assert f"warn  build locks: {lock} was left by a killed build" in broken.getvalue()
     assert f"      do this: rm {lock}\n" in broken.getvalue()
-    lock.unlink()
     for check in ("python", "torch", "ninja", "host memory", "CPU", "port", "launcher files"):
         assert f" {check}: " in report.getvalue()
 
@@ -260,6 +261,6 @@ def test_report_on_a_terminal_keeps_paths_whole(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TERM", "dumb")
     report = Terminal()
-    assert doctor(report) == 2
+    doctor(report)
     assert "\N{HORIZONTAL ELLIPSIS}" not in report.getvalue()
     assert f"->rm{lock}" in "".join(report.getvalue().split())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from toolkit.errors import LaunchError, StorageError
+from toolkit.errors import LaunchError
 
 KERNELS = {"cpu_adam": "CPUAdamBuilder", "cpu_adagrad": "CPUAdagradBuilder", "cpu_lion": "CPULionBuilder"}
 """What optimizer offload may need: name -> builder of DeepSpeed's."""
@@ -19,6 +19,7 @@ NVME_KERNELS = {"async_io": "AsyncIOBuilder", "pin_memory": "PinMemoryBuilder"}
 """What offload to NVMe needs besides, and what needs libaio to be built."""
 
 _BUILD = (
+    "from toolkit.engine import build_lock; build_lock.use(); "
     "from deepspeed.accelerator import get_accelerator as a; a().create_op_builder({builder!r}).load(verbose=False)"
 )
 
@@ -60,7 +61,6 @@ def build(kernels: Mapping[str, str], say: Callable[[str], None]) -> None:
     What is built already is left alone. Raises LaunchError with the compiler's last words.
     """
     own_ninja_first()
-    remove_stale_locks()
 
     def build_one(name: str) -> None:
         command = [sys.executable, "-c", _BUILD.format(builder=kernels[name])]
@@ -101,30 +101,6 @@ def holder(file: Path, processes: Path = Path("/proc")) -> int | None:
         if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
             return int(descriptor.parts[-3])
     return None
-
-
-def remove_stale_locks() -> list[Path]:
-    """Remove the locks that killed builds left on this host; returns them. Every later run would wait for them in silence.
-
-    torch keeps the file open for as long as it builds, so a lock that no process has open is stale.
-    """
-    if not Path("/proc").is_dir():
-        return []
-    removed = []
-    for lock in locks(extensions_root()):
-        try:
-            if holder(lock) is None:
-                lock.unlink()
-                removed.append(lock)
-        except FileNotFoundError:  # its build has just ended
-            continue
-        except OSError as error:
-            raise StorageError(
-                f"{lock} was left by a killed build and cannot be removed: {error.strerror}",
-                expected="a cache of compiled kernels that this user may write to",
-                do=f"rm {lock}, or set TORCH_EXTENSIONS_DIR to another folder",
-            ) from None
-    return removed
 
 
 def own_ninja_first() -> None:

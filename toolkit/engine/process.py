@@ -19,7 +19,7 @@ import torch.distributed as dist
 from deepspeed.utils.logging import set_log_level_from_string
 from torch.distributed import distributed_c10d
 
-from toolkit.engine import device, grid, kernels
+from toolkit.engine import build_lock, device, grid, kernels
 from toolkit.errors import LaunchError, ToolkitError
 from toolkit.library_messages import are_shown
 from toolkit.recipe import Parallel
@@ -88,8 +88,8 @@ def start(
     _set_voices()
     kernels.own_ninja_first()
     # On several hosts the folder may be shared, and the build that holds the lock run on another one.
-    if process.local_rank == 0 and not process.spans_hosts:
-        kernels.remove_stale_locks()
+    if not process.spans_hosts:
+        build_lock.use()
     device.prepare(process.local_rank, process.local_world_size, host_optimizer=host_optimizer)
     if dist.is_initialized():
         return
