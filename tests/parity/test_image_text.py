@@ -31,6 +31,8 @@ CHOSEN = {
     "zero0-1": Strategy(1, STRATEGIES["zero0"].fields),
     **{f"{name}-2": STRATEGIES[name] for name in ("zero1", "zero2", "zero3", "zero3_offload_param", "tp2")},
 }
+ONCE = ("zero1-2", "zero3_offload_param-2")
+"""Strategies that one kind is enough for: they differ from another in what DeepSpeed keeps where."""
 KINDS: dict[str, dict[str, Any]] = {
     "llava": {"task": ImageTextToText(freeze_vision_tower=False, scores=("rouge",), max_new_tokens=6)},
     "qwen2_5_vl": {"task": ImageTextToText(scores=("exact_match", "rouge"), max_new_tokens=6, sample_prompt="Hello?")},
@@ -74,7 +76,8 @@ def problem(kind: str, models: dict[str, Path], file: Path, strategy: str) -> Re
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_curve_on_every_stage(kind: str, models: dict[str, Path], data: Path, tmp_path: Path) -> None:
     """Every step's loss and gradient norm, every evaluation and prediction, the export's weights; exact resume."""
-    runs = {strategy: problem(kind, models, data, strategy) for strategy in CHOSEN}
+    chosen = CHOSEN if kind == "llava" else [name for name in CHOSEN if name not in ONCE]
+    runs = {strategy: problem(kind, models, data, strategy) for strategy in chosen}
     for size in (1, 2):
         some = [(run, str(tmp_path / name), None) for name, run in runs.items() if CHOSEN[name].world_size == size]
         run_distributed(run_recipe, size, some, timeout_s=300)
@@ -106,13 +109,11 @@ def test_one_curve_on_every_stage(kind: str, models: dict[str, Path], data: Path
 
 def check_exports(run: Recipe, folder: Path, models: dict[str, Path]) -> None:
     """Every stage exports the same, and so does a run that was moved; what is frozen is as it was to the last bit."""
-    found = {
-        name: export_weights(folder / name / "export") for name in ("zero1-2", "zero2-2", "zero3-2", "tp2-2", "moved")
-    }
+    found = {name: export_weights(folder / name / "export") for name in ("zero2-2", "zero3-2", "tp2-2", "moved")}
     for weights in found.values():
-        assert weights.keys() == found["zero1-2"].keys()
+        assert weights.keys() == found["zero2-2"].keys()
         for name, value in weights.items():
-            torch.testing.assert_close(value, found["zero1-2"][name], rtol=1e-5, atol=2e-5)
+            torch.testing.assert_close(value, found["zero2-2"][name], rtol=1e-5, atol=2e-5)
     if run.tuning.name == "lora":
         said = json.loads((folder / "zero3-2" / "export" / "adapter_config.json").read_text())
         assert said["task_type"] == "CAUSAL_LM"
