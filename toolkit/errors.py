@@ -168,6 +168,11 @@ def first_few(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"
 
 
+def with_type(value: object) -> str:
+    """What Python shows of `value`, cut short, and its type."""
+    return "None" if value is None else f"{value!r:.60}, a {type(value).__name__}"
+
+
 def innermost(error: BaseException) -> BaseException:
     """What caused what caused `error`."""
     while error.__cause__ is not None:

@@ -309,7 +309,7 @@ def test_examples_that_are_none(given: Any, what: str) -> None:
     [
         ([{"a": 1}], "gave 1 records for a batch of 2 examples"),
         (torch.ones(2), "gave tensor([1., 1.]), a Tensor"),
-        (None, "gave None, a NoneType"),
+        (None, "gave None for a batch of 2"),
         ([{"a": 1}, 2], "gave the record 2, a int"),
         ([{"a": 1}, {"a": object()}], "a object"),
         ([{"a": 1}, {"a": [1, {2}]}], "gave a={2}, a set"),

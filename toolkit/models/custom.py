@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from toolkit.errors import InputError, ModelError
+from toolkit.errors import InputError, ModelError, with_type
 from toolkit.models.files import check_files, check_weights
 from toolkit.models.stored_names import files
 from toolkit.models.stored_tensors import open_tensors
@@ -137,7 +137,7 @@ def build(config: CustomConfig) -> nn.Module:
         ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"task.target={config.target!r}: build() gave {_said(module)}",
+            f"task.target={config.target!r}: build() gave {with_type(module)}",
             expected="a torch.nn.Module",
             do="return the module from build()",
         )
@@ -302,7 +302,3 @@ def _place(error: Exception) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "unknown" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-
-
-def _said(value: Any) -> str:
-    return "None" if value is None else f"{value!r:.60}, a {type(value).__name__}"

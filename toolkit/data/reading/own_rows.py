@@ -12,7 +12,7 @@ import pyarrow
 from toolkit.data.example import Row
 from toolkit.data.reading.content import combined
 from toolkit.data.reading.sources import Source
-from toolkit.errors import DataError, one_line
+from toolkit.errors import DataError, one_line, with_type
 
 
 def own_source(rows: Sequence[Row], split: str, field: str, max_examples: int | None = None) -> Source:
@@ -21,7 +21,7 @@ def own_source(rows: Sequence[Row], split: str, field: str, max_examples: int | 
         count = len(rows) if max_examples is None else min(len(rows), max_examples)
         found = [dict(rows[index]) for index in range(count)]
     except (TypeError, ValueError):
-        raise _wrong(f"{field}='own': rows({split!r}) gave {_said(rows)}", "a list of rows, each a dict") from None
+        raise _wrong(f"{field}='own': rows({split!r}) gave {with_type(rows)}", "a list of rows, each a dict") from None
     if not found:
         raise _wrong(f"{field}='own': rows({split!r}) is empty", "at least one row")
     names = found[0].keys()
@@ -47,10 +47,6 @@ def _digest(table: Any) -> str:
     for row in table:
         found.update(repr(row).encode())
     return found.hexdigest()
-
-
-def _said(rows: Any) -> str:
-    return f"{rows!r:.60}, a {type(rows).__name__}"
 
 
 def _wrong(what: str, expected: str) -> DataError:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from toolkit.data.example import Example
-from toolkit.errors import DataError
+from toolkit.errors import DataError, with_type
 from toolkit.tasks.custom.base import Arrays
 
 NUMBER = "@number"
@@ -26,7 +26,7 @@ def checked(given: Any, called: str) -> Arrays:
     """
     if not isinstance(given, Mapping) or not given:
         raise DataError(
-            f"{called} gave {_said(given)}",
+            f"{called} gave {with_type(given)}",
             expected="one example: numbers and arrays by name",
             do='return a dict, for instance {"user": 3, "items": [1, 2]}',
         )
@@ -72,7 +72,7 @@ def _array(name: str, value: Any, called: str) -> Any:
         ) from None
     if found.dtype.kind not in KINDS:
         raise DataError(
-            f"{called} gave {name!r}: {_said(value)}",
+            f"{called} gave {name!r}: {with_type(value)}",
             expected="numbers: an integer, a float, a truth value, or an array or list of them",
             do="turn it into numbers in encode, or leave it out there",
         )
@@ -84,7 +84,7 @@ def _array(name: str, value: Any, called: str) -> Any:
         )
     if not isinstance(value, np.ndarray) and _is_too_large(value):
         raise DataError(
-            f"{called} gave {name!r}: {_said(value)}",
+            f"{called} gave {name!r}: {with_type(value)}",
             expected="integers of 64 bits, with a sign",
             do="number them from 0 on in encode",
         )
@@ -103,7 +103,3 @@ def _is_too_large(value: Any) -> bool:
 
 def _signed(found: Any) -> Any:
     return found.astype(np.int64) if found.dtype.kind == "u" and found.dtype.itemsize > 1 else found
-
-
-def _said(value: Any) -> str:
-    return "None" if value is None else f"{value!r:.60}, a {type(value).__name__}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.errors import RecipeError
+from toolkit.errors import RecipeError, with_type
 from toolkit.tasks.base import Record
 
 
@@ -18,9 +18,7 @@ def checked_records(given: Any, count: int, called: str) -> list[Record]:
     Raises RecipeError for another number of them, and for what JSON does not hold.
     """
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != count:
-        size = (
-            f"{len(given)} records" if isinstance(given, list | tuple) else f"{given!r:.60}, a {type(given).__name__}"
-        )
+        size = f"{len(given)} records" if isinstance(given, list | tuple) else with_type(given)
         raise RecipeError(
             f"{called} gave {size} for a batch of {count} examples",
             expected=f"a list of {count} records, one of each example, in their order",
@@ -33,7 +31,7 @@ def checked_metrics(given: Any, declared: Mapping[str, Any], called: str, kind: 
     """Metrics by the names that the class `kind` has `declared`. Raises RecipeError for others, and for what is no number."""
     if not isinstance(given, Mapping):
         raise RecipeError(
-            f"{called} gave {given!r:.60}, a {type(given).__name__}",
+            f"{called} gave {with_type(given)}",
             expected="numbers by name",
             do=f"return a dict of what {kind}.metrics names: {', '.join(declared) or 'nothing as yet'}",
         )
@@ -51,7 +49,7 @@ def _metric(name: str, value: Any, called: str) -> float:
     number = value.item() if isinstance(value, torch.Tensor | np.ndarray | np.generic) and _size(value) == 1 else value
     if not isinstance(number, int | float):
         raise RecipeError(
-            f"{called} gave {name}={value!r:.60}, a {type(value).__name__}",
+            f"{called} gave {name}={with_type(value)}",
             expected="one number",
             do="average over the examples",
         )
@@ -65,7 +63,7 @@ def _size(value: Any) -> int:
 def _record(record: Any, called: str) -> Record:
     if not isinstance(record, Mapping) or not all(isinstance(name, str) for name in record):
         raise RecipeError(
-            f"{called} gave the record {record!r:.60}, a {type(record).__name__}",
+            f"{called} gave the record {with_type(record)}",
             expected="values by name",
             do='make each record a dict, for instance {"rating": 3.5}',
         )
@@ -84,7 +82,7 @@ def _json(name: str, value: Any, called: str) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     raise RecipeError(
-        f"{called} gave {name}={value!r:.60}, a {type(value).__name__}",
+        f"{called} gave {name}={with_type(value)}",
         expected="what JSON holds: numbers, texts, truth values, None, and lists and dicts of them",
         do="turn it into one of these",
     )

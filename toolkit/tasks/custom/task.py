@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toolkit.data.example import Example, Row
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
-from toolkit.errors import DataError, ModelError, RecipeError, first_few
+from toolkit.errors import DataError, ModelError, RecipeError, first_few, with_type
 from toolkit.models.assets import resolve
 from toolkit.models.custom import AutoCustomModel, CustomConfig, build, read_config, sparse_parts
 from toolkit.models.decoding import Generate
@@ -218,11 +218,7 @@ class ModuleTask(Task):
         """What `method` gave, in fp32 on the batch's device. Raises RecipeError unless it is a number of each example."""
         counted = batch[COUNTED]
         if not torch.is_tensor(found) or found.shape != counted.shape:
-            given = (
-                f"a tensor {list(found.shape)}"
-                if torch.is_tensor(found)
-                else f"{found!r:.60}, a {type(found).__name__}"
-            )
+            given = f"a tensor {list(found.shape)}" if torch.is_tensor(found) else with_type(found)
             raise RecipeError(
                 f"{self._called(method)} gave {given} for a batch of {len(counted)} examples",
                 expected=f"a tensor [{len(counted)}]: one number of each example",
