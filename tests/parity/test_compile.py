@@ -22,7 +22,6 @@ TOLERANCE = 1e-5
 
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zero0": ({"activation_checkpointing": True}, {"zero_stage": 0}),
-    "zero1, masked": ({"attention": "eager"}, {"zero_stage": 1}),
     "zero2": ({"activation_checkpointing": True, "mlp_tiles": 3}, {"zero_stage": 2}),
     "zero3": ({"attention": "eager"}, {"zero_stage": 3, "param_persistence_threshold": 100}),
     "pp2": ({"activation_checkpointing": True}, {"zero_stage": 1, "pipeline": 2}),

@@ -41,9 +41,8 @@ CURVES: dict[str, tuple[int, Strategy]] = {
     "zero0": (1, STRATEGIES["zero0"]),
     **{
         name: (STRATEGIES[name].world_size, STRATEGIES[name])
-        for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload_param", "pp2", "tp2", "sp2")
+        for name in ("zero2", "zero2_offload", "zero3", "zero3_offload_param", "pp2", "tp2", "sp2")
     },
-    "pp2_tp2": (4, STRATEGIES["pp2_tp2"]),
     "tp2_zero3": (4, STRATEGIES["tp2_zero3"]),
 }
 
@@ -156,7 +155,7 @@ def test_a_merged_export_is_what_peft_merges(ground: Ground, tiny_llama_dir: Pat
 
 def test_an_export_is_merged_with_no_other_base(ground: Ground, tiny_llama_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(ground.folder / "zero1", run)
+    shutil.copytree(ground.folder / "zero2", run)
     other = tmp_path / "other"
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
     with torch.no_grad():

@@ -19,9 +19,9 @@ from toolkit.parity.ranks import RankFailed
 from toolkit.recipe import Recipe
 
 HALF, FULL = 2, 4
-RING = ("zero0", "pp2", "zero3", "tp2", "zero2_offload", "sp2_zero3", "pp2_dp2", "pp2_tp2")
-"""Each is read by the next, the last by the first: every topology writes for another and reads another's."""
-SAME = ("zero3", "pp2_tp2")
+RING = ("zero0", "pp2", "zero3", "tp2", "sp2_zero3")
+"""Each is read by the next, the last by the first: every kind of a topology writes for another and reads another's."""
+SAME = ("zero3", "pp2")
 PAIRS = [*itertools.pairwise([*RING, RING[0]]), *((name, name) for name in SAME)]
 
 
@@ -38,7 +38,7 @@ def recipes(tiny_llama_dir: Path, chat_file: Path) -> dict[str, Recipe]:
 def runs(recipes: dict[str, Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of all uninterrupted runs (NAME) and of all pairs (WRITER--READER)."""
     folder = tmp_path_factory.mktemp("lora_topologies")
-    train_pairs(TOPOLOGIES, recipes, PAIRS, HALF, folder)
+    train_pairs({name: TOPOLOGIES[name] for name in RING}, recipes, PAIRS, HALF, folder)
     return folder
 
 

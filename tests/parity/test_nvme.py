@@ -42,8 +42,7 @@ def test_a_disk_changes_no_curve(tiny_llama_dir: Path, chat_file: Path, tmp_path
     )
     resumed = {
         (tuned, offload): rewind(whole[tuned], tmp_path / f"{tuned}, {offload}", HALF)
-        for tuned in TUNINGS
-        for offload in OFFLOADS
+        for tuned, offload in [*((tuned, both) for tuned in TUNINGS), ("all weights", "states")]
     }
     run_distributed(run_recipe, 2, [(run(*key), str(folder), "auto") for key, folder in resumed.items()], timeout_s=300)
     wanted = {
@@ -52,7 +51,7 @@ def test_a_disk_changes_no_curve(tiny_llama_dir: Path, chat_file: Path, tmp_path
     }
     for tuned, curve in wanted.items():
         assert numbers(read_metrics(resumed[tuned, both])) == numbers(read_metrics(whole[tuned]))
-        for folder in (whole[tuned], resumed[tuned, "states"]):
+        for folder in (whole[tuned], resumed.get((tuned, "states"), resumed[tuned, both])):
             records = read_metrics(folder)
             assert deviation([record["loss"] for record in records], curve.losses) < 1e-6, folder.name
             assert deviation([record["grad_norm"] for record in records], curve.norms) < 1e-5, folder.name
