@@ -153,7 +153,7 @@ class _Planner:
         return ModelError(
             f"parallel.tensor={self.degree}: {self.config.model_type} cannot be cut: {reason}",
             expected="an architecture whose tensor plan can be followed exactly",
-            do="set parallel.tensor=1 and use parallel.zero_stage or parallel.pipeline instead",
+            do="set parallel.tensor=1; parallel.zero_stage=3 saves the most memory",
         )
 
     def _refuse_by_config(self) -> None:
