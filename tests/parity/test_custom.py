@@ -473,8 +473,8 @@ from toolkit.tasks.custom import CustomTask
 @dataclass
 class Bounded(CustomTask):
     def build(self):
-        layers = nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)
-        return nn.Sequential(*(nn.utils.parametrizations.spectral_norm(layer) if layer is layers[0] else layer for layer in layers))
+        bounded = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6))
+        return nn.Sequential(bounded, nn.Tanh(), nn.Linear(6, 1))
 
     def rows(self, split):
         return [{"values": row.tolist(), "wanted": float(row.sum())} for row in torch.arange(96.0).reshape(24, 4) / 40]

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat
-from toolkit.recipe.field_type import describe_field
+from toolkit.recipe.field_type import describe_field, is_several
 from toolkit.recipe.synonyms import choice_meant
 
 OPTIONS = {
@@ -43,7 +43,8 @@ def refusal(text: str, argv: Sequence[str], recipe: Recipe, prog: str) -> Recipe
     if not expected:
         return RecipeError(re.sub(r"-{5,} ?", "", plain).strip(), expected="values of the fields' types", do=do)
     values = " ".join(values_of(name, argv))
-    if "values, each" in expected:
+    field = field_of(name, recipe)
+    if field is not None and is_several(field):
         do = f"write the values with spaces between them{_instance(name, recipe)}"
     hint = choice_meant(values, expected.removeprefix("one of ").split(", ")) if expected.startswith("one of ") else ""
     return RecipeError(f"--{name} {values}{hint}" if values else f"--{name} has no value", expected=expected, do=do)

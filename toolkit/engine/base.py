@@ -234,7 +234,7 @@ class DeepSpeedRun:
                 for value in values
             ]
         )
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if process.num_ranks() > 1:
             dist.all_reduce(packed, group=group)
         found: list[float] = packed.tolist()
         return found

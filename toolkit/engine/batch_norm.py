@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from toolkit.engine.process import num_ranks
 from toolkit.errors import ModelError
 
 Mode = Literal["micro_batch", "synchronised", "frozen"]
@@ -73,7 +74,7 @@ class Statistics:
         # Of every norm, in one order: which of them a rank has called, and when, may depend on its data.
         parts = [sums[name] if name in sums else self._nothing(norm) for name, norm in self._norms.items()]
         flat = torch.cat(parts)
-        if _ranks(group) > 1:
+        if num_ranks(group) > 1:
             dist.all_reduce(flat, group=group)
         if not is_applied:
             return
@@ -109,7 +110,7 @@ class Statistics:
             )
         assert norm.running_mean is not None
         mean, variance = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_mean)
-        if self.mode == "synchronised" and _ranks() > 1:
+        if self.mode == "synchronised" and num_ranks() > 1:
             found = _over_ranks(values, mean, variance, weight, bias, norm.eps)
         else:
             # With a momentum of 1 the running statistics become those of this batch.
@@ -136,10 +137,6 @@ def _norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             yield name, module
-
-
-def _ranks(group: dist.ProcessGroup | None = None) -> int:
-    return dist.get_world_size(group) if dist.is_initialized() else 1
 
 
 class _Sum(torch.autograd.Function):

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from toolkit.engine.process import num_ranks
 from toolkit.engine.protocol import Batch
 
 
@@ -26,7 +27,7 @@ class Comparison:
 
         Ranks take turns in the global batch, one micro-batch at a time (`toolkit.data.order.shard`).
         """
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        ranks = num_ranks()
         rank = dist.get_rank() if ranks > 1 else 0
         gathered = {name: _gathered([part[name] for part in found], ranks) for name in found[0]}  # [A, R, n, ...]
         needed = self.compare({name: values.flatten(0, 2) for name, values in gathered.items()})

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from toolkit.engine.batch_norm import moving_buffers
+from toolkit.engine.process import num_ranks
 
 
 class OwnBuffers:
@@ -36,7 +37,7 @@ class OwnBuffers:
     @torch.no_grad()
     def settle(self, group: dist.ProcessGroup | None) -> None:
         """Make those of all ranks of `group` the same. Collective."""
-        ranks = dist.get_world_size(group) if dist.is_initialized() else 1
+        ranks = num_ranks(group)
         if ranks == 1:
             return
         for _, buffer in self.tensors():

@@ -205,16 +205,21 @@ def stop() -> None:
     _outer_environment.clear()
 
 
+def num_ranks(group: dist.ProcessGroup | None = None) -> int:
+    """Of `group`, else of all; 1 before they have met."""
+    return dist.get_world_size(group) if dist.is_initialized() else 1
+
+
 def barrier() -> None:
     """Wait for every rank."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if num_ranks() > 1:
         dist.barrier(group=_hosts_group)
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
     """Element-wise float64 sum of `values` over all ranks. Waits for no device."""
     total = torch.tensor(list(values), dtype=torch.float64)
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if num_ranks() > 1:
         dist.all_reduce(total, group=_hosts_group)
     return [float(value) for value in total.tolist()]
 
@@ -226,7 +231,7 @@ def any_rank(flag: bool) -> bool:
 
 def gather_objects(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if num_ranks() == 1:
         return [value]
     everything: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everything, value, group=_hosts_group)
@@ -235,7 +240,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 def gather_on_main(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on rank 0; nothing on the others."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if num_ranks() == 1:
         return [value]
     everything: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, everything, dst=0, group=_hosts_group)
@@ -247,7 +252,7 @@ class GlooExchange:
 
     def __init__(self) -> None:
         self.rank, self.size, self._group = 0, 1, None
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if num_ranks() > 1:
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             self._group = dist.new_group(backend="gloo")
 
@@ -282,7 +287,7 @@ def from_main_at_length(action: Callable[[], Result]) -> Result:
 
     It must not use the device or the process group.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if num_ranks() == 1:
         return action()
     with ThreadPoolExecutor(1) as threads:
         work = threads.submit(action) if dist.get_rank() == 0 else None

@@ -27,6 +27,15 @@ def is_switch(field: FieldInfo) -> bool:
     return field.annotation is bool
 
 
+def is_several(field: FieldInfo) -> bool:
+    """Whether `field` takes several values, one after the other."""
+    return _has_tuple(field.annotation)
+
+
+def _has_tuple(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple or any(map(_has_tuple, get_args(annotation)))
+
+
 def is_mapping(field: FieldInfo) -> bool:
     """Whether `field` holds names with their values."""
     origin = get_origin(field.annotation)

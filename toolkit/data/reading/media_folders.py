@@ -6,7 +6,7 @@ As `imagefolder` and `audiofolder` of datasets read them: SPLIT/CLASS/NAME.jpg, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,10 @@ def read_media(folder: MediaFolder, *, streaming: bool, cache_dir: Path) -> Read
         folder.kind: [{"bytes": None, "path": str(path.absolute())} for path in chosen],
         FILE_NAME: [str(path.relative_to(folder.root)) for path in chosen],
     }
-    labels = [_label(path, folder) for path in chosen]
-    if LABEL not in names and all(label is not None for label in labels):
-        columns[LABEL] = labels
-        remarks += _shared_names(chosen, folder)
+    inner = [_inner_folders(path, folder) for path in chosen]
+    if LABEL not in names and all(inner):
+        columns[LABEL] = [folders[-1] for folders in inner]
+        remarks += _shared_names(set(inner), folder.root)
     columns |= {name: [told[path].get(name) for path in chosen] for name in names}
     feature = datasets.Image(decode=False) if folder.kind == "image" else datasets.Audio(decode=False)
     rows = datasets.Dataset.from_dict(columns)
@@ -52,23 +52,18 @@ def read_media(folder: MediaFolder, *, streaming: bool, cache_dir: Path) -> Read
     return Read(rows.to_iterable_dataset() if streaming else rows, content, (), tuple(remarks))
 
 
-def _label(path: Path, folder: MediaFolder) -> str | None:
-    """The name of the folder that holds `path`, unless that is the root or the one of a split."""
-    return next(reversed(_inner_folders(path, folder)), None)
-
-
 def _inner_folders(path: Path, folder: MediaFolder) -> tuple[str, ...]:
+    """The folders around `path`, without the root and that of a split. The last is its class."""
     return path.relative_to(folder.root).parts[1 if folder.has_splits else 0 : -1]
 
 
-def _shared_names(files: Sequence[Path], folder: MediaFolder) -> list[str]:
-    """A remark on folders of one name in several places, which are one class."""
-    places: dict[str, set[str]] = {}
-    for path in files:
-        inner = _inner_folders(path, folder)
-        places.setdefault(inner[-1], set()).add("/".join(inner))
+def _shared_names(folders: Collection[tuple[str, ...]], root: Path) -> list[str]:
+    """A remark on `folders` of one name in several places, which are one class."""
+    places: dict[str, list[str]] = {}
+    for inner in sorted(folders):
+        places.setdefault(inner[-1], []).append("/".join(inner))
     return [
-        f"the folders {first_few(sorted(found), 4)} in {str(folder.root)!r} are one class, {name!r}: "
+        f"the folders {first_few(found, 4)} in {str(root)!r} are one class, {name!r}: "
         "a class is called by the folder that holds its files"
         for name, found in sorted(places.items())
         if len(found) > 1

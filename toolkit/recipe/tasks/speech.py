@@ -29,6 +29,7 @@ class _Speech(Scored):
 
     measured: ClassVar[Mapping[str, Mapping[str, Direction]]] = MEASURED
     unmeasured: ClassVar[str] = "no text is measured by it"
+    cuts: ClassVar[frozenset[str]] = frozenset({"tensor"})
     has_length: ClassVar[bool] = False
     reads_media: ClassVar[bool] = True
     needs: ClassVar[Mapping[str, str]] = {
@@ -61,7 +62,6 @@ class SpeechSeq2Seq(_Speech, ScoredText):
     """Write what is said in a recording, with an encoder of sound and a decoder of text: Whisper."""
 
     implementation: ClassVar[str] = "toolkit.tasks.speech.whisper:SpeechSeq2SeqTask"
-    cuts: ClassVar[frozenset[str]] = frozenset({"tensor"})
     settings: ClassVar[frozenset[str]] = _Speech.settings | {"num_beams", "max_new_tokens"}
     identity: ClassVar[frozenset[str]] = frozenset({"freeze_encoder"})
     needs: ClassVar[Mapping[str, str]] = {**_Speech.needs, "task": "language"}
@@ -119,7 +119,6 @@ class SpeechCTC(_Speech):
     """Spell what is said in a recording by an encoder of sound alone, trained by CTC: wav2vec 2.0, HuBERT and their kin."""
 
     implementation: ClassVar[str] = "toolkit.tasks.speech.ctc:SpeechCTCTask"
-    cuts: ClassVar[frozenset[str]] = frozenset({"tensor"})
     identity: ClassVar[frozenset[str]] = frozenset({"freeze_feature_encoder"})
 
     name: Literal["speech_ctc"] = "speech_ctc"

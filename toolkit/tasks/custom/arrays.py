@@ -33,6 +33,13 @@ def checked(given: Any, called: str) -> Arrays:
     return {_name(name, called): _array(name, value, called) for name, value in given.items()}
 
 
+def as_array(value: Any) -> Any:
+    """A tensor as an array, of fp32 where numpy has no such format; anything else as it is."""
+    if not torch.is_tensor(value):
+        return value
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy(force=True)
+
+
 def kept(arrays: Arrays) -> Example:
     """`arrays` as they are kept: those without a dimension as arrays of one, under names that say so."""
     return {
@@ -60,8 +67,7 @@ def _name(name: Any, called: str) -> str:
 
 
 def _array(name: str, value: Any, called: str) -> Any:
-    if torch.is_tensor(value):
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy(force=True)
+    value = as_array(value)
     try:
         found = np.asarray(value)
     except ValueError:  # numpy's answer to lists of different lengths

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from toolkit.errors import RecipeError, with_type
 from toolkit.tasks.base import Record
+from toolkit.tasks.custom.arrays import as_array
 
 
 def checked_records(given: Any, count: int, called: str) -> list[Record]:
@@ -46,7 +46,8 @@ def checked_metrics(given: Any, declared: Mapping[str, Any], called: str, kind: 
 
 
 def _metric(name: str, value: Any, called: str) -> float:
-    number = value.item() if isinstance(value, torch.Tensor | np.ndarray | np.generic) and _size(value) == 1 else value
+    found = as_array(value)
+    number = found.item() if isinstance(found, np.ndarray | np.generic) and found.size == 1 else value
     if not isinstance(number, int | float):
         raise RecipeError(
             f"{called} gave {name}={with_type(value)}",
@@ -54,10 +55,6 @@ def _metric(name: str, value: Any, called: str) -> float:
             do="average over the examples",
         )
     return float(number)
-
-
-def _size(value: Any) -> int:
-    return value.numel() if isinstance(value, torch.Tensor) else int(value.size)
 
 
 def _record(record: Any, called: str) -> Record:
@@ -71,8 +68,7 @@ def _record(record: Any, called: str) -> Record:
 
 
 def _json(name: str, value: Any, called: str) -> Any:
-    if isinstance(value, torch.Tensor):
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy(force=True)
+    value = as_array(value)
     if isinstance(value, np.ndarray | np.generic):
         return _json(name, value.tolist(), called)
     if isinstance(value, Mapping):
