@@ -117,10 +117,10 @@ def _tuning() -> Any:
 def measure_rank(options: argparse.Namespace) -> dict[str, Any]:
     """Peak of live tensors on one rank of the toolkit's run, bytes; and the numbers that the sum is made of."""
     from harness.engine import built
-    from harness.live_bytes import LiveBytes
 
     from toolkit.engine import process
     from toolkit.models.adapters import is_adapter
+    from toolkit.plan.live_bytes import LiveBytes
     from toolkit.recipe import Checkpoint, Precision
 
     os.environ["TOOLKIT_CACHE"] = str(options.folder / "cache")
@@ -174,9 +174,8 @@ def measure_plain(options: argparse.Namespace) -> dict[str, float]:
 
 def activations_of(model: Any, batch: dict[str, Any]) -> float:
     """Bytes that a step with checkpointing needs above the weights and the gradients that it leaves."""
-    from harness.live_bytes import LiveBytes
-
     from toolkit.models.heads import token_loss, use_loss_head
+    from toolkit.plan.live_bytes import LiveBytes
 
     # The toolkit's loss without logits: what is compared is what it trains.
     use_loss_head(model)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from toolkit.engine.adam8bit import Adam8bit
+from toolkit.models.output_layer import embedding_parameters
 from toolkit.recipe import Optimizer
 from toolkit.recipe.optimizers import optimizer_parameters
 
@@ -22,7 +23,7 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, A
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if optimizer.type == "muon":
-        embeddings = _embedding_parameters(model)
+        embeddings = embedding_parameters(model)
         for _, parameter in trainable:
             parameter.use_muon = num_dimensions(parameter) >= 2 and id(parameter) not in embeddings  # type: ignore[attr-defined]
     matrices = [parameter for _, parameter in trainable if num_dimensions(parameter) >= 2]
@@ -37,21 +38,6 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, A
 def num_dimensions(parameter: nn.Parameter) -> int:
     """Dimensions of the whole parameter, whether or not ZeRO-3 has partitioned it."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _embedding_parameters(model: nn.Module) -> set[int]:
-    # Muon is for hidden matrices; embeddings and the output head stay with Adam (Jordan et al. 2024, "Muon").
-    found = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters()
-    }
-    heads = ("lm_head", "classifier", "score", "embed_out")
-    for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] in heads:
-            found |= {id(parameter) for parameter in module.parameters()}
-    return found
 
 
 def client_optimizer(
@@ -92,14 +78,21 @@ def share_hyperparameters(engine: Any) -> None:
 
 
 def regroup_adagrad(engine: Any) -> None:
-    """Give ZeRO's Adagrad its parameter groups back.
+    """Give ZeRO's Adagrad its parameter groups back, and the memory of the sums that nobody reads.
 
     ZeRO rebuilds torch's Adagrad from its fp32 partitions as one group (runtime/zero/stage_1_and_2.py and stage3.py,
     initialize_optimizer_states): each group's own weight decay is lost, and the step then indexes groups that are gone.
+    The first Adagrad has made a sum for every whole parameter when it was built.
     """
     first, inner = engine.basic_optimizer, inner_optimizer(engine)
-    if isinstance(inner, torch.optim.Adagrad) and inner is not first:
+    if not isinstance(inner, torch.optim.Adagrad):
+        return
+    if inner is not first:
         inner.param_groups = first.param_groups
         if hasattr(engine.optimizer, "_link_all_hp_params") and hasattr(engine.optimizer, "bit16_groups"):
             # It linked weights to their fp32 copies group by group, and saw one group.
             engine.optimizer._link_all_hp_params()
+    stepped = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
+    for optimizer in {id(first): first, id(inner): inner}.values():
+        for parameter in [known for known in optimizer.state if id(known) not in stepped]:
+            del optimizer.state[parameter]

@@ -23,6 +23,7 @@ from toolkit.engine import fragments as states
 from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.groups import client_optimizer, parameter_groups
 from toolkit.engine.known_shapes import KnownShapes
+from toolkit.engine.lean import keep_once
 from toolkit.engine.protocol import Batch, Losses, StepResult
 from toolkit.engine.relay import relayed
 from toolkit.engine.seeds import part_seed
@@ -131,6 +132,7 @@ class PipelineEngine(DeepSpeedRun):
             config=dict(config),
             dist_init_required=False,
         )
+        keep_once(engine.optimizer)
         self._adopt(engine, config)
         self._hidden = KnownShapes(engine)
         self._shapes = self._gather_shapes()

@@ -84,7 +84,7 @@ def start(
     LaunchError when that is taken. On several hosts, `toolkit.engine.hosts` comes first: there the port is checked,
     and then held by rank 0.
     """
-    _probe_no_kernels()
+    probe_no_kernels()
     _set_voices()
     kernels.own_ninja_first()
     # On several hosts the folder may be shared, and the build that holds the lock run on another one.
@@ -120,7 +120,7 @@ files for longer than the time-out.
 """
 
 
-def _probe_no_kernels() -> None:
+def probe_no_kernels() -> None:
     # Whoever asks DeepSpeed what may be compiled here makes it try all of it: it calls compiler and linker in each rank,
     # and their errors reach the screen. On a CPU it asks itself, at every start, for a shared-memory kernel that only
     # inference uses. A table that is there already is not made; a kernel that a run does need is built without it.

@@ -41,7 +41,8 @@ LAYERS = {"full_attention", "sliding_attention"}
 class SequenceAttention:
     """transformers' attention function for models whose sequences are spread over `group`."""
 
-    def __init__(self, config: PretrainedConfig, group: dist.ProcessGroup) -> None:
+    def __init__(self, config: PretrainedConfig, group: dist.ProcessGroup, *, core: Any = None) -> None:
+        """`core` computes attention over whole sequences, in the place of what the model's config names."""
         self.active = True
         self.group = group
         self.first_position = 0
@@ -51,7 +52,7 @@ class SequenceAttention:
         heads = text.num_attention_heads
         head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
         self.kernel: VarlenKernel | None = None
-        core = self._documents if implementation == "sdpa" else flash_attention_forward
+        core = core or (self._documents if implementation == "sdpa" else flash_attention_forward)
         self._core = core
         # transformers' flash function loads its kernel by the name that the model's config has, so the name stays.
         self.name = NAME if implementation == "sdpa" else implementation

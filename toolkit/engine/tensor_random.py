@@ -22,6 +22,9 @@ from toolkit.engine.seeds import mix
 class LocalRandom:
     """Switches this device's default generator between the numbers of a tensor group and those of one of its ranks."""
 
+    draws = True
+    """Whether anything is drawn; not on tensors without values."""
+
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self._seed: int | None = None
@@ -31,7 +34,7 @@ class LocalRandom:
     def enter(self) -> None:
         """Draw this rank's own numbers from here on. May be called again on the way."""
         generator = _generator()
-        if self._is_local(generator):
+        if not self.draws or self._is_local(generator):
             return
         self._common = generator.get_state()
         self._seed = mix(_fingerprint(generator), self.rank)

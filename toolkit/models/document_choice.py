@@ -96,7 +96,7 @@ def _switch(
     fault: Callable[[torch.Tensor], str | None],
 ) -> str | None:
     """Switch if `compute` then finds the same as before, and `fault`, which is given that, nothing."""
-    if (reason := _unfit(model)) is not None:
+    if (reason := unfit(model)) is not None:
         return reason
     try:
         before = compute()
@@ -129,7 +129,7 @@ def implementation(obstacle: str | None) -> str:
     return VARLEN if obstacle is None else DOCUMENTS
 
 
-def _unfit(model: nn.Module) -> str | None:
+def unfit(model: nn.Module) -> str | None:
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())  # type: ignore[union-attr, operator]
     if getattr(model.config, "is_encoder_decoder", False):
         return "it has an encoder and a decoder"

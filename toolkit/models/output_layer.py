@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 
 from toolkit.models.quiet import quiet
@@ -31,3 +32,17 @@ def is_of_a_head(model: Any, name: str) -> bool:
     if "pooler" in name:
         return True
     return model.base_model is not model and not name.startswith(f"{model.base_model_prefix}.")
+
+
+def embedding_parameters(model: nn.Module) -> set[int]:
+    """The ids of the parameters in embeddings and output layers, which Muon leaves to Adam.
+
+    It is for hidden matrices (Jordan et al. 2024, "Muon").
+    """
+    heads = ("lm_head", "classifier", "score", "embed_out")
+    return {
+        id(parameter)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) or name.rsplit(".", 1)[-1] in heads
+        for parameter in module.parameters()
+    }

@@ -50,12 +50,12 @@ def cut(model: nn.Module, layers: tuple[int, int]) -> None:
     if start in plan.joined or stop in plan.joined:
         raise ValueError(f"layers {start} to {stop} of a model whose layers {sorted(plan.joined)} begin no stage")
     is_first, is_last = start == 0, stop == plan.num_layers
-    outside = _outside(model, plan)
+    whereabouts = outside(model, plan)
     ties: dict[str, str] = model.all_tied_weights_keys  # type: ignore[assignment]
-    shared = _shared(ties, outside)
+    shared = _shared(ties, whereabouts)
     sources = {name.rpartition(".")[0] for name in shared}
-    leaving = [] if is_first else [name for name in outside.first if not (is_last and name in sources)]
-    leaving += [] if is_last else outside.last
+    leaving = [] if is_first else [name for name in whereabouts.first if not (is_last and name in sources)]
+    leaving += [] if is_last else whereabouts.last
     for name in leaving:
         module = model.get_submodule(name)
         model.set_submodule(name, AbsentEmbedding() if isinstance(module, nn.Embedding) else Absent())
@@ -63,7 +63,7 @@ def cut(model: nn.Module, layers: tuple[int, int]) -> None:
     model.all_tied_weights_keys = ties if is_last else {}  # type: ignore[assignment]
     model.ties_of_the_whole = ties  # type: ignore[assignment]
     model.shared_with_stages = shared if is_first != is_last else ()  # type: ignore[assignment]
-    _cut_layers(model, outside, plan, start, stop)
+    _cut_layers(model, whereabouts, plan, start, stop)
 
 
 def base_states(stage: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -88,8 +88,8 @@ def tied_parameters(stage: nn.Module) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Outside:
-    """Full names of what the outline names, as far as this model has it."""
+class Outside:
+    """Full names of what the outline of a model names, as far as this model has it."""
 
     first: list[str]
     layers: str
@@ -98,8 +98,8 @@ class _Outside:
     """The module that owns the layers."""
 
 
-def _outside(model: nn.Module, plan: StagePlan) -> _Outside:
-    """Raises ModelError for parameters of which the outline does not say on which stage they belong."""
+def outside(model: nn.Module, plan: StagePlan) -> Outside:
+    """What of `model` lies before, in and after its layers. Raises ModelError for parameters of which the outline does not say on which stage they belong."""
     names = {id(module): name for name, module in model.named_modules()}
     base, outline = names[id(model.base_model)], plan.outline
     layers = f"{base}.{outline.layers}"
@@ -114,7 +114,7 @@ def _outside(model: nn.Module, plan: StagePlan) -> _Outside:
                 do="set parallel.pipeline=1 and divide the model with parallel.zero_stage=3 or parallel.tensor",
             )
     there = set(names.values())
-    return _Outside(
+    return Outside(
         [name for name in first if name in there],
         layers,
         [name for name in last if name in there],
@@ -122,20 +122,22 @@ def _outside(model: nn.Module, plan: StagePlan) -> _Outside:
     )
 
 
-def _shared(ties: dict[str, str], outside: _Outside) -> tuple[str, ...]:
+def _shared(ties: dict[str, str], whereabouts: Outside) -> tuple[str, ...]:
     """Weights that the model uses both before and after its layers."""
 
     def within(name: str, modules: list[str]) -> bool:
         return name.startswith(tuple(f"{module}." for module in modules))
 
     found = {
-        source for target, source in ties.items() if within(source, outside.first) and within(target, outside.last)
+        source
+        for target, source in ties.items()
+        if within(source, whereabouts.first) and within(target, whereabouts.last)
     }
     return tuple(sorted(found))
 
 
-def _cut_layers(model: nn.Module, outside: _Outside, plan: StagePlan, start: int, stop: int) -> None:
-    layers: Any = model.get_submodule(outside.layers)
+def _cut_layers(model: nn.Module, whereabouts: Outside, plan: StagePlan, start: int, stop: int) -> None:
+    layers: Any = model.get_submodule(whereabouts.layers)
     outputs = plan.outline.layer_outputs
     for index in [*range(start), *range(stop, len(layers))]:
         kind = Entry if index == start - 1 else Exit if index == stop else AbsentLayer
@@ -144,9 +146,9 @@ def _cut_layers(model: nn.Module, outside: _Outside, plan: StagePlan, start: int
         # Bound methods, so that a deep copy of the stage has hooks on its own stand-ins.
         base: Any = model.base_model
         base.register_forward_pre_hook(layers[start - 1].receive, with_kwargs=True)
-        stack = model.get_submodule(outside.stack)
+        stack = model.get_submodule(whereabouts.stack)
         if stack is not base and isinstance(stack, PreTrainedModel):
             stack.register_forward_pre_hook(layers[start - 1].receive_inside, with_kwargs=True)
         layers[start].register_forward_pre_hook(layers[start - 1].check, with_kwargs=True)
     if stop < len(layers):
-        model.get_submodule(outside.stack).register_forward_hook(layers[stop].hand_over)
+        model.get_submodule(whereabouts.stack).register_forward_hook(layers[stop].hand_over)

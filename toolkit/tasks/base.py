@@ -271,6 +271,16 @@ class Task(ABC):
         """
         raise NotImplementedError
 
+    def stand_in(self, length: int, config: Any) -> Example:
+        """An example of `length` tokens, each with its target, whose values mean nothing: what a plan's largest micro-batch
+        is made of where the data is not at hand. `config` is the model's. Raises NotImplementedError where only the data can tell.
+        """
+        nothing = np.zeros(length, np.int32)
+        return {"input_ids": nothing, "labels": nothing}
+
+    def assume(self) -> None:
+        """Take for granted what only the rows would tell, for a plan without them."""
+
     def one_example(self) -> Batch | None:
         """What the model is called with for one example, on the meta device, where all have one shape; None: they are sequences
         of tokens. FLOPs are counted by it."""

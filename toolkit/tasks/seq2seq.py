@@ -225,6 +225,10 @@ class Seq2SeqTask(DecoderTask):
         examples = [sequence[0] for sequence in sequences]
         return {**self._sources(examples), **self.targets_of(examples)}
 
+    def stand_in(self, length: int, config: Any) -> Example:
+        """A source of `length` tokens, and the longest target."""
+        return {"input_ids": np.zeros(length, np.int32), "labels": np.zeros(self.options.target_length, np.int32)}
+
     def _sources(self, examples: Sequence[Example]) -> Batch:
         found = padded(self.tokenizer, examples)
         return {name: found[name] for name in SOURCE}

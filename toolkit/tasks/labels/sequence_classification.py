@@ -165,6 +165,15 @@ class SequenceClassificationTask(EncoderTask):
 
     # A batch
 
+    def stand_in(self, length: int, config: Any) -> Example:
+        """A text, and a label of the kind that the data has."""
+        return {"input_ids": np.zeros(length, np.int32), "labels": np.zeros(1, np.int32)}
+
+    def assume(self) -> None:
+        """Two classes, as good as any number of them: the head is small."""
+        self.kind = OneClass(self.asked)
+        self.kind.fit([{self.asked.label_field: number} for number in (0, 1)], None, NO_FIELDS, TRAINED)
+
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids and attention_mask [B, T] with T the longest text, labels [B] or [B, N], document_lengths [B, 2].
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,6 +159,12 @@ class MaskedLMTask(EncoderTask):
             batch = self._packed(sequences)
         targets = batch.pop("labels")
         return {**batch, "targets": targets, TARGET_ROWS: target_rows(targets)}
+
+    def stand_in(self, length: int, config: Any) -> Example:
+        """As many tokens are hidden as on average."""
+        found = super().stand_in(length, config)
+        is_hidden = np.arange(length) < self.options.mask_probability * length
+        return {**found, "labels": np.where(is_hidden, found["labels"], IGNORED)}
 
     def _packed(self, sequences: list[list[Example]]) -> Batch:
         whole = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from toolkit.tasks.packed_rows import Document, next_tokens
 from toolkit.tasks.preferences import losses
 from toolkit.tasks.preferences.answers import (
     ANSWER_TOKENS,
+    REFERENCE,
     Answers,
     AnswersTask,
     answer_tokens,
@@ -31,6 +33,11 @@ class PreferenceTask(AnswersTask, PairsTask):
     def document(self, ids: Array, labels: Array) -> Document:
         """Each position is asked for the token after it, where that belongs to the answer."""
         return next_tokens(ids, labels)
+
+    def stand_in(self, length: int, config: Any) -> Example:
+        """A pair, with what the reference model gives to it where the loss reads that."""
+        reference = {REFERENCE: np.zeros(2)} if self.options.reads_reference else {}
+        return {**super().stand_in(length, config), **reference}
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """As of all pairs, with what routers need."""

@@ -130,6 +130,11 @@ class KTOTask(AnswersTask):
         shown = tokens.show(self.tokenizer, example)
         return Shown(f"{shown.heading}, {'good' if example[DESIRABLE][0] else 'bad'}", shown.parts)
 
+    def stand_in(self, length: int, config: Any) -> Example:
+        """An answer, alone in its sequence."""
+        found = documents.joined([super().stand_in(length, config)])
+        return {**found, DESIRABLE: np.array([True]), REFERENCE: np.zeros(2)}
+
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """As `packed_rows.pack_rows`, once with every example's own answer and once, under OTHERS, with that of another one."""
         examples = [example for sequence in sequences for example in sequence]

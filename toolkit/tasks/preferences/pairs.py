@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,12 @@ class PairsTask(Task):
     @abstractmethod
     def document(self, ids: Array, labels: Array) -> Document:
         """A document [T] with the targets that the model is to be asked for."""
+
+    def stand_in(self, length: int, config: Any) -> Example:
+        """A pair of answers of half as many tokens each."""
+        return documents.joined(
+            [super(PairsTask, self).stand_in(size, config) for size in (length // 2, length - length // 2)]
+        )
 
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """As `packed_rows.pack_rows`, both documents of a pair one after the other; and whether each pair counts, [P]."""

@@ -93,6 +93,10 @@ class RewardModelTask(PairsTask):
         targets[real[-1] if len(real) else -1] = 0
         return Document(ids, targets)
 
+    def stand_in(self, length: int, config: Any) -> Example:
+        """A pair, by any margin."""
+        return {**super().stand_in(length, config), MARGIN: np.zeros(1, np.float32)}
+
     def beside(self, examples: list[Example]) -> Batch:
         """The margins, where there are any."""
         if not examples or MARGIN not in examples[0]:

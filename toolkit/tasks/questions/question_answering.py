@@ -187,6 +187,11 @@ class QuestionAnsweringTask(EncoderTask):
 
     # A batch
 
+    def stand_in(self, length: int, config: Any) -> Example:
+        """A question with its context."""
+        nothing = np.zeros(length, np.int32)
+        return {"input_ids": nothing, "span": np.zeros(2, np.int32), TOKEN_TYPES: nothing}
+
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids, attention_mask and, where the tokenizer makes them, token_type_ids [B, T]; spans [B, 2]; document_lengths."""
         examples = [sequence[0] for sequence in sequences]

@@ -157,6 +157,12 @@ class SentenceEmbeddingTask(Task):
 
     # A batch
 
+    def stand_in(self, length: int, config: Any) -> Example:
+        """Two texts of `length` tokens, and a third where negatives are read."""
+        texts = 2 + (self.options.negative_field is not None)
+        found = {"input_ids": np.zeros(texts * length, np.int32), "lengths": np.full(texts, length, np.int32)}
+        return {**found, "labels": np.zeros(1, np.int32), SCORES: np.zeros(1)}
+
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_ids, attention_mask [B K, T] of the texts, those of an example together; labels [B]; scores [B] of scored pairs."""
         examples = [sequence[0] for sequence in sequences]

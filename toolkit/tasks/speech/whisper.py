@@ -187,6 +187,11 @@ class SpeechSeq2SeqTask(DecoderTask, SpeechTask):
 
     # A batch
 
+    def stand_in(self, length: int, config: Any) -> Example:
+        """The spectrogram of a whole window, and a text of `length` tokens."""
+        frames = 2 * config.max_source_positions
+        return {FEATURES: np.zeros((config.num_mel_bins, frames), np.float32), "labels": np.zeros(length, np.int32)}
+
     def collate(self, sequences: list[list[Example]]) -> Batch:
         """input_features [B, bands, frames], labels [B, N] with -100 behind a text's end, target_rows [M]."""
         examples = [sequence[0] for sequence in sequences]

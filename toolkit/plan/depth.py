@@ -1,0 +1,80 @@
+"""Which layers of a deep model a trace has to see, so that what it finds can be carried over to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+SEEN = 2
+"""Layers of a kind that the shallowest trace has; what one more adds is what each of the others adds."""
+
+Layer = tuple[str, str]
+"""The name of a stack, and of a layer in it."""
+
+
+@dataclass(frozen=True)
+class Depths:
+    """The layers of a model by kind."""
+
+    kinds: Mapping[Any, tuple[Layer, ...]]
+    """Kind -> its layers, in the order of the model."""
+
+    @property
+    def repeated(self) -> list[Any]:
+        """The kinds that have more layers than the shallowest trace sees."""
+        return [kind for kind, layers in self.kinds.items() if len(layers) > SEEN]
+
+    def kept(self, one_more: Any = None) -> set[Layer]:
+        """The layers of the shallowest trace, with one more of the kind `one_more`."""
+        return {
+            layer for kind, layers in self.kinds.items() for layer in layers[: SEEN + (1 if kind == one_more else 0)]
+        }
+
+    def missing(self, kind: Any) -> int:
+        """Layers of `kind` that the shallowest trace lacks."""
+        return max(0, len(self.kinds[kind]) - SEEN)
+
+
+def depths_of(model: nn.Module) -> Depths:
+    """The stacks of `model`, a skeleton: lists of transformers' layers, told apart by class, shapes and kind of attention."""
+    kinds: dict[Any, list[Layer]] = {}
+    for name, stack in model.named_modules():
+        if not isinstance(stack, nn.ModuleList) or len(stack) <= SEEN:
+            continue
+        layers = list(stack.named_children())
+        if all(isinstance(layer, GradientCheckpointingLayer) for _, layer in layers):
+            for index, layer in layers:
+                kinds.setdefault((name, _kind(layer)), []).append((name, index))
+    return Depths({kind: tuple(layers) for kind, layers in kinds.items()})
+
+
+def thin_out(model: nn.Module, kept: set[Layer]) -> None:
+    """Take all layers out of the stacks of `model` but `kept`, in place; these keep their names."""
+    for stack in {stack for stack, _ in kept}:
+        modules = model.get_submodule(stack)._modules
+        for index in [index for index in modules if (stack, index) not in kept]:
+            del modules[index]
+
+
+def _kind(layer: nn.Module) -> tuple[Any, ...]:
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
+    return type(layer).__name__, shapes, tuple(_attention_kinds(layer))
+
+
+def _attention_kinds(layer: nn.Module) -> Iterator[Any]:
+    for module in layer.modules():
+        for name in (
+            "sliding_window",
+            "layer_type",
+            "attention_type",
+            "is_sliding",
+            "is_local",
+            "has_relative_attention_bias",
+        ):
+            value = getattr(module, name, None)
+            if isinstance(value, int | str | bool):
+                yield name, value

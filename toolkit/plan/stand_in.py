@@ -1,0 +1,60 @@
+"""A run's largest micro-batch where neither its data nor its tokenizer is at hand: examples without meaning, full length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.errors import ToolkitError
+from toolkit.plan.trace import Untraceable
+from toolkit.recipe import Recipe
+from toolkit.tasks import task_class
+from toolkit.tasks.base import Batch, Task
+
+PIECES = 4
+"""Documents in a packed sequence of a stand-in."""
+
+
+class StandInTokenizer:
+    """As much of a tokenizer as batches need."""
+
+    pad_token_id = 0
+    bos_token_id = eos_token_id = cls_token_id = sep_token_id = mask_token_id = unk_token_id = 1
+    pad_token = bos_token = eos_token = mask_token = "<none>"
+    chat_template = None
+    is_fast = True
+    name_or_path = "(none)"
+    model_input_names = ("input_ids", "attention_mask")
+
+    def __len__(self) -> int:
+        return 2
+
+
+def task_without_data(recipe: Recipe) -> Task:
+    """The recipe's task, that takes for granted what its rows would say. Raises Untraceable where it cannot."""
+    kind = task_class(recipe.task)
+    try:
+        processor: Any = kind.load_processor(recipe.model)
+    except (ToolkitError, OSError, ValueError):
+        processor = StandInTokenizer()
+    try:
+        task = kind(recipe.task, processor)
+        task.assume()
+    except ToolkitError as error:
+        raise Untraceable(f"task.name={recipe.task.name!r} needs its data: {error.what}") from error
+    except (AttributeError, TypeError) as error:  # a task that reads more than token ids
+        raise Untraceable(f"task.name={recipe.task.name!r} needs the processor of its checkpoint") from error
+    return task
+
+
+def stand_in_batch(task: Task, config: Any, micro_size: int, length: int, *, packing: bool) -> Batch:
+    """A micro-batch of `micro_size` sequences of `length` tokens; packed, each of PIECES documents.
+
+    Raises Untraceable where only the data can tell what a batch is like.
+    """
+    several = packing and task.can_pack and length >= 2 * PIECES
+    sizes = [length // PIECES] * (PIECES - 1) if several else []
+    sizes.append(length - sum(sizes))
+    try:
+        return task.collate([[task.stand_in(size, config) for size in sizes] for _ in range(micro_size)])
+    except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
+        raise Untraceable(f"task.name={task.options.name!r} needs its data to know what a batch is like") from error

@@ -1,0 +1,367 @@
+"""Activations of one micro-batch: the real model's forward and backward pass on tensors without values, bytes counted.
+
+torch's fake tensors have shapes, formats and storages, and no memory: the model's own code runs on them as it will run
+in training, with the task's own loss, checkpointing, tiles and adapters, and every storage is counted from the operation
+that makes it until nobody refers to it. Deep stacks are traced twice, with one layer more the second time, and carried
+over to their whole depth. Weights are not counted, nor are their gradients, which ZeRO takes away as they come; how many
+had come by each moment is noted instead.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from toolkit.ds_config.target import Device
+from toolkit.engine.part import Part, Shards, build_part
+from toolkit.errors import ModelError
+from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, set_attention, tell_documents
+from toolkit.models.document_choice import unfit
+from toolkit.models.neftune import add_neftune
+from toolkit.models.quiet import quiet
+from toolkit.models.stages import base_states, build_skeleton
+from toolkit.models.tiling import tile_mlps
+from toolkit.plan.depth import SEEN, Depths, Layer, depths_of, thin_out
+from toolkit.plan.live_bytes import LiveBytes
+from toolkit.tasks.base import Batch, Task
+
+PLANNED = "toolkit_planned"
+"""Name, among transformers' attention functions, of the one that stands for flash kernels on fake tensors."""
+
+GRADIENT_BYTES = 4
+"""What a gradient element is taken to weigh when the fullest moment of the backward pass is looked for."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is there at one moment of a micro-batch."""
+
+    live: float
+    """Bytes of activations and temporaries."""
+    graded: float
+    """Gradient elements that have come."""
+
+    def plus(self, other: Moment, factor: float) -> Moment:
+        """This and `factor` times `other`."""
+        return Moment(self.live + factor * other.live, self.graded + factor * other.graded)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one micro-batch asks of a device, forward and backward, recomputation included."""
+
+    flops: float = 0.0
+    """Of matrix products outside of attention."""
+    attention: float = 0.0
+    """Of attention, as if every token saw every other one of its sequence."""
+    traffic: float = 0.0
+    """Bytes that all other operations read and write."""
+    operations: float = 0.0
+
+    def plus(self, other: Work, factor: float) -> Work:
+        """This and `factor` times `other`."""
+        return Work(*(mine + factor * more for mine, more in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Of one micro-batch on one rank."""
+
+    turn: Moment
+    """When most activations are there: about where the forward pass ends and the backward pass begins."""
+    end: Moment
+    """When most is there with the gradients that have come, taken at 4 bytes each."""
+    kept: float
+    """Bytes that a forward pass leaves for its backward pass."""
+    work: Work
+    host: float = 0.0
+    """Of what is kept, bytes that lie on the host meanwhile."""
+
+    def elsewhere(self) -> Activations:
+        """The same with what is kept on the host (`toolkit.models.activation_offload`)."""
+        less = Moment(-self.kept, 0.0)
+        return Activations(self.turn.plus(less, 1.0), self.end, 0.0, self.work, self.kept)
+
+    def plus(self, other: Activations, factor: float) -> Activations:
+        """This and `factor` times `other`."""
+        return Activations(
+            self.turn.plus(other.turn, factor),
+            self.end.plus(other.end, factor),
+            self.kept + factor * other.kept,
+            self.work.plus(other.work, factor),
+            self.host + factor * other.host,
+        )
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a micro-batch is computed, as far as its activations depend on it."""
+
+    dtype: torch.dtype
+    device: Device
+    checkpointing: bool = False
+    offload: bool = False
+    """What checkpointing keeps lies on the host."""
+    tiles: int = 1
+    attention: str = "auto"
+    """model.attention."""
+    packing: bool = False
+    neftune_alpha: float = 0.0
+    has_head: bool = True
+    """Whether the loss is computed; without it a pipeline stage that is not the last."""
+
+
+class Untraceable(Exception):
+    """A model does not run without values; `str` says why."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Activations of a model of any number of layers."""
+
+    base: Activations
+    """With the layers of the shallowest trace."""
+    layers: Mapping[Any, Activations]
+    """Kind of layer -> what one more of it adds."""
+    depths: Depths
+
+    @property
+    def whole(self) -> Activations:
+        """Of all layers."""
+        return self.within(lambda _: True)
+
+    def within(self, is_there: Callable[[Layer], bool]) -> Activations:
+        """Of those layers that `is_there`, and of what is around them."""
+        found = self.base
+        for kind, layer in self.layers.items():
+            count = sum(map(is_there, self.depths.kinds[kind]))
+            found = found.plus(layer, float(count - min(SEEN, len(self.depths.kinds[kind]))))
+        return found
+
+
+def trace_activations(part: Part, task: Task, batch: Batch, way: Way) -> Traced:
+    """Trace `batch`, whose values do not matter, through `part`, one without pipeline stages, in training.
+
+    Tensors on the CPU; about 0.1 s per layer. Raises Untraceable, and ModelError where the model cannot be divided.
+    """
+    depths = depths_of(build_skeleton(part.auto_class, part.config))
+    with quiet():
+        base = _trace(part, task, batch, way, depths, None)
+        layers = {}
+        for kind in depths.repeated:
+            layer = _trace(part, task, batch, way, depths, kind).plus(base, -1.0)
+            layers[kind] = layer.elsewhere() if way.offload else layer
+    return Traced(base, layers, depths)
+
+
+def _trace(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_more: Any) -> Activations:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    task = copy.copy(task)  # prepare leaves its marks on it
+    try:
+        model = _model(part, task, way, depths, one_more, mode)
+        mine = task.split(batch, 0, part.mesh.sequence) if part.mesh.sequence > 1 else batch
+        fake = {name: value if name == DOCUMENT_LENGTHS else mode.from_tensor(value) for name, value in mine.items()}
+        with mode, _any_experts():
+            return measure(model, task, fake, way)
+    except ModelError:
+        raise
+    except Exception as error:  # the model's own code, which was not written to run without values
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise Untraceable(f"{type(error).__name__}: {lines[0][:200]}") from error
+
+
+def _model(part: Part, task: Task, way: Way, depths: Depths, one_more: Any, mode: FakeTensorMode) -> nn.Module:
+    """The part with fake parameters, prepared as `toolkit.train.build` prepares it."""
+    config = copy.deepcopy(part.config)
+    part = Part(part.auto_class, config, part.adapters, part.mesh, part.rank)
+    kept = depths.kept(one_more)
+
+    def fill_in(model: nn.Module, _: Shards) -> None:
+        _make_fake(model, way.dtype, mode)
+
+    model, _ = build_part(part, fill_in, fill_in, before_cut=lambda model: thin_out(model, kept))
+    prepare(model, task, way)
+    if part.mesh.sequence > 1:
+        _share_sequences(model, task, part, way)
+    return model
+
+
+def _share_sequences(model: nn.Module, task: Task, part: Part, way: Way) -> None:
+    """Let attention exchange tokens for heads, as `toolkit.engine.sequence` does."""
+    from toolkit.engine.grid import Grid
+    from toolkit.engine.sequence import SequenceAttention
+
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "sdpa"  # type: ignore[union-attr]
+    task.sequence_group = Grid(part.mesh, part.rank).sequence
+    attention = SequenceAttention(config, task.sequence_group, core=_planned_attention if _is_flash(way) else None)
+    model.set_attn_implementation(attention.name)  # type: ignore[operator]
+
+
+def _is_flash(way: Way) -> bool:
+    """Whether a variable-length kernel computes attention."""
+    return way.device == "cuda" and way.dtype in (torch.bfloat16, torch.float16)
+
+
+def prepare(model: nn.Module, task: Task, way: Way) -> None:
+    """Let `model` compute as `way` says, in training."""
+    if way.checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if way.tiles > 1:
+        tile_mlps(model, way.tiles)
+    if way.neftune_alpha:
+        add_neftune(model, way.neftune_alpha)
+    task.prepare(model)
+    _choose_attention(model, task, way)
+    model.train()
+
+
+def _make_fake(model: nn.Module, dtype: torch.dtype, mode: FakeTensorMode) -> None:
+    """Put fake tensors in the place of parameters on the meta device, and of buffers; what is shared stays shared."""
+    made: dict[int, nn.Parameter] = {}
+    with mode, torch.no_grad():
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None or not parameter.is_meta:
+                    continue
+                if id(parameter) not in made:
+                    kind = dtype if parameter.is_floating_point() else parameter.dtype
+                    fake = nn.Parameter(torch.empty(parameter.shape, dtype=kind), requires_grad=parameter.requires_grad)
+                    fake.__dict__.update(parameter.__dict__)
+                    made[id(parameter)] = fake
+                module._parameters[name] = made[id(parameter)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None and type(buffer).__name__ != "FakeTensor":
+                    kind = dtype if buffer.is_floating_point() else buffer.dtype
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=kind)
+
+
+def _choose_attention(model: nn.Module, task: Task, way: Way) -> None:
+    """What `toolkit.train.build` would choose, as far as it can be known without asking the model."""
+    implementation = model.config._attn_implementation  # type: ignore[union-attr]
+    if way.attention.startswith("flash"):
+        set_attention(model, PLANNED)
+    if implementation != "sdpa" or way.attention not in ("auto", "varlen") or not task.options.has_length:
+        return
+    is_computed = _is_flash(way)
+    if (way.packing or is_computed or way.attention == "varlen") and unfit(model) is None:
+        set_attention(model, PLANNED if is_computed else DOCUMENTS)
+
+
+def _planned_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> Any:
+    """What a flash kernel keeps: query, key, value, output and one number per row, and no mask."""
+    for name in (DOCUMENT_LENGTHS, "position_ids", "sliding_window"):
+        options.pop(name, None)
+    return sdpa_attention_forward(module, query, key, value, None, **options)
+
+
+AttentionInterface.register(PLANNED, _planned_attention)
+
+
+@contextmanager
+def _any_experts() -> Iterator[None]:
+    """Let products of groups of tokens with experts' weights have shapes in every format: torch knows those of bf16 alone."""
+    plain = nn.functional.grouped_mm
+
+    def grouped(tokens: Tensor, weight: Tensor, *, offs: Tensor, **_: Any) -> Tensor:
+        found: Tensor = torch.ops.transformers.grouped_mm_fallback(tokens, weight, offs=offs)
+        return found
+
+    nn.functional.grouped_mm = grouped  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.functional.grouped_mm = plain
+
+
+def measure(model: nn.Module, task: Task, batch: Mapping[str, Any], way: Way) -> Activations:
+    """What one forward and backward pass of `model` holds, of fake tensors or real ones."""
+    live = _Watched()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(live.take)
+    live.add([list(model.parameters()), list(model.buffers()), list(batch.values())])
+    live.begin()
+    with live:
+        loss = _loss(model, task, dict(batch), way)
+        kept = live.now - live.base
+        loss.backward()  # type: ignore[no-untyped-call]
+    return Activations(live.turn, live.end, float(kept), live.work)
+
+
+def _loss(model: nn.Module, task: Task, batch: dict[str, Any], way: Way) -> Tensor:
+    if way.has_head:
+        return task.loss(model, batch, 1.0).trained
+    hidden = base_states(model, tell_documents(model, task.inputs(batch)))
+    # The gradient that the next stage sends back has the size of what it got.
+    return (hidden * torch.empty_like(hidden)).sum()
+
+
+class _Watched(LiveBytes):
+    """Live bytes above those at the beginning, and the gradients that have come."""
+
+    def begin(self) -> None:
+        """From now on."""
+        self.base = self.begin_peak()
+        self.graded = self.flops = self.attention = self.traffic = self.operations = 0
+        self.turn = self.end = Moment(0.0, 0.0)
+
+    def take(self, parameter: nn.Parameter) -> None:
+        """A gradient is complete: ZeRO takes it away."""
+        self.graded += parameter.numel()
+        parameter.grad = None
+
+    @property
+    def work(self) -> Work:
+        """So far."""
+        return Work(float(self.flops), float(self.attention), float(self.traffic), float(self.operations))
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(function, types, args, kwargs)
+        self._book(function, args, kwargs or {}, result)
+        return result
+
+    def _book(self, function: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
+        """Note what an operation asks of the device; views ask for nothing."""
+        if getattr(function, "is_view", False):
+            return
+        self.operations += 1
+        counted = flop_registry.get(getattr(function, "_overloadpacket", None))
+        if counted is None:
+            moved = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
+            self.traffic += sum(value.numel() * value.element_size() for value in moved)
+            return
+        flops = counted(*args, **kwargs, out_val=result)
+        if "attention" in str(function):
+            self.attention += flops
+        else:
+            self.flops += flops
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        super()._count(storage)
+        if not hasattr(self, "base"):
+            return
+        live = self.now - self.base
+        if live > self.turn.live:
+            self.turn = Moment(float(live), float(self.graded))
+        weighed = live + GRADIENT_BYTES * self.graded
+        if weighed >= self.end.live + GRADIENT_BYTES * self.end.graded:
+            self.end = Moment(float(live), float(self.graded))
+
+
+def dtype_of(config: Mapping[str, Any]) -> torch.dtype:
+    """The format of the weights under a rendered configuration."""
+    return torch.bfloat16 if "bf16" in config else torch.float16 if "fp16" in config else torch.float32
