@@ -52,7 +52,11 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "DPO on Llama": ("dpo", "llama", {}),
     "BERT, classifier": ("sequence_classification", "bert", {}),
     "ModernBERT, masked LM": ("masked_lm", "modernbert", {"local_attention": 96}),
-    "T5": ("seq2seq", "t5", {"d_model": 256, "d_ff": 704, "num_layers": 8, "num_heads": 8, "d_kv": 32}),
+    "T5": (
+        "seq2seq",
+        "t5",
+        {"decoder_start_token_id": 0, "d_model": 256, "d_ff": 704, "num_layers": 8, "num_heads": 8, "d_kv": 32},
+    ),
     "BART": (
         "seq2seq",
         "bart",
@@ -156,6 +160,7 @@ def both(case: Case) -> tuple[Any, Any]:
     from transformers import CONFIG_MAPPING
 
     from toolkit.engine.part import Part
+    from toolkit.models.attention_choice import choose_attention
     from toolkit.models.quiet import quiet
     from toolkit.plan.trace import Way, trace_activations
     from toolkit.recipe import Task
@@ -170,7 +175,8 @@ def both(case: Case) -> tuple[Any, Any]:
         config = kind(**{**{name: value for name, value in SIZES.items() if name in known}, **fields})
     for name in ("num_labels",) if task_name.endswith("classification") else ():
         setattr(config, name, 2)
-    config._attn_implementation, config.use_cache = "sdpa", False
+    config._attn_implementation = choose_attention(task.auto_class, config, "auto")
+    config.use_cache = False
     batch = _batch(task, config, case)
     dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float32
     way = Way(dtype, "cpu", checkpointing=case.checkpointing, packing=case.packed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -19,3 +20,14 @@ def multiplies_bf16() -> bool:
     lines = (line.partition(":") for line in text.splitlines())
     flags = next((words.split() for name, _, words in lines if name.strip() in ("flags", "Features")), [])
     return not WITH_BF16.isdisjoint(flags)
+
+
+def memory_limit() -> int:
+    """Bytes of this host's memory, or of its container's where that has less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return min(total, int(Path(file).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return total

@@ -151,7 +151,9 @@ class _Steps(contextlib.AbstractContextManager["_Steps"]):
 
     def try_step(self, length: int) -> float | None:
         """Seconds of a step on `length` random tokens; None: out of memory."""
-        from harness.memory import forget, is_out_of_memory
+        from harness.memory import forget
+
+        from toolkit.engine.out_of_memory import is_out_of_memory
 
         try:
             if self._run is None:

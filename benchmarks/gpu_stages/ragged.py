@@ -76,7 +76,9 @@ def _toolkit(setting: Setting, _: float) -> Record:
 
 
 def _trainer(setting: Setting, _: float, *, grouped: bool) -> Record:
-    from harness.memory import forget, is_out_of_memory
+    from harness.memory import forget
+
+    from toolkit.engine.out_of_memory import is_out_of_memory
 
     for chats in CHATS:
         try:

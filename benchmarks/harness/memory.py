@@ -52,16 +52,6 @@ def allocated_share() -> float:
     return torch.cuda.memory_allocated() / torch.cuda.get_device_properties(0).total_memory
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that there was no memory: torch's own on a device, or an allocation that the host refused."""
-    text = str(error)
-    # A host allocation that fails is a RuntimeError (c10/core/impl/alloc_cpu.cpp), pinned memory a CUDA error.
-    words = ("out of memory", "can't allocate memory", "cudaErrorMemoryAllocation", "std::bad_alloc")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in text for word in words)
-    )
-
-
 def forget(error: BaseException | None) -> None:
     """Let go of the tensors in the frames that `error` and what led to it came through, and of what hangs on them."""
     while error is not None:

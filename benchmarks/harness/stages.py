@@ -127,7 +127,8 @@ def _measure(row: Row, limit_s: float) -> Record:
         why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
         if "torch" not in sys.modules:
             return {"status": "failed", "why": why}
-        from harness.memory import forget, is_out_of_memory
+        from harness.memory import forget
+        from toolkit.engine.out_of_memory import is_out_of_memory
 
         status = "out of memory" if is_out_of_memory(error) else "failed"
         forget(error)

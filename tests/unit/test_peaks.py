@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toolkit.engine.peaks import PEAKS, find_peak
+from toolkit.plan.peaks import PEAKS, find_peak
 
 
 @pytest.mark.parametrize(

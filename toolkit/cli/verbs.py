@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from toolkit.cli import check, config, new
+from toolkit.cli import check, config, new, plan
 from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.output import exit_code_of
 from toolkit.errors import InputError, nearest
@@ -203,6 +203,7 @@ def _doctor(options: argparse.Namespace) -> int:
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]]] = {
     "new": (new.SUMMARY, new.add_flags, new.EXAMPLES),
     "check": (check.SUMMARY, check.add_flags, check.EXAMPLES),
+    "plan": (plan.SUMMARY, plan.add_flags, plan.EXAMPLES),
     "config": (config.SUMMARY, config.add_flags, config.EXAMPLES),
     "rules": ("list every rule that `check` and each start apply", _add_rules, ["", "--json"]),
     "export": (

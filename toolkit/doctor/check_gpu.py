@@ -12,8 +12,8 @@ import torch
 
 from toolkit.doctor.finding import Finding
 from toolkit.engine import preflight
-from toolkit.engine.peaks import find_peak
 from toolkit.errors import LaunchError
+from toolkit.plan.peaks import find_peak
 
 GIB = 2**30
 SHARE_OF_PEAK = 0.6

@@ -14,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from toolkit.ds_config.target import Target
 from toolkit.engine.kernels import nvcc_fault
 from toolkit.errors import LaunchError, plural
-from toolkit.processor import multiplies_bf16
+from toolkit.processor import memory_limit, multiplies_bf16
 
 GIB = 1024**3
 
@@ -144,6 +144,13 @@ def synchronize() -> None:
     """Wait for the device's queued work, so that a clock read afterwards is honest."""
     if kind() == "cuda":
         torch.cuda.synchronize()
+
+
+def total_memory() -> int:
+    """Bytes of this rank's device; on a CPU those of the host, or of its container."""
+    if kind() == "cuda":
+        return int(torch.cuda.mem_get_info()[1])
+    return memory_limit()
 
 
 def peak_memory_gib() -> float:

@@ -7,6 +7,7 @@ the tokens x vocabulary matrix than one chunk.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Self
@@ -31,9 +32,27 @@ BLOCK_BYTES = {"cpu": 4 * 2**20}
 """Size of the fp32 rows whose softmax is taken at a time, by device (CHUNK_BYTES elsewhere): they should fit a cache."""
 
 
+_planned_for: list[str] = []
+"""The kind of device that tensors without values stand for, innermost last."""
+
+
+@contextmanager
+def planned_for(device: str) -> Iterator[None]:
+    """Choose sizes for a `device` of this kind for a while, wherever tensors without values lie."""
+    _planned_for.append(device)
+    try:
+        yield
+    finally:
+        _planned_for.pop()
+
+
+def _kind_of(tensor: Tensor) -> str:
+    return _planned_for[-1] if _planned_for else tensor.device.type
+
+
 def default_chunk(weight: Tensor) -> int:
     """Tokens per chunk for a head with `weight` [V, D]."""
-    least = LEAST_TOKENS.get(weight.device.type, 256)
+    least = LEAST_TOKENS.get(_kind_of(weight), 256)
     return max(least, CHUNK_BYTES // (weight.element_size() * weight.shape[0]))
 
 
@@ -96,7 +115,7 @@ class HeadChunks:
         count = -(-len(hidden) // chunk_tokens)
         size = min(len(hidden), -(-len(hidden) // max(1, count)))
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        block = max(1, min(size, BLOCK_BYTES.get(hidden.device.type, CHUNK_BYTES) // (4 * len(weight))))
+        block = max(1, min(size, BLOCK_BYTES.get(_kind_of(hidden), CHUNK_BYTES) // (4 * len(weight))))
         summed = dtype if count > 1 else weight.dtype
         is_apart = summed != weight.dtype and not _adds_in_fp32(hidden.device, hidden.dtype)
         return cls(

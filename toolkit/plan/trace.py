@@ -28,6 +28,7 @@ from toolkit.engine.part import Part, Shards, build_part
 from toolkit.errors import ModelError
 from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, set_attention, tell_documents
 from toolkit.models.document_choice import unfit
+from toolkit.models.head_chunks import planned_for
 from toolkit.models.neftune import add_neftune
 from toolkit.models.quiet import quiet
 from toolkit.models.stages import base_states, build_skeleton
@@ -136,6 +137,11 @@ class Traced:
     """Kind of layer -> what one more of it adds."""
     depths: Depths
 
+    def towards(self, other: Traced, factor: float) -> Traced:
+        """This and `factor` times what `other`, of the same layers, has more."""
+        layers = {kind: layer.plus(other.layers[kind].plus(layer, -1.0), factor) for kind, layer in self.layers.items()}
+        return Traced(self.base.plus(other.base.plus(self.base, -1.0), factor), layers, self.depths)
+
     @property
     def whole(self) -> Activations:
         """Of all layers."""
@@ -172,7 +178,7 @@ def _trace(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_m
         model = _model(part, task, way, depths, one_more, mode)
         mine = task.split(batch, 0, part.mesh.sequence) if part.mesh.sequence > 1 else batch
         fake = {name: value if name == DOCUMENT_LENGTHS else mode.from_tensor(value) for name, value in mine.items()}
-        with mode, _any_experts():
+        with mode, _any_experts(), planned_for(way.device):
             return measure(model, task, fake, way)
     except ModelError:
         raise
@@ -292,7 +298,7 @@ def measure(model: nn.Module, task: Task, batch: Mapping[str, Any], way: Way) ->
     live = _Watched()
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(live.take)
+            parameter.register_post_accumulate_grad_hook(live.take)  # type: ignore[no-untyped-call]
     live.add([list(model.parameters()), list(model.buffers()), list(batch.values())])
     live.begin()
     with live:
@@ -310,7 +316,7 @@ def _loss(model: nn.Module, task: Task, batch: dict[str, Any], way: Way) -> Tens
     return (hidden * torch.empty_like(hidden)).sum()
 
 
-class _Watched(LiveBytes):
+class _Watched(LiveBytes):  # type: ignore[no-untyped-call]
     """Live bytes above those at the beginning, and the gradients that have come."""
 
     def begin(self) -> None:

@@ -192,7 +192,9 @@ FIELDS: dict[str, Acts | None] = {
     "tracking.project": Acts(
         lambda recipe: bool(recipe.tracking.trackers), "tracking.trackers", ("tracking.trackers",)
     ),
-    **dict.fromkeys(f"launch.{name}" for name in ("devices", "hosts", "device", "timeout_s", "host_timeout_s")),
+    **dict.fromkeys(
+        f"launch.{name}" for name in ("devices", "hosts", "device", "memory_check", "timeout_s", "host_timeout_s")
+    ),
     **dict.fromkeys(("steps", "epochs", "seed", "note")),
 }
 """Dotted name of every field -> when it acts; None: always, or what decides lies outside the recipe (a checkpoint's

@@ -59,6 +59,8 @@ class Launch(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Kind of device; anything but "auto" refuses to start where it is missing."""
 
+    memory_check: Literal["refuse", "off"] = "refuse"
+    """Plan the memory before weights are loaded, of models of 30 million parameters and more: "refuse" to start what needs more than a device has, or start all the same."""
     timeout_s: Positive = 1800
     """Seconds a rank waits for the others, at the start and in every collective, before the run ends."""
     host_timeout_s: Positive = 120

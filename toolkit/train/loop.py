@@ -52,6 +52,10 @@ class Loop:
     """The newest checkpoint: what is saved has been seen to be finite."""
     suspect_from: int | None = None
     """The step whose weights were the first to give no gradient, where none has given one since; also from before a resume."""
+    step_seconds: list[float] = field(default_factory=list)
+    """Of each step, in order."""
+    peak_gib: float = 0.0
+    """Most memory that this rank has held in a step."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
     utilization: Utilization | None = None
     """None: the steps' FLOPs are not known, or this rank records nothing."""
@@ -138,6 +142,8 @@ class Loop:
             **self._use_of_device(batch, result, seconds),
             "epoch": batch.epoch,
         }
+        self.step_seconds.append(seconds)
+        self.peak_gib = max(self.peak_gib, record["memory_gib"])
         if self.me.mesh.pipeline > 1:
             record["bubble"] = self.me.mesh.bubble(len(batch.micro_batches))
         if result.aux_loss is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from toolkit.train.inputs import Inputs, prepare_inputs
 from toolkit.train.interrupts import Interrupt, caught
 from toolkit.train.loop import Loop
 from toolkit.train.metrics import MetricsLog, cut_after
+from toolkit.train.planned import SETTLED, RunPlan, keep_measured, keep_plan, memory_explained, plan_run
 from toolkit.train.progress import Display
 from toolkit.train.reference import add_reference
 from toolkit.train.resume import Start, adopt, find_start, rate_line, why_complete
@@ -81,11 +83,15 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
         config = render(recipe, target, size)
         for line in explain_size(recipe, config, size):
             display.say(line)
+        made = plan_run(recipe, inputs, target) if me.is_main and launch.memory_check == "refuse" else None
+        if made is not None:
+            made.check(display)
         process.start(me, timeout_s=launch.timeout_s, host_optimizer="offload_optimizer" in config["zero_optimization"])
         try:
             check_agreement(me, config)
-            with caught() as interrupt, claimed(folder.path, me):
-                return _train(recipe, options, me, folder, config, inputs, interrupt)
+            explained = memory_explained(made, f"--output_dir {folder.path}")
+            with caught() as interrupt, claimed(folder.path, me), explained:
+                return _train(recipe, options, me, folder, config, inputs, interrupt, made)
         finally:
             if not keep_group:
                 process.stop()
@@ -99,6 +105,7 @@ def _train(
     config: dict[str, Any],
     inputs: Inputs,
     interrupt: Interrupt,
+    made: RunPlan | None,
 ) -> int:
     began = time.monotonic()
     _check_same_data(inputs)
@@ -128,7 +135,10 @@ def _train(
         loop.suspect_from = manifest.run.get("suspect_from")
     for note in start.notes:
         display.say(note)
+    if made is not None:
+        keep_plan(folder, made)
     step = _run(loop, start, config)
+    _say_measured(options.name, loop, made)
     engine.close()
     # One rank may have seen a signal that the others have not; all must take the same way out.
     interrupt.signal = next((seen for seen in process.gather_objects(interrupt.signal) if seen is not None), None)
@@ -234,6 +244,14 @@ def _restore(engine: Engine, start: Start, checkpoint: Path, me: process.Process
     if line:
         display.say(line)
     return manifest
+
+
+def _say_measured(name: str, loop: Loop, made: RunPlan | None) -> None:
+    """Put what was measured beside the plan. Collective."""
+    peak = max(process.gather_objects(loop.peak_gib))
+    if made is not None and len(loop.step_seconds) > SETTLED:
+        step_s = statistics.median(loop.step_seconds[SETTLED:])
+        loop.display.say(keep_measured(name, loop.folder, made, step_s, round(peak * device.GIB)))
 
 
 def _say_gain(loop: Loop, display: Display) -> None:

@@ -1,6 +1,6 @@
 """The folder of a run: who may write to it, and whether it is the run that a start wants to continue. Imports no torch.
 
-recipe.json  ds_config.json  metrics.jsonl  model/  checkpoints/  predictions/  export/  tensorboard/
+recipe.json  ds_config.json  plan.json  metrics.jsonl  model/  checkpoints/  predictions/  export/  tensorboard/
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from toolkit.storage import why_unwritable
 from toolkit.train import run_lock
 from toolkit.train.resume_fields import Change, Flat, changes, flatten_json, is_about_data, refused
 
-OWN = {"recipe.json", "ds_config.json", "metrics.jsonl", "model", "checkpoints", "predictions", "export", "tensorboard"}
+OWN = {
+    "recipe.json",
+    "ds_config.json",
+    "plan.json",
+    "metrics.jsonl",
+    "model",
+    "checkpoints",
+    "predictions",
+    "export",
+    "tensorboard",
+}
 """What a run writes into its folder."""
 LOGS = {".log", ".out", ".err"}
 
@@ -31,6 +41,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def plan(self) -> Path:
+        """What was planned, and what was measured."""
+        return self.path / "plan.json"
 
     @property
     def metrics(self) -> Path:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.engine import device
-from toolkit.engine.peaks import NumberFormat, find_peak
 from toolkit.models.flops import ModelFlops, Uncountable, count_flops_per_example, count_model_flops
+from toolkit.plan.peaks import NumberFormat, find_peak
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display

@@ -1,6 +1,6 @@
 """What devices can compute at most, by the name that torch gives them: the denominator of MFU.
 
-Dense rates in TFLOPS with fp32 accumulation, from NVIDIA's data sheets and architecture white papers, which often print
+Dense rates in TFLOPS with fp32 accumulation, from NVIDIA's and AMD's data sheets and architecture white papers, which often print
 twice the rate, for 2:4 sparse matrices; that is halved here. A device that is not listed has no MFU: better none than
 one of another card.
 """
@@ -58,6 +58,8 @@ PEAKS: tuple[Peak, ...] = (
     _tensor("h800 pcie", 756.5, 378.0, 51.0, "H800 data sheet", fp8=True),
     _tensor("h800", 989.5, 494.5, 67.0, "H800 data sheet", fp8=True),
     _tensor("h20", 148.0, 74.0, 44.0, "H20 data sheet", fp8=True),
+    _tensor("mi325x", 1307.4, 653.7, 163.4, "AMD Instinct MI325X data sheet", fp8=True),
+    _tensor("mi300x", 1307.4, 653.7, 163.4, "AMD Instinct MI300X data sheet", fp8=True),
     _tensor("a100", 312.0, 156.0, 19.5, "A100 data sheet"),
     _tensor("a800", 312.0, 156.0, 19.5, "A800 data sheet"),
     _tensor("a30", 165.0, 82.0, 10.3, "A30 data sheet"),

@@ -1,0 +1,151 @@
+"""The verb `toolkit plan`: memory, time and the best strategy of a recipe, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.cli.argument_types import count, file_path
+from toolkit.cli.output import reader_may_leave
+from toolkit.errors import RunFailed, show
+
+if TYPE_CHECKING:
+    from toolkit.plan.choice import Choice
+    from toolkit.plan.strategy import Planned
+    from toolkit.recipe import Recipe
+
+SUMMARY = "what a recipe needs in memory, time and disk, and which strategy is fastest (exit 3: it does not fit)"
+EXAMPLES = [
+    "recipes/NAME.py                               as the recipe says, on this machine or the one it names",
+    "recipes/NAME.py --devices 8 --device H100     which strategy to take on eight of these",
+    "recipes/NAME.py --device cpu --devices 2      two ranks on this host's processor",
+    "recipes/NAME.py --devices 8 --device A100 --batch.micro_size 4 --html plan.html",
+]
+
+
+def add_flags(verb: argparse.ArgumentParser) -> None:
+    """Add the flags of `toolkit plan`."""
+    verb.add_argument("recipe", type=file_path, help="a recipe file; of its model only the configuration is read")
+    verb.add_argument("--devices", type=count, help="devices over all hosts (default: the recipe's launch section)")
+    verb.add_argument("--device", help="H100, H200, B200, A100, L40S, MI300X, RTX-4090, ..., or cpu")
+    verb.add_argument("--devices-per-host", type=count, default=8, help="default: 8")
+    verb.add_argument("--device-memory-gib", type=float, help="memory of a device, where it is another one")
+    verb.add_argument("--host-memory-gib", type=float, help="memory of a host: strategies that need more do not fit")
+    verb.add_argument("--link-gb-s", type=float, help="GB/s in one direction between devices of a host")
+    verb.add_argument("--fabric-gb-s", type=float, help="GB/s in one direction between hosts, per device (default: 50)")
+    verb.add_argument("--price", type=float, help="of a device for an hour, in any currency")
+    verb.add_argument("--html", type=file_path, help="write a page with pictures, in one file")
+    verb.add_argument("--json", action="store_true", help="everything as one JSON object")
+    verb.set_defaults(run=run, fields=[])
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan; returns 3 where neither the recipe as it is nor any strategy fits."""
+    recipe = _recipe(options)
+    made = _plan(recipe, options)
+    with reader_may_leave():
+        if options.json:
+            print(json.dumps(made.json(), indent=2))
+        else:
+            print("\n".join(made.lines()))
+    if options.html is not None:
+        from toolkit.plan.page import write_page
+
+        write_page(options.html, made.title, made.given, made.choice, made.recipe)
+        if not options.json:
+            print(f"{options.html}: written; open it in a browser")
+    if made.fits:
+        return 0
+    return show(_does_not_fit(made)) if not options.json else 3
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    from toolkit.recipe.load import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    if options.fields:
+        from toolkit.cli.flags import parse
+
+        recipe = parse(recipe, options.fields, output_dir=Path(), description="", prog="toolkit plan").recipe
+    return recipe
+
+
+class Made:
+    """A plan, ready to be shown."""
+
+    def __init__(self, recipe: Recipe, name: str, given: Planned, choice: Choice, options: Any, said: str) -> None:
+        self.recipe, self.name, self.given, self.choice = recipe, name, given, choice
+        self.options, self.said = options, said
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything does."""
+        return self.given.fits(self.host_limit) or self.choice.best is not None
+
+    @property
+    def host_limit(self) -> int | None:
+        """Bytes of a host, where they are known."""
+        gib = self.options.host_memory_gib
+        return None if gib is None else int(gib * 2**30)
+
+    @property
+    def title(self) -> str:
+        """What is planned, in one line."""
+        given, batch = self.given, self.recipe.batch
+        trained = "" if given.trained == given.total else f", {given.trained / 1e6:,.1f} M of them trained"
+        length = f" of {batch.sequence_length:,} tokens" if self.recipe.task.has_length else ""
+        hardware = given.place.hardware
+        return (
+            f"{self.name}: {given.total / 1e6:,.1f} M parameters{trained}, {batch.global_size} sequences{length} per step, on "
+            f"{given.mesh.world_size} x {hardware.name}"
+        )
+
+    def lines(self) -> list[str]:
+        """For the screen."""
+        from toolkit.plan.choice import describe
+        from toolkit.plan.report import choice_lines, memory_lines, time_lines
+
+        lines = [self.title, "", f"as the recipe says: {describe(self.given)}"]
+        lines += memory_lines(self.given)
+        lines += time_lines(self.given, self.recipe.steps, self.options.price)
+        lines += [f"        {self.said}", ""]
+        return [*lines, *choice_lines(self.choice, self.given)]
+
+    def json(self) -> dict[str, Any]:
+        """As data."""
+        from toolkit.plan.report import choice_json, plan_json
+
+        found = {"recipe": self.name, "as_given": plan_json(self.given), "calibration": self.said}
+        return {**found, **choice_json(self.recipe, self.choice)}
+
+
+def _plan(recipe: Recipe, options: argparse.Namespace) -> Made:
+    from rich.console import Console
+
+    with Console(stderr=True).status("tracing the model without weights"):
+        from toolkit.models.quiet import quiet
+        from toolkit.plan.choice import Chooser
+        from toolkit.plan.start import calibrated, place_for, subject_or_refused
+        from toolkit.plan.strategy import plan_strategy, target_of
+
+        with quiet():
+            subject = subject_or_refused(recipe)
+            place = place_for(recipe, options)
+            world = options.devices or recipe.launch.world_size
+            place, said = calibrated(recipe, place, world)
+            host = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
+            given = plan_strategy(subject, recipe, target_of(recipe, world, place), place)
+            choice = Chooser(subject, recipe, world, place, host).choose()
+    return Made(recipe, options.recipe.stem, given, choice, options, said)
+
+
+def _does_not_fit(made: Made) -> RunFailed:
+    least = min([made.given, *made.choice.others], key=lambda plan: plan.memory.peak)
+    return RunFailed(
+        f"{made.name} does not fit on {made.given.mesh.world_size} x {made.given.place.hardware.name}: the least is "
+        f"{least.memory.peak / 2**30:.1f} GiB of {least.limit / 2**30:.1f}",
+        expected="a strategy whose memory is there",
+        do="plan more devices or larger ones (--devices, --device), a shorter batch.sequence_length, or tuning=LoRA()",
+    )

@@ -1,0 +1,133 @@
+"""What plans know of devices: memory, rates, links and power, by the name a user gives; and of this host's processor."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from toolkit.errors import InputError, did_you_mean
+from toolkit.plan.peaks import NumberFormat, Peak, find_peak
+from toolkit.processor import memory_limit
+
+GIB = 2**30
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device of a kind, and what joins it to others."""
+
+    name: str
+    memory: int
+    """Bytes that a program can use."""
+    bandwidth: float
+    """Bytes per second of its memory."""
+    link: float
+    """Bytes per second in one direction between two devices of a host."""
+    host_link: float
+    """Bytes per second in one direction between the device and host memory."""
+    watts: float
+    """Board power."""
+    source: str
+    peak: Peak | None = None
+    """Rates of its matrix units; None: `rate` is what is known."""
+    rate: float = 0.0
+    """FLOPs per second in any format, of a device that is measured and not listed."""
+    fabric: float = 50 * GB
+    """Bytes per second in one direction and per device between hosts: 400 Gbit/s each, unless told otherwise."""
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is a host's processor, whose memory is the host's."""
+        return self.name == "cpu"
+
+    def flops(self, number_format: NumberFormat) -> float:
+        """Peak FLOPs per second in `number_format`."""
+        if self.peak is None:
+            return self.rate
+        found = self.peak.tflops(number_format)
+        return (found if found is not None else self.peak.fp32) * 1e12
+
+
+def _listed(
+    name: str, gib: float, bandwidth: float, link: float, host_link: float, watts: float, source: str
+) -> Hardware:
+    peak = find_peak(name.replace("-", " "))
+    assert peak is not None, name
+    return Hardware(name, int(gib * GIB), bandwidth * GB, link * GB, host_link * GB, watts, source, peak)
+
+
+_PCIE3, _PCIE4, _PCIE5 = 12.0, 25.0, 50.0
+"""GB/s that large copies reach over sixteen lanes, of 16, 32 and 64."""
+
+DEVICES: dict[str, Hardware] = {
+    device.name: device
+    for device in (
+        _listed("b200", 178.3, 8000.0, 900.0, _PCIE5, 1000.0, "DGX B200 data sheet"),
+        _listed("h200", 139.8, 4800.0, 450.0, _PCIE5, 700.0, "H200 data sheet"),
+        _listed("h100", 79.1, 3350.0, 450.0, _PCIE5, 700.0, "H100 data sheet (SXM)"),
+        _listed("h100-pcie", 79.2, 2000.0, 50.0, _PCIE5, 350.0, "H100 data sheet (PCIe)"),
+        _listed("a100", 79.2, 2039.0, 300.0, _PCIE4, 400.0, "A100 data sheet (SXM, 80 GB)"),
+        _listed("mi300x", 191.5, 5300.0, 448.0, _PCIE5, 750.0, "AMD Instinct MI300X data sheet"),
+        _listed("l40s", 44.4, 864.0, _PCIE4, _PCIE4, 350.0, "L40S data sheet"),
+        _listed("l4", 22.0, 300.0, _PCIE4, _PCIE4, 72.0, "L4 data sheet"),
+        _listed("a10g", 22.0, 600.0, _PCIE4, _PCIE4, 300.0, "A10G data sheet"),
+        _listed("rtx-a6000", 47.5, 768.0, _PCIE4, _PCIE4, 300.0, "RTX A6000 data sheet"),
+        _listed("rtx-5090", 31.4, 1792.0, _PCIE5, _PCIE5, 575.0, "NVIDIA RTX Blackwell white paper, appendix A"),
+        _listed("rtx-4090", 23.5, 1008.0, _PCIE4, _PCIE4, 450.0, "NVIDIA Ada white paper, appendix A"),
+        _listed("rtx-3090", 23.6, 936.0, _PCIE4, _PCIE4, 350.0, "NVIDIA Ampere GA102 white paper"),
+        _listed("v100", 31.7, 900.0, 150.0, _PCIE3, 300.0, "V100 data sheet (SXM2, 32 GB)"),
+        _listed("t4", 14.6, 320.0, _PCIE3, _PCIE3, 70.0, "T4 data sheet"),
+    )
+}
+DEVICES["a100-40"] = replace(
+    DEVICES["a100"], name="a100-40", memory=int(39.4 * GIB), bandwidth=1555 * GB, source="A100 data sheet (40 GB)"
+)
+
+EFFICIENCY = 0.68
+"""Of a GPU's listed rate that large matrix products of training reach, and of its bandwidth what other operations do.
+
+llm-foundry trains 1 to 7 billion parameters on H100s at 42 to 46% of the listed rate over whole steps, NeMo 8 billion at
+41%, in bf16 (their public tables): between products lies the rest, which a plan counts apart.
+"""
+
+LAUNCH_S = 6e-6
+"""Seconds that a host takes to start an operation on a GPU: below it a device waits."""
+
+
+def find_device(name: str) -> Hardware:
+    """The device that a user names. Raises InputError for one that is not listed."""
+    wanted = name.lower().replace("_", "-").replace(" ", "-")
+    wanted = wanted.removeprefix("nvidia-").removeprefix("amd-").removeprefix("geforce-")
+    if wanted in ("4090", "5090", "3090"):
+        wanted = f"rtx-{wanted}"
+    wanted = {"a100-80": "a100", "a100-80gb": "a100", "a100-40gb": "a100-40", "h100-80gb": "h100"}.get(wanted, wanted)
+    if wanted == "cpu":
+        return this_processor()
+    if wanted not in DEVICES:
+        raise InputError(
+            f"--device {name}: not a device with known memory and rates{did_you_mean(wanted, [*DEVICES, 'cpu'])}",
+            expected=f"cpu, or one of {', '.join(sorted(DEVICES))}",
+            do="name one of them that is like yours, and its memory with --device-memory-gib",
+        )
+    return DEVICES[wanted]
+
+
+def this_processor() -> Hardware:
+    """This host's processor, as all of its cores multiply matrices and move memory now: measured in a tenth of a second."""
+    import torch
+
+    def seconds(work: object) -> float:
+        best = float("inf")
+        for _ in range(4):
+            begin = time.perf_counter()
+            work()  # type: ignore[operator]
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    size, numbers = 768, 24_000_000
+    left, right, out = torch.ones(size, size), torch.ones(size, size), torch.empty(size, size)
+    source, target = torch.ones(numbers), torch.ones(numbers)
+    rate = 2.0 * size**3 / seconds(lambda: torch.mm(left, right, out=out))
+    bandwidth = 12.0 * numbers / seconds(lambda: torch.add(source, target, out=target))
+    return Hardware("cpu", memory_limit(), bandwidth, bandwidth / 4, bandwidth, 0.0, "measured here", None, rate)

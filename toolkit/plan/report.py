@@ -1,0 +1,201 @@
+"""A plan in words: memory as bars, time, disk, which strategies fit, and why the best one is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from toolkit.errors import plural
+from toolkit.plan.choice import Choice, as_flags, changes_of, describe, faster_unfit, runner_up, why_slower
+from toolkit.plan.memory import GIB, components, to_json
+from toolkit.plan.strategy import MARGIN, Planned
+
+BAR = 36
+"""Characters of a full device."""
+
+SHOWN = 8
+"""Strategies in the table."""
+
+
+def memory_lines(plan: Planned) -> list[str]:
+    """The fullest moment of the fullest rank, by component."""
+    limit = plan.limit
+    verdict = "fits" if plan.memory.peak <= (1 - MARGIN) * limit else "DOES NOT FIT"
+    where = "of this host's memory, a rank's share" if plan.place.hardware.is_cpu else "of a device"
+    lines = [
+        f"memory: {verdict}: {plan.memory.peak / GIB:.1f} GiB of {limit / GIB:.1f} GiB {where}, {plan.memory.moment}"
+    ]
+    for name, size in components(plan.memory):
+        if size >= 0.005 * plan.memory.peak:
+            lines.append(
+                f"  {name:22} {size / GIB:8.2f} GiB  {'#' * max(1, round(BAR * size / max(limit, plan.memory.peak)))}"
+            )
+    if plan.memory.host:
+        pinned = (
+            f", {plan.memory.pinned * plan.ranks_of_host / GIB:.1f} GiB of it page-locked" if plan.memory.pinned else ""
+        )
+        lines.append(
+            f"host:   {plan.host_bytes / GIB:.1f} GiB on each host, by {plural(plan.ranks_of_host, 'rank')}{pinned}"
+        )
+    if plan.memory.nvme:
+        lines.append(f"NVMe:   {plan.memory.nvme * plan.ranks_of_host / GIB:.1f} GiB on each host")
+    disk = plan.disk
+    export = f", the export {disk.export / GIB:.2f} GiB" if disk.export else ""
+    lines.append(
+        f"disk:   a checkpoint takes {disk.checkpoint / GIB:.2f} GiB, at most {disk.most / GIB:.2f} GiB at a time{export}"
+    )
+    return lines
+
+
+def time_lines(plan: Planned, steps: int | None, price_per_hour: float | None) -> list[str]:
+    """Of a step, and of the run."""
+    seconds = plan.seconds
+    parts = {
+        "computing": seconds.compute,
+        "communication": seconds.communication,
+        "optimizer": seconds.optimizer,
+        "host traffic": seconds.offload,
+        "pipeline bubble": seconds.bubble,
+    }
+    spent = ", ".join(f"{name} {value:.2g} s" for name, value in parts.items() if value >= 0.005 * seconds.total)
+    unit = "tokens" if plan.recipe.task.has_length else "examples"
+    lines = [f"time:   {duration(seconds.total)} per step ({spent}); {plan.tokens_per_second:,.0f} {unit}/s"]
+    peak = plan.place.hardware.peak
+    mfu = ""
+    if peak is not None:
+        share = plan.tflops_per_device * 1e12 / plan.place.hardware.flops("bf16")
+        mfu = f", {share:.0%} of its bf16 rate (MFU)"
+    lines.append(f"        {plan.tflops_per_device:.3g} TFLOPS per device{mfu}")
+    if steps is not None:
+        whole = steps * seconds.total
+        lines.append(
+            f"        {plural(steps, 'step')}: {duration(whole)} of training{_cost(plan, whole, price_per_hour)}"
+        )
+    return lines
+
+
+def _cost(plan: Planned, seconds: float, price_per_hour: float | None) -> str:
+    devices, watts = plan.mesh.world_size, plan.place.hardware.watts
+    said = ""
+    if watts:
+        said = f", {devices * watts * seconds / 3.6e6:,.1f} kWh at the devices' full power"
+    if price_per_hour is not None:
+        said += f", {devices * price_per_hour * seconds / 3600:,.2f} at {price_per_hour:g} per device and hour"
+    return said
+
+
+def duration(seconds: float) -> str:
+    """Such as "1 h 20 min"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def choice_lines(choice: Choice, given: Planned | None) -> list[str]:
+    """The table of strategies, and the reasons."""
+    lines: list[str] = []
+    if choice.best is None:
+        lines.append("no strategy fits:")
+        lines += [f"  {row(plan)}" for plan in choice.others[:3]]
+        return [*lines, *_refused(choice)]
+    lines.append(f"fastest that fits: {describe(choice.best)}")
+    lines += _reasons(choice, given)
+    lines.append("")
+    lines.append(f"  {'GiB':>6} {'per step':>10} {'tokens/s':>11}  strategy")
+    lines += [f"  {row(plan)}" for plan in choice.fitting[:SHOWN]]
+    left = len(choice.fitting) - SHOWN
+    if left > 0:
+        lines.append(f"  ... and {left} more that fit; {len(choice.others)} do not")
+    elif choice.others:
+        lines.append(f"  {plural(len(choice.others), 'strategy', 'strategies')} more do not fit")
+    return [*lines, *_refused(choice)]
+
+
+def _refused(choice: Choice) -> list[str]:
+    return [f"  not possible: {kind}: {why}" for kind, why in choice.refused.items()]
+
+
+def _reasons(choice: Choice, given: Planned | None) -> list[str]:
+    best = choice.best
+    assert best is not None
+    lines = []
+    second = runner_up(choice)
+    if second is not None:
+        lines.append(f"  before {describe(second)}: {why_slower(best, second)}")
+    beyond = faster_unfit(choice)
+    if beyond is not None:
+        lines.append(
+            f"  {describe(beyond)} would take {duration(beyond.seconds.total)}, and needs "
+            f"{beyond.memory.peak / GIB:.0f} GiB of {beyond.limit / GIB:.0f}"
+        )
+    if given is not None and given.fits():
+        gain = given.seconds.total / best.seconds.total - 1
+        lines.append(
+            f"  the recipe's own strategy takes {gain:.0%} longer"
+            if gain > 0.01
+            else "  the recipe's own strategy is as fast"
+        )
+    changed = changes_of(given.recipe, best.recipe) if given is not None else {}
+    flags = as_flags(changes_worth_naming(given, changed))
+    if flags:
+        lines.append(f"  take it: {flags}")
+    return lines
+
+
+def changes_worth_naming(given: Planned | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `changes` that the recipe does not have already."""
+    from toolkit.recipe.dotted import flat
+
+    before = flat(given.recipe) if given is not None else {}
+    return {name: value for name, value in changes.items() if before.get(name) != value}
+
+
+def row(plan: Planned) -> str:
+    """One line of the table."""
+    return f"{plan.memory.peak / GIB:6.1f} {duration(plan.seconds.total):>10} {plan.tokens_per_second:>11,.0f}  {describe(plan)}"
+
+
+def plan_json(plan: Planned) -> dict[str, Any]:
+    """One strategy as data."""
+    seconds = plan.seconds
+    return {
+        "strategy": describe(plan),
+        "fits": plan.fits(),
+        "device": plan.place.hardware.name,
+        "devices": plan.mesh.world_size,
+        "limit_bytes": plan.limit,
+        "memory": to_json(plan.memory),
+        "host_bytes_per_host": plan.host_bytes,
+        "disk": {
+            "checkpoint_bytes": plan.disk.checkpoint,
+            "most_bytes": plan.disk.most,
+            "export_bytes": plan.disk.export,
+        },
+        "step_seconds": {
+            "total": seconds.total,
+            "compute": seconds.compute,
+            "communication": seconds.communication,
+            "optimizer": seconds.optimizer,
+            "offload": seconds.offload,
+            "bubble": seconds.bubble,
+        },
+        "tokens_per_second": plan.tokens_per_second,
+        "tflops_per_device": plan.tflops_per_device,
+        "parameters": plan.total,
+        "trained_parameters": plan.trained,
+    }
+
+
+def choice_json(recipe: Any, choice: Choice) -> dict[str, Any]:
+    """All of them."""
+
+    def entries(plans: Sequence[Planned]) -> list[dict[str, Any]]:
+        return [{**plan_json(plan), "changes": changes_of(recipe, plan.recipe)} for plan in plans]
+
+    return {"fitting": entries(choice.fitting), "others": entries(choice.others), "refused": choice.refused}

@@ -1,0 +1,227 @@
+"""One strategy, planned: memory, time and disk of a recipe on so many devices of a kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.ds_config.render import render
+from toolkit.ds_config.target import Target
+from toolkit.plan import memory as memories
+from toolkit.plan.inventory import Inventory
+from toolkit.plan.memory import Disk, Flight, Memory, count_disk, put_together
+from toolkit.plan.peaks import NumberFormat
+from toolkit.plan.speed import Place, Seconds, step_seconds
+from toolkit.plan.states import count_states
+from toolkit.plan.subject import Subject, way_of
+from toolkit.plan.trace import Activations, dtype_of
+from toolkit.recipe import Recipe
+from toolkit.recipe.mesh import Mesh, mesh_of, model_ranks
+
+MARGIN = 0.05
+"""Of the memory of a device, what a plan leaves free: batches differ, and so do allocators."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a recipe needs on some devices."""
+
+    recipe: Recipe
+    config: Mapping[str, Any]
+    """The DeepSpeed configuration."""
+    mesh: Mesh
+    place: Place
+    memory: Memory
+    """Of the rank that needs most."""
+    seconds: Seconds
+    disk: Disk
+    trained: int
+    """Numbers of the whole model that are trained."""
+    total: int
+    tokens_per_step: int
+    model_flops: float
+    """Of a step, forward and backward, over all devices; what is recomputed is not counted."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes of a device that may be used; on a CPU the rank's share of the host."""
+        hardware = self.place.hardware
+        return hardware.memory // (self.ranks_of_host if hardware.is_cpu else 1)
+
+    @property
+    def ranks_of_host(self) -> int:
+        """Ranks on one host."""
+        return min(self.mesh.world_size, self.place.devices_per_host)
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that the ranks of one host need together."""
+        ranks = self.ranks_of_host
+        return (self.memory.peak if self.place.hardware.is_cpu else self.memory.host_peak) * ranks
+
+    def fits(self, host_limit: int | None = None) -> bool:
+        """Whether there is room on the devices, with a margin, and on the host where its memory is known."""
+        if self.memory.peak > (1 - MARGIN) * self.limit:
+            return False
+        return host_limit is None or self.host_bytes <= (1 - MARGIN) * host_limit
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all devices."""
+        return self.tokens_per_step / self.seconds.total
+
+    @property
+    def tflops_per_device(self) -> float:
+        """Of the model."""
+        return self.model_flops / self.seconds.total / self.mesh.world_size / 1e12
+
+
+def plan_strategy(subject: Subject, recipe: Recipe, target: Target, place: Place) -> Planned:
+    """Plan `recipe` on `target`, whose devices are those of `place`.
+
+    Raises RecipeError and ModelError for what cannot run so, Untraceable where the model does not run without values.
+    """
+    mesh = mesh_of(recipe.parallel, target.world_size)
+    config = render(recipe, target, subject.size)
+    accumulation = int(config["gradient_accumulation_steps"])
+    parts = [_part(subject, recipe, config, mesh, stage, target, place) for stage in _stages(mesh)]
+    fullest = max(parts, key=lambda part: part.memory.peak)
+    slowest = max(parts, key=lambda part: part.seconds.total)
+    whole = subject.inventory(Mesh())
+    tokens = recipe.batch.global_size * (recipe.batch.sequence_length if recipe.task.has_length else 1)
+    work = sum(part.flops * part.count for part in parts) * accumulation * mesh.data * mesh.sequence * mesh.tensor
+    checkpoint = recipe.checkpoint
+    disk = count_disk(
+        whole.trained,
+        whole.total,
+        fullest.moments,
+        keep=checkpoint.keep,
+        keeps_best=checkpoint.keep_best,
+        export_dtype=checkpoint.export_dtype if checkpoint.export else None,
+        exports=whole.trained if subject.adapters is not None and not checkpoint.merge else whole.total,
+    )
+    return Planned(
+        recipe,
+        config,
+        mesh,
+        place,
+        fullest.memory,
+        slowest.seconds,
+        disk,
+        whole.trained,
+        whole.total,
+        tokens,
+        work,
+    )
+
+
+def _stages(mesh: Mesh) -> list[int]:
+    """The pipeline stages that differ: first, one of those between, and last."""
+    return sorted({0, mesh.pipeline // 2, mesh.pipeline - 1})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One stage."""
+
+    memory: Memory
+    seconds: Seconds
+    moments: float
+    """Bytes of optimizer states for each number that is trained."""
+    flops: float
+    """Of the model in a micro-batch, without what is recomputed."""
+    count: int
+    """Stages like this one."""
+
+
+def _part(
+    subject: Subject, recipe: Recipe, config: Mapping[str, Any], mesh: Mesh, stage: int, target: Target, place: Place
+) -> _Part:
+    inventory = subject.inventory(mesh, stage)
+    averages = bool(recipe.optimizer.ema_decay)
+    states = count_states(inventory, config, mesh.gradient_ranks, target.device, averages=averages)
+    is_last = stage == mesh.pipeline - 1
+    way = way_of(recipe, dtype_of(config), target.device, has_head=is_last)
+    traced = subject.trace(recipe, mesh, way)
+    activations = traced.whole if mesh.pipeline == 1 else _of_stage(subject, recipe, mesh, stage, target, traced)
+    accumulation = int(config["gradient_accumulation_steps"])
+    in_flight = min(accumulation, mesh.pipeline - stage)
+    flight = Flight(accumulation, in_flight)
+    is_cpu = target.device == "cpu"
+    memory = put_together(states, activations, flight, inventory.trained, is_cpu=is_cpu, ranks=mesh.world_size)
+    layers = sum(map(len, traced.depths.kinds.values())) // mesh.pipeline or 1
+    seconds = step_seconds(
+        activations.work,
+        inventory,
+        states,
+        config,
+        mesh,
+        place,
+        number_format(recipe, config),
+        accumulation=accumulation,
+        hidden_bytes=_hidden_bytes(subject, recipe, mesh, config),
+        layers=layers,
+        recomputes=recipe.model.activation_checkpointing,
+        pair_share=subject.pair_share,
+    )
+    steady = {**states.steady.device, **states.steady.host, **states.steady.nvme}
+    share = states_share(inventory, config, mesh)
+    moments = steady.get("optimizer states", 0) / share if share else 0.0
+    recomputed = 4.0 / 3.0 if recipe.model.activation_checkpointing else 1.0
+    flops = (activations.work.flops + activations.work.attention * subject.pair_share) / recomputed
+    alike = 1 if mesh.pipeline == 1 else mesh.pipeline - 2 if 0 < stage < mesh.pipeline - 1 else 1
+    return _Part(memory, seconds, moments, flops, alike)
+
+
+def states_share(inventory: Inventory, config: Mapping[str, Any], mesh: Mesh) -> float:
+    """Trained numbers whose optimizer states one rank has."""
+    return inventory.trained / (mesh.gradient_ranks if config["zero_optimization"]["stage"] else 1)
+
+
+def _of_stage(subject: Subject, recipe: Recipe, mesh: Mesh, stage: int, target: Target, traced: Any) -> Activations:
+    """Activations of the layers that pipeline stage `stage` has."""
+    stack, first, after = subject.layers_of(mesh, stage)
+    found: Activations = traced.within(lambda layer: layer[0] != stack or first <= int(layer[1]) < after)
+    return found
+
+
+def _hidden_bytes(subject: Subject, recipe: Recipe, mesh: Mesh, config: Mapping[str, Any]) -> float:
+    """What a layer hands to the next one of a micro-batch, whole sequences."""
+    text = subject.config.get_text_config()
+    width = getattr(text, "hidden_size", None) or getattr(text, "d_model", 0) or 0
+    size = 2 if "bf16" in config or "fp16" in config else 4
+    length = recipe.batch.sequence_length if recipe.task.has_length else 1
+    return float(recipe.batch.micro_size * length * width * size)
+
+
+def number_format(recipe: Recipe, config: Mapping[str, Any]) -> NumberFormat:
+    """What the run multiplies matrices in."""
+    if recipe.precision.dtype == "fp8":
+        return "fp8"
+    if "bf16" in config or "fp16" in config:
+        return "bf16" if "bf16" in config else "fp16"
+    return "tf32" if recipe.precision.tf32 else "fp32"
+
+
+def target_of(recipe: Recipe, world_size: int, place: Place) -> Target:
+    """The target of `recipe` on devices of `place`."""
+    is_cpu = place.hardware.is_cpu
+    peak = place.hardware.peak
+    return Target(
+        world_size,
+        "cpu" if is_cpu else "cuda",
+        bf16=is_cpu or peak is None or peak.bf16 is not None,
+        fp8=peak is not None and peak.fp8 is not None,
+        bf16_is_native=not is_cpu and (peak is None or peak.bf16 is not None),
+        model_ranks=model_ranks(recipe.parallel),
+    )
+
+
+def power_of_two_at_most(number: int) -> int:
+    """The largest power of two that is at most `number`."""
+    return 1 << int(math.log2(max(1, number)))
+
+
+GIB = memories.GIB

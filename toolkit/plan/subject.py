@@ -1,0 +1,156 @@
+"""What is planned: a recipe's model and task as far as they are known without data, weights or devices; traced once per way."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+from torch import nn
+
+from toolkit.ds_config.model_size import ModelSize
+from toolkit.ds_config.target import Device
+from toolkit.engine.part import Part
+from toolkit.errors import ToolkitError
+from toolkit.models.adapter_plan import AdapterPlan, plan_adapters
+from toolkit.models.attention_choice import choose_attention
+from toolkit.models.config import load_config
+from toolkit.models.model_size import model_size
+from toolkit.models.stage_plan import balance, stage_plan
+from toolkit.models.stages import build_skeleton, outside
+from toolkit.models.tensor_plan import tensor_plan
+from toolkit.plan.inventory import Inventory, take_inventory
+from toolkit.plan.stand_in import stand_in_batch, task_without_data
+from toolkit.plan.trace import Traced, Untraceable, Way, trace_activations
+from toolkit.recipe import Recipe
+from toolkit.recipe.mesh import Mesh
+from toolkit.recipe.tuning import LoRA
+from toolkit.tasks.base import Batch, Task
+
+
+@dataclass
+class Subject:
+    """A model and a task, whatever the strategy."""
+
+    task: Task
+    config: Any
+    """Of the model, with its attention chosen."""
+    adapters: AdapterPlan | None
+    size: ModelSize
+    batch: Batch | None = None
+    """A real micro-batch; None: stand-ins are made."""
+    pair_share: float = 1.0
+    """Pairs of tokens of one document, as a share of all pairs of tokens of one sequence."""
+    scales: bool = False
+    """Whether large micro-batches of stand-ins are reckoned from those of one and two sequences."""
+    _traces: dict[Any, Traced] = field(default_factory=dict)
+    _inventories: dict[Any, Inventory] = field(default_factory=dict)
+    _cuts: dict[Any, tuple[str, list[tuple[int, int]]]] = field(default_factory=dict)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The whole model without weights."""
+        return build_skeleton(self.task.auto_class, self.config)
+
+    def trace(self, recipe: Recipe, mesh: Mesh, way: Way) -> Traced:
+        """Activations of a micro-batch of `recipe` on a rank of `mesh`, of any number of layers.
+
+        Raises Untraceable, and ModelError where the model cannot be divided so.
+        """
+        micro = recipe.batch.micro_size
+        if self.scales and self.batch is None and micro > 2:
+            one, two = (self.trace(_with_micro(recipe, size), mesh, way) for size in (1, 2))
+            return one.towards(two, micro - 1.0)
+        alone = Mesh(1, 1, mesh.sequence, mesh.tensor)
+        sizes = recipe.batch
+        key = (alone, way, None if self.batch is not None else (sizes.micro_size, sizes.sequence_length))
+        if key not in self._traces:
+            batch = self.batch
+            if batch is None:
+                length = -(-sizes.sequence_length // mesh.sequence) * mesh.sequence
+                packing = recipe.data.packing
+                batch = stand_in_batch(self.task, self.config, sizes.micro_size, length, packing=packing)
+            part = Part(self.task.auto_class, self.config, self.adapters, alone, 0)
+            if alone.world_size == 1:
+                self._traces[key] = trace_activations(part, self.task, batch, way)
+            else:
+                from toolkit.engine.pretended import pretended_ranks  # imports DeepSpeed, which takes seconds
+
+                with pretended_ranks(alone.world_size):
+                    self._traces[key] = trace_activations(part, self.task, batch, way)
+        return self._traces[key]
+
+    @cached_property
+    def prepared(self) -> nn.Module:
+        """The skeleton with what the task leaves untrained frozen."""
+        model = build_skeleton(self.task.auto_class, self.config)
+        copy.copy(self.task).prepare(model)
+        return model
+
+    def inventory(self, mesh: Mesh, stage: int = 0) -> Inventory:
+        """The parameters of a rank of pipeline stage `stage`. Raises ModelError where the model cannot be divided so."""
+        key = (mesh.tensor, mesh.pipeline, stage)
+        if key not in self._inventories:
+            self._inventories[key] = take_inventory(self.prepared, mesh, stage, adapters=self.adapters)
+        return self._inventories[key]
+
+    def layers_of(self, mesh: Mesh, stage: int) -> tuple[str, int, int]:
+        """The stack, first layer and layer after the last of a pipeline stage."""
+        key = (mesh.tensor, mesh.pipeline)
+        if key not in self._cuts:
+            where = outside(self.skeleton, stage_plan(self.skeleton.config))
+            shards = tensor_plan(self.skeleton, mesh.tensor).of_rank(0) if mesh.tensor > 1 else None
+            self._cuts[key] = where.layers, balance(self.skeleton, mesh.pipeline, shards)
+        stack, cuts = self._cuts[key]
+        return stack, *cuts[stage]
+
+
+def subject_of(recipe: Recipe) -> Subject:
+    """What `recipe` trains, from its config alone. Raises Untraceable, and ModelError for a model that cannot be built."""
+    task = task_without_data(recipe)
+    config = task.own_config(recipe.model)
+    if config is None:
+        config = load_config(recipe.model, vocabulary_size=None, overrides=task.config_overrides())
+        config._attn_implementation = choose_attention(
+            task.auto_class, config, _without_kernels(recipe.model.attention)
+        )
+    try:
+        task.meet(config, recipe.batch)
+    except ToolkitError:
+        raise
+    except (AttributeError, TypeError) as error:
+        raise Untraceable(f"task.name={recipe.task.name!r} needs its data and tokenizer") from error
+    adapters = None
+    if isinstance(recipe.tuning, LoRA):
+        trains_head = task.trains_head or bool(task.config_overrides()) or task.new_head
+        frozen_in = partial(task.frozen, beside_adapters=True)
+        adapters = plan_adapters(task.auto_class, config, recipe.tuning, trains_head=trains_head, frozen_in=frozen_in)
+    size = model_size(task.auto_class, config, recipe.model.config)
+    if adapters is not None:
+        size = replace(size, trained=adapters.trained)
+    return Subject(task, config, adapters, size)
+
+
+def _with_micro(recipe: Recipe, size: int) -> Recipe:
+    return recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"micro_size": size})})
+
+
+def _without_kernels(attention: str) -> Any:
+    """transformers asks for the package of a flash implementation; its memory is that of the one which stands for it."""
+    return "auto" if attention.startswith("flash") else attention
+
+
+def way_of(recipe: Recipe, dtype: Any, device: Device, *, has_head: bool) -> Way:
+    """How `recipe` computes a micro-batch on a `device` of a kind."""
+    return Way(
+        dtype,
+        device,
+        checkpointing=recipe.model.activation_checkpointing,
+        offload=recipe.model.activation_offload and device != "cpu",
+        tiles=recipe.model.mlp_tiles,
+        attention=recipe.model.attention,
+        packing=recipe.data.packing,
+        neftune_alpha=getattr(recipe.task, "neftune_alpha", 0.0),
+        has_head=has_head,
+    )

@@ -1,0 +1,220 @@
+"""The plan of a run, made before its weights are loaded: it refuses what cannot fit, and is kept beside what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from toolkit.checkpoint.durable import write_json
+from toolkit.data.batches import StoredBatches
+from toolkit.ds_config.render import render
+from toolkit.ds_config.target import Target
+from toolkit.engine import device, process
+from toolkit.engine.out_of_memory import is_out_of_memory
+from toolkit.errors import LaunchError, RunFailed, ToolkitError
+from toolkit.models.model_size import model_size
+from toolkit.models.quiet import quiet
+from toolkit.plan.calibration import Finished, finished_runs, fit, note
+from toolkit.plan.choice import as_flags, cheapest_changes, describe
+from toolkit.plan.devices import DEVICES
+from toolkit.plan.memory import GIB
+from toolkit.plan.peaks import find_peak
+from toolkit.plan.report import duration, plan_json
+from toolkit.plan.speed import Place, Rates
+from toolkit.plan.start import default_rates, processor_place
+from toolkit.plan.strategy import Planned, number_format, plan_strategy, target_of
+from toolkit.plan.subject import Subject
+from toolkit.plan.trace import Untraceable
+from toolkit.recipe import Recipe
+from toolkit.train.inputs import Inputs
+from toolkit.train.progress import Display
+from toolkit.train.run_folder import RunFolder
+
+LEAST_PARAMETERS = 30_000_000
+"""A smaller model finds room anywhere, and is trained before it is planned."""
+
+SETTLED = 2
+"""Steps after which a step takes its usual time."""
+
+
+class RunPlan:
+    """What rank 0 knows ahead of a run."""
+
+    def __init__(self, subject: Subject, planned: Planned, target: Target) -> None:
+        self.subject, self.planned, self.target = subject, planned, target
+        """`planned` has sequences as long as the longest of the data."""
+
+    @property
+    def remedies(self) -> str:
+        """The cheapest changes that make the run fit, as flags."""
+        with quiet():
+            found = cheapest_changes(self.subject, self.planned.recipe, self.target, self.planned.place)
+        if not found:
+            return "plan it on more devices or larger ones: toolkit plan RECIPE --devices N --device NAME"
+        said = [
+            f"{as_flags(change)} ({plan.memory.peak / GIB:.1f} GiB, {duration(plan.seconds.total)} per step)"
+            for change, plan in found
+        ]
+        return "pass " + ", or ".join(said)
+
+    def check(self, display: Display) -> None:
+        """Say what is expected. Raises LaunchError where the run needs more memory than there is."""
+        plan = self.planned
+        peak, limit = plan.memory.peak, plan.limit
+        said = f"{peak / GIB:.1f} GiB of {limit / GIB:.1f} per rank, {plan.memory.moment}"
+        display.say(f"plan: {said}; about {duration(plan.seconds.total)} per step")
+        if peak <= limit:
+            return
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in _largest(plan.memory.device))
+        raise LaunchError(
+            f"this run needs {peak / GIB:.1f} GiB per rank ({parts}), and {'a rank' if plan.place.hardware.is_cpu else 'the device'} "
+            f"has {limit / GIB:.1f}",
+            expected="a run that fits",
+            do=f"{self.remedies}; --launch.memory_check off starts it all the same",
+        )
+
+
+def _largest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(sizes.items(), key=lambda item: -item[1])[:4]
+
+
+def plan_run(recipe: Recipe, inputs: Inputs, target: Target) -> RunPlan | None:
+    """Plan the run on the devices that are here. None for small models, and where none can be made."""
+    size = model_size(inputs.task.auto_class, inputs.model_config, recipe.model.config)
+    if inputs.adapters is not None:
+        size = replace(size, trained=inputs.adapters.trained)
+    subject = Subject(inputs.task, inputs.model_config, inputs.adapters, size)
+    if sum(parameter.numel() for parameter in subject.skeleton.parameters()) < LEAST_PARAMETERS:
+        return None
+    place = place_here(recipe, target)
+    if place is None:
+        return None
+    subject.pair_share = _pair_share(recipe, inputs)
+    longest = _longest(recipe, inputs)
+    place = calibrated_here(place, number_format(recipe, render(recipe, target, size)))
+    try:
+        with quiet():
+            try:
+                planned = plan_strategy(subject, longest, target, place)
+            except Untraceable:
+                # Only the data tells what a batch is like: the first one stands for all.
+                subject.batch = next(iter(inputs.batches.iterate(0, 1))).micro_batches[0]
+                planned = plan_strategy(subject, longest, target, place)
+    except (Untraceable, ToolkitError, StopIteration):
+        return None
+    return RunPlan(subject, planned, target)
+
+
+def _longest(recipe: Recipe, inputs: Inputs) -> Recipe:
+    """`recipe` with sequences as long as the longest of its data."""
+    if not isinstance(inputs.batches, StoredBatches) or not recipe.task.has_length or not len(inputs.batches.store):
+        return recipe
+    lengths, batches = inputs.batches.store.lengths, inputs.batches
+    most = max(int(lengths[sequence].sum()) for sequence in _as_arrays(batches.sequences))
+    most = min(most, recipe.batch.sequence_length)
+    return recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"sequence_length": most})})
+
+
+def _as_arrays(sequences: Any) -> Iterator[np.ndarray[Any, Any]]:
+    for sequence in sequences:
+        yield np.asarray(sequence, np.int64)
+
+
+def _pair_share(recipe: Recipe, inputs: Inputs) -> float:
+    """Of all pairs of tokens of packed sequences, those of one document."""
+    if not recipe.data.packing or not isinstance(inputs.batches, StoredBatches):
+        return 1.0
+    lengths = inputs.batches.store.lengths.astype(np.float64)
+    whole = float(len(inputs.batches.sequences)) * recipe.batch.sequence_length**2
+    return min(1.0, float((lengths**2).sum()) / max(1.0, whole))
+
+
+def place_here(recipe: Recipe, target: Target) -> Place | None:
+    """The devices under this run, with rates fitted to finished ones; None for a kind that is not known."""
+    me = process.from_environment(recipe.parallel)
+    if device.kind() == "cpu":
+        place = processor_place(me.local_world_size)
+        return replace(place, hardware=replace(place.hardware, memory=device.total_memory()))
+    name = device.gpu_name() or ""
+    peak = find_peak(name)
+    known = next((one for one in DEVICES.values() if peak is not None and one.peak == peak), None)
+    if known is None:
+        return None
+    return Place(replace(known, memory=device.total_memory()), me.local_world_size)
+
+
+def calibrated_here(place: Place, shape: str) -> Place:
+    """`place` with rates fitted to finished runs on it."""
+    return replace(place, rates=fit(finished_runs(place.hardware.name, shape), default_rates(place)))
+
+
+def keep_plan(folder: RunFolder, made: RunPlan, measured: Mapping[str, float] | None = None) -> None:
+    """Write plan.json, with what was measured once it is."""
+    content = plan_json(made.planned)
+    if measured is not None:
+        content["measured"] = dict(measured)
+    write_json(folder.plan, content)
+
+
+def keep_measured(name: str, folder: RunFolder, made: RunPlan, step_s: float, peak_bytes: int) -> str:
+    """Put what was measured beside the plan, and teach the next plan; returns the line that says how far off it was."""
+    plan = made.planned
+    keep_plan(folder, made, {"step_time_s": step_s, "peak_bytes": peak_bytes})
+    work, rest = _ideal(plan, made.subject)
+    predicted = plan.memory.peak if plan.place.hardware.is_cpu else plan.memory.tensors
+    shape = number_format(plan.recipe, plan.config)
+    run = Finished(
+        name, plan.place.hardware.name, shape, *work, rest, plan.seconds.total, step_s, predicted, peak_bytes
+    )
+    note(run)
+    return (
+        f"plan and run: {predicted / GIB:.2f} GiB planned, {peak_bytes / GIB:.2f} measured ({run.memory_error:+.0%}); "
+        f"{duration(plan.seconds.total)} per step planned, {duration(step_s)} measured ({run.time_error:+.0%}), {describe(plan)}"
+    )
+
+
+def _ideal(plan: Planned, subject: Subject) -> tuple[tuple[float, float], float]:
+    """Seconds of a step's products and of its other operations at the listed rates, and of all the rest."""
+    one = replace(plan.place, rates=Rates(1.0, 1e9))
+    other = replace(plan.place, rates=Rates(1e9, 1.0))
+    target = target_of(plan.recipe, plan.mesh.world_size, plan.place)
+    found = [plan_strategy(subject, plan.recipe, target, place) for place in (one, other)]
+    products, others = (made.seconds.compute + made.seconds.bubble for made in found)
+    rest = plan.seconds.total - plan.seconds.compute - plan.seconds.bubble
+    return (products, others), rest
+
+
+@contextmanager
+def memory_explained(made: RunPlan | None, where: str) -> Iterator[None]:
+    """Turn an allocation that failed into a RunFailed that says what was expected, and what to change."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        asked = " ".join(str(error).split())[:240]
+        expected, do = (
+            "a run that fits",
+            "lower batch.micro_size (the loss curve stays), or see what fits: toolkit plan RECIPE",
+        )
+        if made is not None:
+            expected = f"{made.planned.memory.peak / GIB:.1f} GiB per rank, as planned"
+            do = made.remedies
+        raise RunFailed(
+            f"out of memory: {asked} (held at most: {device.peak_memory_gib():.1f} GiB)",
+            expected=expected,
+            do=f"{do}; then continue with --resume auto {where}: complete checkpoints are intact",
+        ) from None
+
+
+def read_plan(folder: RunFolder) -> dict[str, Any] | None:
+    """What plan.json says, where there is one."""
+    if not folder.plan.is_file():
+        return None
+    found: dict[str, Any] = json.loads(folder.plan.read_text(encoding="utf-8"))
+    return found
