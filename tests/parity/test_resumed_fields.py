@@ -382,7 +382,7 @@ CASES = [
     Case("undropped", {"parallel.sequence": (2, placed("mesh"))}, ranks=2),
     # Not even said: they change nothing about the model or what is kept of it.
     Case("plain", {"data.prefetch": (0, bits), "data.workers": (0, bits), "launch.device": ("cpu", bits), "launch.timeout_s": (900, bits),
-                   "launch.host_timeout_s": (60, bits), "note": ("another", bits)}),
+                   "launch.host_timeout_s": (60, bits), "launch.memory_check": ("off", bits), "note": ("another", bits)}),
 ]  # fmt: skip
 CHANGED = [(case, name) for case in CASES for name in case.effects]
 

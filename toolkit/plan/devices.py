@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 from toolkit.errors import InputError, did_you_mean
 from toolkit.plan.peaks import NumberFormat, Peak, find_peak
@@ -31,8 +32,8 @@ class Hardware:
     source: str
     peak: Peak | None = None
     """Rates of its matrix units; None: `rate` is what is known."""
-    rate: float = 0.0
-    """FLOPs per second in any format, of a device that is measured and not listed."""
+    rates: tuple[float, float] = (0.0, 0.0)
+    """FLOPs per second in fp32 and in bf16, of a device that is measured and not listed."""
     fabric: float = 50 * GB
     """Bytes per second in one direction and per device between hosts: 400 Gbit/s each, unless told otherwise."""
 
@@ -44,7 +45,7 @@ class Hardware:
     def flops(self, number_format: NumberFormat) -> float:
         """Peak FLOPs per second in `number_format`."""
         if self.peak is None:
-            return self.rate
+            return self.rates[number_format != "fp32"]
         found = self.peak.tflops(number_format)
         return (found if found is not None else self.peak.fp32) * 1e12
 
@@ -84,7 +85,7 @@ DEVICES["a100-40"] = replace(
     DEVICES["a100"], name="a100-40", memory=int(39.4 * GIB), bandwidth=1555 * GB, source="A100 data sheet (40 GB)"
 )
 
-EFFICIENCY = 0.68
+EFFICIENCY, REACHED_BANDWIDTH = 0.70, 0.88
 """Of a GPU's listed rate that large matrix products of training reach, and of its bandwidth what other operations do.
 
 llm-foundry trains 1 to 7 billion parameters on H100s at 42 to 46% of the listed rate over whole steps, NeMo 8 billion at
@@ -126,8 +127,12 @@ def this_processor() -> Hardware:
         return best
 
     size, numbers = 768, 24_000_000
-    left, right, out = torch.ones(size, size), torch.ones(size, size), torch.empty(size, size)
+    rates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+        rates.append(2.0 * size**3 / seconds(partial(torch.mm, left, right)))
     source, target = torch.ones(numbers), torch.ones(numbers)
-    rate = 2.0 * size**3 / seconds(lambda: torch.mm(left, right, out=out))
     bandwidth = 12.0 * numbers / seconds(lambda: torch.add(source, target, out=target))
-    return Hardware("cpu", memory_limit(), bandwidth, bandwidth / 4, bandwidth, 0.0, "measured here", None, rate)
+    return Hardware(
+        "cpu", memory_limit(), bandwidth, bandwidth / 4, bandwidth, 0.0, "measured here", rates=(rates[0], rates[1])
+    )

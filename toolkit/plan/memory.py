@@ -11,7 +11,7 @@ from toolkit.plan.trace import Activations, Moment
 
 GIB = 2**30
 
-CPU_PROCESS = 0.80 * GIB
+CPU_PROCESS = 1.15 * GIB
 """Resident set of a rank on a CPU before any weight is there: Python, torch, DeepSpeed and transformers, gloo's buffers
 (measured by benchmarks/plan_runs.py)."""
 
@@ -125,18 +125,14 @@ def _in_backward(
 
 
 def _on_host(held: Held, activations: Activations, flight: Flight) -> dict[str, int]:
-    """Host memory beside a GPU. Page-locked memory comes in powers of two (torch's CachingHostAllocator)."""
-    found = {"process": round(HOST_PROCESS)}
-    for component, size in held.host.items():
-        found[component] = _power_of_two(size) if held.pinned else size
+    """Host memory beside a GPU."""
+    found = {"process": round(HOST_PROCESS), **held.host}
+    if held.rounding:
+        found["rounding of page-locked memory"] = held.rounding
     kept = round(activations.host * flight.in_flight)
     if kept:
         found["activations"] = kept
     return found
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << max(0, size - 1).bit_length()
 
 
 @dataclass(frozen=True)

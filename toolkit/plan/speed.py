@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from toolkit.plan.devices import EFFICIENCY, LAUNCH_S, Hardware
+from toolkit.plan.devices import EFFICIENCY, LAUNCH_S, REACHED_BANDWIDTH, Hardware
 from toolkit.plan.inventory import Inventory
 from toolkit.plan.peaks import NumberFormat
 from toolkit.plan.states import SIZES, Keeper, States
@@ -41,7 +41,7 @@ class Rates:
     """How much of a device's listed rates work like this reaches; fitted to finished runs where there are any."""
 
     compute: float = EFFICIENCY
-    memory: float = EFFICIENCY
+    memory: float = REACHED_BANDWIDTH
 
 
 @dataclass(frozen=True)

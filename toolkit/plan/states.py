@@ -30,6 +30,9 @@ MEMORY_OPT_ALLREDUCE_SIZE)."""
 MUON_CACHE = 256 * 2**20
 """Bytes of buffers that stage 3 keeps for Muon's all-gathers (stage3.py, _muon_allgather_max_cached_bytes)."""
 
+PIECE_8BIT, UPDATE_8BIT = 2**24, 53
+"""8-bit states on a CPU: numbers that are updated at a time, and bytes of the copies that are made of each."""
+
 CODES_PER_SCALE = 256
 """8-bit states: numbers that share an fp32 scale (`toolkit.engine.adam8bit`)."""
 
@@ -52,6 +55,14 @@ class Held:
     nvme: dict[str, int] = field(default_factory=dict)
     pinned: int = 0
     """Of what is in host memory, so much is page-locked."""
+    rounding: int = 0
+    """What page-locked memory takes besides: it comes in powers of two (torch's CachingHostAllocator)."""
+
+    def pin(self, size: float, tensors: int = 1) -> None:
+        """Note that `size` bytes on the host, in so many tensors, are page-locked."""
+        each = max(1, round(size / tensors))
+        self.pinned += round(size)
+        self.rounding += tensors * (1 << (each - 1).bit_length()) - tensors * each
 
     def add(self, place: str, component: str, size: float) -> None:
         """Put `size` bytes of `component` at "device", "host" or "nvme"."""
@@ -127,8 +138,10 @@ class _Count:
             Keeper.SHARED: self._shared,
             Keeper.PARTITIONED: self._partitioned,
         }[self.keeper]()
-        buffers = self.inventory.buffers * self.weight
-        self.held.add("device", "parameters", buffers)
+        self.held.add("device", "parameters", self.inventory.buffers * self.weight)
+        if "optimizer" not in self.config and self.is_cpu:
+            # On CUDA the update is one compiled kernel.
+            found.step["optimizer"] = UPDATE_8BIT * min(PIECE_8BIT, self._share)
         return found
 
     # Sizes
@@ -233,8 +246,10 @@ class _Count:
             held.add("host", "gradients", self.master * share)
             held.add("host", "staging", self.weight * (share + self.inventory.largest))
             held.add("device", "staging", self.weight * self.inventory.largest)
-            if self.pins:
-                held.pinned = sum(held.host.values())
+            if self.pins:  # all but the moments, which the optimizer makes itself
+                held.pin(self.master * share)
+                held.pin(self.master * share)
+                held.pin(self.weight * share)
         self._average(share)
         backward = self._buckets()
         per_gradient, step = 0.0, {}
@@ -293,7 +308,11 @@ class _Count:
             held.add(self.states_place, "gradients", self.master * share)
         self._average(share)
         if self.pins:
-            held.pinned = sum(held.host.values())
+            pieces = max(1, round(share / int(self.zero["sub_group_size"])))
+            held.pin(self.sums * share)
+            held.pin(self.master * share, pieces)
+            held.pin(self.master * share, pieces)
+            held.pin(self.weight * share if params_place == "host" else 0, pieces)
         size = min(int(self.zero["reduce_bucket_size"]), max(1, self._trained))
         held.add("device", "buckets", self.sums * int(self.zero["reduce_bucket_size"]))
         if self._is_muon and self.ranks > 1:

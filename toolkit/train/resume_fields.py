@@ -64,7 +64,7 @@ _TABLE: dict[Role, str] = {
         parallel.tensor parallel.sequence
         """,
     Role.SURROUNDING: """
-        data.prefetch data.workers launch.devices launch.hosts launch.device launch.timeout_s launch.host_timeout_s note
+        data.prefetch data.workers launch.devices launch.hosts launch.device launch.memory_check launch.timeout_s launch.host_timeout_s note
         """,
 }
 ROLES: dict[str, Role] = {name: role for role, names in _TABLE.items() for name in names.split()}

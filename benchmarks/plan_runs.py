@@ -1,0 +1,112 @@
+"""Whole runs: what the plan of a recipe says of resident memory and of a step's time, against what the run measures.
+
+Each recipe is started as a user starts it, for a few steps, on this machine's processor. Memory is the largest resident
+set of a rank from its start to the last step; the plan is the one that the run makes before it loads weights. Time is
+the median step after the first two. The first two recipes calibrate: their measured times are noted as every run notes
+them, and the plans of all others use rates fitted to these two alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from harness.page import parser, publish, table, tracked
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+RUNS: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    "ZeRO-2": ("sft_smollm2_zero2", 2, ()),
+    "ZeRO-3, checkpointing": ("sft_smollm2_zero3", 2, ("--model.activation_checkpointing",)),
+    "one rank, fp32": ("sft_smollm2_zero0", 1, ()),
+    "ZeRO-1": ("sft_smollm2_zero2", 2, ("--parallel.zero_stage", "1")),
+    "ZeRO-2, fp32": ("sft_smollm2_zero2", 2, ("--precision.dtype", "fp32")),
+    "ZeRO-2, micro-batch 1": ("sft_smollm2_zero2", 2, ("--batch.micro_size", "1")),
+    "ZeRO-2, optimizer offloaded": ("sft_smollm2_zero2_offload", 2, ()),
+    "ZeRO-3": ("sft_smollm2_zero3", 2, ()),
+    "ZeRO-3, all offloaded": ("sft_smollm2_zero3_offload", 2, ()),
+    "2 pipeline stages": ("sft_smollm2_pp2", 2, ()),
+    "3 tensor ranks": ("sft_smollm2_tp3", 3, ()),
+    "3 sequence ranks": ("sft_smollm2_sp3", 3, ()),
+    "LoRA": ("lora_smollm2_zero2", 2, ()),
+    "DPO": ("dpo_smollm2_zero2", 2, ()),
+}
+"""Name -> recipe, ranks, flags."""
+
+CALIBRATE = 2
+STEPS = 5
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    made = parser(__doc__, __file__)
+    made.add_argument("--runs", help="names of runs with commas between them (default: all)")
+    options = made.parse_args(arguments)
+    names = list(RUNS)[:1] if options.tiny else list(RUNS)
+    if options.runs is not None:
+        names = [name for name in names if name in options.runs.split(",")]
+    with tempfile.TemporaryDirectory(prefix="plan_runs_") as folder:
+        cache = linked_cache(Path(folder))
+        calibrated: list[str] = []
+        found = {}
+        for index, name in enumerate(tracked(names, "runs")):
+            found[name] = one_run(name, Path(folder) / str(index), cache, options)
+            ledger = cache / "finished_runs.jsonl"
+            if index < CALIBRATE and ledger.is_file():
+                calibrated = ledger.read_text().splitlines()
+            elif calibrated:
+                ledger.write_text("\n".join(calibrated) + "\n")
+    rows, memories, times = [], [], []
+    for index, (name, plan) in enumerate(found.items()):
+        measured = plan["measured"]
+        memory = plan["memory"]["peak_bytes"] / measured["peak_bytes"] - 1.0
+        seconds = plan["step_seconds"]["total"] / measured["step_time_s"] - 1.0
+        memories.append(abs(memory))
+        said = "calibrates" if index < CALIBRATE else f"{seconds:+.0%}"
+        times += [] if index < CALIBRATE else [abs(seconds)]
+        gib = [f"{value / 2**30:.2f}" for value in (plan["memory"]["peak_bytes"], measured["peak_bytes"])]
+        spent = [f"{plan['step_seconds']['total']:.2f}", f"{measured['step_time_s']:.2f}"]
+        rows.append([name, str(RUNS[name][1]), *gib, f"{memory:+.1%}", *spent, said])
+    header = ["", "ranks", "GiB planned", "measured", "error", "s per step planned", "measured", "error"]
+    lines = [f"Memory: median error {statistics.median(memories):.1%}, worst {max(memories):.1%}."]
+    if times:
+        lines.append(f"Time: median error {statistics.median(times):.0%}, worst {max(times):.0%}.")
+    publish(options, "Planned and measured runs", [str(__doc__).strip(), table(header, rows), " ".join(lines)])
+
+
+def linked_cache(folder: Path) -> Path:
+    """A cache with what is fetched in the user's, and no finished run."""
+    from toolkit.cache import cache_dir
+
+    cache = folder / "cache"
+    cache.mkdir()
+    for entry in cache_dir().iterdir():
+        if entry.name != "finished_runs.jsonl":
+            (cache / entry.name).symlink_to(entry)
+    return cache
+
+
+def one_run(name: str, folder: Path, cache: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """plan.json of the run."""
+    recipe, ranks, flags = RUNS[name]
+    steps = ["--epochs", "None", "--steps", str(STEPS), "--schedule.warmup_steps", "0", "--checkpoint.no_export"]
+    command = [str(Path(sys.executable).with_name("deepspeed")), "-q", "--num_gpus", str(ranks)]
+    command += [str(RECIPES / f"{recipe}.py"), "--output_dir", str(folder), *steps, *flags]
+    environment = {**os.environ, "TOOLKIT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    plan = folder / "plan.json"
+    if done.returncode or not plan.is_file():
+        raise SystemExit(f"{name}: {' '.join(command)}\n{(done.stdout + done.stderr)[-3000:]}")
+    found: dict[str, Any] = json.loads(plan.read_text(encoding="utf-8"))
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
