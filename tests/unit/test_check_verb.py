@@ -46,13 +46,13 @@ def test_the_report_has_errors_first_then_a_line_per_warning_what_was_assumed_an
     code, out, err = checked(capsys, str(faulty))
     assert (code, err) == (2, "")
     assert out.splitlines() == [
-        'error: unknown key max_grad_norm (DeepSpeed: "gradient_clipping" at the top level)  [unknown-key]',
+        f'{faulty}:3: error: unknown key max_grad_norm (DeepSpeed: "gradient_clipping" at the top level)  [unknown-key]',
         "  expected: a key that DeepSpeed 0.19.8 reads at the top level",
         '  do this:  use "gradient_clipping" at the top level',
         "",
-        "warning: gradient_clipping is missing: DeepSpeed clips the gradient norm at 1.0; "
+        f"{faulty}:1: warning: gradient_clipping is missing: DeepSpeed clips the gradient norm at 1.0; "
         'write "gradient_clipping"  [clipping-unwritten]',
-        "warning: zero_optimization.round_robin_gradients=true is ignored at stage 3; "
+        f"{faulty}:4: warning: zero_optimization.round_robin_gradients=true is ignored at stage 3; "
         "remove 'round_robin_gradients'  [key-of-another-stage]",
         "",
         "assumed: world size not checked (--world-size N), device cuda (--device), no Trainer (--training-args FILE), "
@@ -94,6 +94,10 @@ def test_warnings_count_under_strict_only(tmp_path: Path, capsys: pytest.Capture
         "expected": "the norm to clip at, or 0.0 for never",
         "do": 'write "gradient_clipping"',
         "severity": "warning",
+        "role": "config",
+        "file": str(path),
+        "line": 1,
+        "column": 1,
     }
     path.write_text('{"train_batch_size": 8, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}')
     assert checked(capsys, str(path), "--strict")[0] == 0
@@ -206,7 +210,7 @@ def test_long_lists_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({name: {f"key_{number}": 1 for number in range(30)} for name in sections}))
     code, out, _ = checked(capsys, str(path))
-    assert code == 2 and out.count("\nerror: ") + out.startswith("error: ") == 40
+    assert code == 2 and out.count(": error: ") == 40
     assert "... and 66 more errors (--json lists them all)" in out
     assert len(json.loads(checked(capsys, str(path), "--json")[1])) == 108
 

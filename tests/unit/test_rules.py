@@ -1122,7 +1122,7 @@ CASES = [
         Case(
             "trainer-argument-value",
             {},
-            f"--training-args {name}",
+            name,
             what,
             {},
             CPU,
@@ -1141,7 +1141,7 @@ CASES = [
         Case(
             "trainer-argument-unknown",
             {},
-            f"--training-args {name}",
+            name,
             what,
             {},
             CPU,
@@ -1157,7 +1157,7 @@ CASES = [
     Case(
         "trainer-two-formats",
         {},
-        "--training-args bf16",
+        "bf16",
         "bf16=true and fp16=true",
         {},
         CPU,

@@ -12,7 +12,7 @@ from rich.console import Console
 from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.launcher_config import disagreements
 from toolkit.cli.output import reader_may_leave
-from toolkit.ds_config.check import check_config
+from toolkit.ds_config.check import check_files
 from toolkit.ds_config.config_file import read_arguments, read_config
 from toolkit.ds_config.file_text import STANDARD_INPUT, place_of
 from toolkit.ds_config.findings import Finding, Severity, errors_in, sorted_findings
@@ -60,7 +60,9 @@ def run(options: argparse.Namespace) -> int:
     except InputError as error:
         if not options.json:
             raise
-        recipe, target, findings = None, None, [Finding("", "unreadable", error.what, error.expected, error.do)]
+        line = getattr(error, "line", None)
+        recipe, target = None, None
+        findings = [Finding("", "unreadable", error.what, error.expected, error.do, file=str(options.file), line=line)]
     with reader_may_leave():
         if options.json:
             print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -77,16 +79,17 @@ def _findings(options: argparse.Namespace, recipe: Recipe | None, target: Target
             expected="one of the two from a file",
             do="name the other file",
         )
-    config, of_file = read_config(options.file)
-    refuse_other_files(config, options.file)
+    file = read_config(options.file)
+    refuse_other_files(file.data, options.file)
     arguments = None if options.training_args is None else read_arguments(options.training_args)
-    found = check_config(config, target=target, device=options.device, training_args=arguments, file_findings=of_file)
+    found = check_files(file, target=target, device=options.device, arguments=arguments)
     if recipe is not None and target is not None:
-        found += [
+        differences = [
             Finding(key, "differs-from-recipe", text, "the recipe's value", "correct the file, or the recipe's field")
-            for key, text in disagreements(config, render(recipe, target))
+            for key, text in disagreements(file.data, render(recipe, target))
             if key not in follows_model(recipe)
         ]
+        found += file.placed(differences)
     return sorted_findings(found)
 
 
@@ -111,15 +114,22 @@ def _print(findings: Sequence[Finding], source: str, assumed: str) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     errors, warnings = errors_in(findings), [finding for finding in findings if finding.severity == "warning"]
     for finding in errors[:MOST_PRINTED]:
+        console.print(_place(finding), end="")
         console.print("error", style="bold red", end="")
         console.print(f": {finding.what}  [{finding.rule}]\n  expected: {finding.expected}\n  do this:  {finding.do}\n")
     _print_rest(console, len(errors), "error")
     for finding in warnings[:MOST_PRINTED]:
+        console.print(_place(finding), end="")
         console.print("warning", style="bold yellow", end="")
         console.print(f": {finding.what}; {finding.do}  [{finding.rule}]")
     _print_rest(console, len(warnings), "warning")
     console.print(f"{chr(10) if warnings else ''}assumed: {assumed}")
     console.print(f"{source}: {plural(len(errors), 'error')}, {plural(len(warnings), 'warning')}")
+
+
+def _place(finding: Finding) -> str:
+    """FILE:LINE, the form in which editors jump to it."""
+    return f"{finding.file}:{finding.line}: "
 
 
 def _print_rest(console: Console, total: int, kind: Severity) -> None:

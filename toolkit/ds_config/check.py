@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.ds_config.config_file import read_arguments, read_config
+from toolkit.ds_config.config_file import ConfigFile, read_arguments, read_config
 from toolkit.ds_config.findings import Finding, sorted_findings
 from toolkit.ds_config.rules import RULES, Context
 from toolkit.ds_config.target import Device, Target
@@ -40,11 +40,35 @@ def _reads(keys: Sequence[str], wrong: Collection[str]) -> bool:
     return any(key == other or key.startswith(f"{other}.") for other in wrong for key in keys)
 
 
+def check_files(
+    file: ConfigFile,
+    *,
+    target: Target | None = None,
+    device: Device | None = None,
+    arguments: ConfigFile | None = None,
+) -> list[Finding]:
+    """Findings about the DeepSpeed JSON `file`, and the Trainer's `arguments` it is used with, each with its place."""
+    found = check_config(
+        file.data,
+        target=target,
+        device=device,
+        training_args=None if arguments is None else arguments.data,
+        file_findings=file.findings,
+    )
+    files = {"config": file, "arguments": arguments}
+    placed = [
+        finding
+        for role, of in files.items()
+        if of is not None
+        for finding in of.placed(item for item in found if item.role == role)
+    ]
+    return sorted_findings(placed)
+
+
 def check_file(path: Path, *, target: Target | None = None, training_args_path: Path | None = None) -> list[Finding]:
     """Findings about the DeepSpeed JSON at `path`, read as DeepSpeed reads it.
 
     Raises ConfigError when a file is missing, unreadable, no JSON or no object.
     """
-    config, file_findings = read_config(path)
     arguments = None if training_args_path is None else read_arguments(training_args_path)
-    return check_config(config, target=target, training_args=arguments, file_findings=file_findings)
+    return check_files(read_config(path), target=target, arguments=arguments)

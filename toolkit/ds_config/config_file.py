@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import hjson
 from toolkit.ds_config.file_text import place_of, read_text
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.other_files import refuse_other_arguments
-from toolkit.errors import ConfigError
+from toolkit.ds_config.places import Lines, NoMap, Node, chain_to, map_of, objects
+from toolkit.errors import ConfigError, first_few
 
 FILE_RULES = {
     "duplicate-key": "DeepSpeed refuses a key that stands twice; other readers silently take the last",
@@ -21,28 +23,44 @@ FILE_RULES = {
 """Rule ids of the file itself -> why."""
 
 
-def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> tuple[dict[str, Any], list[Finding]]:
-    """The object in the file at `path` ("-": standard input), and what is wrong with the file itself (FILE_RULES).
+@dataclass(frozen=True)
+class ConfigFile:
+    """A file that was read: what it holds, and where in its text each key of that stands."""
+
+    path: Path
+    text: str
+    data: dict[str, Any]
+    map: Node
+    findings: tuple[Finding, ...] = ()
+    """What is wrong with the file itself (FILE_RULES)."""
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return place_of(self.path)
+
+    def placed(self, findings: Iterable[Finding]) -> Iterator[Finding]:
+        """`findings` of this file with its name and the line and column of what they speak of."""
+        lines = Lines(self.text)
+        for found in findings:
+            line, column = found.line, found.column
+            if line is None:
+                chain = chain_to(self.map, found.where)
+                line, column = lines.of(chain[-1].start if chain else self.map.start)
+            yield replace(found, file=self.name, line=line, column=column)
+
+
+def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> ConfigFile:
+    """The object in the file at `path` ("-": standard input), and what is wrong with the file itself.
 
     Raises ConfigError when the file is missing, unreadable, no JSON or no object.
     """
     name, text = place_of(path), read_text(path, wanted)
     if not text.strip():
         raise _no_object(f"{name} is empty", wanted)
-    duplicates: list[Finding] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            for key, count in Counter(key for key, _ in pairs).items():
-                if count > 1:
-                    what = f"the key {key!r} stands {count} times in one object"
-                    duplicates.append(Finding(key, "duplicate-key", what, "each key once", "keep one of them"))
-        return made
-
     found: list[Finding] = []
     try:
-        config = json.loads(text, object_pairs_hook=collect, parse_constant=_no_constant)
+        config = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise _too_deep(name) from None
     except ValueError as strict:
@@ -52,41 +70,67 @@ def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> tuple[dict
                 expected=wanted,
                 do=f"a recipe's: toolkit config {path} | toolkit check -",
             ) from None
-        duplicates.clear()
-        config = _loose(path, text, strict, collect)
+        config = _loose(path, text, strict)
         found.append(_not_strict(strict, text))
     if not isinstance(config, dict):
         raise _no_object(f"{name} holds {_kind(config)}", wanted)
-    return config, found + duplicates
+    try:
+        places = map_of(text)
+    except NoMap:  # read all the same: findings point to the file as a whole
+        places = Node(0, len(text), "object")
+    return ConfigFile(path, text, config, places, (*found, *_duplicates(places, Lines(text))))
 
 
-def read_arguments(path: Path) -> dict[str, Any]:
+def _duplicates(places: Node, lines: Lines) -> Iterator[Finding]:
+    for where, node in objects(places):
+        starts: dict[str, list[int]] = {}
+        for member in node.members:
+            starts.setdefault(member.name, []).append(member.start)
+        for key, of in starts.items():
+            if len(of) > 1:
+                at = [lines.of(start) for start in of]
+                whole, (line, column) = f"{where}.{key}" if where else key, at[-1]
+                what = f"the key {whole[:100]!r} stands {len(of)} times in one object ({_lines_of(at)})"
+                do = "keep one of them"
+                yield Finding(whole, "duplicate-key", what, "each key once", do, line=line, column=column)
+
+
+def _lines_of(places: Sequence[tuple[int, int]]) -> str:
+    """Of several keys."""
+    numbers = list(dict.fromkeys(line for line, _ in places))
+    return f"line {numbers[0]}" if len(numbers) == 1 else f"lines {first_few([str(number) for number in numbers], 3)}"
+
+
+def read_arguments(path: Path) -> ConfigFile:
     """The Hugging Face TrainingArguments in the JSON file at `path`.
 
     Raises ConfigError as `read_config` does, for what is wrong with the file, and for another kind of file.
     """
-    arguments, of_file = read_config(path, "a JSON file of the Trainer's arguments")
-    refuse_other_arguments(arguments, path)
-    if of_file:
-        raise ConfigError(f"{place_of(path)}: {of_file[0].what}", expected=of_file[0].expected, do=of_file[0].do)
-    return arguments
+    file = read_config(path, "a JSON file of the Trainer's arguments")
+    refuse_other_arguments(file.data, path)
+    if file.findings:
+        first = file.findings[0]
+        raise ConfigError(f"{file.name}: {first.what}", expected=first.expected, do=first.do)
+    return file
 
 
-def _loose(path: Path, text: str, strict: ValueError, collect: Any) -> Any:
+def _loose(path: Path, text: str, strict: ValueError) -> Any:
     """`text` as Hjson, DeepSpeed's own dialect. Raises ConfigError with the line when it is not even that."""
     try:
         # Hjson takes bare words for a string; what is no object is refused by the caller.
-        return hjson.loads(text, object_pairs_hook=collect)
+        return hjson.loads(text, object_pairs_hook=dict)
     except RecursionError:
         raise _too_deep(place_of(path)) from None
     except (ValueError, OverflowError, IndexError) as loose:  # IndexError: a comment or a text that never ends
         line = getattr(strict, "lineno", None)
-        place = f"{place_of(path)}, line {line}" if line else place_of(path)
-        raise ConfigError(
+        place = f"{place_of(path)}:{line}" if line else place_of(path)
+        error = ConfigError(
             f"{place} is not JSON: {getattr(strict, 'msg', strict)} {_as_hjson(loose)}",
             expected="a JSON object {...}",
             do="correct the file at that line" if line else "correct the file",
-        ) from None
+        )
+        error.line = line
+        raise error from None
 
 
 def _as_hjson(error: Exception) -> str:
@@ -97,8 +141,9 @@ def _as_hjson(error: Exception) -> str:
 def _not_strict(error: ValueError, text: str) -> Finding:
     if text.startswith("\ufeff"):
         what = "the file begins with a byte-order mark, at which strict readers stop"
-        return Finding("", "not-strict-json", what, "UTF-8 without the mark", "save it without byte-order mark")
-    line = getattr(error, "lineno", None)
+        do = "save it without byte-order mark"
+        return Finding("", "not-strict-json", what, "UTF-8 without the mark", do, line=1, column=1)
+    line, column = getattr(error, "lineno", None), getattr(error, "colno", None)
     place = f"line {line}: " if line else ""
     what = f"{place}{getattr(error, 'msg', error)}"
     return Finding(
@@ -107,6 +152,8 @@ def _not_strict(error: ValueError, text: str) -> Finding:
         f"the file is Hjson, not JSON ({what})",
         "strict JSON",
         "remove comments and trailing commas, quote all keys",
+        line=line,
+        column=column,
     )
 
 

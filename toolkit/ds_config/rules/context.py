@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from toolkit.ds_config.findings import Finding, Severity
+from toolkit.ds_config.findings import Finding, Role, Severity
 from toolkit.ds_config.rules.trainer_values import ACCELERATE_STAGE, number_format, trainer_value
 from toolkit.ds_config.schema import check_schema, offload_device
 from toolkit.ds_config.schema_keys import is_number
@@ -194,14 +194,14 @@ class Rule:
 
 
 def rule(
-    id: str, *, looks_at: str, why: str, severity: Severity = "error"
+    id: str, *, looks_at: str, why: str, severity: Severity = "error", role: Role = "config"
 ) -> Callable[[Callable[[Context], Iterator[Fault]]], Rule]:
-    """Make a Rule of a generator of faults."""
+    """Make a Rule of a generator of faults. `role` names the file whose keys they are."""
 
     def wrap(faults: Callable[[Context], Iterator[Fault]]) -> Rule:
         def check(context: Context) -> Iterator[Finding]:
             for where, what, expected, do, *own in faults(context):
-                yield Finding(where, id, what, expected, do, own[0] if own else severity)
+                yield Finding(where, id, what, expected, do, own[0] if own else severity, role)
 
         return Rule(id, looks_at, why, check, severity)
 
