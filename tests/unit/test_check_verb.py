@@ -57,7 +57,7 @@ def test_the_report_has_errors_first_then_a_line_per_warning_what_was_assumed_an
         "",
         "assumed: world size not checked (--world-size N), device cuda (--device), no Trainer (--training-args FILE), "
         "DeepSpeed 0.19.8",
-        f"{faulty}: 1 error, 2 warnings",
+        f"{faulty}: 1 error, 2 warnings; --fix corrects 1",
     ]
 
 
@@ -98,6 +98,7 @@ def test_warnings_count_under_strict_only(tmp_path: Path, capsys: pytest.Capture
         "file": str(path),
         "line": 1,
         "column": 1,
+        "fix": [],
     }
     path.write_text('{"train_batch_size": 8, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}')
     assert checked(capsys, str(path), "--strict")[0] == 0
@@ -290,7 +291,7 @@ def test_a_pipe_is_read_and_a_silent_one_refused(
     writer.start()
     code, out, _ = checked(capsys, str(pipe))
     writer.join()
-    assert code == 2 and out.endswith("1 error, 2 warnings\n")
+    assert code == 2 and out.endswith("1 error, 2 warnings; --fix corrects 1\n")
     assert file_text.SILENCE_S < 5
     monkeypatch.setattr(file_text, "SILENCE_S", 0.2)
     code, _, err = checked(capsys, str(pipe))
@@ -322,7 +323,10 @@ def toolkit(words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 def test_standard_input(faulty: Path) -> None:
     done = toolkit("check -", input=FAULTY)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (2, "standard input: 1 error, 2 warnings")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        2,
+        "standard input: 1 error, 2 warnings; --fix corrects 1",
+    )
     empty = toolkit("check - < /dev/null")
     assert empty.returncode == 2 and "standard input is empty" in empty.stderr
     twice = toolkit("check - --training-args -", input=FAULTY)

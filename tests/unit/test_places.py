@@ -11,7 +11,7 @@ import hjson
 import pytest
 
 from toolkit.ds_config.check import check_file
-from toolkit.ds_config.places import Lines, NoMap, Node, chain_to, map_of, map_of_yaml
+from toolkit.ds_config.places import Lines, Node, NoMap, chain_to, map_of, map_of_yaml
 
 ROOT = Path(__file__).parents[2]
 

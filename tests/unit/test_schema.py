@@ -577,7 +577,7 @@ def test_all_that_is_left_auto_is_one_finding() -> None:
         ({"gradient_cliping": 1}, "did you mean 'gradient_clipping'?", "rename it"),
         ({"GRADIENT_CLIPPING": 1}, "did you mean 'gradient_clipping'? Names are matched exactly", "rename it"),
         ({"gradient_clipping ": 1}, "unknown key 'gradient_clipping ' (did you mean 'gradient_clipping'?", "rename it"),
-        ({"load_universal_checkpoint": True}, '"load_universal": true in the section "checkpoint"', "use"),
+        ({"load_universal_checkpoint": True}, '"load_universal" in checkpoint', "use"),
         ({"seed": 1}, "the training script's own", "use"),
     ],
 )

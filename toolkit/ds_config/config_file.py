@@ -10,10 +10,12 @@ from typing import Any
 
 import hjson
 
+from toolkit.ds_config.edits import TIDY, remove
 from toolkit.ds_config.file_text import place_of, read_text
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.other_files import refuse_other_arguments
-from toolkit.ds_config.places import Lines, NoMap, Node, chain_to, map_of, objects
+from toolkit.ds_config.places import Lines, Member, Node, NoMap, chain_to, map_of, objects
+from toolkit.ds_config.rewrite import tidied
 from toolkit.errors import ConfigError, first_few
 
 FILE_RULES = {
@@ -55,10 +57,15 @@ def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> ConfigFile
 
     Raises ConfigError when the file is missing, unreadable, no JSON or no object.
     """
-    name, text = place_of(path), read_text(path, wanted)
+    return parse_config(path, read_text(path, wanted), wanted)
+
+
+def parse_config(path: Path, text: str, wanted: str = "a DeepSpeed JSON file") -> ConfigFile:
+    """As `read_config`, of the `text` of the file at `path`."""
+    name = place_of(path)
     if not text.strip():
         raise _no_object(f"{name} is empty", wanted)
-    found: list[Finding] = []
+    loose: ValueError | None = None
     try:
         config = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
@@ -71,28 +78,40 @@ def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> ConfigFile
                 do=f"a recipe's: toolkit config {path} | toolkit check -",
             ) from None
         config = _loose(path, text, strict)
-        found.append(_not_strict(strict, text))
+        loose = strict
     if not isinstance(config, dict):
         raise _no_object(f"{name} holds {_kind(config)}", wanted)
     try:
         places = map_of(text)
     except NoMap:  # read all the same: findings point to the file as a whole
         places = Node(0, len(text), "object")
-    return ConfigFile(path, text, config, places, (*found, *_duplicates(places, Lines(text))))
+    found = [_not_strict(loose, text, places)] if loose is not None else []
+    return ConfigFile(path, text, config, places, (*found, *_duplicates(text, places)))
 
 
-def _duplicates(places: Node, lines: Lines) -> Iterator[Finding]:
+def _duplicates(text: str, places: Node) -> Iterator[Finding]:
+    lines = Lines(text)
     for where, node in objects(places):
-        starts: dict[str, list[int]] = {}
+        named: dict[str, list[Member]] = {}
         for member in node.members:
-            starts.setdefault(member.name, []).append(member.start)
-        for key, of in starts.items():
+            named.setdefault(member.name, []).append(member)
+        for key, of in named.items():
             if len(of) > 1:
-                at = [lines.of(start) for start in of]
+                at = [lines.of(member.start) for member in of]
+                values = {_canonical(text[member.node.start : member.node.end]) for member in of}
+                fix = (remove(f"{where}.{key}" if where else key, len(of) - 1),) if len(values) == 1 else ()
                 whole, (line, column) = f"{where}.{key}" if where else key, at[-1]
                 what = f"the key {whole[:100]!r} stands {len(of)} times in one object ({_lines_of(at)})"
                 do = "keep one of them"
-                yield Finding(whole, "duplicate-key", what, "each key once", do, line=line, column=column)
+                yield Finding(whole, "duplicate-key", what, "each key once", do, line=line, column=column, fix=fix)
+
+
+def _canonical(value: str) -> str:
+    """The text of a value, the same for the same value."""
+    try:
+        return json.dumps(json.loads(value), sort_keys=True)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _lines_of(places: Sequence[tuple[int, int]]) -> str:
@@ -138,11 +157,12 @@ def _as_hjson(error: Exception) -> str:
     return f"(as Hjson: {text if len(text) <= 200 else text[:197] + '...'})"
 
 
-def _not_strict(error: ValueError, text: str) -> Finding:
+def _not_strict(error: ValueError, text: str, places: Node) -> Finding:
+    fix = (TIDY,) if _is_strict(tidied(text, places)) else ()
     if text.startswith("\ufeff"):
         what = "the file begins with a byte-order mark, at which strict readers stop"
         do = "save it without byte-order mark"
-        return Finding("", "not-strict-json", what, "UTF-8 without the mark", do, line=1, column=1)
+        return Finding("", "not-strict-json", what, "UTF-8 without the mark", do, line=1, column=1, fix=fix)
     line, column = getattr(error, "lineno", None), getattr(error, "colno", None)
     place = f"line {line}: " if line else ""
     what = f"{place}{getattr(error, 'msg', error)}"
@@ -154,7 +174,16 @@ def _not_strict(error: ValueError, text: str) -> Finding:
         "remove comments and trailing commas, quote all keys",
         line=line,
         column=column,
+        fix=fix,
     )
+
+
+def _is_strict(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _no_constant(name: str) -> Any:

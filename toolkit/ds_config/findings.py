@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from toolkit.ds_config.edits import Edit
 from toolkit.errors import ConfigError
 
 Severity = Literal["error", "warning"]
@@ -38,6 +39,8 @@ class Finding:
     line: int | None = None
     """Of the key, or of the section that lacks it; both counted from 1."""
     column: int | None = None
+    fix: tuple[Edit, ...] = ()
+    """What cures it for certain; empty where the author has to decide."""
 
     def __str__(self) -> str:
         return f"[{self.rule}] {self.what}\n    expected: {self.expected}\n    do this:  {self.do}"

@@ -25,6 +25,25 @@ ARTICLES: dict[Kind, str] = {
 
 
 @dataclass(frozen=True)
+class Same:
+    """Another name of a key, under which its value means exactly the same."""
+
+    name: str
+    section: str | None = None
+    """Dotted; "" for the top level, None for the section in which the old name stands."""
+
+    def __str__(self) -> str:
+        if self.section is None:
+            return f'"{self.name}"'
+        return f'"{self.name}" ' + (f"in {self.section}" if self.section else "at the top level")
+
+    def beside(self, path: str) -> str:
+        """The dotted key, for an old name in the section at `path`."""
+        section = path if self.section is None else self.section
+        return f"{section}.{self.name}" if section else self.name
+
+
+@dataclass(frozen=True)
 class Key:
     """One key. `count` is an integer that may be written as 5e8, as DeepSpeed's typed sections allow; `int` may not."""
 
@@ -48,6 +67,8 @@ class Key:
     """Not empty: deprecated or refused by DeepSpeed, and this is what to write."""
     acts_as: Key | Section | None = None
     """Deprecated only: what DeepSpeed reads it as, with a line in its log. None: it refuses or ignores it."""
+    becomes: tuple[str, Any] | None = None
+    """Deprecated only: the name that DeepSpeed reads it as, and what true is there; None for the same value."""
     aliases: tuple[str, ...] = ()
     """Other spellings of the same key; two at once are an error."""
     item: Section | None = None
@@ -124,7 +145,7 @@ class Section:
     """One object of the JSON. `each` is the section of every value whose key the user chooses."""
 
     keys: Mapping[str, Key | Section]
-    removed: Mapping[str, str] = field(default_factory=dict)
+    removed: Mapping[str, str | Same] = field(default_factory=dict)
     """Keys of older versions -> what replaces them."""
     required: tuple[str, ...] = ()
     is_open: bool = False
@@ -173,6 +194,12 @@ def one_of(*choices: str, caseless: bool = False, nullable: bool = False) -> Key
     return Key("text", choices=choices, caseless=caseless, nullable=nullable)
 
 
-def retired(instead: str, *, acts_as: Key | Section | None = None, aliases: tuple[str, ...] = ()) -> Key:
+def retired(
+    instead: str,
+    *,
+    acts_as: Key | Section | None = None,
+    aliases: tuple[str, ...] = (),
+    becomes: tuple[str, Any] | None = None,
+) -> Key:
     """A key that DeepSpeed still knows but that should not be written; `instead` says what to write."""
-    return Key("any", instead=instead, acts_as=acts_as, aliases=aliases)
+    return Key("any", instead=instead, acts_as=acts_as, aliases=aliases, becomes=becomes)

@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.ds_config.schema_keys import BOOL, INTEGER, NON_NEGATIVE, NUMBER, POSITIVE, SHARE, Key, Section, one_of
+from toolkit.ds_config.schema_keys import (
+    BOOL,
+    INTEGER,
+    NON_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    SHARE,
+    Key,
+    Same,
+    Section,
+    one_of,
+)
 
 RATE = Key("number", low=0)
 LEARNING_RATE = Key("number", low=0, auto=True)
@@ -140,7 +151,7 @@ REFUSED_OPTIMIZERS = {
     "OnebitLamb": "it was removed; write AdamW",
 }
 
-OPTIMIZER_REMOVED = {"max_grad_norm": '"gradient_clipping" at the top level'}
+OPTIMIZER_REMOVED = {"max_grad_norm": Same("gradient_clipping", "")}
 
 _WARMUP: dict[str, Key] = {
     "warmup_num_steps": Key("int", low=1, auto=True),

@@ -15,6 +15,7 @@ from toolkit.ds_config.schema_keys import (
     TEXT,
     TEXT_OR_NULL,
     Key,
+    Same,
     Section,
     one_of,
 )
@@ -181,7 +182,7 @@ AUTOTUNING = Section(  # autotuning/config.py
         "min_train_micro_batch_size_per_gpu": POSITIVE,
         "num_tuning_micro_batch_sizes": POSITIVE,
     },
-    removed={"start_step": '"start_profile_step"', "end_step": '"end_profile_step"'},
+    removed={"start_step": Same("start_profile_step"), "end_step": Same("end_profile_step")},
 )
 
 AIO = Section(  # runtime/swap_tensor/aio_config.py

@@ -171,7 +171,7 @@ TOP = Section(
         "seq_parallel_communication_data_type": COMMUNICATION_DTYPE,
         "fp16": FP16,
         "bf16": BF16,
-        "bfloat16": retired('"bf16", the only name that Hugging Face reads', acts_as=OLD_BF16),
+        "bfloat16": retired('"bf16", the only name that Hugging Face reads', acts_as=OLD_BF16, becomes=("bf16", None)),
         "torch_autocast": TORCH_AUTOCAST,
         "data_types": DATA_TYPES,
         "zero_optimization": ZERO,

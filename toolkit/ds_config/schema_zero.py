@@ -12,6 +12,7 @@ from toolkit.ds_config.schema_keys import (
     NON_NEGATIVE,
     SHARE,
     Key,
+    Same,
     Section,
     one_of,
     retired,
@@ -95,6 +96,8 @@ def _both_spellings() -> dict[str, Key]:
     return keys
 
 
+ON_THE_HOST = {"device": "cpu"}
+
 ZERO = Section(
     {
         "stage": Key("int", low=0, high=3, accelerate=True),
@@ -112,12 +115,25 @@ ZERO = Section(
         "offload_optimizer": OFFLOAD_OPTIMIZER,
         "zenflow": ZENFLOW,
         "sub_group_size": ELEMENTS,
-        "cpu_offload_param": retired('"offload_param": {"device": "cpu"}', acts_as=BOOL, aliases=("offload_param",)),
+        "cpu_offload_param": retired(
+            '"offload_param": {"device": "cpu"}',
+            acts_as=BOOL,
+            aliases=("offload_param",),
+            becomes=("offload_param", ON_THE_HOST),
+        ),
         "cpu_offload_use_pin_memory": retired('"pin_memory" inside offload_param or offload_optimizer'),
-        "cpu_offload": retired('"offload_optimizer": {"device": "cpu"}', acts_as=BOOL, aliases=("offload_optimizer",)),
+        "cpu_offload": retired(
+            '"offload_optimizer": {"device": "cpu"}',
+            acts_as=BOOL,
+            aliases=("offload_optimizer",),
+            becomes=("offload_optimizer", ON_THE_HOST),
+        ),
         **_both_spellings(),
         "stage3_gather_fp16_weights_on_model_save": retired(
-            '"stage3_gather_16bit_weights_on_model_save"', acts_as=BOOL, aliases=(GATHER, f"stage3_{GATHER}")
+            '"stage3_gather_16bit_weights_on_model_save"',
+            acts_as=BOOL,
+            aliases=(GATHER, f"stage3_{GATHER}"),
+            becomes=(f"stage3_{GATHER}", None),
         ),
         "ignore_unused_parameters": BOOL,
         "legacy_stage1": retired('"stage": 1 alone: the legacy implementation was removed'),
@@ -188,7 +204,7 @@ BF16 = Section(
         "bf16_master_weights_and_grads": BOOL,
         "bf16_optimizer_states": BOOL,
     },
-    removed={"check_overflow": '"check_grad_overflow"'},
+    removed={"check_overflow": Same("check_grad_overflow")},
     is_closed=True,
 )
 

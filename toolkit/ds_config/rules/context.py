@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from toolkit.ds_config.edits import Edit
 from toolkit.ds_config.findings import Finding, Role, Severity
 from toolkit.ds_config.rules.trainer_values import ACCELERATE_STAGE, number_format, trainer_value
-from toolkit.ds_config.schema import check_schema, offload_device
+from toolkit.ds_config.schema import check_schema
 from toolkit.ds_config.schema_keys import is_number
+from toolkit.ds_config.schema_lookup import offload_device
 from toolkit.ds_config.schema_optimizers import optimizer_class
 from toolkit.ds_config.schema_zero import NUMBER_FORMATS
 from toolkit.ds_config.target import Device, Target
@@ -174,9 +176,9 @@ class Context:
 
 STAGES = ("0", "1", "2", "3")
 
-Fault = tuple[str, str, str, str] | tuple[str, str, str, str, Severity]
-"""(dotted key, what is wrong, values that work, the edit that cures it): a Finding without its rule's id. A fifth value
-is the severity, where it is not the rule's usual one."""
+Fault = tuple[str, str, str, str, *tuple[Severity | Edit, ...]]
+"""(dotted key, what is wrong, values that work, what to do): a Finding without its rule's id. Behind it the severity, where
+it is not the rule's usual one, and the edits that cure it, where that is certain."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,9 @@ def rule(
     def wrap(faults: Callable[[Context], Iterator[Fault]]) -> Rule:
         def check(context: Context) -> Iterator[Finding]:
             for where, what, expected, do, *own in faults(context):
-                yield Finding(where, id, what, expected, do, own[0] if own else severity, role)
+                edits = tuple(part for part in own if isinstance(part, Edit))
+                graver = [part for part in own if not isinstance(part, Edit)]
+                yield Finding(where, id, what, expected, do, graver[0] if graver else severity, role, fix=edits)
 
         return Rule(id, looks_at, why, check, severity)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from toolkit.ds_config.edits import remove
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.values import exact, show
 
@@ -44,7 +45,9 @@ def datastates_enabled(context: Context) -> Iterator[Fault]:
     value = context.raw("datastates_ckpt")
     if context.has("datastates_ckpt") and value is not False:
         what = f"datastates_ckpt={show(value)} switches DataStates checkpoints on"
-        yield "datastates_ckpt", what, "false, or no such key", "remove 'datastates_ckpt'"
+        off = value is None or (isinstance(value, Mapping) and value.get("enabled") is False)
+        fix = (remove("datastates_ckpt"),) if off else ()
+        yield "datastates_ckpt", what, "false, or no such key", "remove 'datastates_ckpt'", *fix
 
 
 @rule(
@@ -89,6 +92,7 @@ def never_read(context: Context) -> Iterator[Fault]:
                 f"{where}={show(value)} changes nothing: DeepSpeed never reads it",
                 "no such key",
                 f"remove {name!r}",
+                remove(where),
             )
 
 
@@ -101,7 +105,13 @@ def pipeline_keys_unused(context: Context) -> Iterator[Fault]:
     for name in ("stages", "partition", "seed_layers"):
         where = f"pipeline.{name}"
         if context.has(where):
-            yield where, f"{where}={show(context.raw(where))} is never read", "nothing", f"remove {name!r}"
+            yield (
+                where,
+                f"{where}={show(context.raw(where))} is never read",
+                "nothing",
+                f"remove {name!r}",
+                remove(where),
+            )
 
 
 @rule(

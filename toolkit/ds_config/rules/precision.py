@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from toolkit.ds_config.edits import write
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import argument
 from toolkit.ds_config.schema_zero import NUMBER_FORMATS
@@ -34,7 +35,8 @@ def clipping_unwritten(context: Context) -> Iterator[Fault]:
         yield where, what, expected, do
     else:
         do = f'write "{where}": "auto", which becomes max_grad_norm'
-        yield where, f"{what}, whatever max_grad_norm={show(norm)} says", expected, do, "error"
+        told = f"{what}, whatever max_grad_norm={show(norm)} says"
+        yield where, told, expected, do, "error", write(where, "auto")
 
 
 @rule(

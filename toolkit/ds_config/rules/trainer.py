@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from toolkit.ds_config.edits import write
 from toolkit.ds_config.findings import Severity
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import FILLED_FROM, argument, trainer_value
@@ -134,7 +135,7 @@ def trainer_accumulation_unwritten(context: Context) -> Iterator[Fault]:
     severity: Severity = "warning"
     if context.has("train_batch_size"):
         what, severity = f"{what}, which contradicts train_batch_size", "error"
-    yield where, what, f'"auto", or {exact(steps)}', f'write "{where}": "auto"', severity
+    yield where, what, f'"auto", or {exact(steps)}', f'write "{where}": "auto"', severity, write(where, "auto")
 
 
 @rule(
@@ -154,7 +155,9 @@ def trainer_optimizer_values(context: Context) -> Iterator[Fault]:
             continue
         names = FILLED_FROM.get(where) or ARGUMENT_NAMES[where]
         what = f"{where} is missing: {show(taken)} is used, not {names}={show(wanted)}{_origin(arguments, names)}"
-        yield where, what, '"auto", or the value', f'write "{name}": "auto"', _severity(arguments, names)
+        graver = _severity(arguments, names)
+        fix = (write(where, "auto"),) if graver == "error" and context.has("optimizer.params") else ()
+        yield where, what, '"auto", or the value', f'write "{name}": "auto"', graver, *fix
 
 
 @rule(
