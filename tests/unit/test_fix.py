@@ -18,6 +18,7 @@ from tests.disks import small_disk
 from toolkit.cli.verbs import main
 from toolkit.ds_config.check import check_files
 from toolkit.ds_config.config_file import ConfigFile, parse_config
+from toolkit.ds_config.files import together
 from toolkit.ds_config.fix import Fixed, fixed
 from toolkit.ds_config.misspelt import distance, misspelt
 from toolkit.errors import ConfigError
@@ -29,7 +30,7 @@ def cured(text: str, arguments: dict[str, Any] | None = None) -> Fixed:
     args = None if arguments is None else parse_config(Path("args.json"), json.dumps(arguments))
 
     def check(file: ConfigFile) -> list[Any]:
-        return check_files(file, arguments=args)
+        return check_files(together(file, arguments=args))
 
     result = fixed(parse_config(Path("ds.json"), text), check)
     again = fixed(result.file, check)
@@ -42,7 +43,7 @@ SAME = {
     "a key misspelt": ('{\n  "gradient_clipp1ng": 0.5\n}\n', '{\n  "gradient_clipping": 0.5\n}\n'),
     "two letters exchanged": ('{"zero_optimization": {"stgae": 2}}', '{"zero_optimization": {"stage": 2}}'),
     "case and spaces": ('{"Gradient_Clipping ": 1}', '{"gradient_clipping": 1}'),
-    "another program's name": ('{"max_grad_norm": 1.0}', '{"gradient_clipping": 1.0}'),
+    "another program's name": ('{"bf16": {}, "max_grad_norm": 1.0}', '{"bf16": {}, "gradient_clipping": 1.0}'),
     "in a list": (
         '{"tensor_parallel": {"partition_config": {"layer_specs": [{"patterns": []}, {"partition_tipe": "row"}]}}}',
         '{"tensor_parallel": {"partition_config": {"layer_specs": [{"patterns": []}, {"partition_type": "row"}]}}}',

@@ -24,8 +24,10 @@ from transformers.training_args import OptimizerNames
 from toolkit.ds_config import schema_arguments
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.config_file import FILE_RULES
+from toolkit.ds_config.files import NAMING_RULES
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.rules import RULES, Context
+from toolkit.ds_config.rules.accelerate import ACCELERATE_RULES
 from toolkit.ds_config.rules.inert import NEVER_READ
 from toolkit.ds_config.rules.stages import KEY_STAGES, OWN_RULE
 from toolkit.ds_config.rules.trainer_values import ACCELERATE_STAGE, TRAINER_DEFAULTS
@@ -96,6 +98,7 @@ class Case:
 
 
 WARNINGS = {
+    "accelerate-zero3-init",
     "accumulation-dtype-unwritten",
     "activation-checkpointing-inert",
     "adam-or-adamw",
@@ -1164,6 +1167,33 @@ CASES = [
         {**ARGUMENTS, "fp16": True},
         cured_arguments=ARGUMENTS,
     ),
+    *(
+        Case("trainer-arguments-conflict", {}, where, what, {}, CPU, {**ARGUMENTS, **given}, cured_arguments=ARGUMENTS)
+        for where, what, given in (
+            ("fsdp", 'fsdp="full_shard" with DeepSpeed', {"fsdp": "full_shard"}),
+            (
+                "load_best_model_at_end",
+                'eval_strategy="no" and save_strategy="steps"',
+                {"load_best_model_at_end": True},
+            ),
+            (
+                "load_best_model_at_end",
+                "with save_only_model=true under DeepSpeed",
+                {"load_best_model_at_end": True, "save_strategy": "best", "save_only_model": True},
+            ),
+            ("dataloader_prefetch_factor", "=2 without workers", {"dataloader_prefetch_factor": 2}),
+        )
+    ),
+    Case(
+        "trainer-arguments-conflict",
+        {},
+        "lr_scheduler_type",
+        'lr_scheduler_type="greedy" without an evaluation',
+        {},
+        CPU,
+        {**ARGUMENTS, "lr_scheduler_type": "greedy"},
+        cured_arguments={**ARGUMENTS, "lr_scheduler_type": "greedy", "eval_strategy": "steps"},
+    ),
     Case(
         "trainer-batch-finder",
         {f"{Z}.stage": 3, f"{Z}.stage3_gather_16bit_weights_on_model_save": True},
@@ -1206,8 +1236,9 @@ def test_cured_configuration_is_clean(case: Case) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    # tests/unit/test_check.py has the cases of the rules about files.
-    assert {case.rule for case in CASES} | set(FILE_RULES) == {rule.id for rule in RULES}
+    # tests/unit/test_check.py has the cases of the rules about files, test_three_files.py those about several.
+    elsewhere = {*FILE_RULES, *NAMING_RULES, *(rule.id for rule in ACCELERATE_RULES)}
+    assert {case.rule for case in CASES} | elsewhere == {rule.id for rule in RULES}
 
 
 def test_each_rule_says_its_usual_severity() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -13,13 +15,15 @@ from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.fixing import as_json, fix, report, summary
 from toolkit.cli.launcher_config import disagreements
 from toolkit.cli.output import reader_may_leave
+from toolkit.ds_config.accelerate_file import processes
 from toolkit.ds_config.check import check_files
-from toolkit.ds_config.config_file import ConfigFile, read_arguments, read_config
+from toolkit.ds_config.config_file import ConfigFile, read_config, read_other
 from toolkit.ds_config.file_text import STANDARD_INPUT, place_of
+from toolkit.ds_config.files import Files, together
 from toolkit.ds_config.findings import Finding, Severity, errors_in, sorted_findings
 from toolkit.ds_config.fix import Fixed
 from toolkit.ds_config.golden import assumed_target
-from toolkit.ds_config.other_files import refuse_other_files
+from toolkit.ds_config.other_files import FLAGS, NAMES, role_of
 from toolkit.ds_config.render import follows_model, render
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION
 from toolkit.ds_config.target import Device, Target
@@ -32,6 +36,9 @@ EXAMPLES = [
     "ds_config.json                                what DeepSpeed would ignore, misread or refuse",
     "ds_config.json --world-size 8                 also the batch arithmetic",
     "ds_config.json --training-args args.json      also what the Trainer would make of it",
+    "args.json                                     TrainingArguments, and the JSON that they name",
+    "accelerate.yaml                               accelerate's file, and the JSON that it names or makes",
+    "ds.json --training-args a.json --accelerate c.yaml    all three together",
     "ds_config.json --recipe recipes/NAME.py       also where it differs from that recipe",
     "ds_config.json --fix                          correct what is certain, show it, name the rest",
     "ds_config.json --strict                       for a CI: warnings count as errors",
@@ -44,9 +51,14 @@ MOST_PRINTED = 40
 
 def add_flags(verb: argparse.ArgumentParser) -> None:
     """Add the flags of `toolkit check`."""
-    verb.add_argument("file", type=file_path, help='the DeepSpeed JSON; "-": standard input')
+    verb.add_argument(
+        "file",
+        type=file_path,
+        help="the DeepSpeed JSON, the Trainer's arguments or accelerate's YAML; \"-\": standard input",
+    )
     verb.add_argument("--recipe", type=file_path, help="also compare it with what this recipe renders")
     verb.add_argument("--training-args", type=file_path, help="JSON of Hugging Face TrainingArguments it is used with")
+    verb.add_argument("--accelerate", type=file_path, help="the file of `accelerate config` it is used with")
     verb.add_argument("--world-size", type=count, help="processes it is meant for; without it, no arithmetic of ranks")
     verb.add_argument("--device", choices=("cpu", "cuda"), help="device it is meant for (default: cuda)")
     verb.add_argument(
@@ -84,40 +96,85 @@ class Given:
 
     file: ConfigFile
     arguments: ConfigFile | None
+    accelerate: ConfigFile | None
     recipe: Recipe | None
     target: Target | None
     device: Device | None
 
+    def files(self, file: ConfigFile) -> Files:
+        """All of them, with `file` in the place of the one that was named."""
+        return together(file, arguments=self.arguments, accelerate=self.accelerate)
+
     def findings(self, file: ConfigFile) -> tuple[Finding, ...]:
         """About `file` in the place of the one that was named."""
-        found = check_files(file, target=self.target, device=self.device, arguments=self.arguments)
-        if self.recipe is not None and self.target is not None:
-            differences = [
-                Finding(
-                    key, "differs-from-recipe", text, "the recipe's value", "correct the file, or the recipe's field"
-                )
-                for key, text in disagreements(file.data, render(self.recipe, self.target))
-                if key not in follows_model(self.recipe)
-            ]
-            found += file.placed(differences)
+        files = self.files(file)
+        found = check_files(files, target=self.aim(files), device=self.device)
+        if self.recipe is not None and self.target is not None and files.config is not None:
+            found += files.config.placed(self._differences(self.recipe, self.target, files.config.data))
         return tuple(sorted_findings(found))
+
+    def _differences(self, recipe: Recipe, target: Target, config: Mapping[str, Any]) -> Iterator[Finding]:
+        for key, text in disagreements(config, render(recipe, target)):
+            if key not in follows_model(recipe):
+                do = "correct the file, or the recipe's field"
+                yield Finding(key, "differs-from-recipe", text, "the recipe's value", do)
+
+    def aim(self, files: Files) -> Target | None:
+        """The machines it is meant for: those of the flags, of the recipe, or of accelerate's file."""
+        number = None if files.accelerate is None else processes(files.accelerate.data)
+        if self.target is not None or number is None or files.accelerate is None:
+            return self.target
+        on_cpu = files.accelerate.data.get("use_cpu") is True
+        return Target(number, self.device or ("cpu" if on_cpu else "cuda"))
 
     @property
     def assumed(self) -> str:
         """What the findings hold for."""
-        target = self.target
+        files = self.files(self.file)
+        target = self.aim(files)
         world = "world size not checked (--world-size N)" if target is None else f"world size {target.world_size}"
-        of_recipe = target.device if self.recipe is not None and target is not None else None
-        device = self.device or of_recipe or "cuda (--device)"
-        trainer = f"the arguments in {self.arguments.name}" if self.arguments else "no Trainer (--training-args FILE)"
-        return f"{world}, device {device}, {trainer}, DeepSpeed {DEEPSPEED_VERSION}"
+        is_known = target is not None and (self.recipe is not None or self.target is None)
+        device = self.device or (target.device if is_known and target is not None else "cuda (--device)")
+        parts = [world, f"device {device}", self._configuration(files)]
+        parts.append(
+            f"the arguments in {files.arguments.name}" if files.arguments else "no Trainer (--training-args FILE)"
+        )
+        if files.accelerate is not None:
+            parts.append(f"accelerate's file {files.accelerate.name}")
+        return ", ".join([*filter(None, parts), f"DeepSpeed {DEEPSPEED_VERSION}"])
+
+    def _configuration(self, files: Files) -> str:
+        """Where it comes from, where that is another file than the one that was named."""
+        if files.config is None:
+            return "no DeepSpeed configuration (nothing names one that can be read)"
+        if files.is_made:
+            return "the DeepSpeed configuration that accelerate makes"
+        return "" if files.config.path == self.file.path else f"the DeepSpeed JSON {files.config.name}"
 
 
 def _given(options: argparse.Namespace, recipe: Recipe | None) -> Given:
-    if options.training_args == options.file == STANDARD_INPUT:
+    _one_standard_input(options)
+    target = _target(options, recipe)
+    file = read_config(options.file, "a DeepSpeed JSON, the Trainer's arguments or accelerate's file")
+    arguments = None if options.training_args is None else read_other(options.training_args, "arguments")
+    accelerate = None if options.accelerate is None else read_other(options.accelerate, "accelerate")
+    role = role_of(file.data)
+    if {"arguments": arguments, "accelerate": accelerate}.get(role) is not None:
         raise InputError(
-            "toolkit check: the file and --training-args are both standard input",
-            expected="one of the two from a file",
+            f"{file.name} is {NAMES[role]}, and so is what stands behind {FLAGS[role].strip()}",
+            expected="a DeepSpeed JSON in the first place, or each kind of file once",
+            do="leave out one of the two",
+        )
+    return Given(file, arguments, accelerate, recipe, target, options.device)
+
+
+def _one_standard_input(options: argparse.Namespace) -> None:
+    named = {"the file": options.file, "--training-args": options.training_args, "--accelerate": options.accelerate}
+    same = [name for name, path in named.items() if path == STANDARD_INPUT]
+    if len(same) > 1:
+        raise InputError(
+            f"toolkit check: {' and '.join(same)} are both standard input",
+            expected="one of them from a file",
             do="name the other file",
         )
     if options.fix and options.json and options.file == STANDARD_INPUT:
@@ -126,11 +183,6 @@ def _given(options: argparse.Namespace, recipe: Recipe | None) -> Given:
             expected="a file in the place of standard input, or one of the two",
             do="name a file, or leave out --json",
         )
-    target = _target(options, recipe)
-    file = read_config(options.file)
-    refuse_other_files(file.data, options.file)
-    arguments = None if options.training_args is None else read_arguments(options.training_args)
-    return Given(file, arguments, recipe, target, options.device)
 
 
 def _unreadable(error: InputError, path: Path) -> Finding:

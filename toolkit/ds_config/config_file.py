@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import hjson
 
 from toolkit.ds_config.edits import TIDY, remove
 from toolkit.ds_config.file_text import place_of, read_text
-from toolkit.ds_config.findings import Finding
-from toolkit.ds_config.other_files import refuse_other_arguments
+from toolkit.ds_config.findings import Finding, Role
+from toolkit.ds_config.other_files import EXAMPLES, refuse_other_file
 from toolkit.ds_config.places import Lines, Member, Node, NoMap, chain_to, map_of, objects
 from toolkit.ds_config.rewrite import tidied
+from toolkit.ds_config.yaml_file import is_yaml, read_yaml
 from toolkit.errors import ConfigError, first_few
 
 FILE_RULES = {
@@ -35,6 +36,11 @@ class ConfigFile:
     map: Node
     findings: tuple[Finding, ...] = ()
     """What is wrong with the file itself (FILE_RULES)."""
+    is_yaml: bool = False
+    prefix: str = ""
+    """Where `data` is a part of the file: the dotted key of that, with a dot behind it."""
+    origins: Mapping[str, str] | None = None
+    """Where `data` was made from other keys of the file: those of `data` -> those of the file, "" for the rest."""
 
     @property
     def name(self) -> str:
@@ -46,10 +52,24 @@ class ConfigFile:
         lines = Lines(self.text)
         for found in findings:
             line, column = found.line, found.column
+            where, fix = f"{self.prefix}{found.where}", tuple(edit.below(self.prefix) for edit in found.fix)
+            if self.origins is not None:
+                where, fix = _origin(self.origins, found.where), ()
             if line is None:
-                chain = chain_to(self.map, found.where)
+                chain = chain_to(self.map, where)
                 line, column = lines.of(chain[-1].start if chain else self.map.start)
-            yield replace(found, file=self.name, line=line, column=column)
+            yield replace(found, where=where, file=self.name, line=line, column=column, fix=fix)
+
+    def again(self, text: str) -> ConfigFile:
+        """The same file with another `text`. Raises ConfigError where that cannot be read."""
+        return parse_config(self.path, text)
+
+    def part(self, name: str) -> ConfigFile | None:
+        """The object at its top-level key `name` as a configuration of its own; None where it is none."""
+        member, inner = self.map.by_name.get(name), self.data.get(name)
+        if member is None or not isinstance(inner, dict):
+            return None
+        return replace(self, data=inner, findings=(), prefix=f"{name}.")
 
 
 def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> ConfigFile:
@@ -65,6 +85,12 @@ def parse_config(path: Path, text: str, wanted: str = "a DeepSpeed JSON file") -
     name = place_of(path)
     if not text.strip():
         raise _no_object(f"{name} is empty", wanted)
+    if is_yaml(path, text):
+        value, places = read_yaml(path, text)
+        if not isinstance(value, dict):
+            raise _no_object(f"{name} holds {_kind(value)}", wanted)
+        config = {str(key): inner for key, inner in value.items()}
+        return ConfigFile(path, text, config, places, tuple(_duplicates(text, places)), is_yaml=True)
     loose: ValueError | None = None
     try:
         config = json.loads(text, parse_constant=_no_constant)
@@ -106,6 +132,13 @@ def _duplicates(text: str, places: Node) -> Iterator[Finding]:
                 yield Finding(whole, "duplicate-key", what, "each key once", do, line=line, column=column, fix=fix)
 
 
+def _origin(origins: Mapping[str, str], where: str) -> str:
+    """The key of the file from which that at `where` was made."""
+    while where and where not in origins:
+        where = where.rpartition(".")[0]
+    return origins[where]
+
+
 def _canonical(value: str) -> str:
     """The text of a value, the same for the same value."""
     try:
@@ -120,16 +153,13 @@ def _lines_of(places: Sequence[tuple[int, int]]) -> str:
     return f"line {numbers[0]}" if len(numbers) == 1 else f"lines {first_few([str(number) for number in numbers], 3)}"
 
 
-def read_arguments(path: Path) -> ConfigFile:
-    """The Hugging Face TrainingArguments in the JSON file at `path`.
+def read_other(path: Path, role: Role) -> ConfigFile:
+    """The file of the Trainer's arguments, or accelerate's, at `path`.
 
-    Raises ConfigError as `read_config` does, for what is wrong with the file, and for another kind of file.
+    Raises ConfigError as `read_config` does, and for another kind of file.
     """
-    file = read_config(path, "a JSON file of the Trainer's arguments")
-    refuse_other_arguments(file.data, path)
-    if file.findings:
-        first = file.findings[0]
-        raise ConfigError(f"{file.name}: {first.what}", expected=first.expected, do=first.do)
+    file = read_config(path, EXAMPLES[role])
+    refuse_other_file(file.data, path, role)
     return file
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from toolkit.ds_config.values import show
@@ -21,6 +21,11 @@ class Edit:
     """What is written."""
     count: int = 1
     """Of a key that stands several times: so many are removed, the last ones."""
+
+    def below(self, prefix: str) -> Edit:
+        """The same of a part of a file, whose dotted key is `prefix` with a dot behind it."""
+        to = f"{prefix}{self.to}" if self.action == "move" else self.to
+        return replace(self, where=f"{prefix}{self.where}", to=to)
 
     def __str__(self) -> str:
         if self.action == "rename":

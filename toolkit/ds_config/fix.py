@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from toolkit.ds_config.config_file import ConfigFile, parse_config
+from toolkit.ds_config.config_file import ConfigFile
 from toolkit.ds_config.edits import Edit
 from toolkit.ds_config.findings import Finding
-from toolkit.ds_config.places import NoMap
+from toolkit.ds_config.places import NoMap, map_of_yaml
 from toolkit.ds_config.rewrite import CannotEdit, Rewriter, applied
 from toolkit.errors import ConfigError
 
@@ -44,10 +44,11 @@ def fixed(file: ConfigFile, check: Callable[[ConfigFile], Sequence[Finding]]) ->
 
 def _cured(file: ConfigFile, edits: Sequence[Edit]) -> ConfigFile | None:
     """`file` after `edits`; None where its text has no certain place for them, or would not mean what it shall."""
+    rewriter = Rewriter(map_of_yaml, is_yaml=True) if file.is_yaml else Rewriter()
     for edit in edits:
         try:
             wanted = applied(file.data, file.map, edit)
-            file = parse_config(file.path, Rewriter().edited(file.text, edit))
+            file = file.again(rewriter.edited(file.text, edit))
         except (CannotEdit, NoMap, ConfigError, KeyError, IndexError):
             return None
         if file.data != wanted:

@@ -26,7 +26,9 @@ def _meant(key: Key, value: Any) -> Any:
             return choices[0]
         if key.kind == "bool":
             return {"true": True, "false": False}.get(word.lower())
-        return _number(word) if key.kind not in ("text", "texts") and NUMBER.fullmatch(word) else None
+        if key.kind in ("text", "texts") or not NUMBER.fullmatch(word):
+            return None
+        value = _number(word)
     if key.kind == "bool" and type(value) is int and value in (0, 1):
         return bool(value)
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
@@ -36,7 +38,7 @@ def _meant(key: Key, value: Any) -> Any:
 def _number(word: str) -> float:
     """An integer where it is written as one."""
     try:
-        number = json.loads(word)
+        number: float = json.loads(word)
     except ValueError:  # +1, 1., .5
         number = float(word)
-    return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < 2**53 else number
+    return number

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from toolkit.ds_config.config_file import FILE_RULES
+from toolkit.ds_config.files import NAMING_RULES
 from toolkit.ds_config.findings import Finding
+from toolkit.ds_config.rules.accelerate import ACCELERATE_RULES
 from toolkit.ds_config.rules.batch import BATCH_RULES
 from toolkit.ds_config.rules.context import Context, Rule
 from toolkit.ds_config.rules.inert import INERT_RULES
@@ -24,12 +26,12 @@ from toolkit.ds_config.schema import SCHEMA_RULES
 def _file_rule(id: str, why: str) -> Rule:
     def check(context: Context) -> Iterator[Finding]:
         # DeepSpeed itself reads Hjson; only the Trainer and accelerate stop at it.
-        harmless = id == "not-strict-json" and context.training_args is None
+        harmless = id == "not-strict-json" and not context.for_hugging_face
         for found in context.file_findings:
             if found.rule == id:
                 yield replace(found, severity="warning") if harmless else found
 
-    return Rule(id, "the file", why, check, "warning" if id == "not-strict-json" else "error")
+    return Rule(id, "the file", why, check, "warning" if id == "not-strict-json" else "error", None)
 
 
 def _schema_rule(id: str, why: str) -> Rule:
@@ -40,7 +42,7 @@ def _schema_rule(id: str, why: str) -> Rule:
 
 
 RULES: tuple[Rule, ...] = (
-    *(_file_rule(id, why) for id, why in FILE_RULES.items()),
+    *(_file_rule(id, why) for id, why in {**FILE_RULES, **NAMING_RULES}.items()),
     *(_schema_rule(id, why) for id, why in SCHEMA_RULES.items()),
     *BATCH_RULES,
     *STAGE_RULES,
@@ -52,6 +54,7 @@ RULES: tuple[Rule, ...] = (
     *INERT_RULES,
     *TRAINER_RULES,
     *TRAINER_ARGUMENT_RULES,
+    *ACCELERATE_RULES,
 )
 """Every rule, in the order in which `toolkit rules` lists them."""
 

@@ -30,8 +30,10 @@ class Context:
     device: Device | None = None
     """The kind of device, where it is known."""
     training_args: Mapping[str, Any] | None = None
+    accelerate: Mapping[str, Any] | None = None
+    """What accelerate's file holds."""
     file_findings: tuple[Finding, ...] = ()
-    """What is wrong with the file that `config` was read from."""
+    """What is wrong with the files themselves, and how they name one another."""
 
     def raw(self, path: str) -> Any:
         """The value at the dotted `path` as written, None where there is none."""
@@ -73,10 +75,15 @@ class Context:
         value = self.value(path)
         return value if isinstance(value, str) else None
 
+    @property
+    def for_hugging_face(self) -> bool:
+        """Whether accelerate reads the configuration, by itself or for the Trainer."""
+        return self.training_args is not None or self.accelerate is not None
+
     @cached_property
     def schema_findings(self) -> list[Finding]:
         """What the schema says about the configuration; computed once."""
-        return check_schema(self.config, for_trainer=self.training_args is not None)
+        return check_schema(self.config, for_trainer=self.for_hugging_face)
 
     @property
     def stage(self) -> int:
@@ -193,6 +200,8 @@ class Rule:
     check: Callable[[Context], Iterator[Finding]]
     severity: Severity = "error"
     """The usual one; a finding's own severity counts."""
+    role: Role | None = "config"
+    """Of which file it speaks; None for every one."""
 
 
 def rule(
@@ -207,6 +216,6 @@ def rule(
                 graver = [part for part in own if not isinstance(part, Edit)]
                 yield Finding(where, id, what, expected, do, graver[0] if graver else severity, role, fix=edits)
 
-        return Rule(id, looks_at, why, check, severity)
+        return Rule(id, looks_at, why, check, severity, role)
 
     return wrap

@@ -93,7 +93,7 @@ def partial_offload(context: Context) -> Iterator[Fault]:
 )
 def offload_without_optimizer(context: Context) -> Iterator[Fault]:
     forced = context.flag("zero_force_ds_cpu_optimizer", True)
-    if context.has("optimizer") or context.training_args is not None or not forced or context.stage == 0:
+    if context.has("optimizer") or context.for_hugging_face or not forced or context.stage == 0:
         return
     if context.optimizer_offload != "none":
         what = f"{OPTIMIZER}.device={context.optimizer_offload!r} without an optimizer section: DeepSpeed stops at one of torch's"

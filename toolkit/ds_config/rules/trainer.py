@@ -224,7 +224,7 @@ def trainer_saves_no_weights(context: Context) -> Iterator[Fault]:
     where = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
     gathers = context.flag(where) or context.flag("zero_optimization.gather_16bit_weights_on_model_save")
     tensor = context.number("tensor_parallel.autotp_size", 0) or 0
-    if context.training_args is not None and not gathers and (context.stage == 3 or tensor > 1):
+    if context.for_hugging_face and not gathers and (context.stage == 3 or tensor > 1):
         written = f"{where}={show(context.raw(where))}" if context.has(where) else f"{where} is missing"
         yield where, f"{written}: save_model writes no safetensors", "true", f'write "{where.rpartition(".")[2]}": true'
 
