@@ -126,8 +126,20 @@ def test_rules_about_accelerates_file(
 
 
 def test_every_rule_about_accelerates_file_has_a_case() -> None:
-    """The one about the Trainer's number format stands below."""
-    assert {case[0] for case in CASES} | {"accelerate-mixed-precision"} == {rule.id for rule in ACCELERATE_RULES}
+    """Those about other files beside it stand below."""
+    below = {"accelerate-mixed-precision", "accelerate-scheduler-steps"}
+    assert {case[0] for case in CASES} | below == {rule.id for rule in ACCELERATE_RULES}
+
+
+def test_accelerate_divides_the_steps_of_its_scheduler() -> None:
+    schedule = {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_num_steps": 3}}
+    Path("ds.json").write_text(json.dumps({**DS, "scheduler": schedule}))
+    rules = {item.rule: item for item in found("acc.yaml", accelerate=cluster(**FILE))}
+    finding = rules["accelerate-scheduler-steps"]
+    assert (finding.where, finding.file, finding.severity) == ("scheduler.params.total_num_steps", "ds.json", "warning")
+    assert finding.what.endswith("the total of DummyScheduler / 2, the number of processes")
+    alone = found("acc.yaml", accelerate=cluster(**FILE, num_processes=1))
+    assert "accelerate-scheduler-steps" not in {item.rule for item in alone}
 
 
 def test_sound_files_are_clean(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

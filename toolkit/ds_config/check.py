@@ -39,6 +39,7 @@ def check_files(files: Files, *, target: Target | None = None, device: Device | 
         None if arguments is None else arguments.data,
         None if accelerate is None else accelerate.data,
         tuple(replace(found, role=role) for role, file in files.given for found in file.findings) + files.findings,
+        files.is_made,
     )
     asked = RULES if config is not None else [rule for rule in RULES if rule.role != "config"]
     found = _findings(context, asked)

@@ -19,6 +19,7 @@ from toolkit.ds_config.rules.schedulers import SCHEDULER_RULES
 from toolkit.ds_config.rules.stages import STAGE_RULES
 from toolkit.ds_config.rules.trainer import TRAINER_RULES
 from toolkit.ds_config.rules.trainer_arguments import TRAINER_ARGUMENT_RULES
+from toolkit.ds_config.rules.whole_run import WHOLE_RUN_RULES
 from toolkit.ds_config.rules.zero import ZERO_RULES
 from toolkit.ds_config.schema import SCHEMA_RULES
 
@@ -52,6 +53,7 @@ RULES: tuple[Rule, ...] = (
     *OPTIMIZER_RULES,
     *SCHEDULER_RULES,
     *INERT_RULES,
+    *WHOLE_RUN_RULES,
     *TRAINER_RULES,
     *TRAINER_ARGUMENT_RULES,
     *ACCELERATE_RULES,

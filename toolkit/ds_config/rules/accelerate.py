@@ -278,6 +278,26 @@ def accelerate_mixed_precision(context: Context) -> Iterator[Fault]:
         yield "mixed_precision", what, f"{asked!r}", "make the two equal"
 
 
+@rule(
+    "accelerate-scheduler-steps",
+    looks_at="scheduler.params.total_num_steps, num_processes",
+    why="accelerate writes the steps of its DummyScheduler divided by the number of processes, but its warm-up undivided, unless "
+    "split_batches is set (Accelerator._prepare_deepspeed)",
+    severity="warning",
+)
+def accelerate_scheduler_steps(context: Context) -> Iterator[Fault]:
+    where = "scheduler.params.total_num_steps"
+    number = None if context.accelerate is None else processes(context.accelerate)
+    if context.training_args is None and context.raw(where) == "auto" and number is not None and number > 1:
+        what = f'{where}="auto": accelerate writes the total of DummyScheduler / {number}, the number of processes'
+        yield (
+            where,
+            what,
+            "the optimizer steps of the run",
+            f"write them, or give DummyScheduler {number} times as many",
+        )
+
+
 ACCELERATE_RULES = (
     accelerate_unknown_key,
     accelerate_value,
@@ -289,4 +309,5 @@ ACCELERATE_RULES = (
     accelerate_offload,
     accelerate_clipping,
     accelerate_mixed_precision,
+    accelerate_scheduler_steps,
 )

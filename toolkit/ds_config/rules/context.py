@@ -34,6 +34,8 @@ class Context:
     """What accelerate's file holds."""
     file_findings: tuple[Finding, ...] = ()
     """What is wrong with the files themselves, and how they name one another."""
+    is_made: bool = False
+    """accelerate makes `config` from the keys of its own file."""
 
     def raw(self, path: str) -> Any:
         """The value at the dotted `path` as written, None where there is none."""

@@ -26,7 +26,7 @@ DEFAULT_CLIPPING = 1.0
     severity="warning",
 )
 def clipping_unwritten(context: Context) -> Iterator[Fault]:
-    if context.has("gradient_clipping"):
+    if context.has("gradient_clipping") or context.is_made:  # of which accelerate-clipping speaks
         return
     where, expected, do = "gradient_clipping", "the norm to clip at, or 0.0 for never", 'write "gradient_clipping"'
     what = f"{where} is missing: DeepSpeed clips the gradient norm at {DEFAULT_CLIPPING}"
