@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from toolkit.cli.argument_types import count, file_path
+from toolkit.cli.explaining import as_data, explained, print_meanings
 from toolkit.cli.fixing import as_json, fix, report, summary
 from toolkit.cli.launcher_config import disagreements
 from toolkit.cli.output import reader_may_leave
@@ -40,6 +41,7 @@ EXAMPLES = [
     "accelerate.yaml                               accelerate's file, and the JSON that it names or makes",
     "ds.json --training-args a.json --accelerate c.yaml    all three together",
     "ds_config.json --recipe recipes/NAME.py       also where it differs from that recipe",
+    "ds_config.json --explain                      what DeepSpeed does with each key",
     "ds_config.json --fix                          correct what is certain, show it, name the rest",
     "ds_config.json --strict                       for a CI: warnings count as errors",
     "-                                             from standard input",
@@ -61,7 +63,13 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--accelerate", type=file_path, help="the file of `accelerate config` it is used with")
     verb.add_argument("--world-size", type=count, help="processes it is meant for; without it, no arithmetic of ranks")
     verb.add_argument("--device", choices=("cpu", "cuda"), help="device it is meant for (default: cuda)")
-    verb.add_argument(
+    instead = verb.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--explain",
+        action="store_true",
+        help="first say what each key does, and what those do that are missing and matter",
+    )
+    instead.add_argument(
         "--fix", action="store_true", help="write the file with what is certain corrected; show the difference"
     )
     verb.add_argument("--strict", action="store_true", help="exit 2 on warnings, too")
@@ -83,8 +91,9 @@ def run(options: argparse.Namespace) -> int:
         return 2
     with reader_may_leave():
         if options.json:
-            print(as_json(result) if options.fix else json.dumps([asdict(found) for found in result.left], indent=2))
+            print(_as_json(given, result, options))
         else:
+            _explain(given, options)
             _print(given, result, is_fix=options.fix)
     counted = result.left if options.strict else errors_in(result.left)
     return 2 if counted else 0
@@ -194,6 +203,21 @@ def _target(options: argparse.Namespace, recipe: Recipe | None) -> Target | None
     if recipe is not None:
         return assumed_target(recipe, options.world_size)
     return Target(options.world_size, options.device or "cuda") if options.world_size else None
+
+
+def _as_json(given: Given, result: Fixed, options: argparse.Namespace) -> str:
+    found = [asdict(finding) for finding in result.left]
+    if options.explain:
+        files = given.files(given.file)
+        meanings = as_data(explained(files, given.aim(files)), files.config)
+        return json.dumps({"explained": meanings, "findings": found}, indent=2)
+    return as_json(result) if options.fix else json.dumps(found, indent=2)
+
+
+def _explain(given: Given, options: argparse.Namespace) -> None:
+    files = given.files(given.file)
+    if options.explain and files.config is not None:
+        print_meanings(explained(files, given.aim(files)), files.config)
 
 
 def _print(given: Given, result: Fixed, *, is_fix: bool) -> None:

@@ -19,11 +19,9 @@ from toolkit.ds_config.schema_lookup import params_section
 from toolkit.ds_config.schema_optimizers import (
     DEEPSPEED_OPTIMIZERS,
     REFUSED_OPTIMIZERS,
-    REFUSED_SCHEDULERS,
-    SCHEDULERS,
-    SCHEDULERS_MEANT,
     TORCH_OPTIMIZERS,
 )
+from toolkit.ds_config.schema_schedules import REFUSED_SCHEDULERS, SCHEDULERS, SCHEDULERS_MEANT
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION, TOP
 from toolkit.ds_config.schema_unknown import MOST_NAMED, is_comment, join, last, unknown_keys
 from toolkit.ds_config.values import listing, show

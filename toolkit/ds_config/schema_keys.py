@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["bool", "int", "count", "number", "rates", "text", "numbers", "texts", "list", "object", "any"]
@@ -75,6 +75,16 @@ class Key:
     """Section of each element of a list."""
     members: tuple[str, ...] = ()
     """The strings that a list of strings may hold; empty: any."""
+    does: str = ""
+    """What DeepSpeed does with it, as the end of a sentence that the key begins."""
+    does_for: Mapping[Any, str] = field(default_factory=dict, hash=False)
+    """The same for single values."""
+    absent: str = ""
+    """What it does where the key is missing and that matters: its default, and what follows."""
+
+    def that(self, does: str, absent: str = "", *, does_for: Mapping[Any, str] | None = None) -> Key:
+        """The same values for a key of its own."""
+        return replace(self, does=does, absent=absent, does_for=does_for or {})
 
     def accepts(self, value: Any) -> bool:
         """Whether DeepSpeed reads `value` as it is written, without coercing or ignoring it."""
@@ -158,6 +168,14 @@ class Section:
     """true and false are an old form of the section, of which a rule speaks."""
     is_closed: bool = False
     """DeepSpeed itself refuses keys that it does not know here, where it ignores them elsewhere."""
+    does: str = ""
+    """What DeepSpeed does with the section."""
+    absent: str = ""
+    """What it does where the section is missing and that matters."""
+
+    def that(self, does: str, absent: str = "") -> Section:
+        """The same keys for a section of its own."""
+        return replace(self, does=does, absent=absent)
 
 
 LARGEST = 2**63 - 1

@@ -9,10 +9,10 @@ from typing import Any
 from toolkit.ds_config.schema_keys import Key, Section
 from toolkit.ds_config.schema_optimizers import (
     CLASS_PARAMS,
-    SCHEDULERS,
     optimizer_class,
     optimizer_section,
 )
+from toolkit.ds_config.schema_schedules import SCHEDULERS
 from toolkit.ds_config.schema_top import TOP
 
 OLD_OFFLOADS = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}

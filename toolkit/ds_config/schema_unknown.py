@@ -9,7 +9,8 @@ from toolkit.ds_config.edits import move
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.misspelt import misspelt
 from toolkit.ds_config.schema_keys import Same, Section
-from toolkit.ds_config.schema_optimizers import CLASS_PARAMS, SCHEDULERS
+from toolkit.ds_config.schema_optimizers import CLASS_PARAMS
+from toolkit.ds_config.schema_schedules import SCHEDULERS
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION, TOP
 from toolkit.ds_config.values import listing
 from toolkit.errors import did_you_mean, first_few

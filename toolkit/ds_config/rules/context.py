@@ -14,10 +14,10 @@ from toolkit.ds_config.edits import Edit
 from toolkit.ds_config.findings import Finding, Role, Severity
 from toolkit.ds_config.rules.trainer_values import ACCELERATE_STAGE, number_format, trainer_value
 from toolkit.ds_config.schema import check_schema
+from toolkit.ds_config.schema_formats import NUMBER_FORMATS
 from toolkit.ds_config.schema_keys import is_number
 from toolkit.ds_config.schema_lookup import offload_device
 from toolkit.ds_config.schema_optimizers import optimizer_class
-from toolkit.ds_config.schema_zero import NUMBER_FORMATS
 from toolkit.ds_config.target import Device, Target
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from toolkit.ds_config.edits import write
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import argument
-from toolkit.ds_config.schema_zero import NUMBER_FORMATS
+from toolkit.ds_config.schema_formats import NUMBER_FORMATS
 from toolkit.ds_config.values import exact, show
 
 MASTER = "bf16.bf16_master_weights_and_grads"

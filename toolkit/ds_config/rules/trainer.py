@@ -13,7 +13,8 @@ from toolkit.ds_config.findings import Severity
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import FILLED_FROM, argument, trainer_value
 from toolkit.ds_config.schema_keys import is_number
-from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS, EQUIVALENTS
+from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
+from toolkit.ds_config.schema_schedules import EQUIVALENTS
 from toolkit.ds_config.values import exact, show
 
 COMPARED = (
