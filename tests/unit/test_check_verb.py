@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 FAULTY = """{
   "train_batch_size": 8,
   "max_grad_norm": 1.0,
-  "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}, "round_robin_gradients": true}
+  "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": true}, "round_robin_gradients": true}
 }"""
 
 
@@ -230,12 +230,13 @@ HOSTILE: dict[str, str] = {
 def test_hostile_files_are_answered_at_once(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "ds.json"
     path.write_text(HOSTILE[name], encoding="utf-8", errors="surrogatepass")
-    for words in ([str(path)], [str(path), "--json"], [str(path), "--training-args", str(path)]):
+    ways = ([], ["--json"], ["--explain"], ["--fix"], ["--training-args", str(path)])
+    for words in ([str(path), *way] for way in ways):
         began = time.monotonic()
         code = main(["check", *words])
         assert (code, time.monotonic() - began < 5.0) == (2, True)
         out, err = capfd.readouterr()
-        assert len(out) + len(err) < 40_000 or "--json" in words
+        assert len(out) + len(err) < 40_000 or "--json" in words or "--explain" in words
 
 
 def test_mutations_of_real_files_are_answered_with_findings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -310,6 +311,26 @@ def toolkit(words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """The verbs as a shell starts them, for what only a process has: its own streams."""
     command = f"{Path(sys.executable).parent / 'toolkit'} {words}"
     return subprocess.run(["bash", "-c", command], text=True, cwd=ROOT, capture_output=True, check=False, **options)
+
+
+QUICKLY = """
+import resource, sys
+from toolkit.cli.verbs import main
+code = main(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = [name for name in ("torch", "deepspeed", "transformers", "accelerate") if name in sys.modules]
+print(code, heavy, used.ru_utime + used.ru_stime < 1.0, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("way", ["", "--explain", "--training-args args.json", "--accelerate acc.yaml", "--json"])
+def test_the_answer_takes_less_than_a_second_and_imports_nothing_heavy(way: str, faulty: Path) -> None:
+    (faulty.parent / "args.json").write_text('{"learning_rate": 1e-5}')
+    (faulty.parent / "acc.yaml").write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
+    command = [sys.executable, "-c", QUICKLY, "check", str(faulty), *way.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=faulty.parent, env=environment)
+    assert done.stderr == "2 [] True\n"
 
 
 def test_standard_input(faulty: Path) -> None:

@@ -17,6 +17,10 @@ from toolkit.ds_config.meaning import Meaning, meanings
 from toolkit.ds_config.rules import Context
 from toolkit.ds_config.target import Target
 from toolkit.ds_config.values import show
+from toolkit.errors import plural
+
+MOST_ROWS = 500
+"""So many are printed."""
 
 WIDTH = 150
 """Columns where the output is no terminal."""
@@ -49,30 +53,38 @@ def print_meanings(found: Sequence[Meaning], config: ConfigFile) -> None:
         )
         for head in ("line", "key", "value", "DeepSpeed") if is_written else ("key", "DeepSpeed"):
             table.add_column(head, overflow="fold", header_style="bold")
-        for row in _rows(found, config, is_written=is_written):
+        rows = [meaning for meaning in found if meaning.is_written == is_written]
+        for row in _rows(rows[:MOST_ROWS], config):
             table.add_row(*map(Text, row))
         with console.capture() as printed:
             console.print(table)
-        print("\n".join(line.rstrip() for line in printed.get().splitlines()), end="\n\n")
+        print("\n".join(line.rstrip() for line in printed.get().splitlines()))
+        more = (
+            f"... and {plural(len(rows) - MOST_ROWS, 'more key')} (--json lists them all)\n"
+            if len(rows) > MOST_ROWS
+            else ""
+        )
+        print(more)
 
 
-def _rows(found: Sequence[Meaning], config: ConfigFile, *, is_written: bool) -> Iterator[list[str]]:
-    of = dict(_lines(found, config))
+def _rows(found: Sequence[Meaning], config: ConfigFile) -> Iterator[list[str]]:
+    lines = _lines(found, config)
     for meaning in found:
-        if meaning.is_written == is_written:
-            value = "" if isinstance(meaning.value, dict) else show(meaning.value)
-            filled = "" if meaning.filled is None else f" -> {show(meaning.filled)}"
-            row = [meaning.where, f"{value}{filled}", meaning.does]
-            yield [str(of.get(meaning.where, "")), *row] if is_written else [meaning.where, meaning.does]
+        if not meaning.is_written:
+            yield [meaning.where, meaning.does]
+            continue
+        value = "" if isinstance(meaning.value, dict) else show(meaning.value)
+        filled = "" if meaning.filled is None else f" -> {show(meaning.filled)}"
+        yield [str(lines[meaning.where]), meaning.where, f"{value}{filled}", meaning.does]
 
 
-def _lines(found: Sequence[Meaning], config: ConfigFile) -> Iterator[tuple[str, int | None]]:
-    written = [meaning for meaning in found if meaning.is_written]
-    places = config.placed(Finding(meaning.where, "", "", "", "") for meaning in written)
-    return ((meaning.where, place.line) for meaning, place in zip(written, places, strict=True))
+def _lines(found: Sequence[Meaning], config: ConfigFile) -> dict[str, int | None]:
+    """Dotted key -> its line, of those that are written."""
+    written = [Finding(meaning.where, "", "", "", "") for meaning in found if meaning.is_written]
+    return {asked.where: placed.line for asked, placed in zip(written, config.placed(written), strict=True)}
 
 
 def as_data(found: Sequence[Meaning], config: ConfigFile | None) -> list[dict[str, Any]]:
     """The same for a program, each key with its line."""
-    lines = {} if config is None else dict(_lines(found, config))
+    lines = {} if config is None else _lines(found, config)
     return [{**asdict(meaning), "line": lines.get(meaning.where)} for meaning in found]

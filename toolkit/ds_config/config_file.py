@@ -19,6 +19,9 @@ from toolkit.ds_config.rewrite import tidied
 from toolkit.ds_config.yaml_file import is_yaml, read_yaml
 from toolkit.errors import ConfigError, first_few
 
+MOST_TIMES = 20
+"""So often a key may stand for --fix to keep one of them: each is searched for anew."""
+
 FILE_RULES = {
     "duplicate-key": "DeepSpeed refuses a key that stands twice; other readers silently take the last",
     "not-strict-json": "DeepSpeed reads Hjson (comments, trailing commas), accelerate and the Trainer strict JSON only",
@@ -125,7 +128,11 @@ def _duplicates(text: str, places: Node) -> Iterator[Finding]:
             if len(of) > 1:
                 at = [lines.of(member.start) for member in of]
                 values = {_canonical(text[member.node.start : member.node.end]) for member in of}
-                fix = (remove(f"{where}.{key}" if where else key, len(of) - 1),) if len(values) == 1 else ()
+                fix = (
+                    (remove(f"{where}.{key}" if where else key, len(of) - 1),)
+                    if len(values) == 1 and len(of) <= MOST_TIMES
+                    else ()
+                )
                 whole, (line, column) = f"{where}.{key}" if where else key, at[-1]
                 what = f"the key {whole[:100]!r} stands {len(of)} times in one object ({_lines_of(at)})"
                 do = "keep one of them"

@@ -40,7 +40,9 @@ def meanings(context: Context) -> list[Meaning]:
 def _written(context: Context, path: str, held: Mapping[str, Any], section: Section) -> Iterator[Meaning]:
     for name, value in held.items():
         where = join(path, str(name))
-        known = known_at(context.config, where) or section.keys.get(str(name)) or section.each
+        known = section.keys.get(str(name)) or section.each
+        if known is not None and path in ("", "optimizer", "scheduler"):  # whose params depend on the type
+            known = known_at(context.config, where) or known
         if str(name) in section.removed:
             does = f"is refused: it was removed (instead: {section.removed[str(name)]})"
         elif known is None or section.is_open:

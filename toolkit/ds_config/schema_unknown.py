@@ -66,7 +66,7 @@ def unknown_keys(path: str, names: Sequence[str], section: Section) -> Iterator[
         yield _unknown(path, name, section)
     rest = spoken_of[MOST_NAMED:]
     if rest:
-        what = f"{len(rest)} more unknown keys {_place(path)}: {first_few([_short(name) for name in rest], 3)}"
+        what = f"{len(rest)} more unknown keys {_place(path)}: {first_few([_short(name) for name in rest[:3]] + rest[3:], 3)}"
         yield Finding(join(path, rest[0]), "unknown-key", what, _known(path, section), "remove them")
 
 
