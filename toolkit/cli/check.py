@@ -39,7 +39,7 @@ EXAMPLES = [
     "ds_config.json --training-args args.json      also what the Trainer would make of it",
     "args.json                                     TrainingArguments, and the JSON that they name",
     "accelerate.yaml                               accelerate's file, and the JSON that it names or makes",
-    "ds.json --training-args a.json --accelerate c.yaml    all three together",
+    "ds_config.json --training-args args.json --accelerate accelerate.yaml    all three together",
     "ds_config.json --recipe recipes/NAME.py       also where it differs from that recipe",
     "ds_config.json --explain                      what DeepSpeed does with each key",
     "ds_config.json --fix                          correct what is certain, show it, name the rest",

@@ -145,8 +145,9 @@ def accelerate_beside_a_file(context: Context) -> Iterator[Fault]:
 
 
 def _has_file(context: Context, held: Mapping[str, Any]) -> bool:
-    told = None if context.training_args is None else context.training_args.get("deepspeed")
-    return named_file(held) is not None or bool(told)
+    """Whether a DeepSpeed JSON is in force, named by this file, by the Trainer's arguments or on the Trainer's command line."""
+    told = context.training_args is not None and bool(context.config) and not context.is_made
+    return named_file(held) is not None or told
 
 
 def _overruled(context: Context, where: str, value: Any, key: str) -> Fault:
