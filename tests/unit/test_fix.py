@@ -73,7 +73,7 @@ SAME = {
     "deprecated, for the Trainer": ('{"bfloat16": {"enabled": true}}', '{"bf16": {"enabled": true}}'),
     "text for true": ('{"bf16": {"enabled": "True"}}', '{"bf16": {"enabled": true}}'),
     "text for a number": ('{"train_batch_size": "16"}', '{"train_batch_size": 16}'),
-    "text for a share": ('{"gradient_clipping": " 1e-1"}', '{"gradient_clipping": 0.1}'),
+    "text for a share": ('{"gradient_clipping": " 1e-1"}', '{"gradient_clipping": 1e-1}'),
     "1 for true": ('{"wall_clock_breakdown": 1}', '{"wall_clock_breakdown": true}'),
     "16.0 for 16": ('{"train_micro_batch_size_per_gpu": 16.0}', '{"train_micro_batch_size_per_gpu": 16}'),
     "texts for two numbers": (
@@ -156,6 +156,44 @@ zero_optimization: {
 }
 # the end
 """
+
+
+MOVED = """{
+  "train_batch_size": 8, // eight
+  "optimizer": {
+    "type": "adamw",
+    "params": {
+      "lr": "3e-5", // peak
+      "max_grad_norm": 1.0 // clip
+    }
+  },
+  "zero_optimization": {
+    "stage": 2,
+    "cpu_offload": true, // old
+    "overlap_comm": "auto" // whatever
+  }
+}
+"""
+
+CURED_MOVED = """{
+  "train_batch_size": 8, // eight
+  "optimizer": {
+    "type": "adamw",
+    "params": {
+      "lr": 3e-5 // peak
+    }
+  },
+  "zero_optimization": {
+    "stage": 2,
+    "offload_optimizer": {"device": "cpu"} // old
+  },
+  "gradient_clipping": 1.0 // clip
+}
+"""
+
+
+def test_a_comment_stays_with_its_key() -> None:
+    assert cured(MOVED).file.text == CURED_MOVED
 
 
 def test_comments_and_layout_of_hjson_are_kept() -> None:

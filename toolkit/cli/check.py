@@ -73,7 +73,11 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
         "--fix", action="store_true", help="write the file with what is certain corrected; show the difference"
     )
     verb.add_argument("--strict", action="store_true", help="exit 2 on warnings, too")
-    verb.add_argument("--json", action="store_true", help="findings as one JSON list, each with its severity")
+    verb.add_argument(
+        "--json",
+        action="store_true",
+        help="findings as one JSON list, each with its place and severity; with --explain or --fix, an object",
+    )
     verb.set_defaults(run=run)
 
 

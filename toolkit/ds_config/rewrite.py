@@ -40,14 +40,14 @@ class Rewriter:
             value = text[member.node.start : member.node.end]
             if chain_to(root, edit.to)[-1:] and chain_to(root, edit.to)[-1].name == edit.to.rpartition(".")[2]:
                 raise CannotEdit(f"{edit.to} is there already")
-            text = self._write(text, root, edit.to, value)
+            text = self._write(text, root, edit.to, value, _comment_behind(text, member))
             return self.edited(text, Edit("remove", edit.where))
         for _ in range(edit.count):
             member, parent = _find(self._map(text), edit.where)
             text = self._remove(text, parent, member)
         return text
 
-    def _write(self, text: str, root: Node, where: str, value: str) -> str:
+    def _write(self, text: str, root: Node, where: str, value: str, comment: str = "") -> str:
         path, _, name = where.rpartition(".")
         chain = chain_to(root, path) if path else []
         parent = chain[-1].node if chain else root
@@ -57,10 +57,11 @@ class Rewriter:
             raise CannotEdit(f"{path} is no object")
         member = parent.by_name.get(name)
         if member is not None:
-            return text[: member.node.start] + value + text[member.node.end :]
-        return self._insert(text, parent, name, value)
+            old = text[member.node.start : member.node.end]
+            return text[: member.node.start] + _as_written(old, value) + text[member.node.end :]
+        return self._insert(text, parent, name, value, comment)
 
-    def _insert(self, text: str, parent: Node, name: str, value: str) -> str:
+    def _insert(self, text: str, parent: Node, name: str, value: str, comment: str) -> str:
         line = "\r\n" if "\r\n" in text else "\n"
         if not parent.members:
             if text[parent.start : parent.end][:1] != "{" or text[parent.start + 1 : parent.end - 1].strip():
@@ -72,7 +73,7 @@ class Rewriter:
         is_flow = text[parent.start] == "{" if self._is_yaml else True
         if not is_flow:
             end = _end_of_line(text, max(last.node.start, _stripped_end(text, last.node)))
-            return f"{text[:end]}{line}{' ' * len(own_line)}{pair}{text[end:]}"
+            return f"{text[:end]}{line}{' ' * len(own_line)}{pair}{comment}{text[end:]}"
         end, comma = last.node.end, "" if last.comma >= 0 or self._runs_to_its_line_end(text, last) else ","
         if own_line.strip() and not self._runs_to_its_line_end(text, last):
             after = last.comma + 1 if last.comma >= 0 else end
@@ -80,8 +81,8 @@ class Rewriter:
         after = last.comma + 1 if last.comma >= 0 else end
         rest = _end_of_line(text, after)
         if SPACE.fullmatch(text, after, rest) is None:  # the closing bracket stands on the same line
-            rest = after
-        return f"{text[:end]}{comma}{text[end:rest]}{line}{_blank(own_line)}{pair}{text[rest:]}"
+            rest, comment = after, ""
+        return f"{text[:end]}{comma}{text[end:rest]}{line}{_blank(own_line)}{pair}{comment}{text[rest:]}"
 
     def _runs_to_its_line_end(self, text: str, member: Member) -> bool:
         """Whether the value is a Hjson text without quotes, to which a comma would belong."""
@@ -146,6 +147,23 @@ def _named_like(text: str, member: Member, name: str) -> str:
     """`name` as a key, in quotes where the key of `member` has them or `name` needs them."""
     quoted = text[member.start] in "\"'" or not BARE.fullmatch(name)
     return json.dumps(name) if quoted else name
+
+
+def _comment_behind(text: str, member: Member) -> str:
+    """The comment that ends the line of `member`, with the space before it; it belongs to the key and moves with it."""
+    end = max(_stripped_end(text, member.node), member.comma + 1)
+    rest = text[end : _end_of_line(text, end)].rstrip()
+    return rest if rest.strip() and SPACE.fullmatch(rest) else ""
+
+
+def _as_written(old: str, value: str) -> str:
+    """`value`, as its author wrote it where only quotes were too many: 3e-5, not 3e-05."""
+    inner = old.strip("\"'").strip()
+    try:
+        same = inner != old and json.dumps(json.loads(inner)) == value
+    except ValueError:
+        return value
+    return inner if same else value
 
 
 def _end_of_line(text: str, at: int) -> int:

@@ -146,7 +146,7 @@ def _in_todays_words(where: str, value: Any, key: Key) -> tuple[Edit, ...]:
     name, meaning = key.becomes
     if meaning is None:
         return (rename(where, name),)
-    return (write(join(where.rpartition(".")[0], name), meaning), remove(where)) if value is True else ()
+    return (write(where, meaning), rename(where, name)) if value is True else ()
 
 
 def _retired(where: str, value: Any, key: Key) -> Iterator[Finding | Auto]:

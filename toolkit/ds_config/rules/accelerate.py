@@ -92,8 +92,8 @@ def accelerate_value(context: Context) -> Iterator[Fault]:
 
 
 def _certain(key: Key, value: Any) -> Any:
-    if value is False and "no" in key.choices:  # YAML reads a bare no as false
-        return "no"
+    if value is False:  # YAML reads a bare no as false
+        return next((choice for choice in key.choices if str(choice).lower() == "no"), meant(key, value))
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if is_number and key.kind == "text" and not key.choices else meant(key, value)
 
