@@ -36,18 +36,18 @@ FLAGS: dict[Role, str] = {"config": "", "arguments": "--training-args ", "accele
 def role_of(data: Mapping[str, Any]) -> Role:
     """What a file that holds `data` is."""
     # bf16 and others are keys of both: an object in DeepSpeed's file, true or false among the arguments.
-    if any(key in TOP.keys and (key not in ARGUMENTS or isinstance(data[key], Mapping)) for key in data):
+    if any(key not in ARGUMENTS or isinstance(data[key], Mapping) for key in data.keys() & TOP.keys.keys()):
         return "config"
     if any(key in data for key in ACCELERATES_OWN):
         return "accelerate"
-    if any(key in ARGUMENTS and key not in TOP.keys for key in data):
+    if (data.keys() & ARGUMENTS) - TOP.keys.keys():
         return "arguments"
     return "config"
 
 
 def refuse_wrapped(data: Mapping[str, Any], path: Path) -> None:
     """Raise ConfigError where `data`, read from `path` as a DeepSpeed JSON, has that inside of one of its values."""
-    if any(key in TOP.keys for key in data):
+    if data.keys() & TOP.keys.keys():
         return
     for key, inner in data.items():
         if isinstance(inner, Mapping) and TOP.keys.keys() & inner.keys():

