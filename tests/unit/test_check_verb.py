@@ -232,9 +232,9 @@ def test_hostile_files_are_answered_at_once(name: str, tmp_path: Path, capfd: py
     path.write_text(HOSTILE[name], encoding="utf-8", errors="surrogatepass")
     ways = ([], ["--json"], ["--explain"], ["--fix"], ["--training-args", str(path)])
     for words in ([str(path), *way] for way in ways):
-        began = time.monotonic()
+        began = time.process_time()  # the machine may have other things to do
         code = main(["check", *words])
-        assert (code, time.monotonic() - began < 5.0) == (2, True)
+        assert (code, time.process_time() - began < 5.0) == (2, True)
         out, err = capfd.readouterr()
         assert len(out) + len(err) < 40_000 or "--json" in words or "--explain" in words
 
