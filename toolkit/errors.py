@@ -103,6 +103,9 @@ def collect(*checks: Callable[[], object]) -> list[InputError]:
 class ConfigError(InputError):
     """A DeepSpeed JSON, or the one rendered from a recipe, would be ignored, misread or silently wrong."""
 
+    line: int | None = None
+    """Of the file, where reading it stopped at one."""
+
 
 class DataError(InputError):
     """A data source, a row of it or a chat template cannot be used."""

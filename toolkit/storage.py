@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -94,12 +95,18 @@ def why_unwritable(place: Path) -> str:
 
 
 def write_together(files: Mapping[Path, str]) -> None:
-    """Write all of `files`, path -> text, or where one cannot be written none of them. Their folders are made."""
+    """Write all of `files`, path -> text, or where one cannot be written none of them. Their folders are made.
+
+    What is there already keeps its permissions, and a link leads to the new text.
+    """
+    files = {path.resolve(): text for path, text in files.items()}
     waiting = {path: path.with_name(f".{path.name}.writing") for path in files}
     try:
         for path, text in files.items():
             path.parent.mkdir(exist_ok=True)
-            waiting[path].write_text(text, encoding="utf-8")
+            waiting[path].write_text(text, encoding="utf-8", newline="")
+            if path.exists():
+                shutil.copymode(path, waiting[path])
         for path, temporary in waiting.items():
             temporary.replace(path)
     finally:

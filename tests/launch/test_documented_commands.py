@@ -204,6 +204,7 @@ def write_example_files(folder: Path) -> None:
         "my_ds.json": written,
         "ds_config.json": written,
         "args.json": json.dumps(arguments),
+        "accelerate.yaml": "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero3_init_flag: false}\n",
         "hostfile": "a slots=2\n",
     }
     files |= {f"row{number}.jsonl": block for number, block in enumerate(ROW_BLOCKS)}

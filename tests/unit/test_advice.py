@@ -28,7 +28,7 @@ SECTIONS |= {
     name: {field for kind in base.kinds.values() for field in kind.model_fields} for name, base in CHOICES.items()
 }
 LAUNCHERS = {"deepspeed": "launcher/runner.py", "accelerate": "commands/launch.py", "torch": "distributed/run.py"}
-DEEPSPEED_KEYS = {"checkpoint.writer", "optimizer.params"}
+DEEPSPEED_KEYS = {"checkpoint.load_universal", "checkpoint.writer", "optimizer.params"}
 """Keys of a DeepSpeed JSON whose block is called like a section of ours."""
 SUFFIXES = {"bin", "json", "jsonl", "py", "yaml", "md", "csv", "txt", "safetensors"}
 OTHER_PROGRAMS = {

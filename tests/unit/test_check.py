@@ -68,7 +68,7 @@ def test_a_directory_and_bytes_that_are_no_text(tmp_path: Path) -> None:
 def test_broken_json_names_the_line(tmp_path: Path) -> None:
     path = written(tmp_path, '{\n  "train_batch_size": 8,\n  "zero_optimization": {"stage": 2\n')
     error = refusal(path)
-    assert f"{path}, line 4 is not JSON: Expecting ',' delimiter" in error.what
+    assert f"{path}:4 is not JSON: Expecting ',' delimiter" in error.what
     assert error.do == "correct the file at that line"
 
 
@@ -92,9 +92,10 @@ def test_json_that_is_no_object(tmp_path: Path, text: str, kind: str) -> None:
 def test_duplicate_keys_are_named_at_every_level(tmp_path: Path) -> None:
     text = json.dumps(SOUND)[:-1] + ', "gradient_clipping": 0.5, "zero_optimization": {"stage": 1, "stage": 2}}'
     found = {finding.where: finding for finding in check_file(written(tmp_path, text))}
-    assert set(found) == {"gradient_clipping", "zero_optimization", "stage"}
-    assert found["stage"].rule == "duplicate-key"
-    assert found["stage"].what == "the key 'stage' stands 2 times in one object"
+    assert set(found) == {"gradient_clipping", "zero_optimization", "zero_optimization.stage"}
+    stage = found["zero_optimization.stage"]
+    assert stage.rule == "duplicate-key"
+    assert stage.what == "the key 'zero_optimization.stage' stands 2 times in one object (line 1)"
 
 
 def test_hjson_is_read_but_named(tmp_path: Path) -> None:

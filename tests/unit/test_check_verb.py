@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 FAULTY = """{
   "train_batch_size": 8,
   "max_grad_norm": 1.0,
-  "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}, "round_robin_gradients": true}
+  "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": true}, "round_robin_gradients": true}
 }"""
 
 
@@ -46,18 +46,18 @@ def test_the_report_has_errors_first_then_a_line_per_warning_what_was_assumed_an
     code, out, err = checked(capsys, str(faulty))
     assert (code, err) == (2, "")
     assert out.splitlines() == [
-        'error: unknown key max_grad_norm (DeepSpeed: "gradient_clipping" at the top level)  [unknown-key]',
+        f'{faulty}:3: error: unknown key max_grad_norm (DeepSpeed: "gradient_clipping" at the top level)  [unknown-key]',
         "  expected: a key that DeepSpeed 0.19.8 reads at the top level",
         '  do this:  use "gradient_clipping" at the top level',
         "",
-        "warning: gradient_clipping is missing: DeepSpeed clips the gradient norm at 1.0; "
+        f"{faulty}:1: warning: gradient_clipping is missing: DeepSpeed clips the gradient norm at 1.0; "
         'write "gradient_clipping"  [clipping-unwritten]',
-        "warning: zero_optimization.round_robin_gradients=true is ignored at stage 3; "
+        f"{faulty}:4: warning: zero_optimization.round_robin_gradients=true is ignored at stage 3; "
         "remove 'round_robin_gradients'  [key-of-another-stage]",
         "",
         "assumed: world size not checked (--world-size N), device cuda (--device), no Trainer (--training-args FILE), "
         "DeepSpeed 0.19.8",
-        f"{faulty}: 1 error, 2 warnings",
+        f"{faulty}: 1 error, 2 warnings; --fix corrects 1",
     ]
 
 
@@ -94,6 +94,11 @@ def test_warnings_count_under_strict_only(tmp_path: Path, capsys: pytest.Capture
         "expected": "the norm to clip at, or 0.0 for never",
         "do": 'write "gradient_clipping"',
         "severity": "warning",
+        "role": "config",
+        "file": str(path),
+        "line": 1,
+        "column": 1,
+        "fix": [],
     }
     path.write_text('{"train_batch_size": 8, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}')
     assert checked(capsys, str(path), "--strict")[0] == 0
@@ -116,44 +121,32 @@ def test_a_deepspeed_json_in_the_place_of_the_arguments(faulty: Path, capsys: py
     assert code == 2 and "it is a DeepSpeed JSON, not the Trainer's arguments" in err
 
 
-def test_the_trainers_arguments_in_the_place_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "args.json"
-    path.write_text('{"output_dir": "x", "learning_rate": 1e-4, "bf16": true, "gradient_accumulation_steps": 4}')
-    code, _, err = checked(capsys, str(path))
-    assert (
-        code == 2
-        and "holds the Trainer's arguments (output_dir, learning_rate" in err
-        and f"--training-args {path}" in err
-    )
+def test_a_number_format_alone_makes_no_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """bf16 is a key of both."""
+    path = tmp_path / "ds.json"
     path.write_text('{"bf16": {"enabled": true}, "train_batch_size": 8, "zero_optimization": {"stage": 1}}')
     assert checked(capsys, str(path))[0] == 0
     code, _, err = checked(capsys, str(path), "--training-args", str(tmp_path / "ta.json"))
-    assert code == 2 and "expected: a JSON file of the Trainer's arguments" in err
+    assert code == 2 and "expected: a JSON of TrainingArguments" in err
 
 
 @pytest.mark.parametrize(
     ("text", "what", "do"),
     [
-        (
-            '{"deepspeed": {"train_batch_size": 8}}',
-            "a DeepSpeed configuration inside 'deepspeed'",
-            "jq '.[\"deepspeed\"]'",
-        ),
         ('{"ds": {"zero_optimization": {}}, "n": 1}', "a DeepSpeed configuration inside 'ds'", "| toolkit check -"),
         (
-            "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\n",
-            "it is accelerate's file",
-            "name that file",
+            "zero_optimization:\n  stage: 2\ntrain_batch_size: 8\n",
+            "is YAML, and DeepSpeed reads JSON",
+            "write it as JSON",
         ),
-        ((ROOT / "ds_configs/sft_smollm2_zero2.yaml").read_text(), "it is accelerate's file", "name that file"),
         ("from toolkit import Recipe\n", "is Python, not JSON", "toolkit config"),
     ],
-    ids=["wrapped", "wrapped-among-others", "accelerate", "ours-for-accelerate", "recipe"],
+    ids=["wrapped-among-others", "yaml", "recipe"],
 )
 def test_other_files_are_called_by_their_name(
     tmp_path: Path, text: str, what: str, do: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / ("recipe.py" if "Python" in what else "ds.json")
+    path = tmp_path / ("recipe.py" if "Python" in what else "ds.yaml" if "YAML" in what else "ds.json")
     path.write_text(text)
     code, _, err = checked(capsys, str(path))
     assert code == 2 and what in err and do in err
@@ -162,9 +155,12 @@ def test_other_files_are_called_by_their_name(
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("[1]", "expected: a JSON file of the Trainer's arguments: one object {...}"),
+        ("[1]", "expected: a JSON of TrainingArguments"),
         ('{"args": {"bf16": true}}', "holds none of TrainingArguments' names, but 'args'"),
-        ('{"learning_rate": 1e-5, "learning_rate": 1e-4}', "the key 'learning_rate' stands 2 times in one object"),
+        (
+            '{"learning_rate": 1e-5, "learning_rate": 1e-4}',
+            "the key 'learning_rate' stands 2 times in one object (line 1)",
+        ),
         ('{"learning_rate": 1e-5,}', "the file is Hjson, not JSON"),
     ],
     ids=["list", "wrapped", "twice", "hjson"],
@@ -175,8 +171,8 @@ def test_the_file_of_arguments_is_read_as_strictly(
     config, path = tmp_path / "ds.json", tmp_path / "args.json"
     config.write_text('{"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 2}}')
     path.write_text(text)
-    code, _, err = checked(capsys, str(config), "--training-args", str(path))
-    assert code == 2 and what in err
+    code, out, err = checked(capsys, str(config), "--training-args", str(path))
+    assert code == 2 and what in out + err
 
 
 def test_a_difference_from_the_recipe_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +202,7 @@ def test_long_lists_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({name: {f"key_{number}": 1 for number in range(30)} for name in sections}))
     code, out, _ = checked(capsys, str(path))
-    assert code == 2 and out.count("\nerror: ") + out.startswith("error: ") == 40
+    assert code == 2 and out.count(": error: ") == 40
     assert "... and 66 more errors (--json lists them all)" in out
     assert len(json.loads(checked(capsys, str(path), "--json")[1])) == 108
 
@@ -234,12 +230,13 @@ HOSTILE: dict[str, str] = {
 def test_hostile_files_are_answered_at_once(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "ds.json"
     path.write_text(HOSTILE[name], encoding="utf-8", errors="surrogatepass")
-    for words in ([str(path)], [str(path), "--json"], [str(path), "--training-args", str(path)]):
-        began = time.monotonic()
+    ways = ([], ["--json"], ["--explain"], ["--fix"], ["--training-args", str(path)])
+    for words in ([str(path), *way] for way in ways):
+        began = time.process_time()  # the machine may have other things to do
         code = main(["check", *words])
-        assert (code, time.monotonic() - began < 5.0) == (2, True)
+        assert (code, time.process_time() - began < 5.0) == (2, True)
         out, err = capfd.readouterr()
-        assert len(out) + len(err) < 40_000 or "--json" in words
+        assert len(out) + len(err) < 40_000 or "--json" in words or "--explain" in words
 
 
 def test_mutations_of_real_files_are_answered_with_findings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -286,7 +283,7 @@ def test_a_pipe_is_read_and_a_silent_one_refused(
     writer.start()
     code, out, _ = checked(capsys, str(pipe))
     writer.join()
-    assert code == 2 and out.endswith("1 error, 2 warnings\n")
+    assert code == 2 and out.endswith("1 error, 2 warnings; --fix corrects 1\n")
     assert file_text.SILENCE_S < 5
     monkeypatch.setattr(file_text, "SILENCE_S", 0.2)
     code, _, err = checked(capsys, str(pipe))
@@ -316,9 +313,32 @@ def toolkit(words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", command], text=True, cwd=ROOT, capture_output=True, check=False, **options)
 
 
+QUICKLY = """
+import resource, sys
+from toolkit.cli.verbs import main
+code = main(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = [name for name in ("torch", "deepspeed", "transformers", "accelerate") if name in sys.modules]
+print(code, heavy, used.ru_utime + used.ru_stime < 1.0, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("way", ["", "--explain", "--training-args args.json", "--accelerate acc.yaml", "--json"])
+def test_the_answer_takes_less_than_a_second_and_imports_nothing_heavy(way: str, faulty: Path) -> None:
+    (faulty.parent / "args.json").write_text('{"learning_rate": 1e-5}')
+    (faulty.parent / "acc.yaml").write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
+    command = [sys.executable, "-c", QUICKLY, "check", str(faulty), *way.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=faulty.parent, env=environment)
+    assert done.stderr == "2 [] True\n"
+
+
 def test_standard_input(faulty: Path) -> None:
     done = toolkit("check -", input=FAULTY)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (2, "standard input: 1 error, 2 warnings")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        2,
+        "standard input: 1 error, 2 warnings; --fix corrects 1",
+    )
     empty = toolkit("check - < /dev/null")
     assert empty.returncode == 2 and "standard input is empty" in empty.stderr
     twice = toolkit("check - --training-args -", input=FAULTY)

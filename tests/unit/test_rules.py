@@ -24,8 +24,10 @@ from transformers.training_args import OptimizerNames
 from toolkit.ds_config import schema_arguments
 from toolkit.ds_config.check import check_config
 from toolkit.ds_config.config_file import FILE_RULES
+from toolkit.ds_config.files import NAMING_RULES
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.rules import RULES, Context
+from toolkit.ds_config.rules.accelerate import ACCELERATE_RULES
 from toolkit.ds_config.rules.inert import NEVER_READ
 from toolkit.ds_config.rules.stages import KEY_STAGES, OWN_RULE
 from toolkit.ds_config.rules.trainer_values import ACCELERATE_STAGE, TRAINER_DEFAULTS
@@ -96,6 +98,11 @@ class Case:
 
 
 WARNINGS = {
+    "accelerate-scheduler-steps",
+    "autotuning-ends-run",
+    "managed-accumulation-scale",
+    "pinned-memory-unwritten",
+    "accelerate-zero3-init",
     "accumulation-dtype-unwritten",
     "activation-checkpointing-inert",
     "adam-or-adamw",
@@ -156,7 +163,7 @@ CASES = [
         {f"{Z}.cpu_offload": True},
         f"{Z}.cpu_offload",
         "cpu_offload=true is deprecated",
-        {f"{Z}.cpu_offload": REMOVE, f"{OFFLOAD}.device": "cpu"},
+        {f"{Z}.cpu_offload": REMOVE, f"{OFFLOAD}.device": "cpu", f"{OFFLOAD}.pin_memory": True},
         severity="warning",
     ),
     Case(
@@ -214,7 +221,7 @@ CASES = [
     ),
     Case(
         "wrong-type",
-        {f"{Z}.stage": "three", f"{OFFLOAD}.device": "cpu"},
+        {f"{Z}.stage": "three", f"{OFFLOAD}.device": "cpu", f"{OFFLOAD}.pin_memory": True},
         f"{Z}.stage",
         'stage="three"',
         {f"{Z}.stage": 3},
@@ -258,7 +265,7 @@ CASES = [
     ),
     Case(
         "alias-twice",
-        {f"{Z}.cpu_offload": False, f"{OFFLOAD}.device": "cpu"},
+        {f"{Z}.cpu_offload": False, f"{OFFLOAD}.device": "cpu", f"{OFFLOAD}.pin_memory": True},
         f"{Z}.cpu_offload",
         "cpu_offload and zero_optimization.offload_optimizer are the same key",
         {f"{Z}.cpu_offload": REMOVE},
@@ -472,14 +479,19 @@ CASES = [
     ),
     Case(
         "zenflow",
-        {f"{Z}.zenflow": {"topk_ratio": 0.1}, f"{OFFLOAD}.device": "cpu"},
+        {f"{Z}.zenflow": {"topk_ratio": 0.1}, f"{OFFLOAD}.device": "cpu", f"{OFFLOAD}.pin_memory": True},
         f"{Z}.zenflow",
         "zenflow at stage 2: DeepSpeed scrambles the weights",
         {f"{Z}.zenflow": REMOVE},
     ),
     Case(
         "zenflow",
-        {f"{Z}.stage": 3, f"{Z}.zenflow": {"topk_ratio": 0.1}, f"{OFFLOAD}.device": "cpu"},
+        {
+            f"{Z}.stage": 3,
+            f"{Z}.zenflow": {"topk_ratio": 0.1},
+            f"{OFFLOAD}.device": "cpu",
+            f"{OFFLOAD}.pin_memory": True,
+        },
         f"{Z}.zenflow",
         "zenflow on a CPU device",
         {f"{Z}.zenflow": REMOVE},
@@ -487,7 +499,12 @@ CASES = [
     ),
     Case(
         "zenflow",
-        {f"{Z}.stage": 3, f"{Z}.zenflow": {"update_interval": 2}, f"{OFFLOAD}.device": "cpu"},
+        {
+            f"{Z}.stage": 3,
+            f"{Z}.zenflow": {"update_interval": 2},
+            f"{OFFLOAD}.device": "cpu",
+            f"{OFFLOAD}.pin_memory": True,
+        },
         f"{Z}.zenflow.update_interval",
         "update_interval=2 overwrites gradient_accumulation_steps=4",
         {f"{Z}.zenflow.update_interval": 4},
@@ -502,49 +519,49 @@ CASES = [
     ),
     Case(
         "contiguous-gradients",
-        {f"{Z}.contiguous_gradients": False, f"{OFFLOAD}.device": "cpu"},
+        {f"{Z}.contiguous_gradients": False, f"{OFFLOAD}.device": "cpu", f"{OFFLOAD}.pin_memory": True},
         f"{Z}.contiguous_gradients",
         "is overruled by offload_optimizer",
         {f"{Z}.contiguous_gradients": True},
     ),
     Case(
         "offload-param-below-stage-3",
-        {f"{Z}.offload_param.device": "cpu"},
+        {f"{Z}.offload_param": {"device": "cpu", "pin_memory": True}},
         f"{Z}.offload_param.device",
         "offload_param.device='cpu' is ignored at stage 2",
         {f"{Z}.stage": 3},
     ),
     Case(
         "offload-optimizer-at-stage-0",
-        {f"{Z}.stage": 0, f"{OFFLOAD}.device": "cpu", **FP32},
+        {f"{Z}.stage": 0, f"{OFFLOAD}.device": "cpu", f"{OFFLOAD}.pin_memory": True, **FP32},
         f"{OFFLOAD}.device",
         "device='cpu' at stage 0",
         {f"{Z}.stage": 1},
     ),
     Case(
         "nvme-optimizer-below-stage-3",
-        {OFFLOAD: {"device": "nvme", "nvme_path": "/nvme"}},
+        {OFFLOAD: {"device": "nvme", "pin_memory": True, "nvme_path": "/nvme"}},
         f"{OFFLOAD}.device",
         "device='nvme' means 'cpu' at stage 2",
         {f"{Z}.stage": 3},
     ),
     Case(
         "nvme-path",
-        {f"{Z}.stage": 3, f"{OFFLOAD}.device": "nvme"},
+        {f"{Z}.stage": 3, f"{OFFLOAD}.device": "nvme", f"{OFFLOAD}.pin_memory": True},
         f"{OFFLOAD}.nvme_path",
         "nvme_path is missing",
         {f"{OFFLOAD}.nvme_path": "/nvme"},
     ),
     Case(
         "nvme-path",
-        {f"{Z}.stage": 3, OFFLOAD: {"device": "nvme", "nvme_path": "~/nvme"}},
+        {f"{Z}.stage": 3, OFFLOAD: {"device": "nvme", "pin_memory": True, "nvme_path": "~/nvme"}},
         f"{OFFLOAD}.nvme_path",
         "is a folder named '~' to DeepSpeed",
         {f"{OFFLOAD}.nvme_path": "/nvme"},
     ),
     Case(
         "nvme-path",
-        {OFFLOAD: {"device": "cpu", "nvme_path": "/nvme"}},
+        {OFFLOAD: {"device": "cpu", "pin_memory": True, "nvme_path": "/nvme"}},
         f"{OFFLOAD}.nvme_path",
         "is ignored with device 'cpu'",
         {f"{OFFLOAD}.nvme_path": REMOVE},
@@ -552,35 +569,35 @@ CASES = [
     ),
     Case(
         "partial-offload",
-        {OFFLOAD: {"device": "cpu", "ratio": 0.5}},
+        {OFFLOAD: {"device": "cpu", "pin_memory": True, "ratio": 0.5}},
         f"{OFFLOAD}.ratio",
         "ratio=0.5 at stage 2",
         {f"{Z}.stage": 3, "optimizer.params.torch_adam": False},
     ),
     Case(
         "partial-offload",
-        {f"{Z}.stage": 3, OFFLOAD: {"device": "cpu", "ratio": 0.5}},
+        {f"{Z}.stage": 3, OFFLOAD: {"device": "cpu", "pin_memory": True, "ratio": 0.5}},
         f"{OFFLOAD}.ratio",
         "optimizer.type='AdamW' (torch.optim.AdamW)",
         {"optimizer.params.torch_adam": False},
     ),
     Case(
         "offload-without-optimizer",
-        {f"{OFFLOAD}.device": "cpu", "optimizer": REMOVE},
+        {f"{OFFLOAD}.device": "cpu", f"{OFFLOAD}.pin_memory": True, "optimizer": REMOVE},
         "optimizer",
         "device='cpu' without an optimizer section: DeepSpeed stops at one of torch's",
         {"zero_force_ds_cpu_optimizer": False},
     ),
     Case(
         "super-offload",
-        {OFFLOAD: {"device": "cpu", "super_offload": True}},
+        {OFFLOAD: {"device": "cpu", "pin_memory": True, "super_offload": True}},
         f"{OFFLOAD}.super_offload",
         "super_offload=true at stage 2",
         {f"{Z}.stage": 3},
     ),
     Case(
         "super-offload",
-        {f"{Z}.stage": 3, OFFLOAD: {"device": "cpu", "super_offload": True}},
+        {f"{Z}.stage": 3, OFFLOAD: {"device": "cpu", "pin_memory": True, "super_offload": True}},
         f"{OFFLOAD}.super_offload",
         "super_offload=true on a CPU device",
         {f"{OFFLOAD}.super_offload": False},
@@ -733,7 +750,7 @@ CASES = [
         {"optimizer": {"type": "Lion", "params": {"lr": 1e-4}}},
         "optimizer.type",
         "optimizer.type='Lion' on a CPU device without offload_optimizer",
-        {f"{OFFLOAD}.device": "cpu"},
+        {f"{OFFLOAD}.device": "cpu", f"{OFFLOAD}.pin_memory": True},
         target=CPU,
     ),
     Case(
@@ -963,6 +980,50 @@ CASES = [
         {f"{Z}.stage": 2},
     ),
     Case(
+        "managed-accumulation-scale",
+        {"managed_gradient_accumulation": False, "gradient_accumulation_steps": REMOVE},
+        "gradient_accumulation_steps",
+        "backward() divides no loss, and micro-batches are summed",
+        {"gradient_accumulation_steps": 4},
+    ),
+    Case(
+        "pipeline-unread",
+        {"pipeline": {"pipe_partitioned": True}, f"{Z}.stage": 1},
+        "pipeline",
+        "the Trainer trains without pipeline parallelism",
+        {"pipeline": REMOVE},
+        target=CPU,
+        arguments=ARGUMENTS,
+    ),
+    Case(
+        "autotuning-ends-run",
+        {"autotuning": {"enabled": True, "end_profile_step": 7}},
+        "autotuning.enabled",
+        "ends the run after 8 steps, with exit code 0",
+        {"autotuning.enabled": False},
+    ),
+    Case(
+        "universal-at-stage-0",
+        {"checkpoint": {"load_universal": True}, f"{Z}.stage": 0, **FP32},
+        "checkpoint.load_universal",
+        "at stage 0: loading fails",
+        {f"{Z}.stage": 1},
+    ),
+    Case(
+        "pipeline-loading",
+        {f"{Z}.pipeline_loading_checkpoint": True},
+        f"{Z}.pipeline_loading_checkpoint",
+        "at stage 2: loading a checkpoint fails",
+        {f"{Z}.stage": 3},
+    ),
+    Case(
+        "pinned-memory-unwritten",
+        {OFFLOAD: {"device": "cpu"}, "optimizer.params.torch_adam": False},
+        f"{OFFLOAD}.pin_memory",
+        "page-locks the memory (true)",
+        {f"{OFFLOAD}.pin_memory": True},
+    ),
+    Case(
         "deepcompile",
         {"compile.deepcompile": True, f"{Z}.stage": 0, **FP32},
         "compile.deepcompile",
@@ -1122,7 +1183,7 @@ CASES = [
         Case(
             "trainer-argument-value",
             {},
-            f"--training-args {name}",
+            name,
             what,
             {},
             CPU,
@@ -1141,7 +1202,7 @@ CASES = [
         Case(
             "trainer-argument-unknown",
             {},
-            f"--training-args {name}",
+            name,
             what,
             {},
             CPU,
@@ -1157,12 +1218,39 @@ CASES = [
     Case(
         "trainer-two-formats",
         {},
-        "--training-args bf16",
+        "bf16",
         "bf16=true and fp16=true",
         {},
         CPU,
         {**ARGUMENTS, "fp16": True},
         cured_arguments=ARGUMENTS,
+    ),
+    *(
+        Case("trainer-arguments-conflict", {}, where, what, {}, CPU, {**ARGUMENTS, **given}, cured_arguments=ARGUMENTS)
+        for where, what, given in (
+            ("fsdp", 'fsdp="full_shard" with DeepSpeed', {"fsdp": "full_shard"}),
+            (
+                "load_best_model_at_end",
+                'eval_strategy="no" and save_strategy="steps"',
+                {"load_best_model_at_end": True},
+            ),
+            (
+                "load_best_model_at_end",
+                "with save_only_model=true under DeepSpeed",
+                {"load_best_model_at_end": True, "save_strategy": "best", "save_only_model": True},
+            ),
+            ("dataloader_prefetch_factor", "=2 without workers", {"dataloader_prefetch_factor": 2}),
+        )
+    ),
+    Case(
+        "trainer-arguments-conflict",
+        {},
+        "lr_scheduler_type",
+        'lr_scheduler_type="greedy" without an evaluation',
+        {},
+        CPU,
+        {**ARGUMENTS, "lr_scheduler_type": "greedy"},
+        cured_arguments={**ARGUMENTS, "lr_scheduler_type": "greedy", "eval_strategy": "steps"},
     ),
     Case(
         "trainer-batch-finder",
@@ -1206,8 +1294,9 @@ def test_cured_configuration_is_clean(case: Case) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    # tests/unit/test_check.py has the cases of the rules about files.
-    assert {case.rule for case in CASES} | set(FILE_RULES) == {rule.id for rule in RULES}
+    # tests/unit/test_check.py has the cases of the rules about files, test_three_files.py those about several.
+    elsewhere = {*FILE_RULES, *NAMING_RULES, *(rule.id for rule in ACCELERATE_RULES)}
+    assert {case.rule for case in CASES} | elsewhere == {rule.id for rule in RULES}
 
 
 def test_each_rule_says_its_usual_severity() -> None:

@@ -15,7 +15,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from tests.unit.test_rules import CASES, Case, edited
-from toolkit.ds_config.schema_optimizers import DEEPSPEED_SCHEDULERS, SCHEDULERS
+from toolkit.ds_config.schema_schedules import DEEPSPEED_SCHEDULERS, SCHEDULERS
 
 REFUSED_WHEN_PARSED = {
     "removed-key",

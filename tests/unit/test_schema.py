@@ -44,7 +44,7 @@ from deepspeed.runtime.zero.offload_config import (
 )
 from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
-from toolkit.ds_config import schema_optimizers, schema_tables, schema_top, schema_zero
+from toolkit.ds_config import schema_data, schema_optimizers, schema_parallel, schema_schedules, schema_top, schema_zero
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.schema import check_schema
 from toolkit.ds_config.schema_keys import Key, Section
@@ -211,7 +211,7 @@ def test_plain_sections_have_the_keys_deepspeed_reads(path: str, asked: dict[str
 def test_partition_config_has_the_keys_deepspeed_reads(asked: dict[str, set[str]]) -> None:
     assert asked["partition_config"] == set(section("tensor_parallel.partition_config").keys)
     spec = _strings_got(AutoTPConfig.from_dict, "spec_dict")
-    assert spec == set(schema_top.LAYER_SPEC.keys)
+    assert spec == set(schema_parallel.LAYER_SPEC.keys)
 
 
 def _strings_got(function: Any, variable: str) -> set[str]:
@@ -259,7 +259,7 @@ def test_data_efficiency_keys_are_among_deepspeeds_constants() -> None:
         if part.each is not None:
             walk(part.each)
 
-    walk(schema_tables.DATA_EFFICIENCY)
+    walk(schema_data.DATA_EFFICIENCY)
     assert used <= known, used - known
     for prefix in ("DATA_SAMPLING", "DYNAMIC_BATCHING"):
         path = "data_efficiency.data_sampling" + (".dynamic_batching" if prefix == "DYNAMIC_BATCHING" else "")
@@ -319,14 +319,14 @@ def test_every_schedule_of_torch_and_deepspeed_is_known() -> None:
         if inspect.isclass(value) and issubclass(value, torch.optim.lr_scheduler.LRScheduler) and value.__name__ == name
     } - {"LRScheduler", "_LRScheduler"}
     own = set(lr_schedules.VALID_LR_SCHEDULES)
-    assert torch_names | own == set(schema_optimizers.SCHEDULERS) | set(schema_optimizers.REFUSED_SCHEDULERS)
+    assert torch_names | own == set(schema_schedules.SCHEDULERS) | set(schema_schedules.REFUSED_SCHEDULERS)
 
 
-@pytest.mark.parametrize("name", schema_optimizers.SCHEDULERS)
+@pytest.mark.parametrize("name", schema_schedules.SCHEDULERS)
 def test_schedule_parameters_are_the_class_arguments(name: str) -> None:
     built = getattr(lr_schedules, name) if hasattr(lr_schedules, name) else getattr(torch.optim.lr_scheduler, name)
     parameters = list(inspect.signature(built.__init__).parameters.values())[2:]
-    table = schema_optimizers.SCHEDULERS[name]
+    table = schema_schedules.SCHEDULERS[name]
     assert {p.name for p in parameters} - {"scale_fn"} == set(table.keys)
     assert {p.name for p in parameters if p.default is inspect.Parameter.empty} == set(table.required)
 
@@ -351,7 +351,7 @@ def test_auto_is_allowed_where_hugging_face_fills_it_in() -> None:
             marked += [f"optimizer.params.{key}" for key, value in keys.items() if value.auto]
     marked += [
         f"scheduler.params.{k}"
-        for k, v in schema_optimizers.SCHEDULERS["WarmupDecayLR"].keys.items()
+        for k, v in schema_schedules.SCHEDULERS["WarmupDecayLR"].keys.items()
         if isinstance(v, Key) and v.auto
     ]
     filled = set(re.findall(r'fill_(?:match|only)\(\s*"([^"]+)"', source))
@@ -577,7 +577,7 @@ def test_all_that_is_left_auto_is_one_finding() -> None:
         ({"gradient_cliping": 1}, "did you mean 'gradient_clipping'?", "rename it"),
         ({"GRADIENT_CLIPPING": 1}, "did you mean 'gradient_clipping'? Names are matched exactly", "rename it"),
         ({"gradient_clipping ": 1}, "unknown key 'gradient_clipping ' (did you mean 'gradient_clipping'?", "rename it"),
-        ({"load_universal_checkpoint": True}, '"load_universal": true in the section "checkpoint"', "use"),
+        ({"load_universal_checkpoint": True}, '"load_universal" in checkpoint', "use"),
         ({"seed": 1}, "the training script's own", "use"),
     ],
 )

@@ -83,7 +83,7 @@ def _files(given: Path | None) -> Iterator[tuple[str, Path]]:
 
 def _read(path: Path, source: str) -> Mapping[str, Any]:
     try:
-        return read_config(path)[0]
+        return read_config(path).data
     except ConfigError as error:
         raise ConfigError(
             f"{source} {error.what}", expected=error.expected, do=f"{error.do}, or leave it out"

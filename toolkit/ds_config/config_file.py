@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hjson
 
+from toolkit.ds_config.edits import TIDY, remove
 from toolkit.ds_config.file_text import place_of, read_text
-from toolkit.ds_config.findings import Finding
-from toolkit.ds_config.other_files import refuse_other_arguments
-from toolkit.errors import ConfigError
+from toolkit.ds_config.findings import Finding, Role
+from toolkit.ds_config.other_files import EXAMPLES, refuse_other_file
+from toolkit.ds_config.places import Lines, Member, Node, NoMap, chain_to, map_of, objects
+from toolkit.ds_config.rewrite import tidied
+from toolkit.ds_config.yaml_file import is_yaml, read_yaml
+from toolkit.errors import ConfigError, first_few
+
+MOST_TIMES = 20
+"""So often a key may stand for --fix to keep one of them: each is searched for anew."""
 
 FILE_RULES = {
     "duplicate-key": "DeepSpeed refuses a key that stands twice; other readers silently take the last",
@@ -21,28 +29,74 @@ FILE_RULES = {
 """Rule ids of the file itself -> why."""
 
 
-def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> tuple[dict[str, Any], list[Finding]]:
-    """The object in the file at `path` ("-": standard input), and what is wrong with the file itself (FILE_RULES).
+@dataclass(frozen=True)
+class ConfigFile:
+    """A file that was read: what it holds, and where in its text each key of that stands."""
+
+    path: Path
+    text: str
+    data: dict[str, Any]
+    map: Node
+    findings: tuple[Finding, ...] = ()
+    """What is wrong with the file itself (FILE_RULES)."""
+    is_yaml: bool = False
+    prefix: str = ""
+    """Where `data` is a part of the file: the dotted key of that, with a dot behind it."""
+    origins: Mapping[str, str] | None = None
+    """Where `data` was made from other keys of the file: those of `data` -> those of the file, "" for the rest."""
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return place_of(self.path)
+
+    def placed(self, findings: Iterable[Finding]) -> Iterator[Finding]:
+        """`findings` of this file with its name and the line and column of what they speak of."""
+        lines = Lines(self.text)
+        for found in findings:
+            line, column = found.line, found.column
+            where, fix = f"{self.prefix}{found.where}", tuple(edit.below(self.prefix) for edit in found.fix)
+            if self.origins is not None:
+                where, fix = _origin(self.origins, found.where), ()
+            if line is None:
+                chain = chain_to(self.map, where)
+                line, column = lines.of(chain[-1].start if chain else self.map.start)
+            yield replace(found, where=where, file=self.name, line=line, column=column, fix=fix)
+
+    def again(self, text: str) -> ConfigFile:
+        """The same file with another `text`. Raises ConfigError where that cannot be read."""
+        return parse_config(self.path, text)
+
+    def part(self, name: str) -> ConfigFile | None:
+        """The object at its top-level key `name` as a configuration of its own; None where it is none."""
+        member, inner = self.map.by_name.get(name), self.data.get(name)
+        if member is None or not isinstance(inner, dict):
+            return None
+        return replace(self, data=inner, findings=(), prefix=f"{name}.")
+
+
+def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> ConfigFile:
+    """The object in the file at `path` ("-": standard input), and what is wrong with the file itself.
 
     Raises ConfigError when the file is missing, unreadable, no JSON or no object.
     """
-    name, text = place_of(path), read_text(path, wanted)
+    return parse_config(path, read_text(path, wanted), wanted)
+
+
+def parse_config(path: Path, text: str, wanted: str = "a DeepSpeed JSON file") -> ConfigFile:
+    """As `read_config`, of the `text` of the file at `path`."""
+    name = place_of(path)
     if not text.strip():
         raise _no_object(f"{name} is empty", wanted)
-    duplicates: list[Finding] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            for key, count in Counter(key for key, _ in pairs).items():
-                if count > 1:
-                    what = f"the key {key!r} stands {count} times in one object"
-                    duplicates.append(Finding(key, "duplicate-key", what, "each key once", "keep one of them"))
-        return made
-
-    found: list[Finding] = []
+    if is_yaml(path, text):
+        value, places = read_yaml(path, text)
+        if not isinstance(value, dict):
+            raise _no_object(f"{name} holds {_kind(value)}", wanted)
+        config = {str(key): inner for key, inner in value.items()}
+        return ConfigFile(path, text, config, places, tuple(_duplicates(text, places)), is_yaml=True)
+    loose: ValueError | None = None
     try:
-        config = json.loads(text, object_pairs_hook=collect, parse_constant=_no_constant)
+        config = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise _too_deep(name) from None
     except ValueError as strict:
@@ -52,41 +106,87 @@ def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> tuple[dict
                 expected=wanted,
                 do=f"a recipe's: toolkit config {path} | toolkit check -",
             ) from None
-        duplicates.clear()
-        config = _loose(path, text, strict, collect)
-        found.append(_not_strict(strict, text))
+        config = _loose(path, text, strict)
+        loose = strict
     if not isinstance(config, dict):
         raise _no_object(f"{name} holds {_kind(config)}", wanted)
-    return config, found + duplicates
+    try:
+        places = map_of(text)
+    except NoMap:  # read all the same: findings point to the file as a whole
+        places = Node(0, len(text), "object")
+    found = [_not_strict(loose, text, places)] if loose is not None else []
+    return ConfigFile(path, text, config, places, (*found, *_duplicates(text, places)))
 
 
-def read_arguments(path: Path) -> dict[str, Any]:
-    """The Hugging Face TrainingArguments in the JSON file at `path`.
+def _duplicates(text: str, places: Node) -> Iterator[Finding]:
+    lines = Lines(text)
+    for where, node in objects(places):
+        named: dict[str, list[Member]] = {}
+        for member in node.members:
+            named.setdefault(member.name, []).append(member)
+        for key, of in named.items():
+            if len(of) > 1:
+                at = [lines.of(member.start) for member in of]
+                values = {_canonical(text[member.node.start : member.node.end]) for member in of}
+                fix = (
+                    (remove(f"{where}.{key}" if where else key, len(of) - 1),)
+                    if len(values) == 1 and len(of) <= MOST_TIMES
+                    else ()
+                )
+                whole, (line, column) = f"{where}.{key}" if where else key, at[-1]
+                what = f"the key {whole[:100]!r} stands {len(of)} times in one object ({_lines_of(at)})"
+                do = "keep one of them"
+                yield Finding(whole, "duplicate-key", what, "each key once", do, line=line, column=column, fix=fix)
 
-    Raises ConfigError as `read_config` does, for what is wrong with the file, and for another kind of file.
+
+def _origin(origins: Mapping[str, str], where: str) -> str:
+    """The key of the file from which that at `where` was made."""
+    while where and where not in origins:
+        where = where.rpartition(".")[0]
+    return origins[where]
+
+
+def _canonical(value: str) -> str:
+    """The text of a value, the same for the same value."""
+    try:
+        return json.dumps(json.loads(value), sort_keys=True)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _lines_of(places: Sequence[tuple[int, int]]) -> str:
+    """Of several keys."""
+    numbers = list(dict.fromkeys(line for line, _ in places))
+    return f"line {numbers[0]}" if len(numbers) == 1 else f"lines {first_few([str(number) for number in numbers], 3)}"
+
+
+def read_other(path: Path, role: Role) -> ConfigFile:
+    """The file of the Trainer's arguments, or accelerate's, at `path`.
+
+    Raises ConfigError as `read_config` does, and for another kind of file.
     """
-    arguments, of_file = read_config(path, "a JSON file of the Trainer's arguments")
-    refuse_other_arguments(arguments, path)
-    if of_file:
-        raise ConfigError(f"{place_of(path)}: {of_file[0].what}", expected=of_file[0].expected, do=of_file[0].do)
-    return arguments
+    file = read_config(path, EXAMPLES[role])
+    refuse_other_file(file.data, path, role)
+    return file
 
 
-def _loose(path: Path, text: str, strict: ValueError, collect: Any) -> Any:
+def _loose(path: Path, text: str, strict: ValueError) -> Any:
     """`text` as Hjson, DeepSpeed's own dialect. Raises ConfigError with the line when it is not even that."""
     try:
         # Hjson takes bare words for a string; what is no object is refused by the caller.
-        return hjson.loads(text, object_pairs_hook=collect)
+        return hjson.loads(text, object_pairs_hook=dict)
     except RecursionError:
         raise _too_deep(place_of(path)) from None
     except (ValueError, OverflowError, IndexError) as loose:  # IndexError: a comment or a text that never ends
         line = getattr(strict, "lineno", None)
-        place = f"{place_of(path)}, line {line}" if line else place_of(path)
-        raise ConfigError(
+        place = f"{place_of(path)}:{line}" if line else place_of(path)
+        error = ConfigError(
             f"{place} is not JSON: {getattr(strict, 'msg', strict)} {_as_hjson(loose)}",
             expected="a JSON object {...}",
             do="correct the file at that line" if line else "correct the file",
-        ) from None
+        )
+        error.line = line
+        raise error from None
 
 
 def _as_hjson(error: Exception) -> str:
@@ -94,11 +194,13 @@ def _as_hjson(error: Exception) -> str:
     return f"(as Hjson: {text if len(text) <= 200 else text[:197] + '...'})"
 
 
-def _not_strict(error: ValueError, text: str) -> Finding:
+def _not_strict(error: ValueError, text: str, places: Node) -> Finding:
+    fix = (TIDY,) if _is_strict(tidied(text, places)) else ()
     if text.startswith("\ufeff"):
         what = "the file begins with a byte-order mark, at which strict readers stop"
-        return Finding("", "not-strict-json", what, "UTF-8 without the mark", "save it without byte-order mark")
-    line = getattr(error, "lineno", None)
+        do = "save it without byte-order mark"
+        return Finding("", "not-strict-json", what, "UTF-8 without the mark", do, line=1, column=1, fix=fix)
+    line, column = getattr(error, "lineno", None), getattr(error, "colno", None)
     place = f"line {line}: " if line else ""
     what = f"{place}{getattr(error, 'msg', error)}"
     return Finding(
@@ -107,7 +209,18 @@ def _not_strict(error: ValueError, text: str) -> Finding:
         f"the file is Hjson, not JSON ({what})",
         "strict JSON",
         "remove comments and trailing commas, quote all keys",
+        line=line,
+        column=column,
+        fix=fix,
     )
+
+
+def _is_strict(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _no_constant(name: str) -> Any:

@@ -6,11 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from toolkit.ds_config.edits import Edit
 from toolkit.errors import ConfigError
 
 Severity = Literal["error", "warning"]
 """error: DeepSpeed stops, ignores what was written, or trains something else than was written. warning: it does what
 its documentation says, but a better or clearer setting exists, or a default surprises."""
+
+
+Role = Literal["config", "arguments", "accelerate"]
+"""Of which file a finding speaks: the DeepSpeed JSON, the Trainer's arguments, or accelerate's file."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,14 @@ class Finding:
     do: str
     """The edit that cures it."""
     severity: Severity = "error"
+    role: Role = "config"
+    file: str = ""
+    """The file as it was named; "" where the configuration comes from none."""
+    line: int | None = None
+    """Of the key, or of the section that lacks it; both counted from 1."""
+    column: int | None = None
+    fix: tuple[Edit, ...] = ()
+    """What cures it for certain; empty where the author has to decide."""
 
     def __str__(self) -> str:
         return f"[{self.rule}] {self.what}\n    expected: {self.expected}\n    do this:  {self.do}"
@@ -35,7 +48,18 @@ class Finding:
 
 def sorted_findings(findings: Iterable[Finding]) -> list[Finding]:
     """`findings` without duplicates: errors before warnings, then by place and rule."""
-    return sorted(set(findings), key=lambda found: (found.severity, found.where, found.rule, found.what))
+    return sorted(
+        set(findings),
+        key=lambda found: (
+            found.severity,
+            found.file,
+            found.line or 0,
+            found.column or 0,
+            found.where,
+            found.rule,
+            found.what,
+        ),
+    )
 
 
 def errors_in(findings: Iterable[Finding]) -> list[Finding]:

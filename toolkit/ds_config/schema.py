@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from toolkit.ds_config.edits import Edit, move, remove, rename, write
 from toolkit.ds_config.findings import Finding
+from toolkit.ds_config.meant import meant
+from toolkit.ds_config.possible import with_possible_fix, with_possible_removals
 from toolkit.ds_config.schema_auto import COMMENT, Auto, holds_auto, leftover
-from toolkit.ds_config.schema_keys import Key, Section
+from toolkit.ds_config.schema_keys import Key, Same, Section
+from toolkit.ds_config.schema_lookup import params_section
 from toolkit.ds_config.schema_optimizers import (
-    CLASS_PARAMS,
     DEEPSPEED_OPTIMIZERS,
     REFUSED_OPTIMIZERS,
-    REFUSED_SCHEDULERS,
-    SCHEDULERS,
-    SCHEDULERS_MEANT,
     TORCH_OPTIMIZERS,
-    optimizer_class,
-    optimizer_section,
 )
+from toolkit.ds_config.schema_schedules import REFUSED_SCHEDULERS, SCHEDULERS, SCHEDULERS_MEANT
 from toolkit.ds_config.schema_top import DEEPSPEED_VERSION, TOP
 from toolkit.ds_config.schema_unknown import MOST_NAMED, is_comment, join, last, unknown_keys
 from toolkit.ds_config.values import listing, show
@@ -48,17 +47,18 @@ def check_schema(config: Mapping[str, Any], *, for_trainer: bool = False) -> lis
     `for_trainer`: the file is for the Hugging Face Trainer, which replaces "auto" in the keys marked so.
     """
     met = [*_section("", config, TOP), *_typed(config, "optimizer"), *_typed(config, "scheduler")]
-    found = [item for item in met if isinstance(item, Finding)]
+    found = [with_possible_fix(config, item) for item in met if isinstance(item, Finding)]
     if for_trainer:  # accelerate writes its own value there, whatever stands in the file
         found = [item for item in found if (item.where, item.rule) != ("steps_per_print", "wrong-type")]
-    return [*found, *leftover([item for item in met if isinstance(item, Auto)], for_trainer=for_trainer)]
+    autos = leftover([item for item in met if isinstance(item, Auto)], for_trainer=for_trainer)
+    return [*found, *(with_possible_removals(config, item) for item in autos)]
 
 
 def _section(path: str, value: Any, section: Section) -> Iterator[Finding | Auto]:
     if (value is None and section.nullable) or (isinstance(value, bool) and section.or_boolean):
         return
     if not isinstance(value, Mapping):
-        yield _wrong(path, value, "an object {...}")
+        yield _wrong(path, value, "an object {...}", _as_section(path, value, section))
         return
     unknown = []
     for name, inner in value.items():
@@ -80,7 +80,9 @@ def _known(path: str, name: str, value: Any, section: Section) -> Iterator[Findi
     if name in section.removed:
         instead = section.removed[name]
         what = f"{where} was removed before DeepSpeed {DEEPSPEED_VERSION}"
-        yield Finding(where, "removed-key", what, f"instead: {instead}", f"remove {name!r}")
+        fix = (move(where, instead.beside(path)),) if isinstance(instead, Same) else ()
+        fix = (remove(where),) if _asks_nothing(value) else fix
+        yield Finding(where, "removed-key", what, f"instead: {instead}", f"remove {name!r}", fix=fix)
         return
     known = section.keys[name]
     if isinstance(known, Section):
@@ -104,7 +106,8 @@ def _spelled_twice(path: str, value: Mapping[str, Any], section: Section) -> Ite
             where, other, key = join(path, name), join(path, alias), section.keys[name]
             worse = name if isinstance(key, Key) and key.instead else alias
             what = f"{where} and {other} are the same key"
-            yield Finding(where, "alias-twice", what, "one spelling", f"remove {worse!r}")
+            fix = (remove(join(path, worse)),) if value[name] == value[alias] else ()
+            yield Finding(where, "alias-twice", what, "one spelling", f"remove {worse!r}", fix=fix)
 
 
 def _value(where: str, value: Any, key: Key) -> Iterator[Finding | Auto]:
@@ -115,7 +118,8 @@ def _value(where: str, value: Any, key: Key) -> Iterator[Finding | Auto]:
     elif value == "auto":
         yield Auto(where, key)
     elif not key.accepts(value):
-        yield _wrong(where, value, key.describe())
+        certain = meant(key, value)
+        yield _wrong(where, value, key.describe(), () if certain is None else (write(where, certain),))
     elif key.item is not None:
         yield from _elements(where, value, key.item)
 
@@ -130,6 +134,21 @@ def _elements(where: str, elements: list[Any], section: Section) -> Iterator[Fin
             return  # the same mistake again and again
 
 
+def _asks_nothing(value: Any) -> bool:
+    """Whether the value of a key that DeepSpeed refuses even so switches off what the key was for."""
+    return value in (None, False) or (isinstance(value, Mapping) and (not value or value.get("enabled") is False))
+
+
+def _in_todays_words(where: str, value: Any, key: Key) -> tuple[Edit, ...]:
+    """What DeepSpeed itself makes of a deprecated key."""
+    if key.becomes is None:
+        return ()
+    name, meaning = key.becomes
+    if meaning is None:
+        return (rename(where, name),)
+    return (write(where, meaning), rename(where, name)) if value is True else ()
+
+
 def _retired(where: str, value: Any, key: Key) -> Iterator[Finding | Auto]:
     expected, name = f"instead: {key.instead}", last(where)
     if key.acts_as is None:
@@ -137,8 +156,9 @@ def _retired(where: str, value: Any, key: Key) -> Iterator[Finding | Auto]:
         yield Finding(where, "deprecated-key", what, expected, f"replace {name!r}")
         return
     asks_nothing = value is None or value is False
+    fix = (remove(where),) if asks_nothing else _in_todays_words(where, value, key)
     do = f"remove {name!r}" if asks_nothing else f"replace {name!r} by {key.instead}"
-    yield Finding(where, "deprecated-key", f"{where}={show(value)} is deprecated", expected, do, "warning")
+    yield Finding(where, "deprecated-key", f"{where}={show(value)} is deprecated", expected, do, "warning", fix=fix)
     if isinstance(key.acts_as, Section):
         yield from _section(where, value, key.acts_as)
     elif value is not None:
@@ -152,7 +172,7 @@ def _typed(config: Mapping[str, Any], name: str) -> Iterator[Finding | Auto]:
         return
     kind, params = block["type"], block.get("params", {})
     find_section = _scheduler_params if name == "scheduler" else _optimizer_params
-    section = find_section(config, kind, params)
+    section = find_section(config, kind)
     if isinstance(section, Finding):
         yield section
     # A missing scheduler.params is one finding, not one for each key it would hold.
@@ -160,37 +180,21 @@ def _typed(config: Mapping[str, Any], name: str) -> Iterator[Finding | Auto]:
         yield from _section(f"{name}.params", params, section)
 
 
-def _optimizer_params(config: Mapping[str, Any], kind: str, params: Any) -> Section | Finding | None:
+def _optimizer_params(config: Mapping[str, Any], kind: str) -> Section | Finding | None:
     names = ("AdamW", "Adam", "Adagrad", "Lion", "Lamb", "Muon", *TORCH_OPTIMIZERS)
     if kind in REFUSED_OPTIMIZERS:
         return _refused_type("optimizer", kind, REFUSED_OPTIMIZERS[kind], names)
     if kind.lower() not in DEEPSPEED_OPTIMIZERS and kind not in TORCH_OPTIMIZERS:
         return _unknown_type("optimizer", kind, names)
-    offloads = offload_device(config, "offload_optimizer") != "none"
-    name = optimizer_class(kind, params if isinstance(params, Mapping) else {}, offloads=offloads)
-    return None if name is None or name not in CLASS_PARAMS else optimizer_section(name)
+    return params_section(config, "optimizer")
 
 
-def _scheduler_params(config: Mapping[str, Any], kind: str, params: Any) -> Section | Finding | None:
+def _scheduler_params(config: Mapping[str, Any], kind: str) -> Section | Finding | None:
     if kind in REFUSED_SCHEDULERS:
         return _refused_type("scheduler", kind, REFUSED_SCHEDULERS[kind], tuple(SCHEDULERS))
     if kind not in SCHEDULERS:
         return _unknown_type("scheduler", kind, tuple(SCHEDULERS))
-    return SCHEDULERS[kind]
-
-
-def offload_device(config: Mapping[str, Any], name: str) -> str:
-    """zero_optimization.NAME.device as DeepSpeed reads it, "none" where it is absent or malformed."""
-    zero = config.get("zero_optimization")
-    block = zero.get(name) if isinstance(zero, Mapping) else None
-    if isinstance(block, Mapping):
-        device = block.get("device")
-        return device if device in ("cpu", "nvme") else "none"
-    return "cpu" if isinstance(zero, Mapping) and zero.get(OLD_OFFLOADS[name]) is True else "none"
-
-
-OLD_OFFLOADS = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}
-"""Section -> the deprecated key that DeepSpeed rewrites into it."""
+    return params_section(config, "scheduler")
 
 
 def _refused_type(section: str, kind: str, reason: str, names: tuple[str, ...]) -> Finding:
@@ -202,9 +206,9 @@ def _unknown_type(section: str, kind: str, names: tuple[str, ...]) -> Finding:
     where = f"{section}.type"
     word = kind.strip().lower()
     same = next((name for name in names if name.lower() == word), None)
-    meant = SCHEDULERS_MEANT.get(word) if section == "scheduler" else None
-    if meant:
-        hint = f" (DeepSpeed: {meant!r})"
+    other = SCHEDULERS_MEANT.get(word) if section == "scheduler" else None
+    if other:
+        hint = f" (DeepSpeed: {other!r})"
     else:
         hint = f" (did you mean {same!r}? names are matched exactly)" if same else did_you_mean(kind[:100], names)
     return Finding(
@@ -212,9 +216,17 @@ def _unknown_type(section: str, kind: str, names: tuple[str, ...]) -> Finding:
         f"{section}-type",
         f"{where}={show(kind)} is not {'an' if section[0] == 'o' else 'a'} {section} DeepSpeed can build{hint}",
         listing(names),
-        f"write {meant or same!r}" if meant or same else f"change {where}",
+        f"write {other or same!r}" if other or same else f"change {where}",
+        fix=(write(where, same),) if same else (),
     )
 
 
-def _wrong(where: str, value: Any, expected: str) -> Finding:
-    return Finding(where, "wrong-type", f"{where}={show(value)}", expected, f"correct the value of {last(where)!r}")
+def _as_section(path: str, value: Any, section: Section) -> tuple[Edit, ...]:
+    """ "fp16": true is {"enabled": true}."""
+    word = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
+    return (write(path, {"enabled": word}),) if isinstance(word, bool) and "enabled" in section.keys else ()
+
+
+def _wrong(where: str, value: Any, expected: str, fix: tuple[Edit, ...] = ()) -> Finding:
+    do = f"correct the value of {last(where)!r}"
+    return Finding(where, "wrong-type", f"{where}={show(value)}", expected, do, fix=fix)

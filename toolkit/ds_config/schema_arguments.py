@@ -5,7 +5,7 @@ Source: transformers 5.23, TrainingArguments, SchedulerType and OptimizerNames; 
 
 from __future__ import annotations
 
-from toolkit.ds_config.schema_keys import INTEGER, POSITIVE, Key, one_of
+from toolkit.ds_config.schema_keys import INTEGER, POSITIVE, Key, Same, one_of
 
 _AMOUNT = Key("number", low=0)
 _SHARE = Key("number", low=0, below=1)
@@ -188,16 +188,16 @@ OTHERS = [
 ]
 """The other names of TrainingArguments."""
 
-REMOVED: dict[str, str] = {
-    "evaluation_strategy": "eval_strategy",
+REMOVED: dict[str, str | Same] = {
+    "evaluation_strategy": Same("eval_strategy"),
     "fp16_backend": "fp16",
     "group_by_length": 'train_sampling_strategy="group_by_length"',
     "half_precision_backend": "fp16 or bf16",
     "include_inputs_for_metrics": "include_for_metrics",
-    "no_cuda": "use_cpu",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "push_to_hub_token": "hub_token",
+    "no_cuda": Same("use_cpu"),
+    "per_gpu_eval_batch_size": Same("per_device_eval_batch_size"),
+    "per_gpu_train_batch_size": Same("per_device_train_batch_size"),
+    "push_to_hub_token": Same("hub_token"),
     "warmup_ratio": "warmup_steps, where a number below 1 is a share of the run",
 }
 """Names of older transformers, which 5.23 refuses -> what takes their place."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.ds_config.edits import remove
 from toolkit.ds_config.findings import Finding
 from toolkit.ds_config.schema_keys import Key
 from toolkit.errors import first_few
@@ -77,13 +78,16 @@ def _filled_by_nobody(found: Sequence[Auto], *, for_trainer: bool) -> Finding:
     reason = "Hugging Face does not fill that in and stops" if for_trainer else "nothing fills that in"
     expected = found[0].key.describe() if len(found) == 1 else "values"
     do = "write the value" if len(found) == 1 else "write the values, or remove the keys: DeepSpeed has defaults"
-    return Finding(found[0].where, ID, f"{_keys(found)}: {reason}", expected, do)
+    # Where DeepSpeed itself takes its default for it, no key says the same.
+    fix = tuple(remove(auto.where) for auto in found)
+    return Finding(found[0].where, ID, f"{_keys(found)}: {reason}", expected, do, fix=fix)
 
 
 def _stops_accelerate(found: Sequence[Auto]) -> Finding:
     what = f"{_keys(found)}: DeepSpeed takes that, but accelerate stops at it"
     do = "remove it, or write the value" if len(found) == 1 else "remove them, or write the values"
-    return Finding(found[0].where, ID, what, "another value; absent is the same", do)
+    fix = tuple(remove(auto.where) for auto in found if auto.key is not COMMENT)
+    return Finding(found[0].where, ID, what, "another value; absent is the same", do, fix=fix)
 
 
 def _keys(found: Sequence[Auto]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["bool", "int", "count", "number", "rates", "text", "numbers", "texts", "list", "object", "any"]
@@ -22,6 +22,25 @@ ARTICLES: dict[Kind, str] = {
     "object": "an object",
     "any": "any value",
 }
+
+
+@dataclass(frozen=True)
+class Same:
+    """Another name of a key, under which its value means exactly the same."""
+
+    name: str
+    section: str | None = None
+    """Dotted; "" for the top level, None for the section in which the old name stands."""
+
+    def __str__(self) -> str:
+        if self.section is None:
+            return f'"{self.name}"'
+        return f'"{self.name}" ' + (f"in {self.section}" if self.section else "at the top level")
+
+    def beside(self, path: str) -> str:
+        """The dotted key, for an old name in the section at `path`."""
+        section = path if self.section is None else self.section
+        return f"{section}.{self.name}" if section else self.name
 
 
 @dataclass(frozen=True)
@@ -48,12 +67,24 @@ class Key:
     """Not empty: deprecated or refused by DeepSpeed, and this is what to write."""
     acts_as: Key | Section | None = None
     """Deprecated only: what DeepSpeed reads it as, with a line in its log. None: it refuses or ignores it."""
+    becomes: tuple[str, Any] | None = None
+    """Deprecated only: the name that DeepSpeed reads it as, and what true is there; None for the same value."""
     aliases: tuple[str, ...] = ()
     """Other spellings of the same key; two at once are an error."""
     item: Section | None = None
     """Section of each element of a list."""
     members: tuple[str, ...] = ()
     """The strings that a list of strings may hold; empty: any."""
+    does: str = ""
+    """What DeepSpeed does with it, as the end of a sentence that the key begins."""
+    does_for: Mapping[Any, str] = field(default_factory=dict, hash=False)
+    """The same for single values."""
+    absent: str = ""
+    """What it does where the key is missing and that matters: its default, and what follows."""
+
+    def that(self, does: str, absent: str = "", *, does_for: Mapping[Any, str] | None = None) -> Key:
+        """The same values for a key of its own."""
+        return replace(self, does=does, absent=absent, does_for=does_for or {})
 
     def accepts(self, value: Any) -> bool:
         """Whether DeepSpeed reads `value` as it is written, without coercing or ignoring it."""
@@ -124,7 +155,7 @@ class Section:
     """One object of the JSON. `each` is the section of every value whose key the user chooses."""
 
     keys: Mapping[str, Key | Section]
-    removed: Mapping[str, str] = field(default_factory=dict)
+    removed: Mapping[str, str | Same] = field(default_factory=dict)
     """Keys of older versions -> what replaces them."""
     required: tuple[str, ...] = ()
     is_open: bool = False
@@ -137,6 +168,14 @@ class Section:
     """true and false are an old form of the section, of which a rule speaks."""
     is_closed: bool = False
     """DeepSpeed itself refuses keys that it does not know here, where it ignores them elsewhere."""
+    does: str = ""
+    """What DeepSpeed does with the section."""
+    absent: str = ""
+    """What it does where the section is missing and that matters."""
+
+    def that(self, does: str, absent: str = "") -> Section:
+        """The same keys for a section of its own."""
+        return replace(self, does=does, absent=absent)
 
 
 LARGEST = 2**63 - 1
@@ -173,6 +212,12 @@ def one_of(*choices: str, caseless: bool = False, nullable: bool = False) -> Key
     return Key("text", choices=choices, caseless=caseless, nullable=nullable)
 
 
-def retired(instead: str, *, acts_as: Key | Section | None = None, aliases: tuple[str, ...] = ()) -> Key:
+def retired(
+    instead: str,
+    *,
+    acts_as: Key | Section | None = None,
+    aliases: tuple[str, ...] = (),
+    becomes: tuple[str, Any] | None = None,
+) -> Key:
     """A key that DeepSpeed still knows but that should not be written; `instead` says what to write."""
-    return Key("any", instead=instead, acts_as=acts_as, aliases=aliases)
+    return Key("any", instead=instead, acts_as=acts_as, aliases=aliases, becomes=becomes)

@@ -1,8 +1,7 @@
-"""Parameters of every optimizer and schedule that a DeepSpeed JSON can name, as of DeepSpeed 0.19.8 and torch 2.13.
+"""Parameters of every optimizer that a DeepSpeed JSON can name, as of DeepSpeed 0.19.8 and torch 2.13.
 
-DeepSpeed passes optimizer.params to the class it picks (deepspeed/runtime/engine.py, _configure_basic_optimizer) and
-scheduler.params to the class of that name (runtime/lr_schedules.py, else torch.optim.lr_scheduler), so the keys are
-the classes' own arguments. Names in deepspeed's own list match in any case, torch's only exactly.
+DeepSpeed passes optimizer.params to the class it picks (deepspeed/runtime/engine.py, _configure_basic_optimizer), so the
+keys are the classes' own arguments. Names in deepspeed's own list match in any case, torch's only exactly.
 """
 
 from __future__ import annotations
@@ -10,108 +9,152 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.ds_config.schema_keys import BOOL, INTEGER, NON_NEGATIVE, NUMBER, POSITIVE, SHARE, Key, Section, one_of
+from toolkit.ds_config.schema_keys import (
+    BOOL,
+    NUMBER,
+    SHARE,
+    Key,
+    Same,
+    Section,
+    one_of,
+)
 
 RATE = Key("number", low=0)
-LEARNING_RATE = Key("number", low=0, auto=True)
-EPS = Key("number", low=0, auto=True)
-DECAY = Key("number", low=0, auto=True)
+LEARNING_RATE = Key("number", low=0, auto=True).that(
+    "is the learning rate", absent="the class's own default, often 0.001"
+)
+EPS = Key("number", low=0, auto=True).that("keeps the division by small gradients in bounds")
+DECAY = Key("number", low=0, auto=True).that(
+    "pulls the weights towards 0", absent="0 in DeepSpeed's classes, 0.01 in torch's AdamW"
+)
 # At 1 the bias correction divides by 1 - 1 = 0: every weight is NaN after the first step.
-BETAS = Key("numbers", low=0, below=1, auto=True)
+BETAS = Key("numbers", low=0, below=1, auto=True).that(
+    "are how slowly the means of gradients and of their squares move"
+)
 SWITCH = Key("bool", nullable=True)
+AMSGRAD = BOOL.that("takes the largest mean of squares so far")
+BIAS = BOOL.that("corrects the means of the first steps; true where it is absent")
+MOMENTUM = RATE.that("is how much of the last update is kept")
+MASKED = BOOL.that("lets CUDA graphs capture the step")
+DECOUPLED = BOOL.that("decays the weights apart from the gradients")
 
 _COMMON: dict[str, Key] = {"lr": LEARNING_RATE, "weight_decay": DECAY}
 _ADAM: dict[str, Key] = {**_COMMON, "betas": BETAS, "eps": EPS}
-_FLAGS: dict[str, Key] = {"foreach": SWITCH, "maximize": BOOL, "differentiable": BOOL}
-_TORCH_ADAM: dict[str, Key] = {**_ADAM, **_FLAGS, "amsgrad": BOOL, "capturable": BOOL, "fused": SWITCH}
+FOREACH = SWITCH.that("updates many parameters per kernel")
+FUSED = SWITCH.that("updates all parameters in one kernel")
+_FLAGS: dict[str, Key] = {
+    "foreach": FOREACH,
+    "maximize": BOOL.that("climbs in place of descending"),
+    "differentiable": BOOL.that("lets gradients flow through the step"),
+}
+_TORCH_ADAM: dict[str, Key] = {**_ADAM, **_FLAGS, "amsgrad": AMSGRAD, "capturable": MASKED, "fused": FUSED}
+IN_FP32 = BOOL.that("keeps the states in fp32; true where it is absent")
 
-ENGINE_PARAMS: dict[str, Key] = {"torch_adam": BOOL, "adam_w_mode": BOOL, "fp32_optimizer_states": BOOL}
+ENGINE_PARAMS: dict[str, Key] = {
+    "torch_adam": BOOL.that("takes torch's class, which needs no compiler"),
+    "adam_w_mode": BOOL.that(
+        "decays the weights apart from the gradients (AdamW); read for the type Adam", absent="true: Adam runs as AdamW"
+    ),
+    "fp32_optimizer_states": IN_FP32,
+}
 """Taken out of params by the engine before it builds Adam, AdamW or Muon."""
 
 ENGINE_BUILT = ("FusedAdam", "DeepSpeedCPUAdam", "MuonWithAuxAdam", "torch.optim.Adam", "torch.optim.AdamW")
 
 CLASS_PARAMS: dict[str, dict[str, Key]] = {
-    "FusedAdam": {**_ADAM, "bias_correction": BOOL, "amsgrad": BOOL, "set_grad_none": BOOL},
-    "DeepSpeedCPUAdam": {**_ADAM, "bias_correction": BOOL, "amsgrad": BOOL},
-    "DeepSpeedCPUAdagrad": {**_COMMON, "eps": EPS, "amsgrad": BOOL, "fp32_optimizer_states": BOOL},
-    "FusedLion": {**_COMMON, "betas": BETAS, "set_grad_none": BOOL},
-    "DeepSpeedCPULion": {**_COMMON, "betas": BETAS, "fp32_optimizer_states": BOOL},
+    "FusedAdam": {
+        **_ADAM,
+        "bias_correction": BIAS,
+        "amsgrad": AMSGRAD,
+        "set_grad_none": BOOL.that("drops gradients after the step"),
+    },
+    "DeepSpeedCPUAdam": {**_ADAM, "bias_correction": BIAS, "amsgrad": AMSGRAD},
+    "DeepSpeedCPUAdagrad": {**_COMMON, "eps": EPS, "amsgrad": AMSGRAD, "fp32_optimizer_states": IN_FP32},
+    "FusedLion": {**_COMMON, "betas": BETAS, "set_grad_none": BOOL.that("drops gradients after the step")},
+    "DeepSpeedCPULion": {**_COMMON, "betas": BETAS, "fp32_optimizer_states": IN_FP32},
     "FusedLamb": {
         **_ADAM,
-        "bias_correction": BOOL,
-        "eps_inside_sqrt": BOOL,
-        "max_coeff": RATE,
-        "min_coeff": RATE,
-        "amsgrad": BOOL,
+        "bias_correction": BIAS,
+        "eps_inside_sqrt": BOOL.that("adds eps under the root"),
+        "max_coeff": RATE.that("is the largest trust ratio of a layer"),
+        "min_coeff": RATE.that("is the smallest trust ratio of a layer"),
+        "amsgrad": AMSGRAD,
     },
     "MuonWithAuxAdam": {
         **_ADAM,
-        "momentum": Key("number", low=0, high=1),
-        "ns_method": one_of("gram", "standard"),
-        "muon_lr": RATE,
-        "adam_lr": RATE,
-        "per_head_muon": BOOL,
-        "foreach": SWITCH,
+        "momentum": Key("number", low=0, high=1).that("is how much of the last update of matrices is kept"),
+        "ns_method": one_of("gram", "standard").that("is how matrices are made orthogonal; gram where it is absent"),
+        "muon_lr": RATE.that("is the learning rate of matrices; lr where it is absent"),
+        "adam_lr": RATE.that("is the learning rate of everything else; lr where it is absent"),
+        "per_head_muon": BOOL.that("treats each attention head as a matrix of its own"),
+        "foreach": FOREACH,
     },
-    "torch.optim.Adam": {**_TORCH_ADAM, "decoupled_weight_decay": BOOL},
+    "torch.optim.Adam": {**_TORCH_ADAM, "decoupled_weight_decay": DECOUPLED},
     "torch.optim.AdamW": _TORCH_ADAM,
     "torch.optim.Adagrad": {
         **_COMMON,
         **_FLAGS,
         "eps": EPS,
-        "lr_decay": RATE,
-        "initial_accumulator_value": RATE,
-        "fused": SWITCH,
+        "lr_decay": RATE.that("lowers the learning rate from step to step"),
+        "initial_accumulator_value": RATE.that("is the sum of squares at the start"),
+        "fused": FUSED,
     },
     "torch.optim.SGD": {
         **_COMMON,
         **_FLAGS,
-        "momentum": RATE,
-        "dampening": NUMBER,
-        "nesterov": BOOL,
-        "fused": SWITCH,
+        "momentum": MOMENTUM,
+        "dampening": NUMBER.that("lowers the share of the new gradient in the momentum"),
+        "nesterov": BOOL.that("looks ahead along the momentum"),
+        "fused": FUSED,
     },
     "torch.optim.RMSprop": {
         **_COMMON,
         **_FLAGS,
-        "alpha": SHARE,  # above 1 the mean of squares falls below 0, and its root is NaN
+        # above 1 the mean of squares falls below 0, and its root is NaN
+        "alpha": SHARE.that("is how slowly the mean of squares moves"),
         "eps": EPS,
-        "momentum": RATE,
-        "centered": BOOL,
-        "capturable": BOOL,
+        "momentum": MOMENTUM,
+        "centered": BOOL.that("divides by the deviation in place of the root mean square"),
+        "capturable": MASKED,
     },
-    "torch.optim.Adadelta": {**_COMMON, **_FLAGS, "rho": SHARE, "eps": EPS, "capturable": BOOL},
-    "torch.optim.Adamax": {**_ADAM, **_FLAGS, "capturable": BOOL},
+    "torch.optim.Adadelta": {
+        **_COMMON,
+        **_FLAGS,
+        "rho": SHARE.that("is how slowly the mean of squares moves"),
+        "eps": EPS,
+        "capturable": MASKED,
+    },
+    "torch.optim.Adamax": {**_ADAM, **_FLAGS, "capturable": MASKED},
     "torch.optim.NAdam": {
         **_ADAM,
         **_FLAGS,
-        "momentum_decay": RATE,
-        "decoupled_weight_decay": BOOL,
-        "capturable": BOOL,
+        "momentum_decay": RATE.that("is how fast the momentum grows"),
+        "decoupled_weight_decay": DECOUPLED,
+        "capturable": MASKED,
     },
-    "torch.optim.RAdam": {**_ADAM, **_FLAGS, "decoupled_weight_decay": BOOL, "capturable": BOOL},
+    "torch.optim.RAdam": {**_ADAM, **_FLAGS, "decoupled_weight_decay": DECOUPLED, "capturable": MASKED},
     "torch.optim.ASGD": {
         **_COMMON,
         **_FLAGS,
-        "lambd": RATE,
-        "alpha": RATE,
-        "t0": RATE,
-        "capturable": BOOL,
+        "lambd": RATE.that("lowers the weights from step to step"),
+        "alpha": RATE.that("is the power by which the learning rate falls"),
+        "t0": RATE.that("is the step from which weights are averaged"),
+        "capturable": MASKED,
     },
     "torch.optim.Rprop": {
         "lr": LEARNING_RATE,
         **_FLAGS,
-        "etas": Key("numbers", low=0),
-        "step_sizes": Key("numbers", low=0),
-        "capturable": BOOL,
+        "etas": Key("numbers", low=0).that("are the factors by which a step shrinks and grows"),
+        "step_sizes": Key("numbers", low=0).that("are the smallest and the largest step"),
+        "capturable": MASKED,
     },
     "torch.optim.Adafactor": {
         **_COMMON,
-        "beta2_decay": NUMBER,
-        "eps": Key("list"),
-        "d": NUMBER,
-        "foreach": SWITCH,
-        "maximize": BOOL,
+        "beta2_decay": NUMBER.that("is the power by which the mean of squares slows down"),
+        "eps": Key("list").that("keeps divisions, and the size of a step, in bounds"),
+        "d": NUMBER.that("is the root mean square at which an update is clipped"),
+        "foreach": FOREACH,
+        "maximize": BOOL.that("climbs in place of descending"),
     },
 }
 """Class -> its arguments; mup's classes are not listed, their arguments pass unchecked."""
@@ -140,107 +183,7 @@ REFUSED_OPTIMIZERS = {
     "OnebitLamb": "it was removed; write AdamW",
 }
 
-OPTIMIZER_REMOVED = {"max_grad_norm": '"gradient_clipping" at the top level'}
-
-_WARMUP: dict[str, Key] = {
-    "warmup_num_steps": Key("int", low=1, auto=True),
-    "warmup_type": one_of("linear", "log"),
-    "last_batch_iteration": INTEGER,
-}
-_WARMUP_LR: dict[str, Key] = {
-    **_WARMUP,
-    "warmup_min_lr": Key("rates", low=0, auto=True),
-    "warmup_max_lr": Key("rates", low=0, auto=True),
-}
-TOTAL = Key("count", low=1, auto=True)
-STEPS = Key("count", low=1)
-# torch wants what a running schedule has stored for any other number: KeyError 'initial_lr'.
-LAST = {"last_epoch": Key("int", low=-1, high=-1)}
-
-SCHEDULERS: dict[str, Section] = {
-    "WarmupLR": Section(_WARMUP_LR),
-    "WarmupDecayLR": Section({**_WARMUP_LR, "total_num_steps": TOTAL}, required=("total_num_steps",)),
-    "WarmupCosineLR": Section(
-        {**_WARMUP, "total_num_steps": TOTAL, "warmup_min_ratio": RATE, "cos_min_ratio": RATE},
-        required=("total_num_steps",),
-    ),
-    "OneCycle": Section(
-        {
-            **dict.fromkeys(("cycle_min_lr", "cycle_max_lr", "decay_lr_rate", "decay_mom_rate"), RATE),
-            **dict.fromkeys(("cycle_min_mom", "cycle_max_mom"), Key("number", low=0, high=1)),
-            "cycle_first_step_size": Key("number", above=0),
-            "cycle_second_step_size": Key("number", low=0, nullable=True),
-            "cycle_first_stair_count": NON_NEGATIVE,
-            "cycle_second_stair_count": Key("int", low=0, nullable=True),
-            "decay_step_size": NON_NEGATIVE,
-            "cycle_momentum": BOOL,
-            "last_batch_iteration": INTEGER,
-        },
-        required=("cycle_min_lr", "cycle_max_lr"),
-    ),
-    "LRRangeTest": Section(
-        {
-            "lr_range_test_min_lr": Key("rates", low=0),
-            "lr_range_test_step_size": POSITIVE,
-            "lr_range_test_step_rate": RATE,
-            "lr_range_test_staircase": BOOL,
-            "last_batch_iteration": INTEGER,
-        }
-    ),
-    "ConstantLR": Section({**LAST, "factor": SHARE, "total_iters": STEPS}),
-    "LinearLR": Section(
-        {**LAST, "start_factor": Key("number", above=0, high=1), "end_factor": SHARE, "total_iters": STEPS}
-    ),
-    "ExponentialLR": Section({**LAST, "gamma": RATE}, required=("gamma",)),
-    "StepLR": Section({**LAST, "step_size": STEPS, "gamma": RATE}, required=("step_size",)),
-    "MultiStepLR": Section({**LAST, "milestones": Key("list"), "gamma": RATE}, required=("milestones",)),
-    "PolynomialLR": Section({**LAST, "total_iters": STEPS, "power": RATE}),
-    "CosineAnnealingLR": Section({**LAST, "T_max": STEPS, "eta_min": RATE}, required=("T_max",)),
-    "CosineAnnealingWarmRestarts": Section(
-        {**LAST, "T_0": POSITIVE, "T_mult": POSITIVE, "eta_min": RATE}, required=("T_0",)
-    ),
-    "CyclicLR": Section(
-        {
-            **LAST,
-            **dict.fromkeys(("base_lr", "max_lr", "gamma", "base_momentum", "max_momentum"), RATE),
-            "step_size_up": POSITIVE,
-            "step_size_down": Key("int", low=1, nullable=True),
-            "mode": one_of("triangular", "triangular2", "exp_range"),
-            "scale_mode": one_of("cycle", "iterations"),
-            "cycle_momentum": BOOL,
-        },
-        required=("base_lr", "max_lr"),
-    ),
-    "OneCycleLR": Section(
-        {
-            **LAST,
-            **dict.fromkeys(("max_lr", "pct_start", "base_momentum", "max_momentum"), RATE),
-            **dict.fromkeys(("div_factor", "final_div_factor"), Key("number", above=0)),
-            **dict.fromkeys(("total_steps", "epochs", "steps_per_epoch"), Key("int", low=1, nullable=True)),
-            "anneal_strategy": one_of("cos", "linear"),
-            "cycle_momentum": BOOL,
-            "three_phase": BOOL,
-        },
-        required=("max_lr",),
-    ),
-}
-
-DEEPSPEED_SCHEDULERS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
-"""DeepSpeed's own; the others of SCHEDULERS are torch's."""
-
-EQUIVALENTS = {"linear": "WarmupDecayLR", "constant_with_warmup": "WarmupLR", "cosine": "WarmupCosineLR"}
-"""The Trainer's lr_scheduler_type -> the nearest DeepSpeed schedule."""
-
-SCHEDULERS_MEANT = {**EQUIVALENTS, "constant": "WarmupLR"}
-"""The Trainer's names as scheduler.type -> what to write: a WarmupLR is constant once its warm-up is over."""
-
-REFUSED_SCHEDULERS = {
-    "LambdaLR": "it takes a Python function, which JSON cannot hold",
-    "MultiplicativeLR": "it takes a Python function, which JSON cannot hold",
-    "SequentialLR": "it takes scheduler objects, which JSON cannot hold",
-    "ChainedScheduler": "it takes scheduler objects, which JSON cannot hold",
-    "ReduceLROnPlateau": "its step needs a metric, which DeepSpeed does not pass",
-}
+OPTIMIZER_REMOVED = {"max_grad_norm": Same("gradient_clipping", "")}
 
 
 def optimizer_class(kind: str, params: Mapping[str, Any], *, offloads: bool) -> str | None:

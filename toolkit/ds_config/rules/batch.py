@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.schema_keys import LARGEST
 from toolkit.ds_config.schema_top import BATCH_KEYS
+from toolkit.ds_config.target import Target
 from toolkit.ds_config.values import exact
 
 GLOBAL, MICRO, STEPS = BATCH_KEYS
@@ -57,10 +58,15 @@ def batch_identity(context: Context) -> Iterator[Fault]:
 
 def _data_ranks(context: Context) -> tuple[int, bool]:
     """Ranks that the batch is divided over in DeepSpeed's arithmetic, and whether that is known."""
-    if context.target is None:
+    if context.target is None or _is_pipeline_of_unknown_depth(context, context.target):
         return 1, False
     # Tensor parallel ranks count in full: DeepSpeedConfig sees no mpu (DeepSpeed 0.19.8, runtime/config.py).
     return max(1, context.target.world_size // (context.target.model_ranks * _sequence_ranks(context))), True
+
+
+def _is_pipeline_of_unknown_depth(context: Context, target: Target) -> bool:
+    """The training script says how many stages share a micro-batch, no key of the JSON does."""
+    return isinstance(context.raw("pipeline"), Mapping) and target.model_ranks == 1
 
 
 def _sequence_ranks(context: Context) -> int:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from toolkit.ds_config.findings import Finding, Severity
+from toolkit.ds_config.edits import Edit
+from toolkit.ds_config.findings import Finding, Role, Severity
 from toolkit.ds_config.rules.trainer_values import ACCELERATE_STAGE, number_format, trainer_value
-from toolkit.ds_config.schema import check_schema, offload_device
+from toolkit.ds_config.schema import check_schema
+from toolkit.ds_config.schema_formats import NUMBER_FORMATS
 from toolkit.ds_config.schema_keys import is_number
+from toolkit.ds_config.schema_lookup import offload_device
 from toolkit.ds_config.schema_optimizers import optimizer_class
-from toolkit.ds_config.schema_zero import NUMBER_FORMATS
 from toolkit.ds_config.target import Device, Target
 
 
@@ -28,8 +30,12 @@ class Context:
     device: Device | None = None
     """The kind of device, where it is known."""
     training_args: Mapping[str, Any] | None = None
+    accelerate: Mapping[str, Any] | None = None
+    """What accelerate's file holds."""
     file_findings: tuple[Finding, ...] = ()
-    """What is wrong with the file that `config` was read from."""
+    """What is wrong with the files themselves, and how they name one another."""
+    is_made: bool = False
+    """accelerate makes `config` from the keys of its own file."""
 
     def raw(self, path: str) -> Any:
         """The value at the dotted `path` as written, None where there is none."""
@@ -71,10 +77,15 @@ class Context:
         value = self.value(path)
         return value if isinstance(value, str) else None
 
+    @property
+    def for_hugging_face(self) -> bool:
+        """Whether accelerate reads the configuration, by itself or for the Trainer."""
+        return self.training_args is not None or self.accelerate is not None
+
     @cached_property
     def schema_findings(self) -> list[Finding]:
         """What the schema says about the configuration; computed once."""
-        return check_schema(self.config, for_trainer=self.training_args is not None)
+        return check_schema(self.config, for_trainer=self.for_hugging_face)
 
     @property
     def stage(self) -> int:
@@ -174,9 +185,9 @@ class Context:
 
 STAGES = ("0", "1", "2", "3")
 
-Fault = tuple[str, str, str, str] | tuple[str, str, str, str, Severity]
-"""(dotted key, what is wrong, values that work, the edit that cures it): a Finding without its rule's id. A fifth value
-is the severity, where it is not the rule's usual one."""
+Fault = tuple[str, str, str, str, *tuple[Severity | Edit, ...]]
+"""(dotted key, what is wrong, values that work, what to do): a Finding without its rule's id. Behind it the severity, where
+it is not the rule's usual one, and the edits that cure it, where that is certain."""
 
 
 @dataclass(frozen=True)
@@ -191,18 +202,22 @@ class Rule:
     check: Callable[[Context], Iterator[Finding]]
     severity: Severity = "error"
     """The usual one; a finding's own severity counts."""
+    role: Role | None = "config"
+    """Of which file it speaks; None for every one."""
 
 
 def rule(
-    id: str, *, looks_at: str, why: str, severity: Severity = "error"
+    id: str, *, looks_at: str, why: str, severity: Severity = "error", role: Role = "config"
 ) -> Callable[[Callable[[Context], Iterator[Fault]]], Rule]:
-    """Make a Rule of a generator of faults."""
+    """Make a Rule of a generator of faults. `role` names the file whose keys they are."""
 
     def wrap(faults: Callable[[Context], Iterator[Fault]]) -> Rule:
         def check(context: Context) -> Iterator[Finding]:
             for where, what, expected, do, *own in faults(context):
-                yield Finding(where, id, what, expected, do, own[0] if own else severity)
+                edits = tuple(part for part in own if isinstance(part, Edit))
+                graver = [part for part in own if not isinstance(part, Edit)]
+                yield Finding(where, id, what, expected, do, graver[0] if graver else severity, role, fix=edits)
 
-        return Rule(id, looks_at, why, check, severity)
+        return Rule(id, looks_at, why, check, severity, role)
 
     return wrap

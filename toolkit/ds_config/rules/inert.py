@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from toolkit.ds_config.edits import remove
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.values import exact, show
 
@@ -44,7 +45,9 @@ def datastates_enabled(context: Context) -> Iterator[Fault]:
     value = context.raw("datastates_ckpt")
     if context.has("datastates_ckpt") and value is not False:
         what = f"datastates_ckpt={show(value)} switches DataStates checkpoints on"
-        yield "datastates_ckpt", what, "false, or no such key", "remove 'datastates_ckpt'"
+        off = value is None or (isinstance(value, Mapping) and value.get("enabled") is False)
+        fix = (remove("datastates_ckpt"),) if off else ()
+        yield "datastates_ckpt", what, "false, or no such key", "remove 'datastates_ckpt'", *fix
 
 
 @rule(
@@ -89,6 +92,7 @@ def never_read(context: Context) -> Iterator[Fault]:
                 f"{where}={show(value)} changes nothing: DeepSpeed never reads it",
                 "no such key",
                 f"remove {name!r}",
+                remove(where),
             )
 
 
@@ -101,7 +105,13 @@ def pipeline_keys_unused(context: Context) -> Iterator[Fault]:
     for name in ("stages", "partition", "seed_layers"):
         where = f"pipeline.{name}"
         if context.has(where):
-            yield where, f"{where}={show(context.raw(where))} is never read", "nothing", f"remove {name!r}"
+            yield (
+                where,
+                f"{where}={show(context.raw(where))} is never read",
+                "nothing",
+                f"remove {name!r}",
+                remove(where),
+            )
 
 
 @rule(
@@ -131,9 +141,9 @@ def pipeline_limits(context: Context) -> Iterator[Fault]:
 
 @rule(
     "managed-accumulation",
-    looks_at="managed_gradient_accumulation",
+    looks_at="managed_gradient_accumulation, pipeline, compile.deepcompile, zero_optimization.overlap_comm",
     why="false makes every step() an update: accelerate and the Trainer set the boundary themselves and fail, and "
-    "DeepSpeed asserts no DeepCompile and overlap_comm at stage 2 or 3 only (engine.py, _do_sanity_check)",
+    "DeepSpeed asserts no pipeline, no DeepCompile and overlap_comm at stage 2 or 3 only (engine.py, _do_sanity_check)",
 )
 def managed_accumulation(context: Context) -> Iterator[Fault]:
     where = "managed_gradient_accumulation"
@@ -142,12 +152,39 @@ def managed_accumulation(context: Context) -> Iterator[Fault]:
     partners = {
         "the Hugging Face Trainer": context.training_args is not None,
         "compile.deepcompile=true": context.flag("compile.deepcompile"),
+        "a pipeline": isinstance(context.raw("pipeline"), Mapping),
         f"overlap_comm=true at stage {context.stage}": context.stage < 2
         and context.flag("zero_optimization.overlap_comm"),
     }
     for partner, present in partners.items():
         if present:
             yield where, f"{where}=false with {partner}", "true", f"remove {where!r}"
+
+
+@rule(
+    "managed-accumulation-scale",
+    looks_at="managed_gradient_accumulation, gradient_accumulation_steps",
+    why="backward() divides each loss by gradient_accumulation_steps, however many of them come before step(), unless it is told "
+    "scale_wrt_gas=False (engine.py, backward)",
+    severity="warning",
+)
+def managed_accumulation_scale(context: Context) -> Iterator[Fault]:
+    where, steps = "managed_gradient_accumulation", "gradient_accumulation_steps"
+    if context.raw(where) is False and not context.has(steps):
+        what = f"{steps} is missing with {where}=false: backward() divides no loss, and micro-batches are summed"
+        do = f"write {steps!r}: as many as backward() is called before step()"
+        yield steps, what, "the micro-batches that the script takes for one update", do
+
+
+@rule(
+    "pipeline-unread",
+    looks_at="pipeline",
+    why="the Trainer builds no PipelineModule, and nothing else reads the section (engine.py, pipe/engine.py)",
+)
+def pipeline_unread(context: Context) -> Iterator[Fault]:
+    if context.training_args is not None and context.has("pipeline"):
+        what = "pipeline is ignored: the Trainer trains without pipeline parallelism"
+        yield "pipeline", what, "no such section", "remove it, or use a script that builds a PipelineModule"
 
 
 @rule(
@@ -194,5 +231,7 @@ INERT_RULES = (
     pipeline_keys_unused,
     pipeline_limits,
     managed_accumulation,
+    managed_accumulation_scale,
+    pipeline_unread,
     deepcompile,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.values import exact
@@ -93,7 +93,7 @@ def partial_offload(context: Context) -> Iterator[Fault]:
 )
 def offload_without_optimizer(context: Context) -> Iterator[Fault]:
     forced = context.flag("zero_force_ds_cpu_optimizer", True)
-    if context.has("optimizer") or context.training_args is not None or not forced or context.stage == 0:
+    if context.has("optimizer") or context.for_hugging_face or not forced or context.stage == 0:
         return
     if context.optimizer_offload != "none":
         what = f"{OPTIMIZER}.device={context.optimizer_offload!r} without an optimizer section: DeepSpeed stops at one of torch's"
@@ -127,6 +127,27 @@ def gds_on_cpu(context: Context) -> Iterator[Fault]:
         yield "aio.use_gds", "aio.use_gds=true on a CPU device", "false", "remove 'use_gds'"
 
 
+@rule(
+    "pinned-memory-unwritten",
+    looks_at=f"{OPTIMIZER}.pin_memory, {PARAM}.pin_memory",
+    why="absent, DeepSpeed page-locks what is offloaded; older versions did not, and a host with a small `ulimit -l` or little "
+    "memory to spare kills the run (zero/offload_config.py)",
+    severity="warning",
+)
+def pinned_memory_unwritten(context: Context) -> Iterator[Fault]:
+    for block, device in ((OPTIMIZER, context.optimizer_offload), (PARAM, context.param_offload)):
+        where = f"{block}.pin_memory"
+        # accelerate's block has no key for it.
+        if (
+            device != "none"
+            and not context.has(where)
+            and isinstance(context.raw(block), Mapping)
+            and not context.is_made
+        ):
+            what = f"{where} is missing: DeepSpeed page-locks the memory (true)"
+            yield where, what, "true, or false on a host that cannot lock so much", "write 'pin_memory'"
+
+
 OFFLOAD_RULES = (
     offload_param_below_stage_3,
     offload_optimizer_at_stage_0,
@@ -136,4 +157,5 @@ OFFLOAD_RULES = (
     offload_without_optimizer,
     super_offload,
     gds_on_cpu,
+    pinned_memory_unwritten,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from toolkit.ds_config.edits import write
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
 from toolkit.ds_config.values import exact, show
@@ -200,7 +201,8 @@ def muon_at_stage_3(context: Context) -> Iterator[Fault]:
         return
     scatter, quantized = "zero_optimization.reduce_scatter", "zero_optimization.zero_quantized_gradients"
     if context.flag(scatter, True):
-        yield scatter, f"{scatter} is not false for Muon at stage 3", "false", 'write "reduce_scatter": false'
+        fix = () if context.has(scatter) else (write(scatter, False),)
+        yield scatter, f"{scatter} is not false for Muon at stage 3", "false", 'write "reduce_scatter": false', *fix
     if context.flag(quantized):
         yield quantized, f"{quantized}=true for Muon at stage 3", "false", "remove 'zero_quantized_gradients'"
 

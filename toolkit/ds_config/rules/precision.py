@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from toolkit.ds_config.edits import write
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import argument
-from toolkit.ds_config.schema_zero import NUMBER_FORMATS
+from toolkit.ds_config.schema_formats import NUMBER_FORMATS
 from toolkit.ds_config.values import exact, show
 
 MASTER = "bf16.bf16_master_weights_and_grads"
@@ -25,7 +26,7 @@ DEFAULT_CLIPPING = 1.0
     severity="warning",
 )
 def clipping_unwritten(context: Context) -> Iterator[Fault]:
-    if context.has("gradient_clipping"):
+    if context.has("gradient_clipping") or context.is_made:  # of which accelerate-clipping speaks
         return
     where, expected, do = "gradient_clipping", "the norm to clip at, or 0.0 for never", 'write "gradient_clipping"'
     what = f"{where} is missing: DeepSpeed clips the gradient norm at {DEFAULT_CLIPPING}"
@@ -34,7 +35,8 @@ def clipping_unwritten(context: Context) -> Iterator[Fault]:
         yield where, what, expected, do
     else:
         do = f'write "{where}": "auto", which becomes max_grad_norm'
-        yield where, f"{what}, whatever max_grad_norm={show(norm)} says", expected, do, "error"
+        told = f"{what}, whatever max_grad_norm={show(norm)} says"
+        yield where, told, expected, do, "error", write(where, "auto")
 
 
 @rule(

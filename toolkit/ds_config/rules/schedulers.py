@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolkit.ds_config.rules.context import Context, Fault, rule
-from toolkit.ds_config.schema_optimizers import DEEPSPEED_SCHEDULERS, SCHEDULERS
+from toolkit.ds_config.schema_schedules import DEEPSPEED_SCHEDULERS, SCHEDULERS
 from toolkit.ds_config.values import exact
 
 PARAMS = "scheduler.params"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from toolkit.ds_config.edits import write
+from toolkit.ds_config.findings import Severity
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.schema_zero import GATHER, STAGE3_ALIASES, ZERO_DEFAULTS
 from toolkit.ds_config.values import show
@@ -69,7 +71,7 @@ def section_missing(context: Context) -> Iterator[Fault]:
             "the section, with its stage",
             f'add "{ZERO}": {{"stage": 0}} or higher',
         )
-        if context.training_args is None:
+        if not context.for_hugging_face:
             yield ZERO, f"{what}: DeepSpeed shards nothing", expected, do
         else:
             yield ZERO, f"{what}: accelerate, and so the Trainer, refuses the file", expected, do, "error"
@@ -89,7 +91,8 @@ def zero_as_boolean(context: Context) -> Iterator[Fault]:
     value = context.raw(ZERO)
     if isinstance(value, bool):
         what, do = f"{ZERO}={show(value)} is the form of old files", f'write "{ZERO}": {{"stage": {int(value)}}}'
-        yield ZERO, what, "an object with the stage", do, "warning" if context.training_args is None else "error"
+        graver: Severity = "error" if context.for_hugging_face else "warning"
+        yield ZERO, what, "an object with the stage", do, graver, write(ZERO, {"stage": int(value)})
 
 
 @rule(

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from toolkit.ds_config.edits import write
 from toolkit.ds_config.findings import Severity
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.rules.trainer_values import FILLED_FROM, argument, trainer_value
 from toolkit.ds_config.schema_keys import is_number
-from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS, EQUIVALENTS
+from toolkit.ds_config.schema_optimizers import CLASS_DEFAULTS
+from toolkit.ds_config.schema_schedules import EQUIVALENTS
 from toolkit.ds_config.values import exact, show
 
 COMPARED = (
@@ -134,7 +136,7 @@ def trainer_accumulation_unwritten(context: Context) -> Iterator[Fault]:
     severity: Severity = "warning"
     if context.has("train_batch_size"):
         what, severity = f"{what}, which contradicts train_batch_size", "error"
-    yield where, what, f'"auto", or {exact(steps)}', f'write "{where}": "auto"', severity
+    yield where, what, f'"auto", or {exact(steps)}', f'write "{where}": "auto"', severity, write(where, "auto")
 
 
 @rule(
@@ -154,7 +156,9 @@ def trainer_optimizer_values(context: Context) -> Iterator[Fault]:
             continue
         names = FILLED_FROM.get(where) or ARGUMENT_NAMES[where]
         what = f"{where} is missing: {show(taken)} is used, not {names}={show(wanted)}{_origin(arguments, names)}"
-        yield where, what, '"auto", or the value', f'write "{name}": "auto"', _severity(arguments, names)
+        graver = _severity(arguments, names)
+        fix = (write(where, "auto"),) if graver == "error" and context.has("optimizer.params") else ()
+        yield where, what, '"auto", or the value', f'write "{name}": "auto"', graver, *fix
 
 
 @rule(
@@ -221,7 +225,7 @@ def trainer_saves_no_weights(context: Context) -> Iterator[Fault]:
     where = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
     gathers = context.flag(where) or context.flag("zero_optimization.gather_16bit_weights_on_model_save")
     tensor = context.number("tensor_parallel.autotp_size", 0) or 0
-    if context.training_args is not None and not gathers and (context.stage == 3 or tensor > 1):
+    if context.for_hugging_face and not gathers and (context.stage == 3 or tensor > 1):
         written = f"{where}={show(context.raw(where))}" if context.has(where) else f"{where} is missing"
         yield where, f"{written}: save_model writes no safetensors", "true", f'write "{where.rpartition(".")[2]}": true'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from toolkit.ds_config.edits import remove, write
 from toolkit.ds_config.rules.context import Context, Fault, rule
 from toolkit.ds_config.values import exact
 
@@ -19,7 +20,8 @@ def allgather_bucket_odd(context: Context) -> Iterator[Fault]:
     size = context.number(f"{ZERO}.allgather_bucket_size")
     if size is not None and context.stage in (1, 2) and int(size) % 2:
         where = f"{ZERO}.allgather_bucket_size"
-        yield where, f"{where}={exact(size)} is odd", "an even number of elements", f"write {int(size) + 1}"
+        even = int(size) + 1
+        yield where, f"{where}={exact(size)} is odd", "an even number of elements", f"write {even}", write(where, even)
 
 
 @rule(
@@ -154,7 +156,13 @@ def zenflow(context: Context) -> Iterator[Fault]:
 def elastic_checkpoint(context: Context) -> Iterator[Fault]:
     where = f"{ZERO}.elastic_checkpoint"
     if context.flag(where) and context.stage == 3:
-        yield where, f"{where}=true at stage 3 has no effect", "universal checkpoints", "remove 'elastic_checkpoint'"
+        yield (
+            where,
+            f"{where}=true at stage 3 has no effect",
+            "universal checkpoints",
+            "remove 'elastic_checkpoint'",
+            remove(where),
+        )
 
 
 @rule(
@@ -165,7 +173,13 @@ def elastic_checkpoint(context: Context) -> Iterator[Fault]:
 def contiguous_gradients(context: Context) -> Iterator[Fault]:
     where = f"{ZERO}.contiguous_gradients"
     if context.raw(where) is False and context.stage in (1, 2) and context.optimizer_offload != "none":
-        yield where, f"{where}=false is overruled by offload_optimizer", "true", "remove 'contiguous_gradients'"
+        yield (
+            where,
+            f"{where}=false is overruled by offload_optimizer",
+            "true",
+            "remove 'contiguous_gradients'",
+            remove(where),
+        )
 
 
 ZERO_RULES = (
