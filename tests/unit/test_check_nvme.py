@@ -89,6 +89,8 @@ def test_room_for_the_states() -> None:
     less = check_nvme.check_room(Path("/x"), 12 * 10**9, 7 * 10**9)
     assert less.status == "fail" and less.found.endswith("; those of 7 billion take 78.2 GiB")
     assert less.fix == "free 67 GiB: du -xh /x | sort -h | tail"
+    full = check_nvme.check_room(Path("/x"), 2**20, None)
+    assert (full.status, full.fix) == ("warn", "free some: du -xh /x | sort -h | tail")
 
 
 def test_what_a_speed_means() -> None:
@@ -178,6 +180,11 @@ def test_no_folder_to_measure(name: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=what) as caught:
         list(check_nvme.check_nvme(tmp_path / name))
     assert caught.value.do == f"mkdir -p {tmp_path / name}, or name another folder"
+
+
+def test_a_folder_that_is_on_no_disk() -> None:
+    with pytest.raises(LaunchError, match=r"--nvme /proc: it (lies on no disk|cannot be written)"):
+        list(check_nvme.check_nvme(Path("/proc")))
 
 
 def test_memory_for_offloaded_states() -> None:

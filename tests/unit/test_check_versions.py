@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -172,6 +173,21 @@ def test_a_file_that_was_built_for_another_torch(tmp_path: Path, monkeypatch: py
     assert (finding.check, finding.status) == ("flash-attn", "fail")
     assert finding.found.endswith("ImportError: undefined symbol: _ZN3c105ErrorC2E (built for torch 2.8)")
     assert finding.fix.startswith("pip uninstall flash-attn, or install the build that matches torch 2.")
+
+
+def test_what_declares_to_fit_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = importlib.metadata.version("torch")
+    public, _, build = torch.partition("+")
+    (tmp_path / "torchvision.py").write_text("import os\nos.abort()\n")
+    folder = install(tmp_path, "torchvision", f"0.28.0{'+' + build if build else ''}", f"torch=={public}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert list(check_versions.check_compiled()) == []
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0+other\nRequires-Dist: torch=={public}\n"
+    )
+    (other_build,) = check_versions.check_compiled()
+    assert other_build.status == "fail"
 
 
 def test_a_compiled_part_that_kills_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the parts that make up CUDA: the driver, the GPU, torch's build and the compiler. What is asked of the machine is one thing, what it means another."""
+"""Checks of CUDA's parts against each other: the driver, the GPU, torch's build, the compiler."""
 
 from __future__ import annotations
 

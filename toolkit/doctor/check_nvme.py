@@ -25,8 +25,8 @@ SLOW = 10**9
 
 def check_nvme(folder: Path, parameters: int | None = None) -> Iterator[Finding]:
     """The disk of `folder`, its room and its speed, for `parameters`. Raises LaunchError where it is no folder to write in."""
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        what = "cannot be written" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+    what = _unusable(folder)
+    if what:
         raise LaunchError(
             f"--nvme {folder}: it {what}",
             expected="a folder on a local disk, as parallel.nvme_path names it",
@@ -36,6 +36,15 @@ def check_nvme(folder: Path, parameters: int | None = None) -> Iterator[Finding]
     free = shutil.disk_usage(folder).free
     yield check_room(folder, free, parameters)
     yield _check_measured(folder, min(LARGEST, free // 2), parameters)
+
+
+def _unusable(folder: Path) -> str:
+    """Why nothing can be written into `folder`, or nothing."""
+    if not folder.is_dir():
+        return "is no folder" if folder.exists() else "does not exist"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "cannot be written"
+    return "" if shutil.disk_usage(folder).total else "lies on no disk"
 
 
 def check_kind(folder: Path, disk: Disk) -> Finding:
@@ -63,6 +72,8 @@ def check_room(folder: Path, free: int, parameters: int | None) -> Finding:
         needed = NVME_BYTES * parameters / GIB
         fix = f"free {needed - free / GIB:,.0f} GiB: du -xh {shlex.quote(str(folder))} | sort -h | tail"
         return check.fail(f"{found}; those of {named(parameters)} take {needed:,.1f} GiB", fix)
+    if free < GIB:
+        return check.warn(found, f"free some: du -xh {shlex.quote(str(folder))} | sort -h | tail")
     return check.ok(found)
 
 

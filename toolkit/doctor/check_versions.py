@@ -159,9 +159,9 @@ def check_clashes(installed: Mapping[str, str] | None = None) -> Iterator[Findin
 def check_compiled() -> Iterator[Finding]:
     """Packages compiled for another torch: they die on import, and transformers, which looks for them, dies with them."""
     for module in _COMPILED:
-        if importlib.util.find_spec(module) is None:
-            continue
         name = module.replace("_", "-")
+        if importlib.util.find_spec(module) is None or _declares_to_fit(name):
+            continue
         package = Check(name, "its compiled part fits one version of torch only")
         command = [sys.executable, "-c", f"import {module}"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -174,6 +174,18 @@ def check_compiled() -> Iterator[Finding]:
                 + (f" (built for torch {built})" if built else ""),
                 fix,
             )
+
+
+def _declares_to_fit(package: str) -> bool:
+    """Whether `package` names this torch, its build (+cpu, +cu130) included: an import, which takes seconds, is then spared."""
+    torch, own = _version("torch"), _version(package)
+    if torch is None or own is None:
+        return False
+    if _built_for(package):
+        return torch.startswith(f"{_built_for(package)}.")
+    named = [line for line in _required(package) if line.name == "torch" and line.specifier]
+    same_build = torch.partition("+")[2] == own.partition("+")[2]
+    return bool(named) and same_build and all(_fits(torch, line) for line in named)
 
 
 def _built_for(package: str) -> str:
