@@ -346,6 +346,10 @@ WAYS: dict[str, Callable[[str, Home], None]] = {
     r"toolkit doctor --gpu": covered(
         "tests/unit/test_check_gpu.py", "test_without_a_gpu_there_is_one_message", "--gpu"
     ),
+    r"toolkit doctor --nvme /mnt/nvme --parameters 7b": covered(
+        "tests/unit/test_check_nvme.py", "test_the_verb_measures_and_leaves_nothing", "--parameters"
+    ),
+    r"toolkit doctor --json": covered("tests/unit/test_doctor.py", "test_json_is_all_that_the_verb_prints", "--json"),
     r"toolkit doctor --hostfile hostfile": covered("tests/launch/test_hosts.py", "doctors_words", "DOCTOR"),
     r"toolkit doctor": covered("tests/unit/test_doctor.py", "test_report_and_exit_code", "doctor("),
 }

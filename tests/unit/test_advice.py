@@ -32,8 +32,13 @@ DEEPSPEED_KEYS = {"checkpoint.load_universal", "checkpoint.writer", "optimizer.p
 """Keys of a DeepSpeed JSON whose block is called like a section of ours."""
 SUFFIXES = {"bin", "json", "jsonl", "py", "yaml", "md", "csv", "txt", "safetensors"}
 OTHER_PROGRAMS = {
-    "shm_size": "docker",
-    "query_gpu": "nvidia-smi",
+    **dict.fromkeys(("query_gpu", "query_compute_apps", "format", "gpu_reset"), "nvidia-smi"),
+    **dict.fromkeys(("gpus", "shm_size"), "docker"),
+    "reinstall": "apt-get",
+    "force_reinstall": "pip",
+    "upgrade": "pip",
+    "pid": "tail",
+    "sort": "ps",
     "adapters": "benchmarks/topology_table.py",
     "budget_s": "benchmarks/gpu.py",
     "group": "benchmarks/tasks.py",

@@ -9,8 +9,7 @@ import torch
 
 from toolkit.doctor import check_gpu
 from toolkit.doctor.check_gpu import SMI_FIELDS, THROTTLE_FIELDS
-from toolkit.doctor.check_host import check_nvcc
-from toolkit.doctor.report import doctor
+from toolkit.doctor.report import Wanted, doctor
 from toolkit.engine import preflight
 from toolkit.errors import LaunchError
 
@@ -26,7 +25,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")
 def test_without_a_gpu_there_is_one_message() -> None:
     with pytest.raises(LaunchError, match="torch sees no GPU") as caught:
-        doctor(io.StringIO(), gpu=True)
+        doctor(io.StringIO(), Wanted(gpu=True))
     assert caught.value.exit_code == 2 and "--gpu" in caught.value.do
 
 
@@ -37,7 +36,7 @@ def test_the_rate_of_a_product_is_that_of_its_flops() -> None:
 
 def test_a_product_below_its_data_sheet_is_seen() -> None:
     slow = check_gpu.check_product("products", "NVIDIA H100 80GB HBM3", CPU, torch.bfloat16, 256)
-    assert slow.status == "warn" and "of 989.5 (H100 data sheet)" in slow.found and "power limit" in slow.fix
+    assert slow.status == "warn" and "of 989.5 (H100 data sheet)" in slow.found and "POWER" in slow.fix
     unknown = check_gpu.check_product("products", "a new card", CPU, torch.bfloat16, 256)
     assert unknown.status == "ok" and "no data-sheet value is known for a new card" in unknown.found
 
@@ -58,21 +57,6 @@ def test_an_all_reduce_between_processes() -> None:
 def test_an_all_reduce_that_fails_is_a_finding() -> None:
     finding = check_gpu.check_all_reduce(1, "no such backend", num_bytes=2**16)
     assert finding.status == "fail" and finding.found.startswith("between 1 devices: ")
-
-
-@pytest.mark.parametrize(
-    ("driver", "built_for", "status"),
-    [
-        (12080, "12.8", "ok"),
-        (13000, "12.8", "ok"),
-        (12040, "12.8", "warn"),
-        (12080, "13.0", "fail"),
-        (None, "13.0", "ok"),
-        (12080, None, "ok"),
-    ],
-)
-def test_the_driver_against_torch(driver: int | None, built_for: str | None, status: str) -> None:
-    assert check_gpu.check_driver(driver, built_for).status == status
 
 
 @pytest.mark.parametrize(
@@ -130,9 +114,3 @@ def test_a_driver_with_the_old_names_and_one_without_any() -> None:
     bare = "0, 390.1, [N/A], [N/A], [N/A], [N/A], [N/A]\n"
     assert findings(bare)["GPU 0 clocks"] == ("ok", "the driver does not say whether they are held back")
     assert "GPU 0 power" not in findings(bare)
-
-
-def test_nvcc_of_another_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_HOME", "/nowhere")
-    finding = check_nvcc("12.8")
-    assert finding.status == "warn" and finding.found.startswith("there is no nvcc: DeepSpeed's GPU kernels")

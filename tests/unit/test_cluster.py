@@ -14,7 +14,7 @@ import pytest
 
 from toolkit.doctor import check_cluster, host_probe, host_session
 from toolkit.doctor.check_cluster import PACKAGES, check_hostfile
-from toolkit.doctor.check_network import check_network
+from toolkit.doctor.check_network import Meeting, check_network
 from toolkit.doctor.compare_hosts import Clock, compare
 from toolkit.doctor.finding import Finding
 from toolkit.doctor.host_session import Session
@@ -52,7 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> Path:
     (folder / "recipes").mkdir(parents=True)
     (folder / "recipes" / "x.py").write_text("recipe = 1\n")
     for name in os.environ:
-        if name.startswith(("HF_", "OMP_", "TOKENIZERS_", "TOOLKIT_", "DS_", "GLOO_", "TORCH_", "PDSH_")):
+        if name.startswith(("HF_", "OMP_", "TOKENIZERS_", "TOOLKIT_", "DS_", "GLOO_", "TORCH_", "PDSH_", "NCCL_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{binaries}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -109,7 +109,7 @@ def test_a_first_host_without_an_address(project: Path, tmp_path: Path) -> None:
     (tmp_path / "bin" / "hostname").write_text("#!/bin/sh\n")
     (network,) = of(ask(project, "one", "two"), "network")
     assert network.found == "`ssh one hostname -I` names no address, and the launcher asks it for the master's"
-    assert network.fix == "give the launcher --master_addr"
+    assert network.fix == "launch with --master_addr ADDRESS of that host"
 
 
 class Scripted(Session):
@@ -127,10 +127,12 @@ class Scripted(Session):
 
 
 def test_a_first_address_that_others_do_not_reach() -> None:
-    (other,) = asyncio.run(check_network([Scripted("a"), Scripted("b", ("10.0.0.1",))], 29500))
+    meeting = asyncio.run(check_network([Scripted("a"), Scripted("b", ("10.0.0.1",))], 29500))
+    (other,) = meeting.findings
+    assert meeting.over == {"": "10.0.0.1", "b": "ib0"}
     assert (other.status, other.found) == ("fail", "b does not reach 172.17.0.1, port 29500: timed out")
     assert other.fix == "launch with --master_addr 10.0.0.1, which every host reaches"
-    (none,) = asyncio.run(check_network([Scripted("a"), *(Scripted(name) for name in "bcdef")], 29500))
+    (none,) = asyncio.run(check_network([Scripted("a"), *(Scripted(name) for name in "bcdef")], 29500)).findings
     assert none.found.endswith("d does not reach 172.17.0.1, port 29500: timed out; and 2 more hosts")
     assert none.fix.startswith("open port 29500")
 
@@ -159,7 +161,7 @@ def test_a_variable_that_stays_behind(project: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     (project / ".deepspeed_env").write_text("OMP_NUM_THREADS=8\n\n")
     broken, lost = of(ask(project, "one", "two"), "variables")
-    assert (broken.status, broken.fix) == ("fail", "remove the line")
+    assert (broken.status, broken.fix) == ("fail", f"sed -i 2d {project / '.deepspeed_env'}")
     assert broken.found.startswith(f"{project / '.deepspeed_env'}, line 2: ")
     assert lost.found == "OMP_NUM_THREADS (threads of each rank) is not as here on one, two"
     assert lost.fix == f"{project / '.deepspeed_env'} says otherwise: correct it there, or here"
@@ -216,12 +218,41 @@ def test_an_emptier_cache(facts: dict[str, Any]) -> None:
 
 
 def test_slots_and_clock(facts: dict[str, Any]) -> None:
-    assert only(facts, {"devices": 4}, slots=8).found == "slots=8 and 4 GPUs"
+    many = only(facts, {"devices": 4}, slots=8)
+    assert (many.found, many.fix) == ("slots=8 and 4 GPUs", "write slots=4 into the hostfile")
     assert only(facts, {"devices": 0, "cores": 2}, slots=3).found == "slots=3 and 2 cores, no GPU"
     late = only(facts, {}, clock=Clock(-3.5, 0.1))
     assert (late.status, late.found) == ("warn", "its clock is 3.5 s behind this one")
     slow_answer = only(facts, {}, clock=Clock(1.5, 0.9))
     assert slow_answer.status == "ok"
+
+
+ETH = {"name": "eth0", "addresses": ["10.0.0.2"], "up": True}
+BRIDGE = {"name": "br-4f", "addresses": ["172.18.0.1"], "up": True}
+
+
+def test_an_interface_that_a_host_lacks(facts: dict[str, Any]) -> None:
+    network = {"name": "b", "resolves": ["127.0.1.1"], "interfaces": [ETH], "route": "eth0"}
+    wrong = only(facts, {"network": network, "variables": {"GLOO_SOCKET_IFNAME": "ib0"}})
+    assert (wrong.check, wrong.status) == ("host b", "fail")
+    assert wrong.found.startswith("GLOO_SOCKET_IFNAME=ib0, and ib0 is no interface of this host that is up")
+    assert only(facts, {"network": network, "variables": {"GLOO_SOCKET_IFNAME": "eth0"}}).status == "ok"
+
+
+def test_nccl_that_would_meet_over_another_network(facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def host(name: str, *interfaces: dict[str, Any]) -> check_cluster.Reached:
+        network = {"name": name, "resolves": [], "interfaces": list(interfaces), "route": "eth0"}
+        return check_cluster.Reached(Scripted(name), {**facts, "devices": 8, "network": network}, GOOD)
+
+    first = {**ETH, "addresses": ["10.0.0.1"]}
+    meeting = Meeting([], {"": "10.0.0.1", "b": "eth0"})
+    (wrong,) = check_cluster._check_nccl([host("a", first), host("b", BRIDGE, ETH)], meeting)
+    assert (wrong.status, wrong.found) == ("warn", "br-4f on b, where the way to the others goes over eth0")
+    assert wrong.fix == "export NCCL_SOCKET_IFNAME=eth0, then `toolkit doctor --hostfile FILE --write-env`"
+    assert "wait in vain" in wrong.why
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    (right,) = check_cluster._check_nccl([host("a", first), host("b", BRIDGE, ETH)], meeting)
+    assert (right.status, right.found) == ("ok", "on every host the one on the way to the others")
 
 
 def test_digest_sees_names_and_contents(project: Path) -> None:

@@ -93,6 +93,8 @@ def test_an_interface_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         hosts._choose_interface(pair, 0)
     assert failure.value.what == f"GLOO_SOCKET_IFNAME=eth99 on {socket.gethostname()}"
     assert ", ".join(psutil.net_if_addrs()) in failure.value.expected
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,lo")
+    assert hosts._choose_interface(pair, 0) == "lo,lo, because GLOO_SOCKET_IFNAME says so"
 
 
 def agree(rank: int, world_size: int, configs: list[dict[str, Any]]) -> str:

@@ -71,7 +71,7 @@ def test_verbs_that_write_into_a_closed_folder(
         assert verbs.main(["config", "--write"]) == 2
         said = capsys.readouterr().err
         assert f"error: nothing can be written to ds_configs/ of {disk}: . cannot be written to (Read-only" in said
-        inside.setattr(doctor, "_findings", list)
+        inside.setattr(doctor, "_findings", lambda _: [])
         inside.setenv("NCCL_DEBUG", "INFO")
         assert verbs.main(["doctor", "--write-env"]) == 1
         said = capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from toolkit.cli import check, config, new, plan
-from toolkit.cli.argument_types import count, file_path
+from toolkit.cli.argument_types import count, file_path, quantity
 from toolkit.cli.output import exit_code_of
 from toolkit.errors import InputError, nearest
 from toolkit.parity.problem import LEAST_STEPS
@@ -186,18 +187,41 @@ def _add_doctor(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write ./.deepspeed_env: what the hosts must have of this shell's variables",
     )
+    verb.add_argument(
+        "--nvme",
+        type=file_path,
+        metavar="DIR",
+        help="also measure the disk of this folder, two seconds and 256 MiB at most: what offload to it would cost a step",
+    )
+    verb.add_argument(
+        "--parameters",
+        type=quantity,
+        metavar="N",
+        help="how many a run would train (7b, 350m): also whether their optimizer states fit the memory, or the --nvme disk",
+    )
+    verb.add_argument("--verbose", action="store_true", help="why each line matters, also where nothing is wrong")
+    verb.add_argument("--json", action="store_true", help="the findings as one JSON list, the worst first")
     verb.set_defaults(run=_doctor)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from toolkit.doctor.report import doctor
+    from toolkit.doctor.report import Wanted, doctor
 
     if options.build:
         from toolkit.doctor.check_builds import check_libaio
         from toolkit.engine.kernels import KERNELS, NVME_KERNELS, build
 
-        build({**KERNELS, **(NVME_KERNELS if check_libaio().status == "ok" else {})}, print)
-    return doctor(sys.stdout, options.hostfile, ssh_port=options.ssh_port, write_env=options.write_env, gpu=options.gpu)
+        say = functools.partial(print, file=sys.stderr if options.json else sys.stdout)
+        build({**KERNELS, **(NVME_KERNELS if check_libaio().status == "ok" else {})}, say)
+    wanted = Wanted(
+        options.hostfile,
+        ssh_port=options.ssh_port,
+        write_env=options.write_env,
+        gpu=options.gpu,
+        nvme=options.nvme,
+        parameters=options.parameters,
+    )
+    return doctor(sys.stdout, wanted, verbose=options.verbose, as_json=options.json)
 
 
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]]] = {
@@ -230,13 +254,15 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], list[str]
         ["", "smollm2-135m-instruct python-docstrings"],
     ),
     "doctor": (
-        "check this machine for what a run needs, with the fix for each finding",
+        "check this machine for what a run needs: each finding with why it matters and the command that mends it",
         _add_doctor,
         [
             "",
             "--build                                       and compile what the first offloaded run would",
             "--hostfile hostfile                           and every host of a cluster",
             "--gpu                                         and what each GPU really does, where there is one",
+            "--nvme /mnt/nvme --parameters 7b              and what offload of so many parameters to this disk costs",
+            "--json                                        for a program: what has to be repaired comes first",
         ],
     ),
 }

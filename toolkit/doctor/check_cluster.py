@@ -12,15 +12,16 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.doctor import host_probe, launcher_variables
-from toolkit.doctor.check_network import check_network
+from toolkit.doctor.check_interfaces import GLOO, NCCL, Network, over_other_networks
+from toolkit.doctor.check_network import Meeting, check_network
 from toolkit.doctor.compare_hosts import Clock, compare
-from toolkit.doctor.finding import Finding
+from toolkit.doctor.finding import Check, Finding
 from toolkit.doctor.host_session import CONNECT_S, Session, Unreachable, session
 from toolkit.errors import LaunchError
 
@@ -32,10 +33,11 @@ _LINE = re.compile(r"^(\S+)\s+slots=(\d+)\s*(#.*)?$")  # deepspeed/launcher/runn
 def check_hostfile(hostfile: Path, ssh_port: int | None = None) -> Iterator[Finding]:
     """Findings about every host of `hostfile`, where sshd listens at `ssh_port`, by default its own. Raises LaunchError if the file cannot be read or a line is malformed."""
     hosts = _read(hostfile)
-    yield Finding("hostfile", "ok", f"{len(hosts)} hosts, {sum(hosts.values())} ranks in {hostfile}")
+    listed = Check("hostfile", "the launcher starts so many ranks on each host as it says")
+    yield listed.ok(f"{len(hosts)} hosts, {sum(hosts.values())} ranks in {hostfile}")
     if shutil.which("pdsh") is None:
         fix = "apt-get install pdsh, or launch with --launcher openmpi or --no_ssh on each host"
-        yield Finding("pdsh", "warn", "not found, and `deepspeed --hostfile` starts the hosts with it", fix)
+        yield Check("pdsh", "`deepspeed --hostfile` starts the hosts with it").warn("not found", fix)
     yield from _check_keep_alive(next(iter(hosts)))
     yield from asyncio.run(_check_hosts(hosts, ssh_port))
 
@@ -85,16 +87,14 @@ def ssh_settings(host: str) -> dict[str, str]:
 def _check_keep_alive(host: str) -> Iterator[Finding]:
     # The ranks of the other hosts end with a message when one vanishes; pdsh would wait for its ssh all the same.
     if ssh_settings(host).get("serveraliveinterval") == "0":
-        yield Finding(
-            "ssh keep-alive",
-            "warn",
-            "off: when a host vanishes, `deepspeed` does not come back though the ranks of the other hosts have ended",
-            'export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15", or set it in ~/.ssh/config',
-        )
+        why = "when a host vanishes, `deepspeed` does not come back though the ranks of the other hosts have ended"
+        fix = 'export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15", or set it in ~/.ssh/config'
+        yield Check("ssh keep-alive", why).warn("off", fix)
 
 
 async def _check_hosts(hosts: Mapping[str, int], ssh_port: int | None) -> list[Finding]:
-    variables = sorted(name for name in os.environ if launcher_variables.why(name) is not None)
+    set_here = (name for name in os.environ if launcher_variables.why(name) is not None)
+    variables = sorted({*set_here, NCCL, GLOO})
     here = host_probe.facts(str(Path.cwd()), list(PACKAGES), variables)
     findings: list[Finding] = []
     reached: list[Reached] = []
@@ -102,13 +102,15 @@ async def _check_hosts(hosts: Mapping[str, int], ssh_port: int | None) -> list[F
         results = await asyncio.gather(*(_reach(stack, host, ssh_port, variables) for host in hosts))
         for host, result in zip(hosts, results, strict=True):
             if isinstance(result, Unreachable):
-                findings.append(Finding(f"host {host}", "fail", result.found, result.fix))
+                unreached = Check(f"host {host}", "the launcher starts the ranks of every host, or none")
+                findings.append(unreached.fail(result.found, result.fix))
             else:
                 reached.append(result)
                 findings += compare(host, hosts[host], here, result.facts, result.clock)
         findings += await _check_shared([answer.talk for answer in reached])
         findings += _check_variables({answer.talk.host: answer.facts for answer in reached})
-        findings += await check_network([answer.talk for answer in reached], _master_port())
+        meeting = await check_network([answer.talk for answer in reached], _master_port())
+        findings += [*meeting.findings, *_check_nccl(reached, meeting)]
     return findings
 
 
@@ -123,8 +125,22 @@ async def _check_shared(hosts: Iterable[Session]) -> list[Finding]:
     if not blind:
         return []
     found = f"{_some(blind)} {'does' if len(blind) == 1 else 'do'} not see what is written in {folder}"
-    fix = "pass an --output_dir on a file system that all hosts share: a checkpoint is made of a file of each rank"
-    return [Finding("shared folder", "warn", found, fix)]
+    fix = "pass an --output_dir on a file system that all hosts share"
+    return [Check("shared folder", "a checkpoint is made of a file of each rank").warn(found, fix)]
+
+
+def _check_nccl(reached: Sequence[Reached], meeting: Meeting) -> Iterator[Finding]:
+    """Whether NCCL would meet over the network on which the hosts reach each other; without GPUs it is not used."""
+    if len(reached) < 2 or not meeting.over or not any(answer.facts["devices"] for answer in reached):
+        return
+    networks = {answer.talk.host: Network.of(answer.facts["network"]) for answer in reached}
+    first = reached[0].talk.host
+    over = {host: name for host, name in meeting.over.items() if host}
+    over[first] = next((one.name for one in networks[first].interfaces if meeting.over[""] in one.addresses), "unknown")
+    # The launcher forwards what this shell sets; else each host has its own.
+    here = os.environ.get(NCCL)
+    settings = {answer.talk.host: here or answer.facts["variables"].get(NCCL, "") for answer in reached}
+    yield over_other_networks(over, networks, settings)
 
 
 @dataclass(frozen=True)
@@ -168,13 +184,16 @@ async def _clock(talk: Session) -> Clock:
 
 def _check_variables(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     """Variables of this shell that the ranks would not see."""
+    check = Check(
+        "variables", "ranks under other settings compute, wait or look for files in another way than those here"
+    )
     wanted = launcher_variables.to_forward(os.environ)
     name = launcher_variables.file_name()
     files = (Path.home() / name, Path.cwd() / name)
     for file in files:
         if bad := launcher_variables.malformed(file):
             found = f"{file}, line {bad[0]}: the launcher takes every line for NAME=VALUE and dies of it"
-            yield Finding("variables", "fail", found, "remove the line")
+            yield check.fail(found, f"sed -i {bad[0]}d {shlex.quote(str(file))}")
     forwarded = launcher_variables.read(files[0]) | launcher_variables.read(files[1])
     lost = {
         variable: hosts
@@ -192,13 +211,13 @@ def _check_variables(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[Findi
         fix = "`toolkit doctor --hostfile FILE --write-env`, or unset it here"
         if by_hand is not None and (by_hand, variable in ours) != (files[1], True):
             fix = f"{by_hand} says otherwise: correct it there, or here"
-        yield Finding("variables", "warn", found, fix)
+        yield check.warn(found, fix)
     for variable, reason in wanted.kept_back.items():
         hosts = [host for host, there in answers.items() if there["variables"].get(variable) != os.environ[variable]]
         if hosts:
-            yield Finding("variables", "warn", f"{variable} is not as here on {_some(hosts)}", reason)
+            yield check.warn(f"{variable} is not as here on {_some(hosts)}", reason)
     if answers and not lost:
-        yield Finding("variables", "ok", "every host sees what this shell sets for a run")
+        yield check.ok("every host sees what this shell sets for a run")
 
 
 def _some(hosts: list[str]) -> str:

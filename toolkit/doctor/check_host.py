@@ -1,20 +1,21 @@
-"""Checks of the host: memory, disk, devices, the port, and files or variables that change a launch without a word."""
+"""Checks of the host: memory, disk, CPU, the port, and files or variables that change a launch without a word."""
 
 from __future__ import annotations
 
 import errno
 import os
-import resource
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.doctor import launcher_variables
-from toolkit.doctor.finding import Finding
-from toolkit.engine import kernels
+from toolkit.doctor.finding import Check, Finding
 
 GIB = 2**30
+LARGEST = "ps -eo pid,rss,comm --sort=-rss | head"
+"""The command that shows who takes the memory."""
 
 # What each of these does to a run, for those that are easily forgotten in a shell profile.
 _VARIABLES = {
@@ -35,102 +36,90 @@ _LEFT_BY_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "ACCELE
 
 def check_memory() -> Finding:
     """Host memory that is free, within the limit of the container if there is one."""
+    check = Check(
+        "host memory", "a run that finds too little is killed by the system, which leaves exit code -9 and no word"
+    )
+    total, available = host_memory()
+    found = f"{available / GIB:.1f} of {total / GIB:.1f} GiB available"
+    if available < 4 * GIB:
+        return check.warn(found, f"end other programs before a run: {LARGEST}")
+    return check.ok(found)
+
+
+def host_memory() -> tuple[int, int]:
+    """Bytes in all and bytes available, within the limit of the container if there is one."""
     memory = _meminfo()
     total, available = memory["MemTotal"], memory["MemAvailable"]
     limit, used = _cgroup_bytes("memory.max", "limit_in_bytes"), _cgroup_bytes("memory.current", "usage_in_bytes")
     if limit is not None and limit < total:
-        total, available = limit, min(available, limit - (used or 0))
-    found = f"{available / GIB:.1f} of {total / GIB:.1f} GiB available"
-    if available < 4 * GIB:
-        return Finding("host memory", "warn", found, "end other programs before a run")
-    return Finding("host memory", "ok", found)
+        total, available = limit, max(0, min(available, limit - (used or 0)))
+    return total, available
 
 
 def check_swap() -> Finding:
-    """Swap in use: a run that swaps is slower by orders of magnitude, and nothing says so."""
+    """Swap in use."""
+    check = Check("swap", "a run that swaps is slower by orders of magnitude, and nothing says so")
     memory = _meminfo()
     used = memory["SwapTotal"] - memory["SwapFree"]
     found = f"{used / GIB:.1f} of {memory['SwapTotal'] / GIB:.1f} GiB used"
     if used > GIB:
-        return Finding("swap", "warn", found, "end what does not fit into memory before a run")
-    return Finding("swap", "ok", found)
+        return check.warn(found, f"end what does not fit into memory: {LARGEST}")
+    return check.ok(found)
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     """Room for the buffers that the ranks and the loader workers of one host share."""
+    check = Check(
+        "shared memory",
+        "ranks and loader workers hand each other data through it; where it is full they die of a bus error",
+    )
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:
-        return Finding("shared memory", "fail", f"{folder}: {error.strerror}", f"mount a tmpfs on {folder}")
+        return check.fail(f"{folder}: {error.strerror}", f"mkdir -p {folder} && mount -t tmpfs tmpfs {folder}")
     found = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free in {folder}"
     if usage.free < GIB:
-        return Finding("shared memory", "warn", found, "in a container: start it with --shm-size=8g (or --ipc=host)")
-    return Finding("shared memory", "ok", found)
+        fix = f"mount -o remount,size=8G {folder}; for a container: start it with --shm-size=8g (or --ipc=host)"
+        return check.warn(found, fix)
+    return check.ok(found)
 
 
-def check_memlock(has_gpu: bool | None = None) -> Finding:
-    """Memory that may be pinned; offload to the host pins its buffers when there is a GPU."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    found = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit / GIB:.2f} GiB"
-    gpu = Path("/dev/nvidia0").exists() if has_gpu is None else has_gpu
-    if gpu and limit != resource.RLIM_INFINITY and limit < GIB:
-        fix = "`ulimit -l unlimited` (in a container: --ulimit memlock=-1)"
-        return Finding("pinned memory", "warn", f"{found}, and offload pins what it moves", fix)
-    return Finding("pinned memory", "ok", found)
-
-
-def check_disk(check: str, folder: Path) -> Finding:
+def check_disk(name: str, folder: Path) -> Finding:
     """Room on the disk of `folder`, which need not exist yet."""
+    check = Check(name, "models, prepared data and checkpoints go there, and a checkpoint that does not fit is none")
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     found = f"{free / GIB:.1f} GiB free at {folder}"
     if not os.access(there, os.W_OK):
-        return Finding(check, "fail", f"{there} cannot be written", "change its owner, or set TOOLKIT_CACHE")
+        fix = f"chown {os.getuid()} {shlex.quote(str(there))}, as its owner; or work in another folder (cache: TOOLKIT_CACHE)"
+        return check.fail(f"{there} cannot be written", fix)
     if free < 5 * GIB:
-        fix = "free some space: a checkpoint with the states of Adam takes 12 bytes per parameter"
-        return Finding(check, "fail" if free < GIB // 2 else "warn", found, fix)
-    return Finding(check, "ok", found)
+        fix = (
+            f"free some (du -xh {shlex.quote(str(there))} | sort -h | tail): a checkpoint takes 12 bytes per parameter"
+        )
+        return (check.fail if free < GIB // 2 else check.warn)(found, fix)
+    return check.ok(found)
 
 
-def check_devices() -> Iterator[Finding]:
-    """CPU cores, 16-bit types and CUDA devices as torch sees them."""
-    try:
-        import torch
-    except Exception as error:  # a damaged installation raises anything
-        yield Finding("devices", "fail", f"torch cannot be imported: {error}", "run `make install`")
-        return
+def check_cpu() -> Finding:
+    """CPU cores, and the types that they multiply in hardware, as torch sees them."""
+    import torch
+
     cores = len(os.sched_getaffinity(0))
     # A private name of torch, and the one DeepSpeed asks before it takes fp16 on a CPU; without it the answer is no.
     asked = {
         name: getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: False) for name in ("bf16", "fp16")
     }
     fast = ["fp32", *(name for name, supported in asked.items() if supported())]
-    yield Finding("CPU", "ok", f"{cores} cores; matrix products in {', '.join(fast)}")
-    built_for = torch.version.cuda
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        yield Finding("CUDA devices", "ok", f"{len(names)}: {', '.join(names)}; torch is built for CUDA {built_for}")
-        yield check_nvcc(built_for)
-    elif shutil.which("nvidia-smi") and Path("/dev/nvidia0").exists():
-        found = "there is a GPU, but torch is a CPU build" if built_for is None else "torch cannot use the GPU"
-        yield Finding("CUDA devices", "warn", found, "pip install a torch built for your driver (see `nvidia-smi`)")
-    else:
-        yield Finding("CUDA devices", "ok", "none; runs use the CPU")
-
-
-def check_nvcc(built_for: str | None) -> Finding:
-    """Whether DeepSpeed's GPU kernels (FusedAdam, FusedLion) can be built. The default optimizer needs none."""
-    fault = kernels.nvcc_fault(built_for)
-    if fault:
-        fix = "only for optimizer.implementation='deepspeed' and lion: install the CUDA toolkit of torch's version"
-        return Finding("nvcc", "warn", f"{fault}: DeepSpeed's GPU kernels cannot be built", fix)
-    return Finding("nvcc", "ok", f"fits torch's CUDA {built_for}")
+    check = Check("CPU", "a run without a GPU computes on it, and optimizers that are offloaded do so beside one")
+    return check.ok(f"{cores} cores; matrix products in {', '.join(fast)}")
 
 
 def check_port(port: str) -> Finding:
     """Whether rank 0 could listen on `port`, on either kind of address."""
+    check = Check("port", "the ranks meet there; those who cannot listen end, the others wait")
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        return Finding("port", "fail", f"MASTER_PORT={port!r}", "set it to a number from 1 to 65535, or unset it")
+        return check.fail(f"MASTER_PORT={port!r}", "unset MASTER_PORT, or export a number from 1 to 65535")
     for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         try:
             with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -138,22 +127,27 @@ def check_port(port: str) -> Finding:
                 listener.bind((address, int(port)))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                fix = (
-                    "end the run that holds it, or launch with another: --master_port (accelerate: --main_process_port)"
-                )
-                return Finding("port", "fail", f"{port} is in use", fix)
+                fix = f"launch with --master_port {_free_port()} (accelerate: --main_process_port), or end the run that holds it"
+                return check.fail(f"{port} is in use", fix)
             if error.errno == errno.EACCES:
-                return Finding("port", "fail", f"{port} is not ours to use", "set MASTER_PORT above 1023, or unset it")
-    return Finding("port", "ok", f"{port} is free")
+                return check.fail(f"{port} is not ours to use", "unset MASTER_PORT, or export one above 1023")
+    return check.ok(f"{port} is free")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def check_launcher_files(hostfile: Path = Path("/job/hostfile")) -> Iterator[Finding]:
     """Files that the `deepspeed` launcher reads without being asked."""
+    check = Check("launcher files", "`deepspeed` reads them without being asked, and says little of it")
     strays = 0
     if hostfile.exists():
         strays += 1
         found = f"{hostfile} exists: `deepspeed` without --hostfile runs on the hosts it lists"
-        yield Finding("launcher files", "warn", found, "give --hostfile, or remove it if it is not yours")
+        yield check.warn(found, f"rm {hostfile} if it is not yours, or launch with --hostfile FILE")
     name = launcher_variables.file_name()
     for file in {Path.home() / name, Path.cwd() / name}:
         if file.is_file():
@@ -161,24 +155,25 @@ def check_launcher_files(hostfile: Path = Path("/job/hostfile")) -> Iterator[Fin
             names = set(launcher_variables.read(file)) - {launcher_variables.NOTE}
             found = f"{file} sets {', '.join(sorted(names)) or 'nothing'} on the other hosts of every run"
             if names <= launcher_variables.ours(file):
-                yield Finding("launcher files", "ok", f"{found}, as `toolkit doctor --write-env` wrote it")
+                yield check.ok(f"{found}, as `toolkit doctor --write-env` wrote it")
             else:
-                yield Finding("launcher files", "warn", found, "remove it if it is not meant for these runs")
+                yield check.warn(found, f"rm {shlex.quote(str(file))} if it is not meant for these runs")
     if not strays:
-        yield Finding("launcher files", "ok", f"no {hostfile}, no {name}")
+        yield check.ok(f"no {hostfile}, no {name}")
 
 
 def check_environment() -> Iterator[Finding]:
     """Variables that change a run."""
+    check = Check("environment", "a variable of the shell outlives the reason for which it was set")
     left = [name for name in _LEFT_BY_LAUNCHERS if name in os.environ]
     if left and os.environ.get("WORLD_SIZE", "1") != "1":
         found = f"{', '.join(left)} set in this shell: plain `python recipe.py` would wait for other ranks"
-        yield Finding("environment", "warn", found, f"unset {' '.join(left)}")
+        yield check.warn(found, f"unset {' '.join(left)}")
     for name, effect in _VARIABLES.items():
         if name in os.environ:
-            yield Finding("environment", "ok", f"{name}={os.environ[name]}: {effect}")
+            yield check.ok(f"{name}={os.environ[name]}: {effect}")
     if "OMP_NUM_THREADS" not in os.environ and len(os.sched_getaffinity(0)) > 1:
-        yield Finding("environment", "ok", "OMP_NUM_THREADS is not set: torch takes every core in each rank")
+        yield check.ok("OMP_NUM_THREADS is not set: torch takes every core in each rank")
 
 
 def _meminfo() -> dict[str, int]:

@@ -16,11 +16,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 WAIT_S = 5.0
+RESOLVE_S = 1.5
 
 
 def clock() -> float:
@@ -39,6 +41,7 @@ def facts(folder: str, packages: list[str], variables: list[str]) -> dict[str, A
         "compiler": shutil.which(os.environ.get("CXX", "c++")) is not None,
         "cores": len(os.sched_getaffinity(0)),
         "devices": len(list(Path("/dev").glob("nvidia[0-9]*"))),
+        "network": network(),
         "folder": root.is_dir(),
         "git": _git(root) if root.is_dir() else "",
         "recipes": digest(root / "recipes"),
@@ -103,6 +106,56 @@ def addresses() -> list[str]:
     return _run("hostname", "-I").split()
 
 
+def network() -> dict[str, Any]:
+    """The interfaces in the system's order, the one of the default route, and what this host's own name stands for."""
+    name = socket.gethostname()
+    return {"name": name, "resolves": _resolve(name), "interfaces": _interfaces(), "route": _default_route()}
+
+
+def _resolve(name: str) -> list[str] | None:
+    """The addresses of `name`; None when nobody answers in time, as a name server that is out of reach does not."""
+    found: list[str] = []
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):
+            found.extend(str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM))
+
+    # A look-up cannot be ended; the thread is left behind.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(RESOLVE_S)
+    return None if thread.is_alive() else found
+
+
+def _interfaces() -> list[dict[str, Any]]:
+    """Name, internet addresses and whether it is up. Empty without psutil, which the toolkit brings."""
+    try:
+        import psutil
+    except ImportError:
+        return []
+    states = psutil.net_if_stats()
+    families = (socket.AF_INET, socket.AF_INET6)
+    return [
+        {
+            "name": name,
+            "addresses": [entry.address.partition("%")[0] for entry in entries if entry.family in families],
+            "up": name not in states or bool(states[name].isup),
+        }
+        for name, entries in psutil.net_if_addrs().items()
+    ]
+
+
+def _default_route() -> str:
+    """The interface of the default route; empty where there is none."""
+    try:
+        lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return ""
+    routes = [line.split() for line in lines]
+    default = [(int(fields[6]), fields[0]) for fields in routes if len(fields) > 6 and fields[1] == "00000000"]
+    return min(default)[1] if default else ""
+
+
 class Listener:
     """A port held open while the other hosts try to reach it."""
 
@@ -137,13 +190,7 @@ def _why(error: OSError) -> str:
 
 
 def _interface(address: str) -> str:
-    with contextlib.suppress(ImportError):
-        import psutil
-
-        for name, entries in psutil.net_if_addrs().items():
-            if any(entry.address == address for entry in entries):
-                return str(name)
-    return "unknown"
+    return next((str(one["name"]) for one in _interfaces() if address in one["addresses"]), "unknown")
 
 
 def serve() -> None:

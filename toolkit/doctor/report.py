@@ -1,9 +1,13 @@
-"""`toolkit doctor`: is this host fit for a run? One line per check, and the cure beside everything that is not."""
+"""`toolkit doctor`: is this host fit for a run? One line per check; for all that is not: why it matters, and the cure."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -12,66 +16,79 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.cache import cache_dir
-from toolkit.doctor import check_builds, check_host, launcher_variables
+from toolkit.doctor import (
+    check_builds,
+    check_cuda,
+    check_host,
+    check_interfaces,
+    check_nvme,
+    check_offload,
+    check_versions,
+    host_probe,
+    launcher_variables,
+)
 from toolkit.doctor.check_cluster import check_hostfile
-from toolkit.doctor.finding import Finding
+from toolkit.doctor.finding import Check, Finding
+from toolkit.errors import InputError
 from toolkit.storage import HERE, storage_errors
 
-_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
-_CHECKS: dict[str, Callable[[], Finding | Iterable[Finding]]] = {
-    "versions": check_builds.check_versions,
-    "torchvision": check_builds.check_torchvision,
-    "C++ compiler": check_builds.check_compiler,
-    "ninja": check_builds.check_ninja,
-    "build locks": check_builds.check_build_locks,
-    "libaio": check_builds.check_libaio,
-    "host memory": check_host.check_memory,
-    "swap": check_host.check_swap,
-    "shared memory": check_host.check_shared_memory,
-    "pinned memory": check_host.check_memlock,
-    "disk of the cache": lambda: check_host.check_disk("disk of the cache", cache_dir()),
-    "disk of this folder": lambda: check_host.check_disk("disk of this folder", Path.cwd()),
-    "devices": check_host.check_devices,
-    "port": lambda: check_host.check_port(os.environ.get("MASTER_PORT", "29500")),
-    "launcher files": check_host.check_launcher_files,
-    "environment": check_host.check_environment,
-}
+_COLOURS = {"ok": "green", "fail": "red", "warn": "yellow"}
+"""In the order of the report: what has to be done comes last, where a reader of a terminal looks first."""
 
 
-def doctor(
-    stream: TextIO,
-    hostfile: Path | None = None,
-    *,
-    ssh_port: int | None = None,
-    write_env: bool = False,
-    gpu: bool = False,
-) -> int:
-    """Write every finding to `stream`; with `hostfile`, look at its hosts too. Returns 2 if a run would break, else 0.
+@dataclass(frozen=True)
+class Wanted:
+    """What the report is to look at, beyond this host."""
 
-    `ssh_port` as for the launcher. `write_env` first writes ./.deepspeed_env, by which the launcher gives the hosts this
-    shell's settings. `gpu` measures the GPUs, some seconds each. Raises LaunchError if `hostfile` cannot be read, and
-    where there is no GPU to measure.
+    hostfile: Path | None = None
+    ssh_port: int | None = None
+    """As for the launcher."""
+    write_env: bool = False
+    """First write ./.deepspeed_env, by which the launcher gives the hosts this shell's settings."""
+    gpu: bool = False
+    """Measure the GPUs, some seconds each."""
+    nvme: Path | None = None
+    """Measure the disk of this folder, two seconds."""
+    parameters: int | None = None
+    """How many a run would train: whether their states fit."""
+
+
+def doctor(stream: TextIO, wanted: Wanted | None = None, *, verbose: bool = False, as_json: bool = False) -> int:
+    """Write every finding to `stream`, those to act on last. Returns 2 if a run would break, else 0.
+
+    `verbose` gives the reason for every check, `as_json` one JSON list, the worst first. Raises LaunchError if the
+    hostfile cannot be read, if there is no GPU to measure or no folder; in JSON that is a finding.
     """
-    console = Console(file=stream)
-    if write_env:
-        _write_env(stream)
-    of_hosts = list(check_hostfile(hostfile, ssh_port)) if hostfile is not None else []
-    of_gpus = list(_of_gpus()) if gpu else []
-    findings = [*_findings(), *of_gpus, *of_hosts]
-    if console.is_terminal:
-        console.print(_table(findings))
-    else:
-        for finding in findings:
-            _write_plain(stream, finding)
+    wanted = wanted or Wanted()
+    if wanted.write_env:
+        _write_env(sys.stderr if as_json else stream)
+    try:
+        findings = [*_asked(wanted), *_findings(wanted.parameters)]
+    except InputError as error:
+        if not as_json:
+            raise
+        findings = [Finding("command", "fail", error.what, error.expected, error.do)]
+    ordered = sorted(findings, key=lambda finding: list(_COLOURS).index(finding.status))
     count = {status: sum(finding.status == status for finding in findings) for status in _COLOURS}
-    stream.write(f"{count['ok']} ok, {count['warn']} to know, {count['fail']} to repair\n")
+    if as_json:
+        fine = count["ok"]
+        stream.write(json.dumps([asdict(finding) for finding in [*ordered[fine:], *ordered[:fine]]], indent=2) + "\n")
+    else:
+        _write(stream, ordered, verbose=verbose)
+        stream.write(f"{count['ok']} ok, {count['warn']} to know, {count['fail']} to repair\n")
     return 2 if count["fail"] else 0
 
 
-def _of_gpus() -> Iterator[Finding]:
-    from toolkit.doctor.check_gpu import check_gpus  # imports torch, which may be what is damaged
+def _asked(wanted: Wanted) -> Iterator[Finding]:
+    """What is looked at on request only. First, so that a request that cannot be met costs no waiting."""
+    if wanted.nvme is not None:
+        yield from check_nvme.check_nvme(wanted.nvme, wanted.parameters)
+    if wanted.hostfile is not None:
+        yield from check_hostfile(wanted.hostfile, wanted.ssh_port)
+    if wanted.gpu:
+        from toolkit.doctor.check_gpu import check_gpus  # imports torch, which may be what is damaged
 
-    yield from check_gpus()
+        yield from check_gpus()
 
 
 def _write_env(stream: TextIO) -> None:
@@ -87,16 +104,78 @@ def _write_env(stream: TextIO) -> None:
         stream.write(f"  not {name}: {reason}\n")
 
 
-def _findings() -> Iterator[Finding]:
-    for name, check in _CHECKS.items():
-        try:
-            result = check()
-            yield from [result] if isinstance(result, Finding) else result
-        except OSError as error:  # no /proc, no permission: the other checks still speak
-            yield Finding(name, "warn", f"cannot be checked: {error}")
+def _checks(parameters: int | None) -> dict[str, Callable[[], Finding | Iterable[Finding]]]:
+    has_gpu = check_cuda.has_gpu()
+    return {
+        "versions": check_versions.check_versions,
+        "requirements": check_versions.check_requirements,
+        "known clashes": check_versions.check_clashes,
+        "compiled packages": check_versions.check_compiled,
+        "C++ compiler": check_builds.check_compiler,
+        "ninja": check_builds.check_ninja,
+        "build locks": check_builds.check_build_locks,
+        "libaio": check_builds.check_libaio,
+        "host memory": check_host.check_memory,
+        "swap": check_host.check_swap,
+        "shared memory": check_host.check_shared_memory,
+        "offload": lambda: check_offload.check_offload(parameters),
+        "pinned memory": lambda: check_offload.check_pinned(has_gpu=has_gpu, parameters=parameters),
+        "disk of the cache": lambda: check_host.check_disk("disk of the cache", cache_dir()),
+        "disk of this folder": lambda: check_host.check_disk("disk of this folder", Path.cwd()),
+        "devices": _devices,
+        "interfaces": lambda: _interfaces(has_gpu),
+        "port": lambda: check_host.check_port(os.environ.get("MASTER_PORT", "29500")),
+        "launcher files": check_host.check_launcher_files,
+        "environment": check_host.check_environment,
+    }
 
 
-def _table(findings: list[Finding]) -> Table:
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch  # noqa: F401
+    except Exception as error:  # a damaged installation raises anything
+        check = Check("devices", "nothing of a run works without torch")
+        yield check.fail(f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
+        return
+    yield check_host.check_cpu()
+    yield from check_cuda.check_cuda()
+
+
+def _interfaces(has_gpu: bool) -> Iterable[Finding]:
+    network = check_interfaces.Network.of(host_probe.network())
+    return check_interfaces.check_interfaces(network, os.environ, has_gpu=has_gpu)
+
+
+def _findings(parameters: int | None) -> list[Finding]:
+    """Of all checks, which wait for other programs, for a disk or a name server beside each other."""
+    with ThreadPoolExecutor() as pool:
+        results = [pool.submit(_result, name, check) for name, check in _checks(parameters).items()]
+        return [finding for result in results for finding in result.result()]
+
+
+def _result(name: str, check: Callable[[], Finding | Iterable[Finding]]) -> list[Finding]:
+    try:
+        found = check()
+        return [found] if isinstance(found, Finding) else list(found)
+    except OSError as error:  # no /proc, no permission: the other checks still speak
+        cannot = Check(name, "what was not looked at may be wrong")
+        return [cannot.warn(f"cannot be checked: {error}", "see what the system's message is about")]
+
+
+def _write(stream: TextIO, findings: Sequence[Finding], *, verbose: bool) -> None:
+    console = Console(file=stream)
+    if console.is_terminal:
+        console.print(_table(findings, verbose=verbose))
+        return
+    for finding in findings:
+        stream.write(f"{finding.status:5} {finding.check}: {finding.found}\n")
+        if verbose or finding.status != "ok":
+            stream.write(f"      why: {finding.why}\n")
+        if finding.fix:
+            stream.write(f"      do this: {finding.fix}\n")
+
+
+def _table(findings: Sequence[Finding], *, verbose: bool) -> Table:
     """Texts, not markup: a path may hold brackets; folded, not cut: it must stay whole to be copied."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -104,13 +183,9 @@ def _table(findings: list[Finding]) -> Table:
     table.add_column(overflow="fold")
     for finding in findings:
         found = Text(finding.found)
+        if verbose or finding.status != "ok":
+            found.append(f"\nwhy: {finding.why}", "dim")
         if finding.fix:
             found.append(f"\n-> {finding.fix}", "bold")
         table.add_row(Text(finding.status, _COLOURS[finding.status]), Text(finding.check), found)
     return table
-
-
-def _write_plain(stream: TextIO, finding: Finding) -> None:
-    stream.write(f"{finding.status:5} {finding.check}: {finding.found}\n")
-    if finding.fix:
-        stream.write(f"      do this: {finding.fix}\n")

@@ -189,7 +189,7 @@ def _choose_interface(hosts: Sequence[Host], rank: int) -> str:
     interfaces = {name: [entry.address for entry in entries] for name, entries in psutil.net_if_addrs().items()}
     chosen = os.environ.get(INTERFACE)
     if chosen:
-        if chosen not in interfaces:
+        if not set(chosen.split(",")) <= set(interfaces):  # gloo spreads over several
             raise LaunchError(
                 f"{INTERFACE}={chosen} on {socket.gethostname()}",
                 expected=f"a network interface of this host: {', '.join(interfaces)}",

@@ -35,18 +35,28 @@ def nvcc_fault(built_for: str | None, environment: Mapping[str, str] = os.enviro
     """
     if built_for is None:
         return ""
-    found = _nvcc_release(environment)
-    if found is None:
+    skips = environment.get("DS_SKIP_CUDA_CHECK") == "1"
+    return nvcc_mismatch(nvcc_release(nvcc_path(environment)), built_for, skips=skips)
+
+
+def nvcc_mismatch(release: tuple[int, int] | None, built_for: str, *, skips: bool = False) -> str:
+    """`nvcc_fault` for an nvcc of CUDA `release`, or None where there is none; `skips`: DeepSpeed is told not to look."""
+    if release is None:
         return "there is no nvcc"
-    if found[0] != int(built_for.partition(".")[0]) and environment.get("DS_SKIP_CUDA_CHECK") != "1":
-        return f"nvcc is of CUDA {found[0]}.{found[1]}, torch of CUDA {built_for}"
+    if release[0] != int(built_for.partition(".")[0]) and not skips:
+        return f"nvcc is of CUDA {release[0]}.{release[1]}, torch of CUDA {built_for}"
     return ""
 
 
-def _nvcc_release(environment: Mapping[str, str]) -> tuple[int, int] | None:
+def nvcc_path(environment: Mapping[str, str] = os.environ) -> str:
+    """The nvcc that torch's extensions would call, which need not be there."""
     home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH")
     on_path = shutil.which("nvcc", path=environment.get("PATH"))
-    nvcc = f"{home}/bin/nvcc" if home else on_path or "/usr/local/cuda/bin/nvcc"
+    return f"{home}/bin/nvcc" if home else on_path or "/usr/local/cuda/bin/nvcc"
+
+
+def nvcc_release(nvcc: str) -> tuple[int, int] | None:
+    """The CUDA version of `nvcc`; None where it does not run."""
     try:
         done = subprocess.run([nvcc, "-V"], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
