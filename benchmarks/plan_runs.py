@@ -40,6 +40,16 @@ RUNS: dict[str, tuple[str, int, tuple[str, ...]]] = {
 }
 """Name -> recipe, ranks, flags."""
 
+TINY = [
+    "--batch.global_size",
+    "2",
+    "--batch.micro_size",
+    "1",
+    "--batch.sequence_length",
+    "64",
+    "--data.max_examples",
+    "40",
+]
 CALIBRATE = 2
 STEPS = 5
 
@@ -49,7 +59,7 @@ def main(arguments: list[str]) -> None:
     made = parser(__doc__, __file__)
     made.add_argument("--runs", help="names of runs with commas between them (default: all)")
     options = made.parse_args(arguments)
-    names = list(RUNS)[:1] if options.tiny else list(RUNS)
+    names = ["one rank, fp32"] if options.tiny else list(RUNS)
     if options.runs is not None:
         names = [name for name in names if name in options.runs.split(",")]
     with tempfile.TemporaryDirectory(prefix="plan_runs_") as folder:
@@ -99,6 +109,7 @@ def one_run(name: str, folder: Path, cache: Path, options: argparse.Namespace) -
     steps = ["--epochs", "None", "--steps", str(STEPS), "--schedule.warmup_steps", "0", "--checkpoint.no_export"]
     command = [str(Path(sys.executable).with_name("deepspeed")), "-q", "--num_gpus", str(ranks)]
     command += [str(RECIPES / f"{recipe}.py"), "--output_dir", str(folder), *steps, *flags]
+    command += TINY if options.tiny else []
     environment = {**os.environ, "TOOLKIT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     plan = folder / "plan.json"

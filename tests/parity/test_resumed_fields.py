@@ -394,6 +394,8 @@ NOTHING_TO_SEE: dict[str, str] = {
     "precision.tf32": "how CUDA multiplies fp32 matrices; a CPU refuses it",
     "parallel.offload_ratio": "moves states between a GPU and its host: test_offload_ratio plays both on a CPU",
     "parallel.nvme_path": "names the disk that offloaded states lie on; the swap files end with the run",
+    "parallel.auto": "decided before a rank begins, and recorded as what was decided",
+    "batch.auto_micro_size": "decided before a rank begins, and recorded as what was decided",
     "launch.devices": "read where ranks are started and files rendered, never by a rank",
     "launch.hosts": "read where ranks are started and files rendered, never by a rank",
 }

@@ -580,3 +580,33 @@ def test_image_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     run_tiny("image_path", monkeypatch, tmp_path, "--cases", "ResNet-50, photographs, everything")
     trained, alone, together, share = cells(capsys.readouterr().out, "ResNet-50, photographs, everything")
     assert min(float(rate.replace(",", "")) for rate in (trained, alone, together)) > 0 and float(share) > 0
+
+
+def test_plan_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bytes that engines' tensors hold are those that a plan says, by component; the script itself refuses others."""
+    run_tiny("plan_states", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    assert float(re.search(r"largest error of a component ([\d.]+)%", printed)[1]) <= 1.0  # type: ignore[index]
+    # The whole step, too: states and activations at its fullest moment.
+    for name in ("stage 0, fp32", "stage 1, bf16"):
+        *_, planned, measured = cells(printed, name)
+        assert float(planned) == pytest.approx(float(measured), rel=0.05)
+
+
+def test_plan_activations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is traced without values is what a real step holds."""
+    run_tiny("plan_activations", monkeypatch, tmp_path)
+    assert float(re.search(r"worst ([\d.]+)%", capsys.readouterr().out)[1]) <= 5.0  # type: ignore[index]
+
+
+def test_plan_published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A set-up that works is found, one that does not is refused."""
+    run_tiny("plan_published", monkeypatch, tmp_path)
+    assert "2 of 2 as known." in capsys.readouterr().out
+
+
+def test_plan_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run plans itself before it loads weights, and leaves what it measured beside the plan."""
+    run_tiny("plan_runs", monkeypatch, tmp_path)
+    _, planned, measured, *_ = cells(capsys.readouterr().out, "one rank, fp32")
+    assert float(planned) == pytest.approx(float(measured), rel=0.3)

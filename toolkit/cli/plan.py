@@ -127,8 +127,9 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> Made:
     with Console(stderr=True).status("tracing the model without weights"):
         from toolkit.models.quiet import quiet
         from toolkit.plan.choice import Chooser
-        from toolkit.plan.start import calibrated, place_for, subject_or_refused
+        from toolkit.plan.start import calibrated, place_for, refused, subject_or_refused
         from toolkit.plan.strategy import plan_strategy, target_of
+        from toolkit.plan.trace import Untraceable
 
         with quiet():
             subject = subject_or_refused(recipe)
@@ -136,7 +137,10 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> Made:
             world = options.devices or recipe.launch.world_size
             place, said = calibrated(recipe, place, world)
             host = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
-            given = plan_strategy(subject, recipe, target_of(recipe, world, place), place)
+            try:
+                given = plan_strategy(subject, recipe, target_of(recipe, world, place), place)
+            except Untraceable as reason:
+                raise refused(reason) from None
             choice = Chooser(subject, recipe, world, place, host).choose()
     return Made(recipe, options.recipe.stem, given, choice, options, said)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.cli.dry_run import print_dry_run, target_here
@@ -60,6 +61,13 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
     check_launcher_environment(will_start=starts)
     world_size = _world_size(recipe, starts)
     recipe, more = smaller_micro_batch(recipe, invocation.given, world_size)
+    if recipe.parallel.auto or recipe.batch.auto_micro_size:
+        from toolkit.plan.start import resolved  # it traces the model, which needs torch
+
+        per_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or recipe.launch.devices)
+        recipe, decided = resolved(recipe, world_size, per_host)
+        invocation = replace(invocation, recipe=recipe)
+        more = [*more, decided]
     faults = _faults(recipe, world_size)
     if faults:
         raise together(faults)

@@ -9,12 +9,12 @@ batch has sequences, or where several hosts make its communication dear.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from toolkit.ds_config.target import Target
-from toolkit.errors import InputError, RecipeError
+from toolkit.errors import InputError
 from toolkit.plan.speed import Place
 from toolkit.plan.strategy import Planned, plan_strategy, target_of
 from toolkit.plan.subject import Subject
@@ -317,17 +317,17 @@ def cheapest_changes(
     single = [change for change in _remedies(recipe, target) if change]
     pairs = [{**one, **two} for index, one in enumerate(single) for two in single[index + 1 :] if not one.keys() & two]
     found: list[tuple[Changes, Planned]] = []
-    for wave in (single, pairs):
-        for change in wave:
-            try:
-                changed = recipe_of({**flat(recipe), **change})
-                plan = plan_strategy(subject, changed, replace(target, world_size=target.world_size), place)
-            except (RecipeError, InputError, Untraceable):
-                continue
-            if plan.fits(host_limit):
-                found.append((change, plan))
-        if len(found) >= most:
+    subject.scales = True
+    for change in (*single, *pairs):
+        if len(found) >= most and change not in single:
             break
+        try:
+            changed = recipe_of({**flat(recipe), **change})
+            plan = plan_strategy(subject, changed, target, place)
+        except (InputError, Untraceable):
+            continue
+        if plan.fits(host_limit):
+            found.append((change, plan))
     return sorted(found, key=lambda item: item[1].seconds.total)[:most]
 
 

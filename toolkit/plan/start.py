@@ -6,13 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 from toolkit.errors import RecipeError
+from toolkit.models.quiet import quiet
 from toolkit.plan.calibration import finished_runs, fit, said
-from toolkit.plan.devices import find_device, this_processor
+from toolkit.plan.choice import Chooser, describe
+from toolkit.plan.devices import DEVICES, any_processor, find_device, this_processor
+from toolkit.plan.memory import GIB
+from toolkit.plan.peaks import find_peak
 from toolkit.plan.speed import Place, Rates, with_memory
-from toolkit.plan.strategy import number_format, target_of
+from toolkit.plan.strategy import Planned, number_format, plan_strategy, target_of
 from toolkit.plan.subject import Subject, subject_of
 from toolkit.plan.trace import Untraceable
 from toolkit.recipe import Recipe
+from toolkit.recipe.dotted import flat, recipe_of
+from toolkit.recipe.mesh import mesh_of
 
 
 def subject_or_refused(recipe: Recipe) -> Subject:
@@ -44,6 +50,53 @@ def place_for(recipe: Recipe, options: Any) -> Place:
 def processor_place(ranks: int) -> Place:
     """This host's processor, shared by `ranks`."""
     return Place(this_processor(), ranks, cores_shared=ranks)
+
+
+def resolved(recipe: Recipe, world_size: int, devices_per_host: int) -> tuple[Recipe, str]:
+    """`recipe` with what it leaves to the plan decided, the same on every rank; and what was decided, for the screen.
+
+    Raises RecipeError where nothing fits.
+    """
+    place = _place_of_ranks(devices_per_host)
+    with quiet():
+        subject = subject_or_refused(recipe)
+        if recipe.parallel.auto:
+            choice = Chooser(subject, recipe, world_size, place).choose()
+            plans = choice.fitting
+        else:
+            plans = _micro_sizes(subject, recipe, world_size, place)
+    if not plans:
+        raise RecipeError(
+            f"{'parallel' if recipe.parallel.auto else 'batch.micro_size'}='auto': nothing fits on {world_size} x {place.hardware.name}",
+            expected=f"a strategy that needs at most {place.hardware.memory / GIB:.1f} GiB",
+            do="start it on more devices or larger ones; toolkit plan RECIPE --devices N --device NAME shows what fits",
+        )
+    best = plans[0]
+    values = {**flat(best.recipe), "parallel.auto": False, "batch.auto_micro_size": False}
+    return recipe_of(values), f"plan: {describe(best)} ({best.memory.peak / GIB:.1f} GiB per rank)"
+
+
+def _micro_sizes(subject: Subject, recipe: Recipe, world_size: int, place: Place) -> list[Planned]:
+    """Plans of the micro-batches that fit, the largest first."""
+    replicas = mesh_of(recipe.parallel, world_size).data
+    subject.scales = True
+    plans = []
+    for size in range(1, recipe.batch.global_size // replicas + 1):
+        if recipe.batch.global_size % (size * replicas) == 0:
+            sized = recipe_of({**flat(recipe), "batch.micro_size": size})
+            plans.append(plan_strategy(subject, sized, target_of(sized, world_size, place), place))
+    return [plan for plan in reversed(plans) if plan.fits()]
+
+
+def _place_of_ranks(devices_per_host: int) -> Place:
+    """The devices under this run, as every rank sees them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Place(any_processor(), devices_per_host, cores_shared=devices_per_host)
+    peak = find_peak(torch.cuda.get_device_name())
+    known = next((one for one in DEVICES.values() if peak is not None and one.peak == peak), DEVICES["h100"])
+    return Place(replace(known, memory=torch.cuda.get_device_properties(0).total_memory), devices_per_host)
 
 
 def calibrated(recipe: Recipe, place: Place, world_size: int) -> tuple[Place, str]:

@@ -91,8 +91,9 @@ class Activations:
 
     def elsewhere(self) -> Activations:
         """The same with what is kept on the host (`toolkit.models.activation_offload`)."""
-        less = Moment(-self.kept, 0.0)
-        return Activations(self.turn.plus(less, 1.0), self.end, 0.0, self.work, self.kept)
+        # A moment at which a layer adds less than it keeps is one at which its input is gone already.
+        turn, end = (Moment(max(0.0, moment.live - self.kept), moment.graded) for moment in (self.turn, self.end))
+        return Activations(turn, end, 0.0, self.work, self.kept)
 
     def plus(self, other: Activations, factor: float) -> Activations:
         """This and `factor` times `other`."""

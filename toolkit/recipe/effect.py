@@ -111,7 +111,7 @@ FIELDS: dict[str, Acts | None] = {
     "data.evaluation_split": Acts(
         lambda recipe: recipe.data.evaluation is not None, "data.evaluation", ("data.evaluation",)
     ),
-    **dict.fromkeys(f"batch.{name}" for name in ("global_size", "micro_size")),
+    **dict.fromkeys(f"batch.{name}" for name in ("global_size", "micro_size", "auto_micro_size")),
     "batch.sequence_length": Acts(
         lambda recipe: recipe.task.has_length, "a task.name whose examples are sequences of tokens", ("task.name",)
     ),
@@ -150,7 +150,7 @@ FIELDS: dict[str, Acts | None] = {
         (f"precision.{name}" for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")),
         _FP16,
     ),
-    **dict.fromkeys(f"parallel.{name}" for name in ("zero_stage", "pipeline", "tensor", "sequence")),
+    **dict.fromkeys(f"parallel.{name}" for name in ("auto", "zero_stage", "pipeline", "tensor", "sequence")),
     "parallel.offload_optimizer": Acts(
         lambda recipe: recipe.parallel.zero_stage > 0, "parallel.zero_stage 1, 2 or 3", ("parallel.zero_stage",)
     ),

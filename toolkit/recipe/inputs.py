@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -135,8 +135,17 @@ class Batch(Section):
     """Sequences per optimizer step, over all ranks."""
     micro_size: Positive = 1
     """Sequences per rank in one forward and backward pass."""
+    auto_micro_size: bool = False
+    """Take the largest micro-batch that fits, as the plan made at start finds it; micro_size="auto" in a recipe file says the same. Dropout is drawn for each micro-batch: where there is any, the same plan gives the same run."""
     sequence_length: Positive = 512
     """Tokens per sequence, of tasks whose examples are sequences of tokens."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _micro_size_by_the_plan(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("micro_size") == "auto":
+            return {**fields, "micro_size": 1, "auto_micro_size": True}
+        return fields
 
     def dividing_micro_size(self, replicas: int) -> int | None:
         """The largest micro-batch, at most this one, in which `replicas` share this global batch equally; None: they cannot."""

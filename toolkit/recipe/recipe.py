@@ -24,6 +24,10 @@ from toolkit.recipe.tuning import Full, LoRA, Tuning
 from toolkit.recipe.update import Optimizer, Parallel, Precision, Schedule
 
 
+def _by_the_plan(value: object) -> object:
+    return {"auto": True} if value == "auto" else value
+
+
 class Recipe(Section):
     """One run. Every field is a flag: --optimizer.learning_rate 1e-4."""
 
@@ -35,7 +39,7 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     precision: Precision = Precision()
-    parallel: Parallel = Parallel()
+    parallel: Annotated[Parallel, BeforeValidator(_by_the_plan)] = Parallel()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()

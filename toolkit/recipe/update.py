@@ -150,6 +150,8 @@ Placement = Literal["none", "cpu", "nvme"]
 class Parallel(Section):
     """How states are spread over ranks. Data parallelism is what remains."""
 
+    auto: bool = False
+    """Take the strategy that the plan made at start finds fastest (`toolkit plan` shows it and why): ZeRO stage, offload, degrees, checkpointing and micro-batch; parallel="auto" in a recipe file says the same. The global batch and its loss curve stay."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What each rank holds only its share of: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
     offload_optimizer: Placement = "none"

@@ -65,6 +65,7 @@ _TABLE: dict[Role, str] = {
         """,
     Role.SURROUNDING: """
         data.prefetch data.workers launch.devices launch.hosts launch.device launch.memory_check launch.timeout_s launch.host_timeout_s note
+        parallel.auto batch.auto_micro_size
         """,
 }
 ROLES: dict[str, Role] = {name: role for role, names in _TABLE.items() for name in names.split()}

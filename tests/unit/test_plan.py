@@ -1,0 +1,359 @@
+"""`toolkit plan`: memory by DeepSpeed's arithmetic and a trace, time, the choice, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from toolkit.cli.verbs import main
+from toolkit.ds_config.render import render
+from toolkit.ds_config.target import Target
+from toolkit.engine.out_of_memory import is_out_of_memory
+from toolkit.errors import InputError, LaunchError, RecipeError, RunFailed
+from toolkit.plan import calibration
+from toolkit.plan.calibration import Finished, fit
+from toolkit.plan.choice import Chooser, as_flags, cheapest_changes, describe, runner_up, why_slower
+from toolkit.plan.devices import DEVICES, find_device
+from toolkit.plan.inventory import Inventory, Parameter
+from toolkit.plan.memory import GIB
+from toolkit.plan.page import page
+from toolkit.plan.speed import Place, Rates
+from toolkit.plan.start import resolved, subject_or_refused
+from toolkit.plan.states import Keeper, count_states, keeper_of
+from toolkit.plan.strategy import Planned, plan_strategy, target_of
+from toolkit.recipe import Batch, Checkpoint, Data, LoRA, Model, Optimizer, Parallel, Precision, Recipe
+from toolkit.train.planned import RunPlan, memory_explained
+from toolkit.train.progress import Display
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "pad_token_id": 0,
+}
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "pad_token_id": 0,
+}
+
+
+def recipe(config: dict[str, Any], /, length: int = 256, global_size: int = 16, **sections: Any) -> Recipe:
+    model = {"architecture": "llama", "weights": "random", "config": config, "tokenizer": "none"}
+    given: dict[str, Any] = {
+        "model": Model(**model, **sections.pop("model", {})),
+        "data": Data(train="rows.jsonl"),
+        "batch": Batch(global_size=global_size, micro_size=sections.pop("micro", 1), sequence_length=length),
+        "precision": Precision(dtype="bf16"),
+        "checkpoint": Checkpoint(export=False),
+        "steps": 100,
+        **sections,
+    }
+    return Recipe(**given)
+
+
+def planned(given: Recipe, world_size: int, device: str = "h100") -> Planned:
+    place = Place(find_device(device), 8)
+    return plan_strategy(subject_or_refused(given), given, target_of(given, world_size, place), place)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "dtype", "sums", "keeper"),
+    [
+        ({"zero_stage": 0}, "fp32", "fp32", Keeper.PLAIN),
+        ({"zero_stage": 1}, "fp32", "fp32", Keeper.SHARED),
+        ({"zero_stage": 1}, "bf16", "fp32", Keeper.BF16),
+        ({"zero_stage": 1}, "bf16", "bf16", Keeper.SHARED),
+        ({"zero_stage": 1, "offload_optimizer": "cpu"}, "bf16", "fp32", Keeper.SHARED),
+        ({"zero_stage": 2}, "bf16", "fp32", Keeper.SHARED),
+        ({"zero_stage": 3}, "bf16", "fp32", Keeper.PARTITIONED),
+    ],
+)
+def test_who_keeps_the_states(parallel: dict[str, Any], dtype: Any, sums: Any, keeper: Keeper) -> None:
+    given = recipe(SMALL, parallel=Parallel(**parallel), precision=Precision(dtype=dtype, accumulation_dtype=sums))
+    assert keeper_of(render(given, Target(2, "cpu"))) is keeper
+
+
+def test_states_of_stage_2_are_those_of_the_paper() -> None:
+    """Rajbhandari et al. 2019, figure 1: 2 bytes of weights, and (4 + 8) / N of masters and moments for each number."""
+    inventory = Inventory((Parameter("w", 8_000_000, True, True), Parameter("b", 1_000, False, True)), 0)
+    config = render(recipe(SMALL, parallel=Parallel(zero_stage=2)), Target(8, "cuda"))
+    steady = count_states(inventory, config, 8, "cuda").steady.device
+    numbers = 8_001_000
+    assert steady["parameters"] == pytest.approx(2 * numbers, rel=1e-4)
+    assert steady["master weights"] == pytest.approx(4 * numbers / 8, rel=1e-4)
+    assert steady["optimizer states"] == pytest.approx(8 * numbers / 8, rel=1e-4)
+
+
+def test_offloaded_states_lie_on_the_host_and_pinned_memory_is_rounded_up() -> None:
+    inventory = Inventory((Parameter("w", 3_000_000, True, True),), 0)
+    given = recipe(SMALL, parallel=Parallel(zero_stage=2, offload_optimizer="cpu"))
+    held = count_states(inventory, render(given, Target(2, "cuda")), 2, "cuda").steady
+    assert "master weights" not in held.device
+    assert held.host["master weights"] == 4 * 1_500_000
+    # 6 MB take 8: torch's allocator of page-locked memory gives powers of two.
+    assert held.rounding >= 2 * (2**23 - 6_000_000)
+
+
+def test_adapters_are_what_has_states() -> None:
+    whole = planned(recipe(SMALL, parallel=Parallel(zero_stage=2)), 2)
+    beside = planned(recipe(SMALL, parallel=Parallel(zero_stage=2), tuning=LoRA(rank=4)), 2)
+    assert beside.trained < 0.2 * whole.trained < whole.total < beside.total
+    assert beside.memory.device["optimizer states"] < 0.2 * whole.memory.device["optimizer states"]
+
+
+def test_a_deep_model_costs_what_its_layers_cost() -> None:
+    """Twice as many layers: the plan of 24 is that of 12 and as much again, without tracing 24."""
+    sizes = {
+        depth: planned(recipe({**SMALL, "num_hidden_layers": depth}, parallel=Parallel(zero_stage=1)), 1).memory
+        for depth in (6, 12, 24)
+    }
+    activations = {depth: memory.device.get("activations", 0) for depth, memory in sizes.items()}
+    each = (activations[12] - activations[6]) / 6
+    assert activations[24] == pytest.approx(activations[12] + 12 * each, rel=0.01)
+
+
+def test_checkpointing_tiles_and_offload_save_activations() -> None:
+    long, deep = {"length": 4096, "parallel": Parallel(zero_stage=2)}, {**SMALL, "num_hidden_layers": 64}
+    plain = planned(recipe(deep, **long), 1).memory.device["activations"]
+    again = planned(recipe(deep, model={"activation_checkpointing": True}, **long), 1).memory.device["activations"]
+    moved = planned(
+        recipe(deep, model={"activation_checkpointing": True, "activation_offload": True}, **long), 1
+    ).memory
+    assert again < 0.6 * plain
+    assert moved.device["activations"] < again
+    assert moved.host["activations"] > 0
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [{"tensor": 2}, {"sequence": 2}, {"pipeline": 2}, {"pipeline": 2, "tensor": 2}],
+    ids=lambda parallel: "-".join(parallel),
+)
+def test_a_divided_model_needs_less_of_each_rank(parallel: dict[str, int]) -> None:
+    ranks = 4
+    alone = planned(recipe(SMALL, parallel=Parallel(zero_stage=1), length=2048), 1).memory.tensors
+    divided = planned(recipe(SMALL, parallel=Parallel(zero_stage=1, **parallel), length=2048), ranks)
+    assert divided.memory.tensors < alone
+    assert divided.mesh.world_size == ranks
+    assert divided.seconds.communication > 0
+
+
+def test_the_largest_model_of_one_card_is_found() -> None:
+    """8 billion parameters in full: 120 GiB of states on one H100 are refused, an eighth of them is not."""
+    given = recipe(
+        LLAMA_8B, length=4096, global_size=64, model={"activation_checkpointing": True}, parallel=Parallel(zero_stage=1)
+    )
+    assert not planned(given, 1).fits()
+    assert planned(given.model_copy(update={"parallel": Parallel(zero_stage=3)}), 8).fits()
+
+
+def test_the_choice_names_the_fastest_that_fits_and_why() -> None:
+    given = recipe(LLAMA_8B, length=4096, global_size=64)
+    choice = Chooser(subject_or_refused(given), given, 8, Place(find_device("H100"), 8)).choose()
+    best, second = choice.best, runner_up(choice)
+    assert best is not None and second is not None
+    assert best.fits() and best.recipe.parallel.zero_stage in (2, 3)
+    assert best.seconds.total == min(plan.seconds.total for plan in choice.fitting)
+    assert describe(best).startswith("ZeRO-")
+    assert why_slower(best, second)
+    assert all(not plan.fits() for plan in choice.others)
+    # The same global batch under every strategy.
+    assert {plan.recipe.batch.global_size for plan in choice.fitting} == {64}
+
+
+def test_what_does_not_fit_gets_changes_that_make_it_fit() -> None:
+    given = recipe(SMALL, length=8192, global_size=64, micro=8, parallel=Parallel(zero_stage=1))
+    place = Place(replace(find_device("H100"), memory=2 * GIB), 8)
+    subject, target = subject_or_refused(given), target_of(given, 8, place)
+    found = cheapest_changes(subject, given, target, place)
+    assert len(found) == 3
+    for change, plan in found:
+        assert change and plan.fits()
+        assert plan.recipe.batch.global_size == 64
+    assert [plan.seconds.total for _, plan in found] == sorted(plan.seconds.total for _, plan in found)
+
+
+def test_a_run_that_cannot_fit_is_refused_with_these_changes() -> None:
+    given = recipe(SMALL, length=8192, global_size=64, micro=8, parallel=Parallel(zero_stage=1))
+    place = Place(replace(find_device("H100"), memory=2 * GIB), 8)
+    subject, target = subject_or_refused(given), target_of(given, 8, place)
+    made = RunPlan(subject, plan_strategy(subject, given, target, place), target)
+    with pytest.raises(LaunchError, match=r"this run needs [\d.]+ GiB per rank \(.*activations") as error:
+        made.check(Display(is_main=False))
+    assert error.value.do.count("--") >= 4
+    assert "--launch.memory_check off" in error.value.do
+
+
+def test_changes_are_named_as_flags() -> None:
+    changes = {"model.activation_checkpointing": False, "model.activation_offload": True, "batch.micro_size": 2}
+    assert as_flags(changes) == "--model.no_activation_checkpointing --model.activation_offload --batch.micro_size 2"
+
+
+def test_an_allocation_that_fails_says_what_was_planned() -> None:
+    given = recipe(SMALL)
+    place = Place(find_device("L4"), 1)
+    subject, target = subject_or_refused(given), target_of(given, 1, place)
+    made = RunPlan(subject, plan_strategy(subject, given, target, place), target)
+    with pytest.raises(RunFailed, match="out of memory") as error, memory_explained(made, "--output_dir runs/x"):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert "as planned" in error.value.expected
+    assert "--resume auto --output_dir runs/x" in error.value.do
+    assert error.value.exit_code == 3
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(ValueError, match="of another kind"), memory_explained(None, ""):
+        raise ValueError("of another kind")
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert is_out_of_memory(MemoryError())
+
+
+def test_every_device_has_what_a_plan_needs() -> None:
+    for name, device in DEVICES.items():
+        assert find_device(name.upper().replace("-", "_")) is device
+        assert device.memory > 10 * GIB and device.bandwidth > 1e11 and device.watts > 0 and device.source
+    with pytest.raises(InputError, match=r"--device H1000: .*did you mean 'h100'"):
+        find_device("H1000")
+
+
+def _finished(products: float, others: float, measured: float) -> Finished:
+    return Finished("x", "cpu", "fp32", products, others, 0.5, 1.0, measured, 100, 100)
+
+
+def test_rates_are_fitted_to_finished_runs() -> None:
+    """Two runs that differ in what they are made of tell both rates."""
+    true = Rates(0.5, 0.25)
+    runs = [_finished(p, o, 0.5 + p / true.compute + o / true.memory) for p, o in ((1.0, 2.0), (3.0, 1.0), (2.0, 2.0))]
+    found = fit(runs, Rates(0.9, 0.9))
+    assert (found.compute, found.memory) == pytest.approx((0.5, 0.25))
+    # One run scales both.
+    alone = fit(runs[:1], Rates(0.8, 0.4))
+    assert runs[0].products_s / alone.compute + runs[0].others_s / alone.memory == pytest.approx(10.0)
+    assert fit([], Rates(0.7, 0.6)) == Rates(0.7, 0.6)
+
+
+def test_the_ledger_passes_over_what_it_does_not_know(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+    calibration.note(_finished(1.0, 1.0, 4.0), file)
+    with file.open("a") as lines:
+        lines.write("not json\n" + json.dumps({"of": "another version"}) + "\n")
+    calibration.note(_finished(1.0, 1.0, 4.0), file)
+    assert len(calibration.finished_runs("cpu", "fp32", file)) == 2
+    assert calibration.finished_runs("h100", "fp32", file) == []
+    assert "2 finished runs" in calibration.said(calibration.finished_runs("cpu", "fp32", file))
+
+
+def test_the_plan_decides_what_the_recipe_leaves_to_it() -> None:
+    given = recipe(SMALL, parallel="auto")
+    assert given.parallel.auto
+    found, said = resolved(given, 2, 2)
+    assert not found.parallel.auto
+    assert found.batch.global_size == given.batch.global_size
+    assert said.startswith("plan: ")
+    sized = recipe(SMALL, batch=Batch(global_size=16, micro_size="auto", sequence_length=64))  # type: ignore[arg-type]
+    assert (sized.batch.micro_size, sized.batch.auto_micro_size) == (1, True)
+    found, _ = resolved(sized, 2, 2)
+    assert (found.batch.micro_size, found.batch.auto_micro_size) == (8, False)
+
+
+def test_nothing_fits_is_said() -> None:
+    huge = {**LLAMA_8B, "num_hidden_layers": 40, "hidden_size": 12288, "num_attention_heads": 96}
+    with pytest.raises(RecipeError, match=r"parallel='auto': nothing fits on 1 x cpu"):
+        resolved(recipe(huge, length=512, parallel="auto"), 1, 1)
+
+
+def test_a_page_has_its_pictures_in_it() -> None:
+    given = recipe(SMALL, optimizer=Optimizer(learning_rate=3e-4))
+    choice = Chooser(subject_or_refused(given), given, 2, Place(find_device("L4"), 8)).choose()
+    text = page("a <title>", planned(given, 2, "l4"), choice, given)
+    assert "a &lt;title&gt;" in text and "<title>a &lt;" in text
+    assert text.count("<svg") == text.count("</svg>") == 3
+    assert not re.search(r'(?:src|href)="', text)
+    data = json.loads(re.search(r'id="plan">(.*?)</script>', text)[1])  # type: ignore[index]
+    assert data["fits"] is True and data["memory"]["device_bytes"]["parameters"] > 0
+
+
+def test_a_task_that_needs_its_data_is_said_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "speech.py"
+    file.write_text(SPEECH)
+    assert main(["plan", str(file), "--device", "L4", "--devices", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "this recipe cannot be planned: task.name='speech_ctc' needs its data" in said
+    assert "a plan is then made of its first batch" in said
+
+
+RECIPE = """
+from toolkit import Batch, Checkpoint, Data, Model, Parallel, Recipe, main
+
+recipe = Recipe(
+    model=Model(architecture="llama", weights="random", tokenizer="none", config={config}),
+    data=Data(train="rows.jsonl"),
+    batch=Batch(global_size=16, sequence_length=256),
+    checkpoint=Checkpoint(export=False),
+    parallel=Parallel(zero_stage=1),
+    steps=10,
+)
+
+if __name__ == "__main__":
+    main(recipe)
+"""
+
+SPEECH = """
+from toolkit import Batch, Data, Model, Recipe, SpeechCTC
+
+recipe = Recipe(
+    model=Model(architecture="wav2vec2", weights="random", tokenizer="none"),
+    data=Data(train="rows.jsonl", packing=False, overlong="drop"),
+    task=SpeechCTC(freeze_feature_encoder=False),
+    batch=Batch(global_size=4),
+    steps=1,
+)
+"""
+
+MEDIUM = {**SMALL, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "vocab_size": 8192}
+
+
+def test_the_verb_prints_memory_time_and_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "small.py"
+    file.write_text(RECIPE.replace("{config}", repr(MEDIUM)))
+    html = tmp_path / "plan.html"
+    arguments = ["--devices", "2", "--device", "L4", "--precision.dtype", "bf16", "--price", "2.5", "--html", str(html)]
+    assert main(["plan", str(file), *arguments]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^memory: fits: [\d.]+ GiB of 22\.0 GiB of a device", said, re.MULTILINE)
+    assert (
+        "optimizer states" in said
+        and "per step" in said
+        and "10 steps: " in said
+        and "at 2.5 per device and hour" in said
+    )
+    assert "fastest that fits: ZeRO-" in said and "take it: --" in said
+    assert html.read_text().startswith("<!doctype html>")
+    assert main(["plan", str(file), "--devices", "2", "--device", "L4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["as_given"]["fits"] and found["fitting"][0]["changes"]["parallel.zero_stage"] in (1, 2, 3)
+
+
+def test_the_verb_refuses_what_fits_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "small.py"
+    file.write_text(RECIPE.replace("{config}", repr(MEDIUM)))
+    assert main(["plan", str(file), "--device", "L4", "--devices", "1", "--device-memory-gib", "0.6"]) == 3
+    said = capsys.readouterr()
+    assert "DOES NOT FIT" in said.out and "no strategy fits" in said.out
+    assert re.search(r"error: small does not fit on 1 x l4: the least is [\d.]+ GiB of 0\.6", said.err)
+    assert main(["plan", str(file), "--device", "nothing"]) == 2
+    assert "--device nothing: not a device" in capsys.readouterr().err
