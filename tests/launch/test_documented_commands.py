@@ -335,7 +335,7 @@ WAYS: dict[str, Callable[[str, Home], None]] = {
     r"python benchmarks/gpu\.py --.*": covered("tests/unit/test_benchmarks.py", "test_gpu", "--budget_s"),
     r"python benchmarks/\w+\.py --tiny": benchmark,
     r"tensorboard .*": installed_program,
-    r"toolkit (check|config|export|fetch|rules)\b.*": run_verb,
+    r"toolkit (check|config|export|fetch|plan|rules)\b.*": run_verb,
     # Half a minute and more each.
     r"toolkit parity .* --architecture olmoe": covered(PARITY, "test_experts_under_zero3", "--architecture"),
     r"toolkit parity .* --dtype \w+": covered(PARITY, "test_16_bits_are_compared_with_16_bits", "--dtype"),

@@ -85,7 +85,7 @@ def test_a_bad_recipe_file_ends_with_a_message_and_exit_code_2() -> None:
     assert "Traceback" not in done.stderr
     assert done.stderr == (
         "error: batch.global_size is missing; unknown field batch.global_sise (did you mean 'global_size'?)\n"
-        "  expected: a value for batch.global_size; one of global_size, micro_size, sequence_length\n"
+        "  expected: a value for batch.global_size; one of global_size, micro_size, auto_micro_size, sequence_length\n"
         "  do this:  correct the recipe or the flag; `--help` lists every field with its type and meaning\n"
     )
 

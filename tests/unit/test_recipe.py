@@ -57,8 +57,8 @@ def refusal(section: type[Section], **fields: Any) -> RecipeError:
 @pytest.mark.parametrize(
     ("section", "fields", "what", "expected"),
     [
-        (Batch, {"global_size": 1, "micro": 1}, "unknown field batch.micro (did you mean 'micro_size'?)", "one of global_size, micro_size, sequence_length"),
-        (Batch, {"global_size": 1, "zzz": 1}, "unknown field batch.zzz", "one of global_size, micro_size, sequence_length"),
+        (Batch, {"global_size": 1, "micro": 1}, "unknown field batch.micro (did you mean 'micro_size'?)", "one of global_size, micro_size, auto_micro_size, sequence_length"),
+        (Batch, {"global_size": 1, "zzz": 1}, "unknown field batch.zzz", "one of global_size, micro_size, auto_micro_size, sequence_length"),
         (Optimizer, {"lerning_rate": 1e-4}, "unknown field optimizer.lerning_rate (did you mean 'learning_rate'?)", None),
         (Batch, {}, "batch.global_size is missing", "a value for batch.global_size"),
         (Batch, {"global_size": "many"}, "batch.global_size='many'", "input should be a valid integer, unable to parse string as an integer"),

@@ -44,7 +44,7 @@ def program(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
     [
         ({"batch": ", micro=2"}, (
             "unknown field batch.micro (did you mean 'micro_size'?)",
-            "one of global_size, micro_size, sequence_length",
+            "one of global_size, micro_size, auto_micro_size, sequence_length",
         )),
         ({"batch": ", micro_size='two'"}, ("batch.micro_size='two'", "input should be a valid integer")),
         ({"batch": ", micro_size=True"}, ("batch.micro_size=True", "an integer greater than 0")),

@@ -189,11 +189,10 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --ink: #222; --paper: #fff; --faint: #888; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #ddd; --paper: #1b1b1b; --faint: #999; }} }}
-body {{ font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }}
+:root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; color: CanvasText; background: Canvas; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.25rem; }} h2 {{ font-size: 1.05rem; margin-top: 2rem; }}
-svg {{ width: 100%; height: auto; }} svg text {{ font-size: 12px; fill: var(--ink); }} svg text.n {{ fill: var(--faint); }}
+svg {{ width: 100%; height: auto; }} svg text {{ font-size: 12px; fill: CanvasText; }} svg text.n {{ fill: GrayText; }}
 line.limit {{ stroke: #d62728; stroke-width: 2; stroke-dasharray: 5 3; }} polyline.curve {{ fill: none; stroke: #4e79a7; stroke-width: 2; }}
 pre {{ overflow-x: auto; font-size: 13px; }}
 .legend span {{ display: inline-block; margin-right: 1.1em; font-size: 13px; }} .legend i {{ display: inline-block; width: .9em; height: .9em; margin-right: .35em; vertical-align: -1px; }}
