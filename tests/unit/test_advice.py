@@ -147,8 +147,8 @@ def test_all_that_is_advised_exists(wrong: Callable[[str], set[str]]) -> None:
 
 def test_a_ghost_is_seen() -> None:
     """The advice that once stood in the code, among what is right."""
-    assert wrong_verbs("end programs; `toolkit plan RECIPE` says, `toolkit doctor --hostfile H --bild`, `toolkit rules`") == {
-        "toolkit plan RECIPE", "toolkit doctor --hostfile H --bild"
+    assert wrong_verbs("end programs; `toolkit plot RECIPE` says, `toolkit doctor --hostfile H --bild`, `toolkit rules`") == {
+        "toolkit plot RECIPE", "toolkit doctor --hostfile H --bild"
     }  # fmt: skip
     assert wrong_fields(
         "set parallel.pin_memory=False, parallel.tensor=1, optimizer.params.lr, data.jsonl, {task.fields}"
