@@ -133,7 +133,7 @@ def train_reference(recipe: Any, folder: Path) -> Reference:
 
     from tests.parity.worker import reference_curve
     from toolkit.models.assets import resolve
-    from toolkit.parity import ranks
+    from toolkit.train import ranks
 
     weights, start = folder / "reference.pt", Path(resolve(str(recipe.model.path)))
     (curve,) = ranks.run(reference_curve, 1, recipe, str(weights), timeout_s=TIMEOUT_S)
@@ -146,8 +146,8 @@ def compare(name: str, world_size: int, recipe: Any, reference: Reference, folde
     import torch
 
     from tests.parity.worker import run_recipe
-    from toolkit.parity import ranks
     from toolkit.parity.report import deviation
+    from toolkit.train import ranks
 
     run = folder / "run"
     records = ranks.run(run_recipe, world_size, [(recipe, str(run), None)], timeout_s=TIMEOUT_S)[0][0]

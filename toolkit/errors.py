@@ -6,6 +6,7 @@
     |   |   +-- SeveralErrors   more than one such thing
     |   +-- ConfigError     a DeepSpeed JSON, or the recipe as one
     |   +-- DataError       a data file, a column, a row, a chat template
+    |   |   +-- SourceAbsent    a data source that is not on this host
     |   +-- ModelError      a checkpoint directory, a tokenizer, an architecture
     |   +-- LaunchError     the launcher, the device, ports, the run folder
     |   +-- CheckpointError a checkpoint that cannot be read or written
@@ -109,6 +110,10 @@ class ConfigError(InputError):
 
 class DataError(InputError):
     """A data source, a row of it or a chat template cannot be used."""
+
+
+class SourceAbsent(DataError):
+    """A data source is not on this host, and nothing there has nearly its name."""
 
 
 class ModelError(InputError):

@@ -148,7 +148,7 @@ def with_fields(sections: Mapping[str, Mapping[str, Any]], fields: Mapping[str, 
 
 def _problem(setting: Setting) -> Path:
     """The folder with a tokenizer of made-up words, and chats over them."""
-    from toolkit.parity.words import write_tokenizer
+    from toolkit.data.words import write_tokenizer
 
     folder = setting.folder / "problem"
     if not (folder / "chats.jsonl").is_file():

@@ -14,7 +14,7 @@ def write_problem(folder: Path, *, rows: int, longest: int, split: bool, vocab_s
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from toolkit.parity.words import write_rows, write_tokenizer
+    from toolkit.data.words import write_rows, write_tokenizer
 
     write_tokenizer(folder / "tokenizer", vocab_size)
     write_rows(folder / "rows.jsonl", "causal_lm", split=split, count=rows, longest=longest, size=vocab_size, seed=0)

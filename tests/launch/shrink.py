@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tests import images
-from toolkit.parity.strategies import DEGREES
 from toolkit.recipe import Custom, Recipe
 from toolkit.recipe.effect import has_held_out
 from toolkit.recipe.load import load_recipe
+from toolkit.recipe.mesh import DEGREES
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

@@ -46,6 +46,7 @@ STANDS_FOR = {
     "step-00000010": "step-00000004",
 }
 """Placeholder of a page -> what is there where the tests run it."""
+REHEARSAL = r"(deepspeed .*|python) recipes/\w+\.py --rehearse"
 START = r"(deepspeed|accelerate launch|torchrun|python) .*recipes/\w+\.py.*"
 HOSTS = r"deepspeed --hostfile .*|sbatch .*"
 
@@ -155,7 +156,8 @@ def home(
         (folder / "cache" / fetched).symlink_to(cache_dir() / fetched)
     new = [text for text in TEXTS if text.startswith("toolkit new ")]
     (written,) = run_distributed(make_recipes, 1, str(folder), new, str(folder / "cache"))
-    texts = [text for text in [*TEXTS, *ROW_PREVIEWS] if re.fullmatch(START, text) and not re.fullmatch(HOSTS, text)]
+    others = rf"{HOSTS}|{REHEARSAL}"
+    texts = [text for text in [*TEXTS, *ROW_PREVIEWS] if re.fullmatch(START, text) and not re.fullmatch(others, text)]
     (starts,) = run_distributed(parse_starts, 1, texts)
     ended: dict[str, tuple[int, str]] = dict(zip(new, written, strict=True))
     # On two ranks what is new goes first, the quick start last of it, so that the others have something to continue.
@@ -226,6 +228,18 @@ def run_verb(text: str, home: Home) -> None:
     code, printed = _call(text)
     assert code == 0, printed
     assert printed or " > " in text
+
+
+def rehearsal(text: str, home: Home) -> None:
+    """With the flag as it stands; the data of the recipe need not be here."""
+    from toolkit.cli.run import main
+
+    script = Path(re.findall(r"recipes/\w+\.py", text)[0])
+    assert script.is_file() and parse_starts(0, 1, [text])[text][1:] == (str(script), ["--rehearse"])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = main(load_recipe(script), ["--rehearse"])
+    assert code == 0 and "nothing is left behind" in printed.getvalue()
 
 
 def make_recipes(rank: int, world_size: int, folder: str, texts: Sequence[str], cache: str) -> list[tuple[int, str]]:
@@ -327,6 +341,7 @@ WAYS: dict[str, Callable[[str, Home], None]] = {
     r"make \w+": make_target,
     r"source \S+": environment,
     HOSTS: for_several_hosts,
+    REHEARSAL: rehearsal,
     START: start,
     r"toolkit new .*": start,
     r"PYTHONPATH=\. deepspeed .* forecast\.py .*": covered(

@@ -15,8 +15,8 @@ from tests.parity.topologies import ADAPTERS, TOPOLOGIES, numbers, resumable, re
 from tests.parity.worker import read_metrics, run_recipe
 from toolkit.checkpoint.manifest import folder_name, read_manifest
 from toolkit.errors import CheckpointError
-from toolkit.parity.ranks import RankFailed
 from toolkit.recipe import Recipe
+from toolkit.train.ranks import RankFailed
 
 HALF, FULL = 2, 4
 RING = ("zero0", "pp2", "zero3", "tp2", "sp2_zero3")

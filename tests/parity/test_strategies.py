@@ -16,8 +16,9 @@ from tests.processor import require_number_format
 from toolkit.parity.problem import Curves
 from toolkit.parity.reference import Curve
 from toolkit.parity.report import SPREAD, deviation, spread
-from toolkit.parity.strategies import DEGREES, STRATEGIES, Strategy
+from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch, Task
+from toolkit.recipe.mesh import DEGREES
 
 TASKS = ("causal_lm", "sequence_classification")
 LAYOUTS = {

@@ -14,10 +14,10 @@ from tests.parity.text_tasks import CASES, LENGTH, fits
 from tests.parity.topologies import numbers, rewind
 from tests.parity.worker import evaluations, read_metrics, reference_curve, run_recipe
 from tests.tiny import write_lines
-from toolkit.parity.ranks import RankFailed
 from toolkit.parity.report import deviation
 from toolkit.parity.strategies import STRATEGIES, Strategy
 from toolkit.recipe import Batch, Checkpoint, Data, Evaluation, LoRA, Recipe
+from toolkit.train.ranks import RankFailed
 
 STEPS, HALF, HELD_OUT = 4, 2, 24
 LOSSES, NORMS = 1e-6, 2e-6

@@ -11,8 +11,9 @@ import pytest
 from tests import tiny
 from tests.processor import require_number_format
 from toolkit.cli import verbs
-from toolkit.parity import ranks, walk
+from toolkit.parity import walk
 from toolkit.recipe import Recipe
+from toolkit.train import ranks
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "pretrain_llama10m_zero1.py"

@@ -67,9 +67,10 @@ def test_a_recipe_is_written_and_explained(
     assert "# sequence_length: holds 197 of 200" in text
     command = launch_commands(recipe.launch, "sft_tiny_zero2")[0]
     assert f"\n{command}\n" in text
-    assert [line.partition("  #")[0].rstrip() for line in printed.splitlines()[-3:]] == [
+    assert [line.partition("  #")[0].rstrip() for line in printed.splitlines()[-4:]] == [
         "python recipes/sft_tiny_zero2.py --preview 2",
         "python recipes/sft_tiny_zero2.py --dry_run",
+        "python recipes/sft_tiny_zero2.py --rehearse",
         command,
     ]
     assert verify(here / "recipes", here / "ds_configs") == 2

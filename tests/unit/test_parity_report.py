@@ -14,10 +14,11 @@ from toolkit.errors import InputError
 from toolkit.parity import report
 from toolkit.parity.problem import LEAST_STEPS, Curves, Wanted, learning_rate, scaled_recipe
 from toolkit.parity.report import Report, Row, Tolerance
-from toolkit.parity.strategies import DEFAULT, DEGREES, STRATEGIES, choose
+from toolkit.parity.strategies import DEFAULT, STRATEGIES, choose
 from toolkit.parity.walk import cpu_target, key_value_heads, num_layers
 from toolkit.recipe import Recipe, Schedule
 from toolkit.recipe.load import load_recipe
+from toolkit.recipe.mesh import DEGREES
 from toolkit.recipe.schedules import factor
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from toolkit.errors import ModelError
-from toolkit.parity.scale import check_size, scale_down
+from toolkit.models.scale import check_size, comparable, scale_down
 
 
 def small(config: object, **changes: int) -> object:
@@ -56,7 +56,7 @@ def test_every_kind_of_layer_is_kept() -> None:
 
 def test_vocabulary_dropout_and_experts() -> None:
     """Special tokens are those of the random words; nothing random is left; experts are few."""
-    config = small(GPT2Config())
+    config = comparable(small(GPT2Config()))
     assert (config.vocab_size, config.pad_token_id, config.eos_token_id) == (256, 0, 2)
     assert (config.attn_pdrop, config.embd_pdrop, config.resid_pdrop) == (0.0, 0.0, 0.0)
     experts = small(Qwen3MoeConfig(num_experts=128, num_experts_per_tok=8))

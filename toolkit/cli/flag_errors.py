@@ -20,6 +20,7 @@ OPTIONS = {
     "resume_changed_data": "no value: the flag stands alone",
     "dry_run": "no value: the flag stands alone",
     "preview": "an integer of at least 1",
+    "rehearse": "no value: the flag stands alone",
     "verbose": "no value: the flag stands alone",
 }
 """What the flags take that belong to one start and not to the recipe."""

@@ -46,6 +46,8 @@ class Invocation:
     """Print the resolved recipe, the DeepSpeed configuration and the learning-rate curve, then stop."""
     preview: int = 0
     """Show this many training sequences with the trained tokens marked, then stop."""
+    rehearse: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train two steps of the recipe, scaled down, on this host's CPU under its own strategy and on some of its own rows, resume from the checkpoint in new processes and compare one more step, then stop; needs no GPU, no network and no weights, and leaves nothing behind."""
     verbose: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show what DeepSpeed, torch, transformers and datasets log and warn about; without it only their errors, and all of it where a run ends in a traceback. The launcher's own lines: leave out its -q."""
     given: Annotated[frozenset[str], tyro.conf.Suppress] = frozenset()
@@ -144,6 +146,13 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
     if "preview" in given and found.preview < 1:
         raise RecipeError(
             f"--preview {found.preview}", expected=OPTIONS["preview"], do="pass --preview 2, or leave it out"
+        )
+    others = [f"--{name}" for name in ("dry_run", "preview", "resume", "resume_changed_data") if name in given]
+    if found.rehearse and others:
+        raise RecipeError(
+            f"--rehearse with {' and '.join(others)}",
+            expected="one of them: a rehearsal begins a run of its own, and stops",
+            do=f"leave out {' and '.join(others)}, or --rehearse",
         )
     return replace(found, output_dir=output_dir, resume=resume)
 

@@ -94,6 +94,7 @@ class Report:
         commands = {
             f"python {script} --preview 2": "which tokens are trained",
             f"python {script} --dry_run": "the configuration, without starting",
+            f"python {script} --rehearse": "a few steps and a resume, scaled down, on this CPU",
             launch_commands(recipe.launch, name)[0]: "train",
         }
         width = max(map(len, commands))

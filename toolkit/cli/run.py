@@ -39,7 +39,7 @@ def _main(recipe: Recipe, argv: Sequence[str]) -> int:
     try:
         invocation = parse(recipe, rest, output_dir=output_dir, description=_describe(script, recipe), prog=script.name)
     except InconsistentRecipe as error:
-        starts = not {"dry_run", "preview"} & given_flags(rest)
+        starts = not {"dry_run", "preview", "rehearse"} & given_flags(rest)
         raise together([*error.parts, *_faults(error.recipe, _world_size(error.recipe, starts))]) from None
     return run(recipe, invocation, script.stem, launcher.deepspeed_config)
 
@@ -57,7 +57,7 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
         show_all()
     recipe = invocation.recipe
     check_process_count()
-    starts = not invocation.dry_run and not invocation.preview
+    starts = not (invocation.dry_run or invocation.preview or invocation.rehearse)
     check_launcher_environment(will_start=starts)
     world_size = _world_size(recipe, starts)
     recipe, more = smaller_micro_batch(recipe, invocation.given, world_size)
@@ -82,6 +82,10 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
             target = target_here(recipe, target)
             print_dry_run(recipe, target, render(recipe, target), name)
         return 0
+    if invocation.rehearse:
+        from toolkit.cli.rehearse import rehearse
+
+        return rehearse(recipe, target, config, name)
     for part in weighted(recipe.data.train, "data.train"):
         check_location(part.location, recipe.data.split, "data.train")
     if recipe.data.evaluation is not None:

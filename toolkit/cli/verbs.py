@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     """Of the whole command."""
     made = _Parser(
         prog="toolkit",
-        description="What surrounds a run. A run itself is started from its recipe: deepspeed -q --num_gpus 2 recipes/NAME.py",
+        description="What surrounds a run. A run itself is started from its recipe: deepspeed -q --num_gpus 2 recipes/NAME.py; with --rehearse it is tried first, scaled down, on this host's CPU.",
         epilog="Each verb has a --help with examples. Exit codes: 0 good, 1 our fault or the disk's, 2 bad input, 3 curves differ.",
     )
     verbs = made.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)

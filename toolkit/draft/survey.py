@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 import random
@@ -20,9 +19,9 @@ from toolkit.data.encoding import Encoder
 from toolkit.data.example import Example, Row
 from toolkit.data.reading.column_names import used_columns
 from toolkit.data.reading.file_names import kind_of, plain_name
-from toolkit.data.reading.find_files import looks_local
 from toolkit.data.reading.mixture import Mixture, Part
 from toolkit.data.reading.row_names import row_names
+from toolkit.data.reading.sizes import STREAMED_BYTES, num_bytes
 from toolkit.data.reading.sources import Source, open_source
 from toolkit.data.reading.weighted import only_location
 from toolkit.data.sets.catalog import resolve as resolve_data
@@ -48,8 +47,6 @@ MOST_TOKENS = 2_000_000
 LEAST_ROWS = 20
 HELD_OUT_ROWS = 100
 """Rows of a held-out file that are tried."""
-STREAMED_BYTES = 64 * 2**20
-"""Larger files are not read to their end."""
 
 Progress = Callable[[int, int], None]
 """Called now and then with the rows measured so far and those to measure."""
@@ -76,7 +73,7 @@ class Look:
 def look_at(data: Data) -> Look:
     """Open data.train and read up to MOST_ROWS of its rows. Raises DataError as training would."""
     place = resolve_data(only_location(data.train, "data.train", "a recipe is drafted from its rows"))
-    size = _bytes(place)
+    size = num_bytes(place)
     streaming = data.streaming or size is None or size > STREAMED_BYTES
     source = open_source(
         place,
@@ -97,18 +94,6 @@ def look_at(data: Data) -> Look:
         return Look(source, rows, len(rows), True)
     total, counted = _estimated(source, [row for _, row in rows])
     return Look(source, rows, min(total, data.max_examples) if total and data.max_examples else total, counted)
-
-
-def _bytes(place: str) -> int | None:
-    """Size of the files at `place`; None for what is not here."""
-    path = Path(place)
-    if path.is_file():
-        return path.stat().st_size
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    if any(mark in place for mark in "*?["):
-        return sum(Path(file).stat().st_size for file in glob.glob(place, recursive=True))  # noqa: PTH207
-    return 0 if looks_local(place) else None
 
 
 def _estimated(source: Source, rows: Sequence[Row]) -> tuple[int | None, bool]:
@@ -209,7 +194,7 @@ def check_held_out(data: Data, task: Task) -> None:
         resolve_data(data.evaluation),
         split=data.evaluation_split,
         subset=data.subset,
-        streaming=(_bytes(resolve_data(data.evaluation)) or 0) > STREAMED_BYTES,
+        streaming=(num_bytes(resolve_data(data.evaluation)) or 0) > STREAMED_BYTES,
         cache_dir=cache_dir() / "datasets",
         field="data.evaluation",
         whole=False,

@@ -62,6 +62,11 @@ def target(world_size: int, *, wanted: str, model_ranks: int = 1) -> Target:
     )
 
 
+def swaps_to_disk() -> bool:
+    """Whether DeepSpeed can build here what offload to NVMe reads and writes with."""
+    return bool(get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible(verbose=False))
+
+
 def multiplies_fp8() -> bool:
     """Whether this device has tensor cores for fp8: compute capability 8.9 (Ada) or later."""
     return kind() == "cuda" and torch.cuda.get_device_capability() >= (8, 9)

@@ -21,6 +21,7 @@ from toolkit.recipe import (
     Tracking,
     Tuning,
 )
+from toolkit.recipe.tasks.usual import on_usual_columns
 
 VOCABULARY = 256
 LARGEST_RANK = 8
@@ -116,20 +117,14 @@ def _tuning(tuning: Tuning) -> Tuning:
     return tuning.model_copy(update={"dropout": 0.0, "rank": min(tuning.rank, LARGEST_RANK)})
 
 
-def _task(task: Task) -> Task:
+def _task(task: Task) -> Any:
     """`task` on our columns, without noise and samples."""
-    kept = {
-        name: getattr(task, name)
-        for name in type(task).model_fields
-        if not (name.endswith(("_field", "_fields")) or name in ("neftune_alpha", "sample_prompt", "sample_tokens"))
+    still: dict[str, Any] = {
+        name: type(task).model_fields[name].default
+        for name in ("neftune_alpha", "sample_prompt", "sample_tokens")
+        if name in type(task).model_fields
     }
-    if getattr(task, "label_fields", ()):
-        kept["problem_type"] = "multi_label_classification"
-    # Columns without which a task is another one.
-    kept |= {
-        f"{name}_field": name for name in ("negative", "score") if getattr(task, f"{name}_field", None) is not None
-    }
-    return type(task)(**kept)
+    return on_usual_columns(task.model_copy(update=still))
 
 
 def _optimizer(optimizer: Optimizer) -> Optimizer:

@@ -9,9 +9,7 @@ from typing import Any
 
 from toolkit.errors import InputError, did_you_mean
 from toolkit.recipe import Parallel
-
-DEGREES = ("pipeline", "tensor", "sequence")
-"""Fields of the parallel section that say how many ranks share one micro-batch."""
+from toolkit.recipe.mesh import DEGREES
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from toolkit.ds_config.findings import errors_in
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
 from toolkit.errors import InputError, RecipeError, RunFailed, ToolkitError
-from toolkit.parity import ranks, report
+from toolkit.parity import report
 from toolkit.parity.problem import Curves, Problem, Wanted
 from toolkit.parity.report import Report, Row, Tolerance
 from toolkit.parity.strategies import Strategy
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import model_ranks
+from toolkit.train import ranks
 
 # By name: this process would need ten seconds to import what only the ranks use.
 PREPARE, TRAIN = "toolkit.parity.work:prepare", "toolkit.parity.work:train_strategy"
@@ -103,7 +104,7 @@ def _prepare(recipe: Recipe, wanted: Wanted, folder: str) -> Problem:
         raise RunFailed(
             f"plain PyTorch could not train the scaled-down model: {failed.headline}",
             expected="a reference to compare with",
-            do="compare another model with --architecture; if its configuration is sound, it is scaled down wrongly in toolkit/parity/scale.py",
+            do="compare another model with --architecture; if its configuration is sound, it is scaled down wrongly in toolkit/models/scale.py",
         ) from None
     found: Problem = problem
     return found

@@ -15,9 +15,11 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from toolkit.data.words import write_rows, write_tokenizer
 from toolkit.errors import ModelError
 from toolkit.models.config import load_config
 from toolkit.models.isolation import check_isolation, leak
+from toolkit.models.scale import check_size, comparable, scale_down
 from toolkit.parity import reference
 from toolkit.parity.adapted import adapted, exported_weights, trained_weights
 from toolkit.parity.optimizers import build_optimizer
@@ -34,9 +36,7 @@ from toolkit.parity.problem import (
     learning_rate,
     scaled_recipe,
 )
-from toolkit.parity.scale import check_size, scale_down
 from toolkit.parity.texts import TextJudge
-from toolkit.parity.words import write_rows, write_tokenizer
 from toolkit.recipe import Model, Recipe, SentenceEmbedding, Seq2Seq, Task
 from toolkit.tasks import task_class
 from toolkit.train.inputs import Inputs, prepare_inputs
@@ -52,14 +52,8 @@ def prepare(rank: int, world_size: int, recipe: Recipe, wanted: Wanted, folder: 
     Raises ModelError for an architecture that cannot be had here or scaled down.
     """
     place = Path(folder)
-    config = scale_down(
-        _load_config(recipe, wanted),
-        num_layers=wanted.num_layers,
-        key_value_heads=wanted.key_value_heads,
-        vocabulary_size=VOCABULARY,
-    )
     kind = task_class(recipe.task).auto_class
-    num_parameters = check_size(kind, config)
+    config, num_parameters = _small(_load_config(recipe, wanted), kind, wanted)
     config.save_pretrained(place / "model")
     write_tokenizer(place / "tokenizer", VOCABULARY)
     scaled = scaled_recipe(recipe, wanted, place)
@@ -104,6 +98,23 @@ def weight_deviation(
     with torch.no_grad():
         difference = torch.nn.utils.get_total_norm([found[name] - wanted[name] for name in names])
     return float(difference / torch.nn.utils.get_total_norm(list(wanted.values())))
+
+
+def _small(config: PretrainedConfig, kind: Any, wanted: Wanted) -> tuple[PretrainedConfig, int]:
+    """`config` scaled down, and the parameters of the model that `kind` makes of it."""
+    try:
+        small = comparable(
+            scale_down(
+                config,
+                num_layers=wanted.num_layers,
+                key_value_heads=wanted.key_value_heads,
+                vocabulary_size=VOCABULARY,
+            )
+        )
+        return small, check_size(kind, small)
+    except ModelError as error:
+        other = "or compare another model with --architecture"
+        raise ModelError(error.what, expected=error.expected, do=f"{error.do}, {other}") from None
 
 
 def _load_config(recipe: Recipe, wanted: Wanted) -> PretrainedConfig:

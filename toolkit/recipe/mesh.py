@@ -13,6 +13,9 @@ from toolkit.recipe.update import Parallel
 
 AXES = ("pipeline", "data", "sequence", "tensor")
 
+DEGREES = ("pipeline", "tensor", "sequence")
+"""Fields of the parallel section that say how many ranks share one micro-batch."""
+
 
 @dataclass(frozen=True)
 class Mesh:

@@ -22,7 +22,7 @@ from toolkit.data.reading.file_names import (
 )
 from toolkit.data.reading.media_files import is_media, media_folder
 from toolkit.data.reading.splits import files_of_split
-from toolkit.errors import DataError, first_few
+from toolkit.errors import DataError, SourceAbsent, first_few
 from toolkit.storage import CLOSED
 
 _DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # as in datasets
@@ -176,7 +176,7 @@ def matching_files(pattern: Path, location: str, field: str) -> list[Path]:
             found.setdefault((path.parent.resolve(), path.name), path)  # once, by however many links to its folder
     files = sorted(found.values())
     if not files:
-        raise DataError(
+        raise SourceAbsent(
             f"{field}={location!r} matches no file",
             expected="a pattern that matches at least one file",
             do=f"list what it matches with: ls {location}",
@@ -213,7 +213,7 @@ def missing(path: Path, location: str, field: str) -> DataError:
     """The error for a path that does not exist."""
     parent = path.parent
     if not parent.is_dir():
-        return DataError(
+        return SourceAbsent(
             f"{field}={location!r} does not exist, and neither does the directory {str(parent)!r}",
             expected="an existing file or directory",
             do="correct the path; relative paths start at the current directory",
@@ -225,8 +225,9 @@ def missing(path: Path, location: str, field: str) -> DataError:
             do="mend the link, or give the file itself",
         )
     beside = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    return DataError(
-        f"{field}={location!r} does not exist{_meant(path.name, beside)}",
+    meant = _meant(path.name, beside)
+    return (DataError if meant else SourceAbsent)(
+        f"{field}={location!r} does not exist{meant}",
         expected=f"an existing file or directory; beside it are: {first_few(beside)}",
         do="correct the path; relative paths start at the current directory",
     )

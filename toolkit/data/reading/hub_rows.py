@@ -16,7 +16,7 @@ from toolkit.data.reading.content import combined
 from toolkit.data.reading.file_names import KINDS, plain_name
 from toolkit.data.reading.files import Read
 from toolkit.data.reading.undecoded import undecoded
-from toolkit.errors import DataError, innermost, one_line
+from toolkit.errors import DataError, SourceAbsent, innermost, one_line
 from toolkit.hub_reach import cure, why_out_of_reach
 
 _GUESSING = ("csv", "json", "text")
@@ -136,7 +136,7 @@ def _errors(hub: Hub, field: str, problem: str | None) -> Iterator[None]:
     except (OSError, datasets.exceptions.DatasetsError) as error:
         begin = f"{field}={hub.location!r} is no local file or directory, and"
         if problem is not None:
-            raise DataError(
+            raise SourceAbsent(
                 f"{begin} of the caches {' and '.join(map(str, hub.caches))} none has a data set of this name; the hub: {problem}",
                 expected="an existing path, a name that `toolkit fetch` knows, or the name of a hub data set and a network",
                 do=f"correct the name, or run `toolkit fetch NAME`; without a network, {cure()}",

@@ -26,7 +26,7 @@ from toolkit.data.sets import (
     voice_prompts,
 )
 from toolkit.data.sets.rows import Splits
-from toolkit.errors import DataError, plural
+from toolkit.errors import SourceAbsent, plural
 from toolkit.install import install, is_installed
 
 
@@ -155,7 +155,7 @@ def resolve(location: str) -> str:
         return location
     target = _directory(location)
     if not is_installed(target, DATA_SETS[location].stamp()):
-        raise DataError(
+        raise SourceAbsent(
             f"data set {location!r} is not fetched yet",
             expected=f"its files in {target}",
             do=f"run `toolkit fetch {location}`",

@@ -19,7 +19,7 @@ from toolkit.data.media.stored import in_column, located_in
 from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.reading.row_names import RowName
-from toolkit.models.rehearsal import rehearse
+from toolkit.models.without_values import call_without_values
 from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import ImageClassification, Model
 from toolkit.tasks.base import NO_FIELDS, TRAINED, Batch, Loss, Record, Sums, Task
@@ -98,7 +98,7 @@ class ImageClassificationTask(Task):
 
     def meet(self, config: Any, batch: BatchSizes) -> None:
         """Raise ModelError for a model that cannot take images of this size."""
-        rehearse(
+        call_without_values(
             self.auto_class,
             config,
             self.one_example(),

@@ -56,12 +56,13 @@ LONGEST_RATIO = 8
 
 
 def scale_down(
-    config: PretrainedConfig, *, num_layers: int, key_value_heads: int, vocabulary_size: int
+    config: PretrainedConfig, *, num_layers: int, key_value_heads: int, vocabulary_size: int | None
 ) -> PretrainedConfig:
-    """A copy of `config` with `num_layers` layers (more where it has more kinds of them) and small sizes; no dropout.
+    """A copy of `config` with `num_layers` layers (more where it has more kinds of them) and small sizes.
 
-    Grouped key-value heads become `key_value_heads`; one stays one; a head for each query stays that. Raises
-    ModelError for a configuration without the usual names.
+    Grouped key-value heads become `key_value_heads`; one stays one; a head for each query stays that. With a
+    `vocabulary_size` its first tokens are the special ones of `toolkit.data.words`; without, vocabulary and special tokens stay.
+    Raises ModelError for a configuration without the usual names.
     """
     scaled = copy.deepcopy(config)
     if getattr(scaled, "is_encoder_decoder", False) and "decoder" in scaled.sub_configs:
@@ -73,33 +74,44 @@ def scale_down(
                 vocabulary_size=vocabulary_size,
             )
             setattr(scaled, side, part)
-        _cut_vocabulary(scaled, vocabulary_size)
+        if vocabulary_size is not None:
+            _cut_vocabulary(scaled, vocabulary_size)
         return scaled
     try:
         text = scaled.get_text_config()
         _cut_layers(text, num_layers)
         _cut_heads(text, key_value_heads)
         _follow(text)
-        for part in {id(part): part for part in (scaled, text)}.values():
-            _cut_vocabulary(part, vocabulary_size)
-            _stop_dropout(part)
+        if vocabulary_size is not None:
+            for part in {id(part): part for part in (scaled, text)}.values():
+                _cut_vocabulary(part, vocabulary_size)
         for name, largest in AT_MOST.items():
             value = getattr(text, name, None)
             if isinstance(value, int) and not isinstance(value, bool) and value > largest:
                 setattr(text, name, largest)
-        if getattr(text, "output_router_logits", False):
-            # The reference has no balancing loss, and not every strategy can have one.
-            text.output_router_logits = False
     except Exception as error:
         # A configuration may refuse a value in any way of its own.
         raise _not_scaled(config, " ".join(str(error).split())[:200]) from None
     return scaled
 
 
-def check_size(kind: Any, config: PretrainedConfig) -> int:
+def comparable(config: PretrainedConfig) -> PretrainedConfig:
+    """`config`, one that was scaled down, without what no two strategies compute alike: dropout and a balancing loss."""
+    for part in [config, *(getattr(config, name) for name in config.sub_configs if hasattr(config, name))]:
+        # Masks drawn on one rank's heads are not those of the whole model: with dropout no strategy could be compared.
+        for name, value in part.to_dict().items():
+            if name.endswith(DROPOUT_NAMES) and isinstance(value, float | int):
+                setattr(part, name, 0.0)
+        if getattr(part, "output_router_logits", False):
+            # The reference has no balancing loss, and not every strategy can have one.
+            part.output_router_logits = False
+    return config
+
+
+def check_size(kind: Any, config: PretrainedConfig, *, at_most: int = MOST_PARAMETERS) -> int:
     """Parameters of the model that `kind`, one of transformers' auto classes, makes of `config`; allocates nothing.
 
-    Raises ModelError when there is none, or when it is still large.
+    Raises ModelError when there is none, or when it still has more than `at_most`.
     """
     try:
         with torch.device("meta"):
@@ -108,7 +120,7 @@ def check_size(kind: Any, config: PretrainedConfig) -> int:
         # Every architecture fails in its own way on numbers that do not fit together.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise _not_scaled(config, f"no model can be built: {reason}") from None
-    if size > MOST_PARAMETERS:
+    if size > at_most:
         raise _not_scaled(config, f"it still has {size:,} parameters")
     return size
 
@@ -117,7 +129,7 @@ def _not_scaled(config: PretrainedConfig, reason: str) -> ModelError:
     return ModelError(
         f"{type(config).__name__} cannot be scaled down: {reason}",
         expected="an architecture whose configuration names its sizes in the usual way",
-        do="name its sizes in toolkit/parity/scale.py, or compare another model with --architecture",
+        do="name its sizes in toolkit/models/scale.py",
     )
 
 
@@ -210,10 +222,3 @@ def _cut_vocabulary(config: Any, size: int) -> None:
         setattr(config, name, token)
     if getattr(config, "is_encoder_decoder", False):
         config.decoder_start_token_id = 1
-
-
-def _stop_dropout(config: Any) -> None:
-    # Masks drawn on one rank's heads are not those of the whole model: with dropout no strategy could be compared.
-    for name, value in config.to_dict().items():
-        if name.endswith(DROPOUT_NAMES) and isinstance(value, float | int):
-            setattr(config, name, 0.0)

@@ -14,7 +14,7 @@ from toolkit.models.quiet import quiet
 from toolkit.models.stages import build_skeleton
 
 
-def rehearse(
+def call_without_values(
     auto_class: Any, config: PretrainedConfig, inputs: Mapping[str, Tensor], what: str, do: str
 ) -> Mapping[str, tuple[int, ...]]:
     """Call what `auto_class` makes of `config` with `inputs`, on the meta device; the shapes of what it returns, by name.

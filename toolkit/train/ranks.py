@@ -44,8 +44,7 @@ PRELOADED = (
     "torch._inductor.compile_fx",
     "toolkit.train.run",
     "accelerate.tracking",
-    "toolkit.parity.work",
-    "toolkit.parity.warm",
+    "toolkit.train.warm",
 )
 
 ENVIRONMENT = {
@@ -122,13 +121,35 @@ class _Failure:
     error: ToolkitError | None = None
 
 
+_server_log = tempfile.TemporaryFile()  # noqa: SIM115
+"""What the server says while it imports, and a rank before it has a log of its own."""
+
+
 def _server(preload: Sequence[str]) -> Any:
     """The forkserver context, its server running. Only the server, not this process, gets ENVIRONMENT."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    with _environment(ENVIRONMENT):
+    with _environment(ENVIRONMENT), _errors_to(_server_log.fileno()):
         forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def _errors_to(file: int) -> Iterator[None]:
+    """What is started inside writes its standard error to `file`: what packages remark on while they are imported helps nobody."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _said_by_server() -> str:
+    # Without moving the place at which its processes write.
+    return os.pread(_server_log.fileno(), 1 << 16, 0).decode(errors="replace").strip()
 
 
 @contextlib.contextmanager
@@ -196,7 +217,9 @@ def _receive(rank: _Rank) -> Any:
     except EOFError:
         rank.process.join(5)
         headline = f"rank {rank.number} died with exit code {rank.process.exitcode}"
-        value = _Failure(headline, headline)
+        # It may not have come so far as to write to its log.
+        more = "" if rank.printed() else f"\n{_said_by_server()}"
+        value = _Failure(f"{headline}{more}", headline)
     if isinstance(value, _Failure):
         return _Failure(f"{value.text}\nrank {rank.number} printed\n{rank.printed()}", value.headline, value.error)
     return value
