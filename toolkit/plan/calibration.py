@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.cache import cache_dir
 from toolkit.plan.speed import Rates
@@ -123,8 +122,3 @@ def said(runs: Sequence[Finished]) -> str:
         f"fitted to {len(runs)} finished {'run' if len(runs) == 1 else 'runs'} on this device, whose plans were off by "
         f"{times[middle]:.0%} in time and {memories[middle]:.0%} in memory (median)"
     )
-
-
-def to_json(runs: Sequence[Finished]) -> list[dict[str, Any]]:
-    """For --json."""
-    return [asdict(run) for run in runs]

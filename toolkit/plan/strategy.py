@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
-from toolkit.plan import memory as memories
 from toolkit.plan.inventory import Inventory
 from toolkit.plan.memory import Disk, Flight, Memory, count_disk, put_together
 from toolkit.plan.peaks import NumberFormat
@@ -217,11 +215,3 @@ def target_of(recipe: Recipe, world_size: int, place: Place) -> Target:
         bf16_is_native=not is_cpu and (peak is None or peak.bf16 is not None),
         model_ranks=model_ranks(recipe.parallel),
     )
-
-
-def power_of_two_at_most(number: int) -> int:
-    """The largest power of two that is at most `number`."""
-    return 1 << int(math.log2(max(1, number)))
-
-
-GIB = memories.GIB

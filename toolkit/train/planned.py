@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -210,11 +209,3 @@ def memory_explained(made: RunPlan | None, where: str) -> Iterator[None]:
             expected=expected,
             do=f"{do}; then continue with --resume auto {where}: complete checkpoints are intact",
         ) from None
-
-
-def read_plan(folder: RunFolder) -> dict[str, Any] | None:
-    """What plan.json says, where there is one."""
-    if not folder.plan.is_file():
-        return None
-    found: dict[str, Any] = json.loads(folder.plan.read_text(encoding="utf-8"))
-    return found

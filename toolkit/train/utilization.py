@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from toolkit.engine import device
 from toolkit.models.flops import ModelFlops, Uncountable, count_flops_per_example, count_model_flops
-from toolkit.plan.peaks import NumberFormat, find_peak
+from toolkit.plan.peaks import find_peak
+from toolkit.plan.strategy import number_format
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
@@ -56,12 +57,3 @@ def prepare_utilization(
     name = device.gpu_name()
     peak = find_peak(name) if name is not None else None
     return Utilization(flops, devices, peak.tflops(number_format(recipe, config)) if peak is not None else None)
-
-
-def number_format(recipe: Recipe, config: Mapping[str, Any]) -> NumberFormat:
-    """What the run multiplies matrices in."""
-    if recipe.precision.dtype == "fp8":
-        return "fp8"
-    if "bf16" in config or "fp16" in config:
-        return "bf16" if "bf16" in config else "fp16"
-    return "tf32" if recipe.precision.tf32 else "fp32"
