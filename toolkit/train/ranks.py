@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, util
 from pathlib import Path
 from typing import Any, cast
 
@@ -125,11 +125,27 @@ _server_log = tempfile.TemporaryFile()  # noqa: SIM115
 """What the server says while it imports, and a rank before it has a log of its own."""
 
 
+LONGEST_FOLDER = 70
+"""Characters of a temporary folder in which a socket's name stays below the 107 that Unix allows."""
+
+
+def _keep_sockets_short() -> None:
+    """Let multiprocessing put its sockets into /tmp where TMPDIR is long, as those that schedulers give to a job are."""
+    if len(tempfile.gettempdir()) <= LONGEST_FOLDER:
+        return
+    before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        util.get_temp_dir()  # made once, and remembered
+    finally:
+        tempfile.tempdir = before
+
+
 def _server(preload: Sequence[str]) -> Any:
     """The forkserver context, its server running. Only the server, not this process, gets ENVIRONMENT."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     with _environment(ENVIRONMENT), _errors_to(_server_log.fileno()):
+        _keep_sockets_short()
         forkserver.ensure_running()
     return context
 
