@@ -182,11 +182,11 @@ def measure_case(name: str, folder: Path) -> dict[str, Any]:
     from toolkit.ds_config.model_size import UNKNOWN
     from toolkit.engine import process
     from toolkit.engine.held import held_bytes
+    from toolkit.models.dtypes import dtype_of
     from toolkit.plan.live_bytes import LiveBytes
     from toolkit.plan.memory import Flight, put_together
     from toolkit.plan.states import count_states
     from toolkit.plan.subject import Subject, way_of
-    from toolkit.plan.trace import dtype_of
     from toolkit.train.build import build_engine
     from toolkit.train.inputs import prepare_inputs
     from toolkit.train.progress import Display

@@ -1,8 +1,7 @@
-"""What this host's processor computes in, read from the kernel. Imports no torch: a dry run asks, too."""
+"""What this host's processor computes in and how much memory it has, read from the kernel. Imports no torch: a dry run asks, too."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -24,10 +23,30 @@ def multiplies_bf16() -> bool:
 
 def memory_limit() -> int:
     """Bytes of this host's memory, or of its container's where that has less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    return host_memory()[0]
+
+
+def host_memory() -> tuple[int, int]:
+    """Bytes in all and bytes available, within the limit of the container if there is one."""
+    memory = meminfo()
+    total, available = memory["MemTotal"], memory["MemAvailable"]
+    limit, used = _cgroup_bytes("memory.max", "limit_in_bytes"), _cgroup_bytes("memory.current", "usage_in_bytes")
+    if limit is not None and limit < total:
+        total, available = limit, max(0, min(available, limit - (used or 0)))
+    return total, available
+
+
+def meminfo() -> dict[str, int]:
+    """/proc/meminfo in bytes."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def _cgroup_bytes(current_name: str, old_name: str) -> int | None:
+    """A number of the container (cgroup 2, then 1) in bytes, or None if there is none."""
+    for file in (f"/sys/fs/cgroup/{current_name}", f"/sys/fs/cgroup/memory/memory.{old_name}"):
         try:
-            return min(total, int(Path(file).read_text(encoding="ascii")))
+            return int(Path(file).read_text(encoding="ascii"))
         except (OSError, ValueError):  # not there, or "max"
             continue
-    return total
+    return None

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
 from toolkit.engine.out_of_memory import is_out_of_memory
 from toolkit.errors import InputError, LaunchError, RecipeError, RunFailed
+from toolkit.models.flops import count_model_flops
 from toolkit.plan import calibration
 from toolkit.plan.calibration import Finished, fit
 from toolkit.plan.choice import Chooser, as_flags, cheapest_changes, describe, runner_up, why_slower
@@ -27,6 +29,7 @@ from toolkit.plan.speed import Place, Rates
 from toolkit.plan.start import resolved, subject_or_refused
 from toolkit.plan.states import Keeper, count_states, keeper_of
 from toolkit.plan.strategy import Planned, plan_strategy, target_of
+from toolkit.plan.work import NOTHING, work_of
 from toolkit.recipe import Batch, Checkpoint, Data, LoRA, Model, Optimizer, Parallel, Precision, Recipe
 from toolkit.train.planned import RunPlan, memory_explained
 from toolkit.train.progress import Display
@@ -124,6 +127,38 @@ def test_a_deep_model_costs_what_its_layers_cost() -> None:
     activations = {depth: memory.device.get("activations", 0) for depth, memory in sizes.items()}
     each = (activations[12] - activations[6]) / 6
     assert activations[24] == pytest.approx(activations[12] + 12 * each, rel=0.01)
+
+
+EXPERTS = {**SMALL, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
+
+
+@pytest.mark.parametrize(("architecture", "config"), [("llama", SMALL), ("qwen3_moe", EXPERTS)])
+def test_work_is_what_a_run_reports_as_its_flops(architecture: str, config: dict[str, Any]) -> None:
+    """Two ways to the same number: operators of a whole micro-batch counted, and a formula fitted to forward passes."""
+    given = recipe({}, data=Data(train="rows.jsonl", packing=False))
+    model = Model(architecture=architecture, weights="random", config=config, tokenizer="none")
+    given = given.model_copy(update={"model": model})
+    subject = subject_or_refused(given)
+    flops = count_model_flops(subject.task.auto_class, subject.config, 256, is_causal=True)
+    lengths = np.full(16, 256)
+    attention = sum(each * pairs.count(lengths) for pairs, each in flops.per_pair.items())
+    # Flash attention multiplies the scores once more in its backward pass: five products where the formula has four.
+    step = flops.of_step(lengths, 16 * 255) + 0.5 * attention
+    assert planned(given, 1).model_flops == pytest.approx(step, rel=0.01)
+
+
+def test_what_moves_nothing_asks_for_nothing() -> None:
+    rows, index = torch.zeros(1000, 8), torch.zeros(4, dtype=torch.int64)
+    aten = torch.ops.aten
+    assert work_of(aten.view.default, (rows, [8, 1000]), {}, rows) is NOTHING
+    assert work_of(aten.empty_like.default, (rows,), {}, rows) is NOTHING
+    assert work_of(aten.add.Tensor, (rows, rows), {}, rows).traffic == 3 * 4 * 8000
+    # Of a table only the rows are read that are asked for.
+    assert work_of(aten.embedding.default, (rows, index), {}, rows[index]).traffic == 4 * 8 + 2 * 4 * 4 * 8
+    sums = work_of(
+        aten.addmm_.default, (torch.zeros(2, 5), torch.zeros(2, 3), torch.zeros(3, 5)), {}, torch.zeros(2, 5)
+    )
+    assert (sums.flops, sums.traffic) == (2 * 2 * 3 * 5, 0)
 
 
 def test_checkpointing_tiles_and_offload_save_activations() -> None:
@@ -230,20 +265,25 @@ def test_every_device_has_what_a_plan_needs() -> None:
         find_device("H1000")
 
 
-def _finished(products: float, others: float, measured: float) -> Finished:
-    return Finished("x", "cpu", "fp32", products, others, 0.5, 1.0, measured, 100, 100)
+def _finished(flops: float, moved: float, measured: float) -> Finished:
+    return Finished("x", "cpu", "fp32", flops, moved, 0.5, 1.0, measured, 100, 100)
 
 
 def test_rates_are_fitted_to_finished_runs() -> None:
-    """Two runs that differ in what they are made of tell both rates."""
-    true = Rates(0.5, 0.25)
-    runs = [_finished(p, o, 0.5 + p / true.compute + o / true.memory) for p, o in ((1.0, 2.0), (3.0, 1.0), (2.0, 2.0))]
-    found = fit(runs, Rates(0.9, 0.9))
-    assert (found.compute, found.memory) == pytest.approx((0.5, 0.25))
-    # One run scales both.
-    alone = fit(runs[:1], Rates(0.8, 0.4))
-    assert runs[0].products_s / alone.compute + runs[0].others_s / alone.memory == pytest.approx(10.0)
-    assert fit([], Rates(0.7, 0.6)) == Rates(0.7, 0.6)
+    """Runs that differ in what they are made of tell both rates, whatever the processor seemed to reach when they began."""
+    flops_per_s, bytes_per_s = 5e10, 2.5e9
+    amounts = ((1e11, 2e10), (3e11, 1e10), (2e11, 2e10), (4e11, 1e9))
+    runs = [_finished(flops, moved, 0.5 + flops / flops_per_s + moved / bytes_per_s) for flops, moved in amounts]
+    for listed in (1e11, 4e11):
+        found = fit(runs, listed, 1e10, Rates(0.9, 0.9))
+        for run in runs:
+            seconds = 0.5 + run.flops / (listed * found.compute) + run.moved / (1e10 * found.memory)
+            assert seconds == pytest.approx(run.measured_s, rel=0.02)
+    # One run moves both alike.
+    alone = fit(runs[:1], 1e11, 1e10, Rates(0.8, 0.4))
+    assert runs[0].flops / (1e11 * alone.compute) + runs[0].moved / (1e10 * alone.memory) == pytest.approx(10.0)
+    assert alone.compute / alone.memory == pytest.approx(2.0)
+    assert fit([], 1e11, 1e10, Rates(0.7, 0.6)) == Rates(0.7, 0.6)
 
 
 def test_the_ledger_passes_over_what_it_does_not_know(tmp_path: Path) -> None:
@@ -346,6 +386,23 @@ def test_the_verb_prints_memory_time_and_choice(tmp_path: Path, capsys: pytest.C
     assert main(["plan", str(file), "--devices", "2", "--device", "L4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["as_given"]["fits"] and found["fitting"][0]["changes"]["parallel.zero_stage"] in (1, 2, 3)
+
+
+def test_what_cannot_run_as_it_is_on_these_devices_gets_a_strategy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 16 sequences 32 replicas get none: the recipe's own strategy is no reason to plan nothing."""
+    file, html = tmp_path / "small.py", tmp_path / "plan.html"
+    file.write_text(RECIPE.replace("{config}", repr(MEDIUM)))
+    assert main(["plan", str(file), "--device", "L4", "--devices", "32", "--html", str(html)]) == 0
+    said = capsys.readouterr().out
+    assert "as the recipe says: not possible: batch.global_size=16 is not a multiple of" in said
+    assert re.search(r"fastest that fits: .*(tensor ranks|stages|sequence ranks)", said)
+    assert re.search(r"take it: .*--parallel\.(tensor|pipeline|sequence) \d", said)
+    assert "not possible: batch.global_size=16" in html.read_text()
+    # Where no strategy can run either, the reason is the answer.
+    assert main(["plan", str(file), "--device", "L4", "--devices", "7"]) == 2
+    assert "error: batch.global_size=16 is not a multiple of" in capsys.readouterr().err
 
 
 def test_the_verb_refuses_what_fits_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

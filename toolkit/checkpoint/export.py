@@ -22,12 +22,12 @@ from toolkit.checkpoint.reader import CheckpointReader
 from toolkit.checkpoint.sound_weight import sound_weight
 from toolkit.errors import CheckpointError
 from toolkit.models.custom import AutoCustomModel
+from toolkit.models.dtypes import DTYPES
 from toolkit.models.files import ADAPTER_CONFIG
 from toolkit.recipe import Task as Options
 from toolkit.storage import RUN, Remedy, storage_errors, why_unwritable
 from toolkit.tasks import task_class
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODEL_FOLDER = "model"
 """In the run folder: config, tokenizer and settings of generation of the model that is trained."""
 ELSEWHERE = Remedy("free space, or export to a folder on another disk", "export to another folder")

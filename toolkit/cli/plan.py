@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.argument_types import count, file_path
 from toolkit.cli.output import reader_may_leave
-from toolkit.errors import RunFailed, show
+from toolkit.errors import InputError, RunFailed, plural, show
 
 if TYPE_CHECKING:
     from toolkit.plan.choice import Choice
+    from toolkit.plan.speed import Place
     from toolkit.plan.strategy import Planned
     from toolkit.recipe import Recipe
 
@@ -53,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     if options.html is not None:
         from toolkit.plan.page import write_page
 
-        write_page(options.html, made.title, made.given, made.choice, made.recipe)
+        why_not = "" if made.why_not is None else made.why_not.what
+        write_page(options.html, made.title, made.given, made.choice, made.recipe, why_not)
         if not options.json:
             print(f"{options.html}: written; open it in a browser")
     if made.fits:
@@ -72,34 +75,44 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     return recipe
 
 
+@dataclass(frozen=True)
 class Made:
     """A plan, ready to be shown."""
 
-    def __init__(self, recipe: Recipe, name: str, given: Planned, choice: Choice, options: Any, said: str) -> None:
-        self.recipe, self.name, self.given, self.choice = recipe, name, given, choice
-        self.options, self.said = options, said
+    recipe: Recipe
+    name: str
+    place: Place
+    world_size: int
+    given: Planned | None
+    """The recipe as it says; None where it cannot run so on these devices."""
+    why_not: InputError | None
+    """The reason for that."""
+    choice: Choice
+    host_limit: int | None
+    """Bytes of a host, where they are known."""
+    price: float | None
+    said: str
+    """How far plans were off until now."""
 
     @property
     def fits(self) -> bool:
         """Whether anything does."""
-        return self.given.fits(self.host_limit) or self.choice.best is not None
+        return self.choice.best is not None or (self.given is not None and self.given.fits(self.host_limit))
 
     @property
-    def host_limit(self) -> int | None:
-        """Bytes of a host, where they are known."""
-        gib = self.options.host_memory_gib
-        return None if gib is None else int(gib * 2**30)
+    def all(self) -> list[Planned]:
+        """Every strategy that was planned, the recipe's own first."""
+        return [*([] if self.given is None else [self.given]), *self.choice.fitting, *self.choice.others]
 
     @property
     def title(self) -> str:
         """What is planned, in one line."""
-        given, batch = self.given, self.recipe.batch
-        trained = "" if given.trained == given.total else f", {given.trained / 1e6:,.1f} M of them trained"
+        any_plan, batch = self.all[0], self.recipe.batch
+        trained = "" if any_plan.trained == any_plan.total else f", {any_plan.trained / 1e6:,.1f} M of them trained"
         length = f" of {batch.sequence_length:,} tokens" if self.recipe.task.has_length else ""
-        hardware = given.place.hardware
         return (
-            f"{self.name}: {given.total / 1e6:,.1f} M parameters{trained}, {batch.global_size} sequences{length} per step, on "
-            f"{given.mesh.world_size} x {hardware.name}"
+            f"{self.name}: {any_plan.total / 1e6:,.1f} M parameters{trained}, {plural(batch.global_size, 'sequence')}{length} per step, on "
+            f"{self.world_size} x {self.place.hardware.name}"
         )
 
     def lines(self) -> list[str]:
@@ -107,17 +120,23 @@ class Made:
         from toolkit.plan.choice import describe
         from toolkit.plan.report import choice_lines, memory_lines, time_lines
 
-        lines = [self.title, "", f"as the recipe says: {describe(self.given)}"]
-        lines += memory_lines(self.given)
-        lines += time_lines(self.given, self.recipe.steps, self.options.price)
-        lines += [f"        {self.said}", ""]
-        return [*lines, *choice_lines(self.choice, self.given)]
+        lines = [self.title, ""]
+        if self.given is None:
+            assert self.why_not is not None
+            lines += [f"as the recipe says: not possible: {self.why_not.what}", f"  do this:  {self.why_not.do}", ""]
+        else:
+            lines += [f"as the recipe says: {describe(self.given)}", *memory_lines(self.given)]
+            lines += [*time_lines(self.given, self.recipe.steps, self.price), f"        {self.said}", ""]
+        return [*lines, *choice_lines(self.choice, self.recipe, self.given)]
 
     def json(self) -> dict[str, Any]:
         """As data."""
         from toolkit.plan.report import choice_json, plan_json
 
-        found = {"recipe": self.name, "as_given": plan_json(self.given), "calibration": self.said}
+        given = None if self.given is None else plan_json(self.given)
+        found = {"recipe": self.name, "as_given": given, "calibration": self.said}
+        if self.why_not is not None:
+            found["as_given_refused"] = self.why_not.what
         return {**found, **choice_json(self.recipe, self.choice)}
 
 
@@ -137,18 +156,23 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> Made:
             world = options.devices or recipe.launch.world_size
             place, said = calibrated(recipe, place, world)
             host = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
+            given, why_not = None, None
             try:
                 given = plan_strategy(subject, recipe, target_of(recipe, world, place), place)
             except Untraceable as reason:
                 raise refused(reason) from None
+            except InputError as error:
+                why_not = error
             choice = Chooser(subject, recipe, world, place, host).choose()
-    return Made(recipe, options.recipe.stem, given, choice, options, said)
+    if why_not is not None and not (choice.fitting or choice.others):
+        raise why_not
+    return Made(recipe, options.recipe.stem, place, world, given, why_not, choice, host, options.price, said)
 
 
 def _does_not_fit(made: Made) -> RunFailed:
-    least = min([made.given, *made.choice.others], key=lambda plan: plan.memory.peak)
+    least = min(made.all, key=lambda plan: plan.memory.peak)
     return RunFailed(
-        f"{made.name} does not fit on {made.given.mesh.world_size} x {made.given.place.hardware.name}: the least is "
+        f"{made.name} does not fit on {made.world_size} x {made.place.hardware.name}: the least is "
         f"{least.memory.peak / 2**30:.1f} GiB of {least.limit / 2**30:.1f}",
         expected="a strategy whose memory is there",
         do="plan more devices or larger ones (--devices, --device), a shorter batch.sequence_length, or tuning=LoRA()",

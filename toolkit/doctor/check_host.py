@@ -12,6 +12,7 @@ from pathlib import Path
 
 from toolkit.doctor import launcher_variables
 from toolkit.doctor.finding import Check, Finding
+from toolkit.processor import host_memory, meminfo
 
 GIB = 2**30
 LARGEST = "ps -eo pid,rss,comm --sort=-rss | head"
@@ -46,20 +47,10 @@ def check_memory() -> Finding:
     return check.ok(found)
 
 
-def host_memory() -> tuple[int, int]:
-    """Bytes in all and bytes available, within the limit of the container if there is one."""
-    memory = _meminfo()
-    total, available = memory["MemTotal"], memory["MemAvailable"]
-    limit, used = _cgroup_bytes("memory.max", "limit_in_bytes"), _cgroup_bytes("memory.current", "usage_in_bytes")
-    if limit is not None and limit < total:
-        total, available = limit, max(0, min(available, limit - (used or 0)))
-    return total, available
-
-
 def check_swap() -> Finding:
     """Swap in use."""
     check = Check("swap", "a run that swaps is slower by orders of magnitude, and nothing says so")
-    memory = _meminfo()
+    memory = meminfo()
     used = memory["SwapTotal"] - memory["SwapFree"]
     found = f"{used / GIB:.1f} of {memory['SwapTotal'] / GIB:.1f} GiB used"
     if used > GIB:
@@ -174,19 +165,3 @@ def check_environment() -> Iterator[Finding]:
             yield check.ok(f"{name}={os.environ[name]}: {effect}")
     if "OMP_NUM_THREADS" not in os.environ and len(os.sched_getaffinity(0)) > 1:
         yield check.ok("OMP_NUM_THREADS is not set: torch takes every core in each rank")
-
-
-def _meminfo() -> dict[str, int]:
-    """/proc/meminfo in bytes."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-
-
-def _cgroup_bytes(current_name: str, old_name: str) -> int | None:
-    """A number of the container (cgroup 2, then 1) in bytes, or None if there is none."""
-    for file in (f"/sys/fs/cgroup/{current_name}", f"/sys/fs/cgroup/memory/memory.{old_name}"):
-        try:
-            return int(Path(file).read_text(encoding="ascii"))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return None

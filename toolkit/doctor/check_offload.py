@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 
-from toolkit.doctor.check_host import GIB, host_memory
+from toolkit.doctor.check_host import GIB
 from toolkit.doctor.finding import Check, Finding
+from toolkit.processor import host_memory
 
 STATE_BYTES = 18
 """Of host memory per offloaded parameter: fp32 weight 4, Adam's moments 8, fp32 gradient 4, the 16-bit copy on its way 2."""

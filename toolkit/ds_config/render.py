@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from toolkit.ds_config.model_size import UNKNOWN, ModelSize, bucket_size, live_parameters, reduced_size
@@ -73,6 +74,11 @@ def resolved_dtype(recipe: Recipe, target: Target) -> str:
             do="set precision.dtype='auto', or another one of fp32, bf16, fp16",
         )
     return dtype
+
+
+def weights_dtype(config: Mapping[str, Any]) -> str:
+    """The number format of the parameters under a rendered configuration."""
+    return next((dtype for dtype in ("bf16", "fp16") if dtype in config), "fp32")
 
 
 def _check_fp8(target: Target) -> None:

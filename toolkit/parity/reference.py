@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from toolkit.models.dtypes import DTYPES
+
 Batch = dict[str, torch.Tensor]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 BESIDE_TOKENS = ("targets", "target_rows", "document_lengths", "real_tokens")

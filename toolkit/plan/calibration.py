@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,8 +13,11 @@ from toolkit.plan.speed import Rates
 MOST = 200
 """Finished runs that are looked at, the last ones."""
 
-BOUNDS = (0.02, 1.0)
-"""Of a listed rate, what a fit may say that is reached."""
+RIDGE = 0.01
+"""How strongly a fit holds on to the proportion of the two rates that is assumed, in squares of relative errors."""
+
+FARTHEST = 4.0
+"""Times by which a fit may move either rate away from that proportion."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class Finished:
     device: str
     """As devices are called here: `toolkit.plan.devices`, or the processor."""
     number_format: str
-    products_s: float
-    """Seconds of a step's matrix products at the listed rate."""
-    others_s: float
-    """Seconds of its other operations at the listed bandwidth."""
+    flops: float
+    """Of a step's matrix products and attention on the device, or on all cores of the processor."""
+    moved: float
+    """Bytes that its other operations move there."""
     rest_s: float
     """Seconds planned for everything else of a step."""
     planned_s: float
@@ -76,39 +79,30 @@ def finished_runs(device: str, number_format: str, path: Path | None = None) -> 
     return found
 
 
-def fit(runs: Sequence[Finished], default: Rates) -> Rates:
-    """Rates under which the planned times come nearest to the measured ones, by relative error.
+def fit(runs: Sequence[Finished], flops_per_s: float, bytes_per_s: float, default: Rates) -> Rates:
+    """Rates, as shares of the listed `flops_per_s` and `bytes_per_s`, under which planned times come nearest to measured ones.
 
-    Two unknowns, seconds = products / compute + others / memory: runs that differ in what they are made of tell them
-    apart; of one run, or of runs alike, both are scaled together.
+    Two unknowns, the seconds of a FLOP and of a byte, by least squares of the relative errors. `default` is a starting
+    point: one factor for both is fitted first, and what the runs do not tell apart stays near it (ridge regression).
     """
     if not runs:
         return default
-    together = _scaled(runs, default)
-    if len(runs) < 2:
-        return together
-    # Least squares on both sides divided by what was measured: normal equations of two unknowns.
-    rows = [(run.products_s, run.others_s, run.measured_s - run.rest_s) for run in runs]
-    first = [(product / total, other / total) for product, other, total in rows]
-    aa, ab, bb = (sum(one[i] * one[j] for one in first) for i, j in ((0, 0), (0, 1), (1, 1)))
-    at, bt = (sum(one[i] for one in first) for i in (0, 1))
+    begin = 1.0 / (flops_per_s * default.compute), 1.0 / (bytes_per_s * default.memory)
+    rows = [(run.flops * begin[0], run.moved * begin[1], run.measured_s - run.rest_s, run.measured_s) for run in runs]
+    ratios = sorted(left / (first + second) for first, second, left, _ in rows)
+    common = ratios[len(ratios) // 2]
+    # Of x, y near 1: sum over runs of ((common (x first + y second) - left) / measured)^2 + RIDGE ((x - 1)^2 + (y - 1)^2).
+    scaled = [
+        (common * first / total, common * second / total, (left - common * (first + second)) / total)
+        for first, second, left, total in rows
+    ]
+    aa, ab, bb = (sum(row[i] * row[j] for row in scaled) for i, j in ((0, 0), (0, 1), (1, 1)))
+    at, bt = (sum(row[i] * row[2] for row in scaled) for i in (0, 1))
+    aa, bb = aa + RIDGE, bb + RIDGE
     determinant = aa * bb - ab * ab
-    if determinant < 1e-6 * aa * bb:
-        return together
-    slow = (at * bb - bt * ab) / determinant, (bt * aa - at * ab) / determinant
-    if min(slow) <= 0:
-        return together
-    return Rates(*(min(BOUNDS[1], max(BOUNDS[0], 1.0 / factor)) for factor in slow))
-
-
-def _scaled(runs: Iterable[Finished], default: Rates) -> Rates:
-    ratios = sorted(
-        (run.measured_s - run.rest_s) / (run.products_s / default.compute + run.others_s / default.memory)
-        for run in runs
-    )
-    ratio = ratios[len(ratios) // 2]
-    clipped = (min(BOUNDS[1], max(BOUNDS[0], rate / ratio)) for rate in (default.compute, default.memory))
-    return Rates(*clipped)
+    x, y = 1.0 + (at * bb - bt * ab) / determinant, 1.0 + (bt * aa - at * ab) / determinant
+    x, y = (min(FARTHEST, max(1.0 / FARTHEST, value)) for value in (x, y))
+    return Rates(default.compute / (common * x), default.memory / (common * y))
 
 
 def said(runs: Sequence[Finished]) -> str:

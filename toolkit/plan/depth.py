@@ -29,27 +29,37 @@ class Depths:
         return [kind for kind, layers in self.kinds.items() if len(layers) > SEEN]
 
     def kept(self, one_more: Any = None) -> set[Layer]:
-        """The layers of the shallowest trace, with one more of the kind `one_more`."""
-        return {
-            layer for kind, layers in self.kinds.items() for layer in layers[: SEEN + (1 if kind == one_more else 0)]
-        }
-
-    def missing(self, kind: Any) -> int:
-        """Layers of `kind` that the shallowest trace lacks."""
-        return max(0, len(self.kinds[kind]) - SEEN)
+        """The layers of the shallowest trace, the first and the last of each kind, with one more of the kind `one_more`."""
+        kept = {layer for layers in self.kinds.values() for layer in (layers[0], layers[-1])}
+        return kept if one_more is None else {*kept, self.kinds[one_more][1]}
 
 
 def depths_of(model: nn.Module) -> Depths:
     """The stacks of `model`, a skeleton: lists of transformers' layers, told apart by class, shapes and kind of attention."""
     kinds: dict[Any, list[Layer]] = {}
-    for name, stack in model.named_modules():
-        if not isinstance(stack, nn.ModuleList) or len(stack) <= SEEN:
-            continue
-        layers = list(stack.named_children())
-        if all(isinstance(layer, GradientCheckpointingLayer) for _, layer in layers):
-            for index, layer in layers:
-                kinds.setdefault((name, _kind(layer)), []).append((name, index))
+    for name, stack in _stacks(model):
+        for index, layer in stack.named_children() if len(stack) > SEEN else ():
+            kinds.setdefault((name, _kind(layer)), []).append((name, index))
     return Depths({kind: tuple(layers) for kind, layers in kinds.items()})
+
+
+def layers_by_parameter(model: nn.Module) -> dict[int, Layer]:
+    """The layers of all stacks of `model`, by the `id` of each of their parameters that are trained."""
+    return {
+        id(parameter): (name, index)
+        for name, stack in _stacks(model)
+        for index, layer in stack.named_children()
+        for parameter in layer.parameters()
+        if parameter.requires_grad
+    }
+
+
+def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, stack in model.named_modules():
+        if not isinstance(stack, nn.ModuleList) or not len(stack):
+            continue
+        if all(isinstance(layer, GradientCheckpointingLayer) for layer in stack):
+            yield name, stack
 
 
 def thin_out(model: nn.Module, kept: set[Layer]) -> None:

@@ -21,7 +21,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def add(self, tensors: Any) -> None:
         """Count tensors that were there before."""
-        for value in tree_leaves(tensors):
+        for value in (tensors,) if isinstance(tensors, torch.Tensor) else tree_leaves(tensors):
             if isinstance(value, torch.Tensor) and value.device.type != "meta":
                 self._count(value.untyped_storage())
 
@@ -45,6 +45,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         held[0] = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.prim.device.default:
+            # Fake tensors are asked for their device by every second operation.
+            fake = getattr(args[0], "fake_device", None)
+            return function(*args) if fake is None else fake
         result = function(*args, **(kwargs or {}))
         self.add(result)
         return result

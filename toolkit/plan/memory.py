@@ -11,9 +11,13 @@ from toolkit.plan.trace import Activations, Moment
 
 GIB = 2**30
 
-CPU_PROCESS = 1.15 * GIB
-"""Resident set of a rank on a CPU before any weight is there: Python, torch, DeepSpeed and transformers, gloo's buffers
+CPU_PROCESS = 1.2 * GIB
+"""Resident set of a rank on a CPU besides its tensors: Python, torch, DeepSpeed and transformers, gloo's buffers, and gaps
 (measured by benchmarks/plan_runs.py)."""
+
+KEPT_BY_MALLOC = 0.7
+"""Of a backward pass's activations, the share that glibc still holds when the optimizer steps: blocks of up to 32 MiB come
+from heaps, which shrink from their end only (mallopt(3), M_MMAP_THRESHOLD; measured by benchmarks/plan_runs.py)."""
 
 HOST_PROCESS = 2.5 * GIB
 """The same of a rank beside a GPU, with the CUDA libraries."""
@@ -60,7 +64,7 @@ class Memory:
         return sum(self.host.values())
 
 
-OUTSIDE = ("process", "CUDA context", "NCCL", "allocator slack")
+OUTSIDE = ("process", "activations, freed", "CUDA context", "NCCL", "allocator slack")
 """Components that are no tensors."""
 
 
@@ -79,11 +83,18 @@ def put_together(
 ) -> Memory:
     """The fullest moment of a step of a rank with `states` and `activations`, which trains `trained` numbers."""
     steady = _merged(states.steady, is_cpu=is_cpu)
+    turn, *layers, tail = (
+        _in_backward(states, activations, moment, flight, trained, is_first=index == 0)
+        for index, moment in enumerate(activations.moments)
+    )
     moments = {
-        "at the turn of a micro-batch": _in_backward(states, activations, activations.turn, flight, trained),
-        "at the end of the backward pass": _in_backward(states, activations, activations.end, flight, trained),
+        "at the turn of a micro-batch": turn,
+        "in the backward pass": max(layers, key=lambda held: sum(held.values()), default={}),
+        "at the end of the backward pass": tail,
         "in the optimizer step": dict(states.step),
     }
+    if is_cpu:
+        moments["in the optimizer step"]["activations, freed"] = round(KEPT_BY_MALLOC * turn["activations"])
     name = max(moments, key=lambda moment: sum(moments[moment].values()))
     device = dict(steady)
     for component, size in moments[name].items():
@@ -111,12 +122,12 @@ def _merged(held: Held, *, is_cpu: bool) -> dict[str, int]:
 
 
 def _in_backward(
-    states: States, activations: Activations, moment: Moment, flight: Flight, trained: int
+    states: States, activations: Activations, moment: Moment, flight: Flight, trained: int, *, is_first: bool
 ) -> dict[str, int]:
     # From the second micro-batch on, the sums of those before are there from its beginning.
     graded = trained if flight.accumulation > 1 else moment.graded
     found = dict(states.backward)
-    if moment is activations.turn:
+    if is_first:
         # No bucket is full yet.
         found.pop("reduction", None)
     found["gradients"] = found.get("gradients", 0) + round(states.per_gradient * graded)

@@ -41,16 +41,20 @@ STRATEGIES = 10
 """Rows of the pictures."""
 
 
-def write_page(path: Path, title: str, given: Planned, choice: Choice, recipe: Recipe) -> None:
-    """Write the page. Raises StorageError where the disk takes none."""
+def write_page(
+    path: Path, title: str, given: Planned | None, choice: Choice, recipe: Recipe, why_not: str = ""
+) -> None:
+    """Write the page; `why_not` says why the recipe cannot run as it is, where it cannot. Raises StorageError where the disk takes none."""
     with storage_errors("writing the page", path.parent, HERE):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(title, given, choice, recipe), encoding="utf-8")
+        path.write_text(page(title, given, choice, recipe, why_not), encoding="utf-8")
 
 
-def page(title: str, given: Planned, choice: Choice, recipe: Recipe) -> str:
+def page(title: str, given: Planned | None, choice: Choice, recipe: Recipe, why_not: str = "") -> str:
     """The text of the page."""
-    plans = [given, *(plan for plan in choice.fitting if describe(plan) != describe(given))][:STRATEGIES]
+    mine = [] if given is None else [given]
+    named = {describe(plan) for plan in mine}
+    plans = [*mine, *(plan for plan in choice.fitting if describe(plan) not in named)][:STRATEGIES]
     beyond = choice.others[: max(0, STRATEGIES - len(plans))]
     shown = [*plans, *beyond]
     body = [
@@ -60,16 +64,20 @@ def page(title: str, given: Planned, choice: Choice, recipe: Recipe) -> str:
         "<h2>Time of a step</h2>",
         _time([plan for plan in shown if plan in plans]),
         "<h2>The recipe as it is</h2>",
-        _text([*memory_lines(given), *time_lines(given, recipe.steps, None)]),
+        _text([f"not possible: {why_not}"] if given is None else _as_it_is(given, recipe)),
         "<h2>The choice</h2>",
-        _text(choice_lines(choice, given)),
+        _text(choice_lines(choice, recipe, given)),
         "<h2>Tokens</h2>",
-        _text(_tokens(given, recipe)),
+        _text(_tokens(shown[0], recipe)),
     ]
     if recipe.steps is not None:
         body += ["<h2>Learning rate</h2>", _curve(recipe)]
-    data = json.dumps(plan_json(given)).replace("<", "\\u003c")
+    data = json.dumps(plan_json(shown[0])).replace("<", "\\u003c")
     return PAGE.format(title=html.escape(title), body="\n".join(body), data=data)
+
+
+def _as_it_is(given: Planned, recipe: Recipe) -> list[str]:
+    return [*memory_lines(given), *time_lines(given, recipe.steps, None)]
 
 
 def _text(lines: Sequence[str]) -> str:

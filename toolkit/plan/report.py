@@ -9,6 +9,8 @@ from toolkit.errors import plural
 from toolkit.plan.choice import Choice, as_flags, changes_of, describe, faster_unfit, runner_up, why_slower
 from toolkit.plan.memory import GIB, components, to_json
 from toolkit.plan.strategy import MARGIN, Planned
+from toolkit.recipe import Recipe
+from toolkit.recipe.dotted import flat
 
 BAR = 36
 """Characters of a full device."""
@@ -97,15 +99,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def choice_lines(choice: Choice, given: Planned | None) -> list[str]:
-    """The table of strategies, and the reasons."""
+def choice_lines(choice: Choice, recipe: Recipe, given: Planned | None) -> list[str]:
+    """The table of strategies, and the reasons; `given` is the recipe as it is, None where it cannot run so."""
     lines: list[str] = []
     if choice.best is None:
         lines.append("no strategy fits:")
         lines += [f"  {row(plan)}" for plan in choice.others[:3]]
         return [*lines, *_refused(choice)]
     lines.append(f"fastest that fits: {describe(choice.best)}")
-    lines += _reasons(choice, given)
+    lines += _reasons(choice, recipe, given)
     lines.append("")
     lines.append(f"  {'GiB':>6} {'per step':>10} {'tokens/s':>11}  strategy")
     lines += [f"  {row(plan)}" for plan in choice.fitting[:SHOWN]]
@@ -121,7 +123,7 @@ def _refused(choice: Choice) -> list[str]:
     return [f"  not possible: {kind}: {why}" for kind, why in choice.refused.items()]
 
 
-def _reasons(choice: Choice, given: Planned | None) -> list[str]:
+def _reasons(choice: Choice, recipe: Recipe, given: Planned | None) -> list[str]:
     best = choice.best
     assert best is not None
     lines = []
@@ -141,18 +143,15 @@ def _reasons(choice: Choice, given: Planned | None) -> list[str]:
             if gain > 0.01
             else "  the recipe's own strategy is as fast"
         )
-    changed = changes_of(given.recipe, best.recipe) if given is not None else {}
-    flags = as_flags(changes_worth_naming(given, changed))
+    flags = as_flags(changes_worth_naming(recipe, changes_of(recipe, best.recipe)))
     if flags:
         lines.append(f"  take it: {flags}")
     return lines
 
 
-def changes_worth_naming(given: Planned | None, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `changes` that the recipe does not have already."""
-    from toolkit.recipe.dotted import flat
-
-    before = flat(given.recipe) if given is not None else {}
+def changes_worth_naming(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `changes` that `recipe` does not have already."""
+    before = flat(recipe)
     return {name: value for name, value in changes.items() if before.get(name) != value}
 
 
@@ -192,7 +191,7 @@ def plan_json(plan: Planned) -> dict[str, Any]:
     }
 
 
-def choice_json(recipe: Any, choice: Choice) -> dict[str, Any]:
+def choice_json(recipe: Recipe, choice: Choice) -> dict[str, Any]:
     """All of them."""
 
     def entries(plans: Sequence[Planned]) -> list[dict[str, Any]]:

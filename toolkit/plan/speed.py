@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit.ds_config.render import weights_dtype
 from toolkit.plan.devices import EFFICIENCY, LAUNCH_S, REACHED_BANDWIDTH, Hardware
 from toolkit.plan.inventory import Inventory
 from toolkit.plan.peaks import NumberFormat
 from toolkit.plan.states import SIZES, Keeper, States
-from toolkit.plan.trace import Work
+from toolkit.plan.work import Work
 from toolkit.recipe.mesh import Mesh
 
 HOST_UPDATE = 28.0
@@ -56,6 +57,10 @@ class Seconds:
     offload: float
     bubble: float
     """Waiting of a pipeline's stages."""
+    flops: float = 0.0
+    """What is multiplied meanwhile on the device, waiting counted as work: of a processor by all ranks that share it."""
+    moved: float = 0.0
+    """Bytes that the other operations move, the optimizer's among them."""
 
     @property
     def total(self) -> float:
@@ -100,13 +105,16 @@ def step_seconds(
     """
     micro = micro_batch_seconds(work, place, number_format, pair_share)
     compute = accumulation * micro
+    turns = (accumulation + mesh.pipeline - 1) * place.cores_shared
+    flops, moved = turns * (work.flops + work.attention * pair_share), turns * work.traffic
     per_micro, per_step, inside = _volumes(inventory, states, config, mesh, place, hidden_bytes, layers, recomputes)
     sent = accumulation * per_micro + per_step
     if config["zero_optimization"].get("overlap_comm") and states.keeper is not Keeper.BF16:
         sent = max(VISIBLE * sent, sent - 0.8 * compute)
-    optimizer, offload = _update(inventory, states, config, mesh, place)
+    optimizer, offload, updated = _update(inventory, states, config, mesh, place)
     bubble = (mesh.pipeline - 1) * micro if mesh.pipeline > 1 else 0.0
-    return Seconds(compute, sent + accumulation * inside, optimizer, offload, bubble)
+    communication = sent + accumulation * inside
+    return Seconds(compute, communication, optimizer, offload, bubble, flops, moved + updated)
 
 
 def micro_batch_seconds(work: Work, place: Place, number_format: NumberFormat, pair_share: float) -> float:
@@ -131,7 +139,7 @@ def _volumes(
 ) -> tuple[float, float, float]:
     """Seconds of communication per micro-batch, per step, and per micro-batch inside of layers, which nothing hides."""
     zero = config["zero_optimization"]
-    weight = 2 if "bf16" in config or "fp16" in config else 4
+    weight = SIZES[weights_dtype(config)]
     wire = SIZES[config["communication_data_type"]]
     ranks = mesh.gradient_ranks
     link = place.link_of(ranks, mesh.tensor)
@@ -161,17 +169,17 @@ def _volumes(
 
 def _update(
     inventory: Inventory, states: States, config: Mapping[str, Any], mesh: Mesh, place: Place
-) -> tuple[float, float]:
-    """Seconds of the optimizer's step, and of moving what is offloaded."""
+) -> tuple[float, float, float]:
+    """Seconds of the optimizer's step and of moving what is offloaded, and bytes that the step moves on the device."""
     zero, hardware = config["zero_optimization"], place.hardware
-    weight = 2 if "bf16" in config or "fp16" in config else 4
+    weight = SIZES[weights_dtype(config)]
     share = inventory.trained / (1 if states.keeper is Keeper.PLAIN else mesh.gradient_ranks)
     if hardware.is_cpu:
         bandwidth = hardware.bandwidth * place.rates.memory / place.cores_shared
-        return DEVICE_UPDATE * share / bandwidth, 0.0
+        return DEVICE_UPDATE * share / bandwidth, 0.0, DEVICE_UPDATE * share * place.cores_shared
     target = zero.get("offload_optimizer", {}).get("device")
     if target is None:
-        return DEVICE_UPDATE * share / (hardware.bandwidth * place.rates.memory), 0.0
+        return DEVICE_UPDATE * share / (hardware.bandwidth * place.rates.memory), 0.0, DEVICE_UPDATE * share
     per_host = min(place.devices_per_host, mesh.world_size)
     update = HOST_UPDATE * share * per_host / HOST_BANDWIDTH
     moved = (SIZES[config["data_types"]["grad_accum_dtype"]] + weight) * share / hardware.host_link
@@ -179,7 +187,7 @@ def _update(
         moved += 3 * weight * inventory.total / mesh.gradient_ranks / hardware.host_link
     if target == "nvme":
         moved += sum(states.steady.nvme.values()) * 2 * per_host / NVME
-    return update, moved
+    return update, moved, 0.0
 
 
 def with_memory(hardware: Hardware, gib: float | None, link_gb_s: float | None, fabric_gb_s: float | None) -> Hardware:

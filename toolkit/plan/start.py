@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from toolkit.ds_config.render import resolved_dtype
 from toolkit.errors import RecipeError
 from toolkit.models.quiet import quiet
 from toolkit.plan.calibration import finished_runs, fit, said
 from toolkit.plan.choice import Chooser, describe
 from toolkit.plan.devices import DEVICES, any_processor, find_device, this_processor
 from toolkit.plan.memory import GIB
-from toolkit.plan.peaks import find_peak
+from toolkit.plan.peaks import NumberFormat, find_peak
 from toolkit.plan.speed import Place, Rates, with_memory
 from toolkit.plan.strategy import Planned, number_format, plan_strategy, target_of
 from toolkit.plan.subject import Subject, subject_of
@@ -101,12 +102,15 @@ def _place_of_ranks(devices_per_host: int) -> Place:
 
 def calibrated(recipe: Recipe, place: Place, world_size: int) -> tuple[Place, str]:
     """`place` with rates fitted to finished runs on it, and what to say of them."""
-    from toolkit.ds_config.render import render
-
     target = target_of(recipe, world_size, place)
-    shape = number_format(recipe, render(recipe, target))
-    runs = finished_runs(place.hardware.name, shape)
-    return replace(place, rates=fit(runs, default_rates(place))), said(runs)
+    shape = number_format(recipe, resolved_dtype(recipe, target))
+    return fitted(place, shape), said(finished_runs(place.hardware.name, shape))
+
+
+def fitted(place: Place, shape: NumberFormat) -> Place:
+    """`place` with rates of products in `shape` and of other operations that finished runs on it had."""
+    hardware, runs = place.hardware, finished_runs(place.hardware.name, shape)
+    return replace(place, rates=fit(runs, hardware.flops(shape), hardware.bandwidth, default_rates(place)))
 
 
 def default_rates(place: Place) -> Rates:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from toolkit.ds_config.render import weights_dtype
 from toolkit.ds_config.target import Device
 from toolkit.plan.inventory import Inventory, Parameter
 
@@ -119,7 +120,7 @@ class _Count:
         self.is_cpu = device == "cpu"
         self.zero = config["zero_optimization"]
         self.keeper = keeper_of(config)
-        self.weight = 2 if "bf16" in config or "fp16" in config else 4
+        self.weight = SIZES[weights_dtype(config)]
         self.sums = SIZES[config["data_types"]["grad_accum_dtype"]]
         self.wire = SIZES[config["communication_data_type"]]
         self.master = 2 if config.get("bf16", {}).get("bf16_master_weights_and_grads") else 4

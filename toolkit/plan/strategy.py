@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.ds_config.render import render
+from toolkit.ds_config.render import render, weights_dtype
 from toolkit.ds_config.target import Target
+from toolkit.models.dtypes import dtype_of
 from toolkit.plan.inventory import Inventory
 from toolkit.plan.memory import Disk, Flight, Memory, count_disk, put_together
 from toolkit.plan.peaks import NumberFormat
 from toolkit.plan.speed import Place, Seconds, step_seconds
-from toolkit.plan.states import count_states
+from toolkit.plan.states import SIZES, count_states
 from toolkit.plan.subject import Subject, way_of
-from toolkit.plan.trace import Activations, dtype_of
+from toolkit.plan.trace import Activations
+from toolkit.processor import multiplies_bf16
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import Mesh, mesh_of, model_ranks
 
@@ -157,18 +159,21 @@ def _part(
         config,
         mesh,
         place,
-        number_format(recipe, config),
+        number_format(recipe, weights_dtype(config)),
         accumulation=accumulation,
         hidden_bytes=_hidden_bytes(subject, recipe, mesh, config),
         layers=layers,
         recomputes=recipe.model.activation_checkpointing,
-        pair_share=subject.pair_share,
+        # On a CPU each document is computed, and traced, by itself.
+        pair_share=1.0 if place.hardware.is_cpu else subject.pair_share,
     )
     steady = {**states.steady.device, **states.steady.host, **states.steady.nvme}
     share = states_share(inventory, config, mesh)
     moments = steady.get("optimizer states", 0) / share if share else 0.0
     recomputed = 4.0 / 3.0 if recipe.model.activation_checkpointing else 1.0
-    flops = (activations.work.flops + activations.work.attention * subject.pair_share) / recomputed
+    flops = (
+        activations.work.flops + activations.work.attention * (1.0 if place.hardware.is_cpu else subject.pair_share)
+    ) / recomputed
     alike = 1 if mesh.pipeline == 1 else mesh.pipeline - 2 if 0 < stage < mesh.pipeline - 1 else 1
     return _Part(memory, seconds, moments, flops, alike)
 
@@ -189,18 +194,18 @@ def _hidden_bytes(subject: Subject, recipe: Recipe, mesh: Mesh, config: Mapping[
     """What a layer hands to the next one of a micro-batch, whole sequences."""
     text = subject.config.get_text_config()
     width = getattr(text, "hidden_size", None) or getattr(text, "d_model", 0) or 0
-    size = 2 if "bf16" in config or "fp16" in config else 4
+    size = SIZES[weights_dtype(config)]
     length = recipe.batch.sequence_length if recipe.task.has_length else 1
     return float(recipe.batch.micro_size * length * width * size)
 
 
-def number_format(recipe: Recipe, config: Mapping[str, Any]) -> NumberFormat:
-    """What the run multiplies matrices in."""
+def number_format(recipe: Recipe, dtype: str) -> NumberFormat:
+    """What a run whose parameters are kept in `dtype` multiplies matrices in."""
     if recipe.precision.dtype == "fp8":
         return "fp8"
-    if "bf16" in config or "fp16" in config:
-        return "bf16" if "bf16" in config else "fp16"
-    return "tf32" if recipe.precision.tf32 else "fp32"
+    if dtype == "fp32":
+        return "tf32" if recipe.precision.tf32 else "fp32"
+    return "bf16" if dtype == "bf16" else "fp16"
 
 
 def target_of(recipe: Recipe, world_size: int, place: Place) -> Target:
@@ -212,6 +217,6 @@ def target_of(recipe: Recipe, world_size: int, place: Place) -> Target:
         "cpu" if is_cpu else "cuda",
         bf16=is_cpu or peak is None or peak.bf16 is not None,
         fp8=peak is not None and peak.fp8 is not None,
-        bf16_is_native=not is_cpu and (peak is None or peak.bf16 is not None),
+        bf16_is_native=multiplies_bf16() if is_cpu else peak is None or peak.bf16 is not None,
         model_ranks=model_ranks(recipe.parallel),
     )

@@ -20,6 +20,7 @@ from toolkit.models.model_size import model_size
 from toolkit.models.stage_plan import balance, stage_plan
 from toolkit.models.stages import build_skeleton, outside
 from toolkit.models.tensor_plan import tensor_plan
+from toolkit.plan.depth import Depths, depths_of
 from toolkit.plan.inventory import Inventory, take_inventory
 from toolkit.plan.stand_in import stand_in_batch, task_without_data
 from toolkit.plan.trace import Traced, Untraceable, Way, trace_activations
@@ -53,6 +54,11 @@ class Subject:
         """The whole model without weights."""
         return build_skeleton(self.task.auto_class, self.config)
 
+    @cached_property
+    def depths(self) -> Depths:
+        """Its layers by kind."""
+        return depths_of(self.skeleton)
+
     def trace(self, recipe: Recipe, mesh: Mesh, way: Way) -> Traced:
         """Activations of a micro-batch of `recipe` on a rank of `mesh`, of any number of layers.
 
@@ -73,12 +79,12 @@ class Subject:
                 batch = stand_in_batch(self.task, self.config, sizes.micro_size, length, packing=packing)
             part = Part(self.task.auto_class, self.config, self.adapters, alone, 0)
             if alone.world_size == 1:
-                self._traces[key] = trace_activations(part, self.task, batch, way)
+                self._traces[key] = trace_activations(part, self.task, batch, way, self.depths)
             else:
                 from toolkit.engine.pretended import pretended_ranks  # imports DeepSpeed, which takes seconds
 
                 with pretended_ranks(alone.world_size):
-                    self._traces[key] = trace_activations(part, self.task, batch, way)
+                    self._traces[key] = trace_activations(part, self.task, batch, way, self.depths)
         return self._traces[key]
 
     @cached_property

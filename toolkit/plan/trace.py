@@ -10,16 +10,15 @@ had come by each moment is noted instead.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -33,15 +32,13 @@ from toolkit.models.neftune import add_neftune
 from toolkit.models.quiet import quiet
 from toolkit.models.stages import base_states, build_skeleton
 from toolkit.models.tiling import tile_mlps
-from toolkit.plan.depth import SEEN, Depths, Layer, depths_of, thin_out
+from toolkit.plan.depth import SEEN, Depths, Layer, depths_of, layers_by_parameter, thin_out
 from toolkit.plan.live_bytes import LiveBytes
+from toolkit.plan.work import NOTHING, Work, work_of
 from toolkit.tasks.base import Batch, Task
 
 PLANNED = "toolkit_planned"
 """Name, among transformers' attention functions, of the one that stands for flash kernels on fake tensors."""
-
-GRADIENT_BYTES = 4
-"""What a gradient element is taken to weigh when the fullest moment of the backward pass is looked for."""
 
 
 @dataclass(frozen=True)
@@ -59,47 +56,47 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one micro-batch asks of a device, forward and backward, recomputation included."""
-
-    flops: float = 0.0
-    """Of matrix products outside of attention."""
-    attention: float = 0.0
-    """Of attention, as if every token saw every other one of its sequence."""
-    traffic: float = 0.0
-    """Bytes that all other operations read and write."""
-    operations: float = 0.0
-
-    def plus(self, other: Work, factor: float) -> Work:
-        """This and `factor` times `other`."""
-        return Work(*(mine + factor * more for mine, more in zip(astuple(self), astuple(other), strict=True)))
-
-
-@dataclass(frozen=True)
 class Activations:
     """Of one micro-batch on one rank."""
 
     turn: Moment
-    """When most activations are there: about where the forward pass ends and the backward pass begins."""
-    end: Moment
-    """When most is there with the gradients that have come, taken at 4 bytes each."""
+    """The fullest while the activations of all layers are there: to the end of the last layer's backward pass."""
+    layers: Mapping[Layer, Moment]
+    """The fullest of the backward pass of each other layer that was traced."""
+    tail: Moment
+    """The fullest after the first layer's."""
     kept: float
     """Bytes that a forward pass leaves for its backward pass."""
     work: Work
     host: float = 0.0
     """Of what is kept, bytes that lie on the host meanwhile."""
 
+    @property
+    def moments(self) -> list[Moment]:
+        """All of them."""
+        return [self.turn, *self.layers.values(), self.tail]
+
     def elsewhere(self) -> Activations:
         """The same with what is kept on the host (`toolkit.models.activation_offload`)."""
+
         # A moment at which a layer adds less than it keeps is one at which its input is gone already.
-        turn, end = (Moment(max(0.0, moment.live - self.kept), moment.graded) for moment in (self.turn, self.end))
-        return Activations(turn, end, 0.0, self.work, self.kept)
+        def without(moment: Moment) -> Moment:
+            return Moment(max(0.0, moment.live - self.kept), moment.graded)
+
+        layers = {layer: without(moment) for layer, moment in self.layers.items()}
+        return Activations(without(self.turn), layers, without(self.tail), 0.0, self.work, self.kept)
 
     def plus(self, other: Activations, factor: float) -> Activations:
-        """This and `factor` times `other`."""
+        """This and `factor` times `other`, as far as both have seen the same layers."""
+        layers = {
+            layer: moment.plus(other.layers[layer], factor)
+            for layer, moment in self.layers.items()
+            if layer in other.layers
+        }
         return Activations(
             self.turn.plus(other.turn, factor),
-            self.end.plus(other.end, factor),
+            layers,
+            self.tail.plus(other.tail, factor),
             self.kept + factor * other.kept,
             self.work.plus(other.work, factor),
             self.host + factor * other.host,
@@ -157,12 +154,12 @@ class Traced:
         return found
 
 
-def trace_activations(part: Part, task: Task, batch: Batch, way: Way) -> Traced:
+def trace_activations(part: Part, task: Task, batch: Batch, way: Way, depths: Depths | None = None) -> Traced:
     """Trace `batch`, whose values do not matter, through `part`, one without pipeline stages, in training.
 
-    Tensors on the CPU; about 0.1 s per layer. Raises Untraceable, and ModelError where the model cannot be divided.
+    Tensors on the CPU; about 0.1 s per layer. `depths` of the model may be known already. Raises Untraceable, and ModelError where the model cannot be divided.
     """
-    depths = depths_of(build_skeleton(part.auto_class, part.config))
+    depths = depths_of(build_skeleton(part.auto_class, part.config)) if depths is None else depths
     with quiet():
         base = _trace(part, task, batch, way, depths, None)
         layers = {}
@@ -297,6 +294,7 @@ def _any_experts() -> Iterator[None]:
 def measure(model: nn.Module, task: Task, batch: Mapping[str, Any], way: Way) -> Activations:
     """What one forward and backward pass of `model` holds, of fake tensors or real ones."""
     live = _Watched()
+    live.expect(layers_by_parameter(model))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(live.take)  # type: ignore[no-untyped-call]
@@ -306,7 +304,7 @@ def measure(model: nn.Module, task: Task, batch: Mapping[str, Any], way: Way) ->
         loss = _loss(model, task, dict(batch), way)
         kept = live.now - live.base
         loss.backward()  # type: ignore[no-untyped-call]
-    return Activations(live.turn, live.end, float(kept), live.work)
+    return live.activations(float(kept))
 
 
 def _loss(model: nn.Module, task: Task, batch: dict[str, Any], way: Way) -> Tensor:
@@ -318,57 +316,55 @@ def _loss(model: nn.Module, task: Task, batch: dict[str, Any], way: Way) -> Tens
 
 
 class _Watched(LiveBytes):  # type: ignore[no-untyped-call]
-    """Live bytes above those at the beginning, and the gradients that have come."""
+    """Live bytes above those at the beginning, and the gradients that have come, layer by layer."""
+
+    def expect(self, layers: Mapping[int, Layer]) -> None:
+        """`layers`: the layer that each parameter with a gradient belongs to, by its `id`; others belong to none."""
+        self.layer_of = layers
+        self.missing = Counter(layers.values())
 
     def begin(self) -> None:
         """From now on."""
         self.base = self.begin_peak()
-        self.graded = self.flops = self.attention = self.traffic = self.operations = 0
-        self.turn = self.end = Moment(0.0, 0.0)
+        self.graded = 0
+        self.work = Work()
+        self.fullest = Moment(0.0, 0.0)
+        self.done: dict[Layer, Moment] = {}
+        self.latest: Layer | None = None
 
     def take(self, parameter: nn.Parameter) -> None:
         """A gradient is complete: ZeRO takes it away."""
+        layer = self.layer_of.get(id(parameter))
+        if layer is not None:
+            if self.latest is not None and layer != self.latest:
+                self._end(self.latest)  # an expert that saw no token has no gradient
+            self.latest = layer
+            self.missing[layer] -= 1
         self.graded += parameter.numel()
         parameter.grad = None
+        if layer is not None and not self.missing[layer]:
+            self._end(layer)
 
-    @property
-    def work(self) -> Work:
-        """So far."""
-        return Work(float(self.flops), float(self.attention), float(self.traffic), float(self.operations))
+    def _end(self, layer: Layer) -> None:
+        """The backward pass of `layer` is over."""
+        if layer not in self.done:
+            self.done[layer], self.fullest = self.fullest, Moment(0.0, 0.0)
+
+    def activations(self, kept: float) -> Activations:
+        """What was seen; `kept` is what the forward pass left."""
+        moments = list(self.done.items())
+        if not moments:
+            return Activations(self.fullest, {}, Moment(0.0, 0.0), kept, self.work)
+        return Activations(moments[0][1], dict(moments[1:]), self.fullest, kept, self.work)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(function, types, args, kwargs)
-        self._book(function, args, kwargs or {}, result)
+        asked = work_of(function, args, kwargs or {}, result)
+        if asked is not NOTHING:
+            self.work = self.work.plus(asked, 1.0)
         return result
-
-    def _book(self, function: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
-        """Note what an operation asks of the device; views ask for nothing."""
-        if getattr(function, "is_view", False):
-            return
-        self.operations += 1
-        counted = flop_registry.get(getattr(function, "_overloadpacket", None))
-        if counted is None:
-            moved = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
-            self.traffic += sum(value.numel() * value.element_size() for value in moved)
-            return
-        flops = counted(*args, **kwargs, out_val=result)
-        if "attention" in str(function):
-            self.attention += flops
-        else:
-            self.flops += flops
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         super()._count(storage)
-        if not hasattr(self, "base"):
-            return
-        live = self.now - self.base
-        if live > self.turn.live:
-            self.turn = Moment(float(live), float(self.graded))
-        weighed = live + GRADIENT_BYTES * self.graded
-        if weighed >= self.end.live + GRADIENT_BYTES * self.end.graded:
-            self.end = Moment(float(live), float(self.graded))
-
-
-def dtype_of(config: Mapping[str, Any]) -> torch.dtype:
-    """The format of the weights under a rendered configuration."""
-    return torch.bfloat16 if "bf16" in config else torch.float16 if "fp16" in config else torch.float32
+        if hasattr(self, "base") and self.now - self.base >= self.fullest.live:
+            self.fullest = Moment(float(self.now - self.base), float(self.graded))

@@ -11,22 +11,22 @@ import numpy as np
 
 from toolkit.checkpoint.durable import write_json
 from toolkit.data.batches import StoredBatches
-from toolkit.ds_config.render import render
+from toolkit.ds_config.render import resolved_dtype, weights_dtype
 from toolkit.ds_config.target import Target
 from toolkit.engine import device, process
 from toolkit.engine.out_of_memory import is_out_of_memory
 from toolkit.errors import LaunchError, RunFailed, ToolkitError
 from toolkit.models.model_size import model_size
 from toolkit.models.quiet import quiet
-from toolkit.plan.calibration import Finished, finished_runs, fit, note
+from toolkit.plan.calibration import Finished, note
 from toolkit.plan.choice import as_flags, cheapest_changes, describe
 from toolkit.plan.devices import DEVICES
 from toolkit.plan.memory import GIB
 from toolkit.plan.peaks import find_peak
 from toolkit.plan.report import duration, plan_json
-from toolkit.plan.speed import Place, Rates
-from toolkit.plan.start import default_rates, processor_place
-from toolkit.plan.strategy import Planned, number_format, plan_strategy, target_of
+from toolkit.plan.speed import Place
+from toolkit.plan.start import fitted, processor_place
+from toolkit.plan.strategy import Planned, number_format, plan_strategy
 from toolkit.plan.subject import Subject
 from toolkit.plan.trace import Untraceable
 from toolkit.recipe import Recipe
@@ -95,7 +95,7 @@ def plan_run(recipe: Recipe, inputs: Inputs, target: Target) -> RunPlan | None:
         return None
     subject.pair_share = _pair_share(recipe, inputs)
     longest = _longest(recipe, inputs)
-    place = calibrated_here(place, number_format(recipe, render(recipe, target, size)))
+    place = fitted(place, number_format(recipe, resolved_dtype(recipe, target)))
     try:
         with quiet():
             try:
@@ -147,11 +147,6 @@ def place_here(recipe: Recipe, target: Target) -> Place | None:
     return Place(replace(known, memory=device.total_memory()), me.local_world_size)
 
 
-def calibrated_here(place: Place, shape: str) -> Place:
-    """`place` with rates fitted to finished runs on it."""
-    return replace(place, rates=fit(finished_runs(place.hardware.name, shape), default_rates(place)))
-
-
 def keep_plan(folder: RunFolder, made: RunPlan, measured: Mapping[str, float] | None = None) -> None:
     """Write plan.json, with what was measured once it is."""
     content = plan_json(made.planned)
@@ -164,28 +159,24 @@ def keep_measured(name: str, folder: RunFolder, made: RunPlan, step_s: float, pe
     """Put what was measured beside the plan, and teach the next plan; returns the line that says how far off it was."""
     plan = made.planned
     keep_plan(folder, made, {"step_time_s": step_s, "peak_bytes": peak_bytes})
-    work, rest = _ideal(plan, made.subject)
     predicted = plan.memory.peak if plan.place.hardware.is_cpu else plan.memory.tensors
-    shape = number_format(plan.recipe, plan.config)
     run = Finished(
-        name, plan.place.hardware.name, shape, *work, rest, plan.seconds.total, step_s, predicted, peak_bytes
+        name=name,
+        device=plan.place.hardware.name,
+        number_format=number_format(plan.recipe, weights_dtype(plan.config)),
+        flops=plan.seconds.flops,
+        moved=plan.seconds.moved,
+        rest_s=plan.seconds.communication + plan.seconds.offload,
+        planned_s=plan.seconds.total,
+        measured_s=step_s,
+        planned_bytes=predicted,
+        measured_bytes=peak_bytes,
     )
     note(run)
     return (
         f"plan and run: {predicted / GIB:.2f} GiB planned, {peak_bytes / GIB:.2f} measured ({run.memory_error:+.0%}); "
         f"{duration(plan.seconds.total)} per step planned, {duration(step_s)} measured ({run.time_error:+.0%}), {describe(plan)}"
     )
-
-
-def _ideal(plan: Planned, subject: Subject) -> tuple[tuple[float, float], float]:
-    """Seconds of a step's products and of its other operations at the listed rates, and of all the rest."""
-    one = replace(plan.place, rates=Rates(1.0, 1e9))
-    other = replace(plan.place, rates=Rates(1e9, 1.0))
-    target = target_of(plan.recipe, plan.mesh.world_size, plan.place)
-    found = [plan_strategy(subject, plan.recipe, target, place) for place in (one, other)]
-    products, others = (made.seconds.compute + made.seconds.bubble for made in found)
-    rest = plan.seconds.total - plan.seconds.compute - plan.seconds.bubble
-    return (products, others), rest
 
 
 @contextmanager

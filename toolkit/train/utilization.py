@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.ds_config.render import weights_dtype
 from toolkit.engine import device
 from toolkit.models.flops import ModelFlops, Uncountable, count_flops_per_example, count_model_flops
 from toolkit.plan.peaks import find_peak
@@ -56,4 +57,6 @@ def prepare_utilization(
         return None
     name = device.gpu_name()
     peak = find_peak(name) if name is not None else None
-    return Utilization(flops, devices, peak.tflops(number_format(recipe, config)) if peak is not None else None)
+    return Utilization(
+        flops, devices, peak.tflops(number_format(recipe, weights_dtype(config))) if peak is not None else None
+    )

@@ -15,6 +15,7 @@ from toolkit.errors import ModelError, first_few
 from toolkit.models.adapters import add_adapters, fill_adapters
 from toolkit.models.assets import resolve
 from toolkit.models.contents import compare, settle
+from toolkit.models.dtypes import dtype_of
 from toolkit.models.fp8 import use_fp8
 from toolkit.models.kernels import Kernels, fuse
 from toolkit.models.loading import check_missing, load_weights
@@ -37,7 +38,7 @@ def load_model(
 ) -> tuple[nn.Module, Kernels | None]:
     """The model, or this rank's part of it, with its starting weights, and with fused kernels if `is_fused`. Collective."""
     # DeepSpeed rounds the weights to it before it makes its masters of them: fp32 on the way there would change nothing.
-    dtype = torch.bfloat16 if "bf16" in config else torch.float16 if "fp16" in config else torch.float32
+    dtype = dtype_of(config)
     part = Part(inputs.task.auto_class, inputs.model_config, inputs.adapters, me.mesh, me.rank)
     keep_share = _partitioner(config, me)
 
