@@ -93,6 +93,9 @@ llm-foundry trains 1 to 7 billion parameters on H100s at 42 to 46% of the listed
 41%, in bf16 (their public tables): between products lies the rest, which a plan counts apart.
 """
 
+GLOO = 0.5 * GB
+"""What processes of a host send each other through gloo (measured by benchmarks/plan_runs.py)."""
+
 LAUNCH_S = 6e-6
 """Seconds that a host takes to start an operation on a GPU: below it a device waits."""
 
@@ -117,7 +120,7 @@ def find_device(name: str) -> Hardware:
 
 def any_processor() -> Hardware:
     """This host's processor with rates that are no measurement: every rank finds the same ones, and so the same strategy."""
-    return Hardware("cpu", memory_limit(), 20 * GB, 5 * GB, 20 * GB, 0.0, "assumed", rates=(1e11, 1e11))
+    return Hardware("cpu", memory_limit(), 20 * GB, GLOO, 20 * GB, 0.0, "assumed", rates=(1e11, 1e11))
 
 
 def this_processor() -> Hardware:
@@ -151,6 +154,4 @@ def _measured() -> Hardware:
         rates.append(2.0 * size**3 / seconds(partial(torch.mm, left, right)))
     source, target = torch.ones(numbers), torch.ones(numbers)
     bandwidth = 12.0 * numbers / seconds(lambda: torch.add(source, target, out=target))
-    return Hardware(
-        "cpu", memory_limit(), bandwidth, bandwidth / 4, bandwidth, 0.0, "measured here", rates=(rates[0], rates[1])
-    )
+    return Hardware("cpu", memory_limit(), bandwidth, GLOO, bandwidth, 0.0, "measured here", rates=(rates[0], rates[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolkit.data.example import IGNORED, Example
 from toolkit.errors import ToolkitError
 from toolkit.plan.trace import Untraceable
 from toolkit.recipe import Recipe
@@ -46,8 +47,12 @@ def task_without_data(recipe: Recipe) -> Task:
     return task
 
 
-def stand_in_batch(task: Task, config: Any, micro_size: int, length: int, *, packing: bool) -> Batch:
+def stand_in_batch(
+    task: Task, config: Any, micro_size: int, length: int, *, packing: bool, target_share: float = 1.0
+) -> Batch:
     """A micro-batch of `micro_size` sequences of `length` tokens; packed, each of PIECES documents.
+
+    Where tokens have targets, those at the end of each text do, `target_share` of all.
 
     Raises Untraceable where only the data can tell what a batch is like.
     """
@@ -55,6 +60,16 @@ def stand_in_batch(task: Task, config: Any, micro_size: int, length: int, *, pac
     sizes = [length // PIECES] * (PIECES - 1) if several else []
     sizes.append(length - sum(sizes))
     try:
-        return task.collate([[task.stand_in(size, config) for size in sizes] for _ in range(micro_size)])
+        pieces = [_with_targets(task.stand_in(size, config), target_share) for size in sizes]
+        return task.collate([pieces for _ in range(micro_size)])
     except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
         raise Untraceable(f"task.name={task.options.name!r} needs its data to know what a batch is like") from error
+
+
+def _with_targets(example: Example, share: float) -> Example:
+    tokens, labels = example.get("input_ids"), example.get("labels")
+    if share == 1.0 or tokens is None or labels is None or len(tokens) != len(labels):
+        return example
+    labels = labels.copy()
+    labels[: len(labels) - max(1, round(share * len(labels)))] = IGNORED
+    return {**example, "labels": labels}

@@ -91,6 +91,7 @@ def plan_strategy(subject: Subject, recipe: Recipe, target: Target, place: Place
     slowest = max(parts, key=lambda part: part.seconds.total)
     whole = subject.inventory(Mesh())
     tokens = recipe.batch.global_size * (recipe.batch.sequence_length if recipe.task.has_length else 1)
+    tokens = round(tokens * subject.filled)
     work = sum(part.flops * part.count for part in parts) * accumulation * mesh.data * mesh.sequence * mesh.tensor
     checkpoint = recipe.checkpoint
     disk = count_disk(
@@ -146,6 +147,9 @@ def _part(
     way = way_of(recipe, dtype_of(config), target.device, has_head=is_last)
     traced = subject.trace(recipe, mesh, way)
     activations = traced.whole if mesh.pipeline == 1 else _of_stage(subject, recipe, mesh, stage, target, traced)
+    work = activations.work.plus(activations.work, subject.filled - 1.0)
+    # On a CPU each document is computed, and traced, by itself.
+    pair_share = 1.0 if place.hardware.is_cpu else subject.pair_share
     accumulation = int(config["gradient_accumulation_steps"])
     in_flight = min(accumulation, mesh.pipeline - stage)
     flight = Flight(accumulation, in_flight)
@@ -153,7 +157,7 @@ def _part(
     memory = put_together(states, activations, flight, inventory.trained, is_cpu=is_cpu, ranks=mesh.world_size)
     layers = sum(map(len, traced.depths.kinds.values())) // mesh.pipeline or 1
     seconds = step_seconds(
-        activations.work,
+        work,
         inventory,
         states,
         config,
@@ -164,16 +168,13 @@ def _part(
         hidden_bytes=_hidden_bytes(subject, recipe, mesh, config),
         layers=layers,
         recomputes=recipe.model.activation_checkpointing,
-        # On a CPU each document is computed, and traced, by itself.
-        pair_share=1.0 if place.hardware.is_cpu else subject.pair_share,
+        pair_share=pair_share,
     )
     steady = {**states.steady.device, **states.steady.host, **states.steady.nvme}
     share = states_share(inventory, config, mesh)
     moments = steady.get("optimizer states", 0) / share if share else 0.0
     recomputed = 4.0 / 3.0 if recipe.model.activation_checkpointing else 1.0
-    flops = (
-        activations.work.flops + activations.work.attention * (1.0 if place.hardware.is_cpu else subject.pair_share)
-    ) / recomputed
+    flops = (work.flops + work.attention * pair_share) / recomputed
     alike = 1 if mesh.pipeline == 1 else mesh.pipeline - 2 if 0 < stage < mesh.pipeline - 1 else 1
     return _Part(memory, seconds, moments, flops, alike)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from toolkit.ds_config.model_size import ModelSize
@@ -43,6 +44,10 @@ class Subject:
     """A real micro-batch; None: stand-ins are made."""
     pair_share: float = 1.0
     """Pairs of tokens of one document, as a share of all pairs of tokens of one sequence."""
+    filled: float = 1.0
+    """Of the tokens of a whole micro-batch, those that it has on average, padding included."""
+    target_share: float = 1.0
+    """Of all tokens, those with loss."""
     scales: bool = False
     """Whether large micro-batches of stand-ins are reckoned from those of one and two sequences."""
     _traces: dict[Any, Traced] = field(default_factory=dict)
@@ -76,11 +81,14 @@ class Subject:
             if batch is None:
                 length = -(-sizes.sequence_length // mesh.sequence) * mesh.sequence
                 packing = recipe.data.packing
-                batch = stand_in_batch(self.task, self.config, sizes.micro_size, length, packing=packing)
+                shape = sizes.micro_size, length
+                batch = stand_in_batch(self.task, self.config, *shape, packing=packing, target_share=self.target_share)
             part = Part(self.task.auto_class, self.config, self.adapters, alone, 0)
             if alone.world_size == 1:
                 self._traces[key] = trace_activations(part, self.task, batch, way, self.depths)
             else:
+                if dist.is_initialized():
+                    raise Untraceable("a plan of several ranks is made before they meet")
                 from toolkit.engine.pretended import pretended_ranks  # imports DeepSpeed, which takes seconds
 
                 with pretended_ranks(alone.world_size):

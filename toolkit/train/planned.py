@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from itertools import chain
 
 import numpy as np
 
@@ -93,44 +93,41 @@ def plan_run(recipe: Recipe, inputs: Inputs, target: Target) -> RunPlan | None:
     place = place_here(recipe, target)
     if place is None:
         return None
-    subject.pair_share = _pair_share(recipe, inputs)
-    longest = _longest(recipe, inputs)
+    if isinstance(inputs.batches, StoredBatches) and len(inputs.batches.store):
+        recipe = _as_the_data_is(subject, recipe, inputs.batches)
     place = fitted(place, number_format(recipe, resolved_dtype(recipe, target)))
     try:
         with quiet():
             try:
-                planned = plan_strategy(subject, longest, target, place)
+                planned = plan_strategy(subject, recipe, target, place)
             except Untraceable:
                 # Only the data tells what a batch is like: the first one stands for all.
                 subject.batch = next(iter(inputs.batches.iterate(0, 1))).micro_batches[0]
-                planned = plan_strategy(subject, longest, target, place)
+                planned = plan_strategy(subject, recipe, target, place)
     except (Untraceable, ToolkitError, StopIteration):
         return None
     return RunPlan(subject, planned, target)
 
 
-def _longest(recipe: Recipe, inputs: Inputs) -> Recipe:
-    """`recipe` with sequences as long as the longest of its data."""
-    if not isinstance(inputs.batches, StoredBatches) or not recipe.task.has_length or not len(inputs.batches.store):
+def _as_the_data_is(subject: Subject, recipe: Recipe, batches: StoredBatches) -> Recipe:
+    """`recipe` with sequences as long as the longest of its data; how full, how trained and how packed they are goes to
+    `subject`."""
+    store, lengths = batches.store, batches.store.lengths.astype(np.int64)
+    subject.target_share = min(1.0, store.num_trained_tokens / max(1, store.num_tokens))
+    if not recipe.task.has_length:
         return recipe
-    lengths, batches = inputs.batches.store.lengths, inputs.batches
-    most = max(int(lengths[sequence].sum()) for sequence in _as_arrays(batches.sequences))
-    most = min(most, recipe.batch.sequence_length)
+    counts = np.fromiter(map(len, batches.sequences), np.int64)
+    examples = np.fromiter(chain.from_iterable(batches.sequences), np.int64, counts.sum())
+    sums = np.add.reduceat(lengths[examples], np.cumsum(counts) - counts)
+    most = int(min(sums.max(), recipe.batch.sequence_length))
+    if recipe.data.packing:
+        subject.pair_share = min(1.0, float((lengths.astype(np.float64) ** 2).sum()) / (len(sums) * float(most) ** 2))
+    else:
+        # The rows of a micro-batch are filled up to its longest one.
+        micro = min(recipe.batch.micro_size, len(sums))
+        rows = np.minimum(sums[: len(sums) // micro * micro], most).reshape(-1, micro)
+        subject.filled = float(rows.max(axis=1).mean()) / most
     return recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"sequence_length": most})})
-
-
-def _as_arrays(sequences: Any) -> Iterator[np.ndarray[Any, Any]]:
-    for sequence in sequences:
-        yield np.asarray(sequence, np.int64)
-
-
-def _pair_share(recipe: Recipe, inputs: Inputs) -> float:
-    """Of all pairs of tokens of packed sequences, those of one document."""
-    if not recipe.data.packing or not isinstance(inputs.batches, StoredBatches):
-        return 1.0
-    lengths = inputs.batches.store.lengths.astype(np.float64)
-    whole = float(len(inputs.batches.sequences)) * recipe.batch.sequence_length**2
-    return min(1.0, float((lengths**2).sum()) / max(1.0, whole))
 
 
 def place_here(recipe: Recipe, target: Target) -> Place | None:
