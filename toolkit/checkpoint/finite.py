@@ -11,6 +11,7 @@ from toolkit.engine.advice import ADVICE, ADVICE_FP16
 from toolkit.engine.fragments import WEIGHT
 from toolkit.engine.protocol import Engine
 from toolkit.errors import RunFailed
+from toolkit.models.dtypes import DTYPES
 
 
 def largest(values: torch.Tensor) -> float:
@@ -75,4 +76,4 @@ def unsound(name: str, state: str, value: float, step: int, dtype: torch.dtype) 
 
 def short_name(dtype: torch.dtype) -> str:
     """fp32, bf16 or fp16: what recipes call `dtype`."""
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype))
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))

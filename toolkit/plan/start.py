@@ -104,13 +104,14 @@ def calibrated(recipe: Recipe, place: Place, world_size: int) -> tuple[Place, st
     """`place` with rates fitted to finished runs on it, and what to say of them."""
     target = target_of(recipe, world_size, place)
     shape = number_format(recipe, resolved_dtype(recipe, target))
-    return fitted(place, shape), said(finished_runs(place.hardware.name, shape))
+    return fitted(place, shape)
 
 
-def fitted(place: Place, shape: NumberFormat) -> Place:
-    """`place` with rates of products in `shape` and of other operations that finished runs on it had."""
+def fitted(place: Place, shape: NumberFormat) -> tuple[Place, str]:
+    """`place` with rates of products in `shape` and of other operations that finished runs on it had; what to say of them."""
     hardware, runs = place.hardware, finished_runs(place.hardware.name, shape)
-    return replace(place, rates=fit(runs, hardware.flops(shape), hardware.bandwidth, default_rates(place)))
+    rates = fit(runs, hardware.flops(shape), hardware.bandwidth, default_rates(place))
+    return replace(place, rates=rates), said(runs)
 
 
 def default_rates(place: Place) -> Rates:

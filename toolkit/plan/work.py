@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,8 +36,7 @@ WRITES_ROWS = frozenset((aten.index_add_, aten.index_copy_, aten.index_put_, ate
 """Of their first argument they change as much as the others hold."""
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What one micro-batch asks of a device, forward and backward, recomputation included."""
 
     flops: float = 0.0
@@ -51,7 +49,7 @@ class Work:
 
     def plus(self, other: Work, factor: float) -> Work:
         """This and `factor` times `other`."""
-        return Work(*(mine + factor * more for mine, more in zip(astuple(self), astuple(other), strict=True)))
+        return Work(*(mine + factor * more for mine, more in zip(self, other, strict=True)))
 
 
 NOTHING = Work()

@@ -95,7 +95,7 @@ def plan_run(recipe: Recipe, inputs: Inputs, target: Target) -> RunPlan | None:
         return None
     if isinstance(inputs.batches, StoredBatches) and len(inputs.batches.store):
         recipe = _as_the_data_is(subject, recipe, inputs.batches)
-    place = fitted(place, number_format(recipe, resolved_dtype(recipe, target)))
+    place, _ = fitted(place, number_format(recipe, resolved_dtype(recipe, target)))
     try:
         with quiet():
             try:
