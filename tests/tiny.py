@@ -10,6 +10,7 @@ import json
 import os
 import statistics
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -184,17 +185,30 @@ def text_pairs() -> list[dict[str, Any]]:
 
 
 def wordpiece_tokenizer() -> Any:
-    """A transformers tokenizer of 800 word pieces that frames a text as [CLS] text [SEP]."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A transformers tokenizer of 800 word pieces that frames a text as [CLS] text [SEP]: the same in every process.
+
+    The trainer of tokenizers takes continuing letters in an order that changes from process to process. So the pieces
+    are the letters of the documentation, alone and continuing, and then its most frequent words, beginnings and endings.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    text = normalizer.normalize_str("\n".join(text for _, _, text in documented()))
+    words = Counter(word for word, _ in splitter.pre_tokenize_str(text))
+    letters = sorted(set("".join(words)))
+    pieces = Counter(words)
+    for word, count in words.items():
+        for length in range(2, min(len(word), 6)):
+            pieces[word[:length]] += count
+            pieces["##" + word[-length:]] += count
+    ranked = sorted(pieces, key=lambda piece: (-pieces[piece], piece))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    chosen = list(dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *ranked]))[:800]
+    tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(chosen)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=800, show_progress=False, special_tokens=special)
-    tokenizer.train_from_iterator([text for _, _, text in documented()], trainer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

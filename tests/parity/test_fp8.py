@@ -96,7 +96,8 @@ def test_five_steps_equal_plain_torch(tiny_llama_dir: Path, chat_file: Path, tmp
         exported = export_weights(tmp_path / name / "export")
         assert exported.keys() == judge.weights.keys()
         assert all(exported[key].shape == weight.shape for key, weight in judge.weights.items()), name
-    assert abs(judge.losses[0] / bf16.losses[0] - 1) > 50 * EXACT
+    # Of both steps that are compared exactly: on one batch, what fp8 adds and takes away can cancel out.
+    assert max(abs(judge.losses[step] / bf16.losses[step] - 1) for step in (0, 1)) > 50 * EXACT
 
 
 class Router(nn.Linear):
