@@ -21,6 +21,7 @@ from toolkit.models.flops import count_model_flops
 from toolkit.plan import calibration
 from toolkit.plan.calibration import Finished, fit
 from toolkit.plan.choice import Chooser, as_flags, cheapest_changes, describe, runner_up, why_slower
+from toolkit.plan.depth import Depths
 from toolkit.plan.devices import DEVICES, find_device
 from toolkit.plan.inventory import Inventory, Parameter
 from toolkit.plan.memory import GIB
@@ -29,8 +30,10 @@ from toolkit.plan.speed import Place, Rates
 from toolkit.plan.start import resolved, subject_or_refused
 from toolkit.plan.states import Keeper, count_states, keeper_of
 from toolkit.plan.strategy import Planned, plan_strategy, target_of
+from toolkit.plan.subject import way_of
 from toolkit.plan.work import NOTHING, work_of
 from toolkit.recipe import Batch, Checkpoint, Data, LoRA, Model, Optimizer, Parallel, Precision, Recipe
+from toolkit.recipe.mesh import Mesh
 from toolkit.train.planned import RunPlan, memory_explained
 from toolkit.train.progress import Display
 
@@ -127,6 +130,28 @@ def test_a_deep_model_costs_what_its_layers_cost() -> None:
     activations = {depth: memory.device.get("activations", 0) for depth, memory in sizes.items()}
     each = (activations[12] - activations[6]) / 6
     assert activations[24] == pytest.approx(activations[12] + 12 * each, rel=0.01)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_three_layers_tell_what_all_layers_hold(tied: bool, checkpointing: bool) -> None:
+    """Tied to a head of a large vocabulary: with three layers the embedding's gradients are the fullest moment, with twelve
+    it is the turn from forward to backward pass."""
+    config = {**SMALL, "num_hidden_layers": 12, "vocab_size": 20_000, "tie_word_embeddings": tied}
+    given = recipe(config, model={"activation_checkpointing": checkpointing})
+    subject = subject_or_refused(given)
+    subject.target_share = 0.02
+    mesh, way = Mesh(1), way_of(given, torch.bfloat16, "cpu", has_head=True)
+    traced = subject.trace(given, mesh, way)
+    carried, shallow = traced.whole, traced.base
+    subject.depths, subject._traces = Depths({}), {}
+    whole = subject.trace(given, mesh, way).whole
+    for part in ("turn", "tail"):
+        assert getattr(carried, part).live == pytest.approx(getattr(whole, part).live, rel=1e-3), part
+    if tied and not checkpointing:
+        assert whole.turn.live > 1.5 * whole.tail.live and shallow.turn.live < shallow.tail.live
+    assert carried.kept == pytest.approx(whole.kept, rel=1e-3)
+    assert carried.work.flops == pytest.approx(whole.work.flops, rel=1e-3)
 
 
 EXPERTS = {**SMALL, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
