@@ -224,7 +224,7 @@ def measure_case(name: str, folder: Path) -> dict[str, Any]:
             predicted[component] = predicted.get(component, 0) + size
     found: dict[str, Any] = {"measured": measured, "predicted": predicted, "peak": live.peak, "planned_peak": 0}
     if me.mesh.is_plain:
-        subject.batch = micro_batch
+        subject.take_batch(micro_batch, recipe)
         way = way_of(recipe, dtype_of(config), "cpu", has_head=True)
         activations = subject.trace(recipe, me.mesh, way).whole
         planned = put_together(states, activations, Flight(accumulation), inventory.trained, is_cpu=True, ranks=1)

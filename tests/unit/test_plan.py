@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,44 @@ from toolkit.errors import InputError, LaunchError, RecipeError, RunFailed
 from toolkit.models.flops import count_model_flops
 from toolkit.plan import calibration
 from toolkit.plan.calibration import Finished, fit
-from toolkit.plan.choice import Chooser, as_flags, cheapest_changes, describe, runner_up, why_slower
+from toolkit.plan.choice import (
+    Choice,
+    Chooser,
+    as_flags,
+    changed,
+    changes_curve,
+    cheapest_changes,
+    describe,
+    runner_up,
+    why_slower,
+)
 from toolkit.plan.depth import Depths
-from toolkit.plan.devices import DEVICES, find_device
+from toolkit.plan.devices import DEVICES, any_processor, find_device, gpu_named
 from toolkit.plan.inventory import Inventory, Parameter
 from toolkit.plan.memory import GIB
 from toolkit.plan.page import page
 from toolkit.plan.speed import Place, Rates
-from toolkit.plan.start import resolved, subject_or_refused
+from toolkit.plan.stand_in import stand_in_batch
+from toolkit.plan.start import place_for, resolved, subject_or_refused
 from toolkit.plan.states import Keeper, count_states, keeper_of
 from toolkit.plan.strategy import Planned, plan_strategy, target_of
 from toolkit.plan.subject import way_of
+from toolkit.plan.trace import Untraceable
 from toolkit.plan.work import NOTHING, work_of
-from toolkit.recipe import Batch, Checkpoint, Data, LoRA, Model, Optimizer, Parallel, Precision, Recipe
+from toolkit.recipe import (
+    Batch,
+    Checkpoint,
+    Data,
+    Launch,
+    LoRA,
+    Model,
+    Optimizer,
+    Parallel,
+    Precision,
+    Recipe,
+    SequenceClassification,
+    SpeechCTC,
+)
 from toolkit.recipe.mesh import Mesh
 from toolkit.train.planned import RunPlan, memory_explained
 from toolkit.train.progress import Display
@@ -46,6 +72,7 @@ SMALL = {
     "vocab_size": 512,
     "pad_token_id": 0,
 }
+MEDIUM = {**SMALL, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "vocab_size": 8192}
 LLAMA_8B = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -121,17 +148,6 @@ def test_adapters_are_what_has_states() -> None:
     assert beside.memory.device["optimizer states"] < 0.2 * whole.memory.device["optimizer states"]
 
 
-def test_a_deep_model_costs_what_its_layers_cost() -> None:
-    """Twice as many layers: the plan of 24 is that of 12 and as much again, without tracing 24."""
-    sizes = {
-        depth: planned(recipe({**SMALL, "num_hidden_layers": depth}, parallel=Parallel(zero_stage=1)), 1).memory
-        for depth in (6, 12, 24)
-    }
-    activations = {depth: memory.device.get("activations", 0) for depth, memory in sizes.items()}
-    each = (activations[12] - activations[6]) / 6
-    assert activations[24] == pytest.approx(activations[12] + 12 * each, rel=0.01)
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_three_layers_tell_what_all_layers_hold(tied: bool, checkpointing: bool) -> None:
@@ -193,23 +209,138 @@ def test_checkpointing_tiles_and_offload_save_activations() -> None:
     moved = planned(
         recipe(deep, model={"activation_checkpointing": True, "activation_offload": True}, **long), 1
     ).memory
+    wide = {**SMALL, "intermediate_size": 2048}
+    untiled, tiled = (
+        planned(recipe(wide, model={"activation_checkpointing": True, "mlp_tiles": tiles}, **long), 1).memory.device[
+            "activations"
+        ]
+        for tiles in (1, 8)
+    )
     assert again < 0.6 * plain
     assert moved.device["activations"] < again
     assert moved.host["activations"] > 0
+    assert tiled < 0.9 * untiled
 
 
 @pytest.mark.parametrize(
-    "parallel",
-    [{"tensor": 2}, {"sequence": 2}, {"pipeline": 2}, {"pipeline": 2, "tensor": 2}],
-    ids=lambda parallel: "-".join(parallel),
+    ("parallel", "fewer"),
+    [
+        ({"tensor": 2}, {"parameters", "activations"}),
+        ({"sequence": 2}, {"activations"}),
+        ({"pipeline": 2}, {"parameters"}),
+        ({"pipeline": 2, "tensor": 2}, {"parameters"}),
+    ],
+    ids=["tensor", "sequence", "pipeline", "pipeline-tensor"],
 )
-def test_a_divided_model_needs_less_of_each_rank(parallel: dict[str, int]) -> None:
-    ranks = 4
-    alone = planned(recipe(SMALL, parallel=Parallel(zero_stage=1), length=2048), 1).memory.tensors
-    divided = planned(recipe(SMALL, parallel=Parallel(zero_stage=1, **parallel), length=2048), ranks)
-    assert divided.memory.tensors < alone
-    assert divided.mesh.world_size == ranks
+def test_a_divided_model_needs_less_of_each_rank(parallel: dict[str, int], fewer: set[str]) -> None:
+    """Than under data parallelism with as many ranks."""
+    given = {"length": 2048, "global_size": 4}
+    alone = planned(recipe(SMALL, parallel=Parallel(zero_stage=1), **given), 4)
+    divided = planned(recipe(SMALL, parallel=Parallel(zero_stage=1, **parallel), **given), 4)
+    for component in fewer:
+        assert divided.memory.device[component] < 0.8 * alone.memory.device[component], component
+    assert divided.memory.tensors < alone.memory.tensors
+    assert divided.mesh.world_size == 4
     assert divided.seconds.communication > 0
+
+
+STRATEGIES: list[tuple[int, dict[str, Any]]] = [
+    (1, {"zero_stage": 0}),
+    (8, {"zero_stage": 1}),
+    (8, {"zero_stage": 3}),
+    (8, {"zero_stage": 1, "pipeline": 2, "tensor": 2}),
+    (8, {"zero_stage": 2, "offload_optimizer": "cpu"}),
+    (8, {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu", "offload_ratio": 0.5}),
+    (8, {"zero_stage": 3, "offload_optimizer": "nvme", "offload_param": "nvme", "nvme_path": "/tmp"}),
+]
+
+
+@pytest.mark.parametrize("device", ["h100", "cpu"])
+@pytest.mark.parametrize(("ranks", "parallel"), STRATEGIES, ids=lambda value: str(value)[:60])
+def test_a_step_is_its_flops_its_bytes_and_the_rest(device: str, ranks: int, parallel: dict[str, Any]) -> None:
+    """What calibration takes for granted: only the rest of a step does not change with the rates."""
+    given = recipe(MEDIUM, parallel=Parallel(**parallel), global_size=32)
+    is_cpu = device == "cpu"
+    hardware = any_processor() if is_cpu else find_device(device)
+    for rates in (Rates(0.5, 0.5), Rates(0.2, 0.9)):
+        place = Place(hardware, 8, rates, cores_shared=ranks if is_cpu else 1)
+        plan = plan_strategy(subject_or_refused(given), given, target_of(given, ranks, place), place)
+        spent = plan.seconds
+        products = spent.flops / (hardware.flops(plan.number_format) * rates.compute)
+        moved = spent.moved / (hardware.bandwidth * rates.memory)
+        assert spent.total == pytest.approx(products + moved + spent.rest, rel=1e-9)
+        assert spent.offload == 0 if is_cpu or "offload_optimizer" not in parallel else spent.offload > 0
+
+
+def test_what_lies_on_the_host_travels_with_every_micro_batch() -> None:
+    def offload(accumulation: int, **parallel: Any) -> float:
+        size = 8 * accumulation
+        return planned(recipe(MEDIUM, parallel=Parallel(zero_stage=3, **parallel), global_size=size), 8).seconds.offload
+
+    everything = {"offload_optimizer": "cpu", "offload_param": "cpu"}
+    assert offload(4, **everything) > 3 * offload(1, **everything)
+    assert offload(1, offload_param="cpu") > 0
+    assert offload(1, offload_optimizer="nvme", nvme_path="/tmp") > offload(1, offload_optimizer="cpu")
+
+
+def test_what_lies_on_nvme_is_not_page_locked_memory() -> None:
+    where = {"offload_optimizer": "nvme", "offload_param": "nvme", "nvme_path": "/tmp"}
+    memory = planned(recipe(LLAMA_8B, parallel=Parallel(zero_stage=3, **where), global_size=64), 8).memory
+    states = 8.03e9 / 8
+    assert memory.nvme == pytest.approx((4 + 8 + 4 + 2) * states, rel=0.01)
+    assert memory.pinned <= sum(memory.host.values())
+    # Five buffers of parameters and four of a sub-group's states, as DeepSpeed has them by default.
+    assert memory.host["swap buffers"] >= 5 * 100_000_000 * 2
+
+
+def test_a_checkpoint_has_all_states_wherever_they_are() -> None:
+    everything = {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}
+    sizes = [
+        planned(recipe(SMALL, parallel=Parallel(**everything, offload_ratio=ratio)), 2).disk.checkpoint
+        for ratio in (1.0, 0.5)
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    plain, averaged = (planned(recipe(SMALL, optimizer=Optimizer(ema_decay=decay)), 2) for decay in (0.0, 0.99))
+    assert averaged.disk.checkpoint - plain.disk.checkpoint == pytest.approx(4 * plain.trained, rel=0.01)
+
+
+def test_what_is_computed_twice_is_no_work_of_the_model() -> None:
+    for tuning in ({}, {"tuning": LoRA(rank=4)}):
+        once, twice = (
+            planned(recipe(MEDIUM, model={"activation_checkpointing": again}, **tuning), 1).model_flops
+            for again in (False, True)
+        )
+        assert twice == pytest.approx(once, rel=0.03)
+
+
+def test_a_share_of_the_listed_rate_is_one_of_the_format() -> None:
+    """A V100 has no bf16: 63 TFLOPS in fp16 are half of its rate, not four times that of fp32."""
+    plan = planned(recipe(LLAMA_8B, length=2048, precision=Precision(dtype="fp16")), 8, "v100")
+    assert plan.mfu is not None and 0.1 < plan.mfu < 0.75
+    assert planned(recipe(SMALL), 1, "h100").mfu is not None
+    assert gpu_named("NVIDIA Imaginary 1", 8 * GIB).is_assumed
+
+
+def test_weights_are_flattened_on_the_host_where_the_device_has_no_room_for_them_twice() -> None:
+    given = recipe(LLAMA_8B, parallel=Parallel(zero_stage=2, offload_optimizer="cpu"))
+    assert planned(given, 8, "h100").memory.loading == 0
+    assert planned(given, 8, "l4").memory.loading > 2 * 2 * 7.5e9
+
+
+def test_hosts_are_those_of_the_recipe() -> None:
+    given = recipe(SMALL).model_copy(update={"launch": Launch(devices=4, hosts=2)})
+    options = SimpleNamespace(
+        device="h100", devices=None, devices_per_host=None, device_memory_gib=None, host_memory_gib=100.0,
+        link_gb_s=None, fabric_gb_s=None,
+    )  # fmt: skip
+    place = place_for(given, options)
+    assert (place.devices_per_host, place.host_memory) == (4, 100 * GIB)
+    options.device, options.devices = "cpu", 8
+    assert place_for(given, options).cores_shared == 4
+    assert place_for(recipe(SMALL), options).cores_shared == 8
+    options.device = "h100"
+    options.devices = 16
+    assert place_for(recipe(SMALL), options).devices_per_host == 8
 
 
 def test_the_largest_model_of_one_card_is_found() -> None:
@@ -235,6 +366,55 @@ def test_the_choice_names_the_fastest_that_fits_and_why() -> None:
     assert {plan.recipe.batch.global_size for plan in choice.fitting} == {64}
 
 
+def test_what_the_recipe_does_now_does_not_change_the_choice() -> None:
+    """On two devices of this size a model of 150 million parameters fits with its optimizer on the host alone."""
+    place = Place(replace(find_device("H100"), memory=round(1.85 * GIB)), 8)
+    wide = {**MEDIUM, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 3}
+    subject = subject_or_refused(recipe(wide, length=512, global_size=2))
+
+    def choose(**parallel: Any) -> Choice:
+        given = recipe(wide, length=512, global_size=2, parallel=Parallel(**parallel))
+        return Chooser(subject, given, 2, place).choose()
+
+    wanted = choose(zero_stage=2)
+    assert wanted.best is not None and wanted.best.recipe.parallel.offload_optimizer == "cpu"
+    for parallel in (
+        {"zero_stage": 2, "offload_optimizer": "cpu"},
+        {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
+        {"zero_stage": 3, "offload_optimizer": "nvme", "nvme_path": "/tmp"},
+        {"zero_stage": 1, "tensor": 2},
+    ):
+        found = choose(**parallel)
+        assert found.best is not None
+        assert describe(found.best) == describe(wanted.best)
+        assert found.best.seconds == wanted.best.seconds
+        assert {describe(plan) for plan in found.fitting} >= {describe(plan) for plan in wanted.fitting}
+
+
+def test_nvme_is_an_answer_where_the_recipe_names_a_path() -> None:
+    place = Place(find_device("l4"), 1, host_memory=48 * GIB)
+    where = {"offload_optimizer": "nvme", "offload_param": "nvme", "nvme_path": "/tmp"}
+    given = recipe(LLAMA_8B, length=512, global_size=1, parallel=Parallel(zero_stage=3, **where))
+    best = Chooser(subject_or_refused(given), given, 1, place).choose().best
+    assert best is not None and best.recipe.parallel.offload_optimizer == "nvme"
+
+
+def test_one_rank_has_no_strategy_twice() -> None:
+    given = recipe(SMALL)
+    choice = Chooser(subject_or_refused(given), given, 1, Place(find_device("L4"), 8)).choose()
+    seen = [(repr(plan.config), plan.recipe.model.activation_checkpointing) for plan in choice.fitting]
+    assert len(seen) == len(set(seen))
+    assert {plan.recipe.parallel.zero_stage for plan in choice.fitting} == {0, 2}
+
+
+def test_what_one_degree_refuses_another_may_allow() -> None:
+    """Heads divide among two ranks and not among eight: tensor parallelism is not "not possible"."""
+    given = recipe({**SMALL, "num_attention_heads": 2, "num_key_value_heads": 2}, global_size=8)
+    choice = Chooser(subject_or_refused(given), given, 16, Place(find_device("L4"), 8)).choose()
+    assert any(plan.mesh.tensor == 2 for plan in choice.fitting)
+    assert "tensor parallelism" not in choice.refused
+
+
 def test_what_does_not_fit_gets_changes_that_make_it_fit() -> None:
     given = recipe(SMALL, length=8192, global_size=64, micro=8, parallel=Parallel(zero_stage=1))
     place = Place(replace(find_device("H100"), memory=2 * GIB), 8)
@@ -244,7 +424,12 @@ def test_what_does_not_fit_gets_changes_that_make_it_fit() -> None:
     for change, plan in found:
         assert change and plan.fits()
         assert plan.recipe.batch.global_size == 64
-    assert [plan.seconds.total for _, plan in found] == sorted(plan.seconds.total for _, plan in found)
+        # Nothing is asked for beside a change that is enough alone.
+        assert not any(other.items() < change.items() for other, _ in found)
+    order = [(changes_curve(change), -plan.tokens_per_second) for change, plan in found]
+    assert order == sorted(order)
+    # Half as many tokens in a step are no cheaper way to the same ones.
+    assert "batch.sequence_length" not in found[0][0]
 
 
 def test_a_run_that_cannot_fit_is_refused_with_these_changes() -> None:
@@ -256,6 +441,38 @@ def test_a_run_that_cannot_fit_is_refused_with_these_changes() -> None:
         made.check(Display(is_main=False))
     assert error.value.do.count("--") >= 4
     assert "--launch.memory_check off" in error.value.do
+
+
+def test_a_host_that_is_too_small_refuses_a_run() -> None:
+    given = recipe(LLAMA_8B, length=512, parallel=Parallel(zero_stage=2, offload_optimizer="cpu"))
+    place = Place(find_device("H100"), 8, host_memory=64 * GIB)
+    subject, target = subject_or_refused(given), target_of(given, 2, place)
+    plan = plan_strategy(subject, given, target, place)
+    assert plan.memory.peak < plan.limit and not plan.fits()
+    made = RunPlan(subject, plan, target)
+    with pytest.raises(
+        LaunchError, match=r"this run needs [\d.]+ GiB of host memory; of each rank \(.*the host has 64"
+    ) as error:
+        made.check(Display(is_main=False))
+    assert "--launch.memory_check off" in error.value.do
+    made.check(Display(is_main=False), refuse=False)
+
+
+def test_a_real_batch_is_cut_where_its_rows_are_examples() -> None:
+    labels = SequenceClassification()
+    given = recipe(SMALL, micro=4, length=64, task=labels, data=Data(train="rows.jsonl", packing=False))
+    subject = subject_or_refused(given)
+    subject.take_batch(stand_in_batch(subject.task, subject.config, 4, 64, packing=False), given)
+    four, two = (
+        plan_strategy(
+            subject, changed(given, {"batch.micro_size": size}), Target(1, "cuda"), Place(find_device("L4"), 1)
+        )
+        for size in (4, 2)
+    )
+    assert two.memory.device["activations"] < 0.7 * four.memory.device["activations"]
+    with pytest.raises(Untraceable, match="only the data can tell what a micro-batch of 8 is like"):
+        larger = changed(given, {"batch.micro_size": 8})
+        plan_strategy(subject, larger, Target(1, "cuda"), Place(find_device("L4"), 1))
 
 
 def test_changes_are_named_as_flags() -> None:
@@ -341,10 +558,24 @@ def test_nothing_fits_is_said() -> None:
         resolved(recipe(huge, length=512, parallel="auto"), 1, 1)
 
 
+@pytest.mark.parametrize("sections", [{"parallel": "auto"}, {"batch": Batch(global_size=4, micro_size="auto")}])  # type: ignore[arg-type]
+def test_what_cannot_be_decided_without_data_is_said(sections: dict[str, Any]) -> None:
+    given = Recipe(
+        model=Model(architecture="wav2vec2", weights="random", tokenizer="none"),
+        data=Data(train="rows.jsonl", packing=False, overlong="drop"),
+        task=SpeechCTC(freeze_feature_encoder=False),
+        steps=1,
+        **{"batch": Batch(global_size=4), **sections},
+    )
+    with pytest.raises(RecipeError, match=r"cannot be planned: task\.name='speech_ctc' needs its data"):
+        resolved(given, 1, 1)
+
+
 def test_a_page_has_its_pictures_in_it() -> None:
     given = recipe(SMALL, optimizer=Optimizer(learning_rate=3e-4))
     choice = Chooser(subject_or_refused(given), given, 2, Place(find_device("L4"), 8)).choose()
-    text = page("a <title>", planned(given, 2, "l4"), choice, given)
+    text = page("a <title>", planned(given, 2, "l4"), choice, given, ["as <it> is"])
+    assert "as &lt;it&gt; is" in text
     assert "a &lt;title&gt;" in text and "<title>a &lt;" in text
     assert text.count("<svg") == text.count("</svg>") == 3
     assert not re.search(r'(?:src|href)="', text)
@@ -389,8 +620,6 @@ recipe = Recipe(
 )
 """
 
-MEDIUM = {**SMALL, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "vocab_size": 8192}
-
 
 def test_the_verb_prints_memory_time_and_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "small.py"
@@ -410,6 +639,7 @@ def test_the_verb_prints_memory_time_and_choice(tmp_path: Path, capsys: pytest.C
     assert html.read_text().startswith("<!doctype html>")
     assert main(["plan", str(file), "--devices", "2", "--device", "L4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["as_given"]["run"]["seconds"] == pytest.approx(10 * found["as_given"]["step_seconds"]["total"])
     assert found["as_given"]["fits"] and found["fitting"][0]["changes"]["parallel.zero_stage"] in (1, 2, 3)
 
 
@@ -425,6 +655,10 @@ def test_what_cannot_run_as_it_is_on_these_devices_gets_a_strategy(
     assert re.search(r"fastest that fits: .*(tensor ranks|stages|sequence ranks)", said)
     assert re.search(r"take it: .*--parallel\.(tensor|pipeline|sequence) \d", said)
     assert "not possible: batch.global_size=16" in html.read_text()
+    page = ["--device-memory-gib", "0.6", "--html", str(html)]
+    assert main(["plan", str(file), "--device", "L4", "--devices", "32", *page]) == 3
+    assert "no strategy fits" in html.read_text()
+    capsys.readouterr()
     # Where no strategy can run either, the reason is the answer.
     assert main(["plan", str(file), "--device", "L4", "--devices", "7"]) == 2
     assert "error: batch.global_size=16 is not a multiple of" in capsys.readouterr().err
@@ -437,5 +671,13 @@ def test_the_verb_refuses_what_fits_nowhere(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     assert "DOES NOT FIT" in said.out and "no strategy fits" in said.out
     assert re.search(r"error: small does not fit on 1 x l4: the least is [\d.]+ GiB of 0\.6", said.err)
+    # Where it is the host that has no room, that is what is said.
+    shown = ["--parallel.zero_stage", "2", "--parallel.offload_optimizer", "cpu", "--host-memory-gib", "2.8"]
+    assert main(["plan", str(file), "--device", "L4", "--devices", "1", *shown]) == 0
+    assert re.search(r"^host:   DOES NOT FIT: [\d.]+ of 2\.8 GiB on each host", capsys.readouterr().out, re.MULTILINE)
+    for flag in ("--link-gb-s", "--device-memory-gib", "--price"):
+        for value in ("0", "nan", "-1", "inf"):
+            assert main(["plan", str(file), f"{flag}={value}"]) == 2
+            assert f"argument {flag}: {value!r} is not a number above 0" in capsys.readouterr().err
     assert main(["plan", str(file), "--device", "nothing"]) == 2
     assert "--device nothing: not a device" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.cli.argument_types import count, file_path
+from toolkit.cli.argument_types import count, file_path, positive
 from toolkit.cli.output import reader_may_leave
 from toolkit.errors import InputError, RunFailed, plural, show
 
@@ -32,12 +32,14 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=file_path, help="a recipe file; of its model only the configuration is read")
     verb.add_argument("--devices", type=count, help="devices over all hosts (default: the recipe's launch section)")
     verb.add_argument("--device", help="H100, H200, B200, A100, L40S, MI300X, RTX-4090, ..., or cpu")
-    verb.add_argument("--devices-per-host", type=count, default=8, help="default: 8")
-    verb.add_argument("--device-memory-gib", type=float, help="memory of a device, where it is another one")
-    verb.add_argument("--host-memory-gib", type=float, help="memory of a host: strategies that need more do not fit")
-    verb.add_argument("--link-gb-s", type=float, help="GB/s in one direction between devices of a host")
-    verb.add_argument("--fabric-gb-s", type=float, help="GB/s in one direction between hosts, per device (default: 50)")
-    verb.add_argument("--price", type=float, help="of a device for an hour, in any currency")
+    verb.add_argument("--devices-per-host", type=count, help="default: as the recipe's launch section says, or 8")
+    verb.add_argument("--device-memory-gib", type=positive, help="memory of a device, where it is another one")
+    verb.add_argument("--host-memory-gib", type=positive, help="memory of a host: strategies that need more do not fit")
+    verb.add_argument("--link-gb-s", type=positive, help="GB/s in one direction between devices of a host")
+    verb.add_argument(
+        "--fabric-gb-s", type=positive, help="GB/s in one direction between hosts, per device (default: 50)"
+    )
+    verb.add_argument("--price", type=positive, help="of a device for an hour, in any currency")
     verb.add_argument("--html", type=file_path, help="write a page with pictures, in one file")
     verb.add_argument("--json", action="store_true", help="everything as one JSON object")
     verb.set_defaults(run=run, fields=[])
@@ -53,10 +55,9 @@ def run(options: argparse.Namespace) -> int:
         else:
             print("\n".join(made.lines()))
     if options.html is not None:
-        from toolkit.plan.page import write_page
+        from toolkit.plan.page import page, write_page
 
-        why_not = "" if made.why_not is None else made.why_not.what
-        write_page(options.html, made.title, made.given, made.choice, made.recipe, why_not)
+        write_page(options.html, page(made.title, made.given, made.choice, made.recipe, made.as_it_is()))
         if not options.json:
             print(f"{options.html}: written; open it in a browser")
     if made.fits:
@@ -88,8 +89,6 @@ class Made:
     why_not: InputError | None
     """The reason for that."""
     choice: Choice
-    host_limit: int | None
-    """Bytes of a host, where they are known."""
     price: float | None
     said: str
     """How far plans were off until now."""
@@ -97,7 +96,7 @@ class Made:
     @property
     def fits(self) -> bool:
         """Whether anything does."""
-        return self.choice.best is not None or (self.given is not None and self.given.fits(self.host_limit))
+        return self.choice.best is not None or (self.given is not None and self.given.fits())
 
     @property
     def all(self) -> list[Planned]:
@@ -117,24 +116,29 @@ class Made:
 
     def lines(self) -> list[str]:
         """For the screen."""
-        from toolkit.plan.choice import describe
-        from toolkit.plan.report import choice_lines, memory_lines, time_lines
+        from toolkit.plan.report import choice_lines
 
-        lines = [self.title, ""]
+        return [self.title, "", *self.as_it_is(), "", *choice_lines(self.choice, self.recipe, self.given)]
+
+    def as_it_is(self) -> list[str]:
+        """What the recipe needs as it says, or why it cannot run so."""
+        from toolkit.plan.choice import describe
+        from toolkit.plan.report import memory_lines, time_lines
+
         if self.given is None:
             assert self.why_not is not None
-            lines += [f"as the recipe says: not possible: {self.why_not.what}", f"  do this:  {self.why_not.do}", ""]
-        else:
-            lines += [f"as the recipe says: {describe(self.given)}", *memory_lines(self.given)]
-            lines += [*time_lines(self.given, self.recipe.steps, self.price), f"        {self.said}", ""]
-        return [*lines, *choice_lines(self.choice, self.recipe, self.given)]
+            return [f"as the recipe says: not possible: {self.why_not.what}", f"  do this:  {self.why_not.do}"]
+        needs = [*memory_lines(self.given), *time_lines(self.given, self.recipe.steps, self.price)]
+        return [f"as the recipe says: {describe(self.given)}", *needs, f"        {self.said}"]
 
     def json(self) -> dict[str, Any]:
         """As data."""
-        from toolkit.plan.report import choice_json, plan_json
+        from toolkit.plan.report import choice_json, plan_json, run_json
 
         given = None if self.given is None else plan_json(self.given)
         found = {"recipe": self.name, "as_given": given, "calibration": self.said}
+        if given is not None and self.given is not None and self.recipe.steps is not None:
+            given["run"] = run_json(self.given, self.recipe.steps, self.price)
         if self.why_not is not None:
             found["as_given_refused"] = self.why_not.what
         return {**found, **choice_json(self.recipe, self.choice)}
@@ -155,25 +159,27 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> Made:
             place = place_for(recipe, options)
             world = options.devices or recipe.launch.world_size
             place, said = calibrated(recipe, place, world)
-            host = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
             given, why_not = None, None
             try:
-                given = plan_strategy(subject, recipe, target_of(recipe, world, place), place)
+                try:
+                    given = plan_strategy(subject, recipe, target_of(recipe, world, place), place)
+                except InputError as error:
+                    why_not = error
+                choice = Chooser(subject, recipe, world, place).choose()
             except Untraceable as reason:
                 raise refused(reason) from None
-            except InputError as error:
-                why_not = error
-            choice = Chooser(subject, recipe, world, place, host).choose()
     if why_not is not None and not (choice.fitting or choice.others):
         raise why_not
-    return Made(recipe, options.recipe.stem, place, world, given, why_not, choice, host, options.price, said)
+    return Made(recipe, options.recipe.stem, place, world, given, why_not, choice, options.price, said)
 
 
 def _does_not_fit(made: Made) -> RunFailed:
-    least = min(made.all, key=lambda plan: plan.memory.peak)
+    least = min(made.all, key=lambda plan: plan.fullness)
+    needs = f"{least.memory.peak / 2**30:.1f} GiB of {least.limit / 2**30:.1f} per device"
+    if least.place.host_memory is not None and least.memory.host:
+        needs += f" and {least.host_bytes / 2**30:.1f} GiB of {least.place.host_memory / 2**30:.1f} per host"
     return RunFailed(
-        f"{made.name} does not fit on {made.world_size} x {made.place.hardware.name}: the least is "
-        f"{least.memory.peak / 2**30:.1f} GiB of {least.limit / 2**30:.1f}",
-        expected="a strategy whose memory is there",
+        f"{made.name} does not fit on {made.world_size} x {made.place.hardware.name}: the least is {needs}",
+        expected="a strategy whose memory is there, and a margin",
         do="plan more devices or larger ones (--devices, --device), a shorter batch.sequence_length, or tuning=LoRA()",
     )

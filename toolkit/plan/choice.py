@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 from toolkit.ds_config.target import Target
@@ -21,6 +21,7 @@ from toolkit.plan.subject import Subject
 from toolkit.plan.trace import Untraceable
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of
+from toolkit.recipe.effect import EffectError
 
 LARGEST_MICRO = 64
 """Sequences in a micro-batch beyond which nothing is gained."""
@@ -52,46 +53,51 @@ class Choice:
 class Chooser:
     """Plans strategies of one recipe on one kind of device."""
 
-    def __init__(
-        self, subject: Subject, recipe: Recipe, world_size: int, place: Place, host_limit: int | None = None
-    ) -> None:
+    def __init__(self, subject: Subject, recipe: Recipe, world_size: int, place: Place) -> None:
         self.subject, self.recipe, self.world_size, self.place = subject, recipe, world_size, place
-        self.host_limit = host_limit
-        self.planned: dict[tuple[Any, ...], Planned] = {}
+        self.planned: dict[str, Planned] = {}
         self.refused: dict[str, str] = {}
+        self.possible: set[str] = set()
+        self.untraceable: Untraceable | None = None
 
     def choose(self) -> Choice:
-        """Plan what may be worth it, in waves: a later one only where those before leave a reason for it."""
+        """Plan what may be worth it, in waves: a later one only where those before leave a reason for it.
+
+        Raises Untraceable where the model does not run without values.
+        """
         self._plan(self._plain())
-        if not self._fitting():
+        if self._fitting():
+            self._plan(self._across_hosts() if self._is_spread else ())
+        else:
             self._plan(self._offloaded())
-        if not self._fitting():
-            self._plan(self._divided())
-        elif self._is_spread:
-            self._plan(self._across_hosts())
+            # Where offloading makes room, cutting the model may be faster still; where it does not, cutting may make room.
+            self._plan(self._cut_within_hosts() if self._fitting() else self._divided())
         if not self._fitting():
             self._plan(self._rounded())
-        fitting = self._fitting()
-        if fitting:
-            self.subject.scales = False
-            fitting = self._exactly(fitting)
-        others = [plan for plan in self.planned.values() if not plan.fits(self.host_limit)]
-        return Choice(fitting, sorted(others, key=lambda plan: plan.memory.peak), self.refused)
+        if self.untraceable is not None and not self.planned:
+            raise self.untraceable
+        fitting, unfit = self._exactly(self._fitting())
+        others = sorted([*unfit, *(plan for plan in self.planned.values() if not plan.fits())], key=_fullness)
+        refused = {kind: why for kind, why in self.refused.items() if kind not in self.possible}
+        return Choice(fitting, others, refused)
 
-    def _exactly(self, fitting: list[Planned]) -> list[Planned]:
-        """`fitting` with its first one traced as it is, not from smaller micro-batches."""
+    def _exactly(self, fitting: list[Planned]) -> tuple[list[Planned], list[Planned]]:
+        """`fitting` with its first one traced as it is, not from smaller micro-batches; and those that do not fit after all."""
+        self.subject.scales = False
+        unfit: list[Planned] = []
         for index, plan in enumerate(fitting):
-            exact = self._one(changes_of(self.recipe, plan.recipe))
-            if exact is not None and exact.fits(self.host_limit):
-                return [exact, *fitting[index + 1 :]]
-        return []
+            exact = self._plan_of(plan.recipe)
+            if exact.fits():
+                return [exact, *fitting[index + 1 :]], unfit
+            unfit.append(exact)
+        return [], unfit
 
     @property
     def _is_spread(self) -> bool:
         return self.world_size > self.place.devices_per_host
 
     def _fitting(self) -> list[Planned]:
-        found = [plan for plan in self.planned.values() if plan.fits(self.host_limit)]
+        found = [plan for plan in self.planned.values() if plan.fits()]
         return sorted(found, key=lambda plan: (round(plan.seconds.total, 3), plan.memory.peak))
 
     def _plan(self, wave: Iterable[Changes]) -> None:
@@ -99,17 +105,22 @@ class Chooser:
         for changes in wave:
             self._one(changes)
 
-    def _one(self, changes: Changes) -> Planned | None:
-        key = tuple(sorted(changes.items()))
+    def _one(self, changes: Changes) -> None:
         try:
-            recipe = recipe_of({**flat(self.recipe), **NEUTRAL, **changes})
-            target = target_of(recipe, self.world_size, self.place)
-            plan = plan_strategy(self.subject, recipe, target, self.place)
-        except (InputError, Untraceable) as error:
-            self.refused.setdefault(_kind(changes), getattr(error, "what", str(error)))
-            return None
-        self.planned[key] = plan
-        return plan
+            plan = self._plan_of(changed(self.recipe, {**NEUTRAL, **changes}))
+        except InputError as error:
+            self.refused.setdefault(_kind(changes), error.what)
+        except Untraceable as error:
+            self.untraceable = error
+            self.refused.setdefault(_kind(changes), str(error))
+        else:
+            self.possible.add(_kind(changes))
+            # Two ways to say the same: one rank has nobody to share states with.
+            same = (plan.config, plan.mesh, plan.recipe.model.model_dump(), plan.recipe.precision.model_dump())
+            self.planned.setdefault(repr(same), plan)
+
+    def _plan_of(self, recipe: Recipe) -> Planned:
+        return plan_strategy(self.subject, recipe, target_of(recipe, self.world_size, self.place), self.place)
 
     # Waves
 
@@ -126,7 +137,7 @@ class Chooser:
             yield _changes(stage, checkpointing, micro)
 
     def _stages(self) -> Sequence[int]:
-        return (1, 2, 3) if self.world_size > 1 else (0, 1)
+        return (1, 2, 3) if self.world_size > 1 else (0, 2)
 
     def _checkpointing(self) -> Sequence[bool]:
         return (False, True) if self._can_checkpoint else (False,)
@@ -143,6 +154,11 @@ class Chooser:
         for micro in self._micro_sizes(self.world_size):
             everything = {"parallel.offload_optimizer": "cpu", "parallel.offload_param": "cpu"}
             yield {**_changes(3, self._can_checkpoint, micro), **everything}
+        if self.recipe.parallel.nvme_path is not None:
+            for micro in self._micro_sizes(self.world_size):
+                where = dict.fromkeys(("parallel.offload_optimizer", "parallel.offload_param"), "nvme")
+                path = {"parallel.nvme_path": self.recipe.parallel.nvme_path}
+                yield {**_changes(3, self._can_checkpoint, micro), **where, **path}
         for offload in ({}, {"parallel.offload_optimizer": "cpu"}):
             if self._can_checkpoint and self._micro_sizes(self.world_size):
                 long = {"model.activation_offload": True, "model.mlp_tiles": 8}
@@ -157,6 +173,15 @@ class Chooser:
             stages = (1,) if name == "pipeline" else (1, 3)
             for stage, micro in product(stages, self._micro_sizes(self.world_size // degree)):
                 yield {**_changes(stage, self._can_checkpoint, micro), f"parallel.{name}": degree}
+        yield from self._across_hosts()
+
+    def _cut_within_hosts(self) -> Iterator[Changes]:
+        """Layers divided among all devices of a host, or its matrices."""
+        if "pipeline" in self.recipe.task.cuts:
+            for degree in DEGREES:
+                if self.world_size % degree == 0:
+                    for micro in self._micro_sizes(self.world_size // degree):
+                        yield {**_changes(1, self._can_checkpoint, micro), "parallel.pipeline": degree}
         yield from self._across_hosts()
 
     def _across_hosts(self) -> Iterator[Changes]:
@@ -190,6 +215,7 @@ NEUTRAL: Changes = {
     "parallel.offload_optimizer": "none",
     "parallel.offload_param": "none",
     "parallel.offload_ratio": 1.0,
+    "parallel.nvme_path": None,
     "parallel.reduce_bucket_size": None,
     "parallel.overlap_comm": None,
     "parallel.param_persistence_threshold": None,
@@ -205,6 +231,23 @@ def _changes(stage: int, checkpointing: bool, micro: int) -> dict[str, Any]:
         "model.activation_checkpointing": checkpointing,
         "batch.micro_size": micro,
     }
+
+
+def _fullness(plan: Planned) -> float:
+    return plan.fullness
+
+
+def changed(recipe: Recipe, changes: Changes) -> Recipe:
+    """`recipe` with `changes`; what it says besides and cannot act beside them goes back to its default.
+
+    Raises RecipeError where they cannot be.
+    """
+    values = {**flat(recipe), **changes}
+    try:
+        return recipe_of(values)
+    except EffectError as error:
+        idle = {field.name for field in error.idle} - changes.keys()
+        return recipe_of({name: value for name, value in values.items() if name not in idle})
 
 
 def as_flags(changes: Changes) -> str:
@@ -236,6 +279,8 @@ def _kind(changes: Changes) -> str:
             return f"{name} parallelism"
     if changes.get("parallel.offload_optimizer", "none") != "none":
         return "offload"
+    if "precision.state_dtype" in changes:
+        return "states in bf16"
     return f"ZeRO stage {changes['parallel.zero_stage']}"
 
 
@@ -308,27 +353,43 @@ def faster_unfit(choice: Choice) -> Planned | None:
 
 
 def cheapest_changes(
-    subject: Subject, recipe: Recipe, target: Target, place: Place, host_limit: int | None = None, *, most: int = 3
+    subject: Subject, recipe: Recipe, target: Target, place: Place, *, most: int = 3
 ) -> list[tuple[Changes, Planned]]:
-    """Changes to `recipe`, which does not fit on `target`, that make it fit; those that cost least time first.
+    """Changes to `recipe`, which does not fit on `target`, that make it fit: those that keep its loss curve first, and of
+    these the fastest per token.
 
-    Single ones, then pairs; the global batch and its loss curve stay. Empty where none of them is enough.
+    Single ones, then pairs of such as are not enough alone. Empty where none of them is enough.
     """
-    single = [change for change in _remedies(recipe, target) if change]
-    pairs = [{**one, **two} for index, one in enumerate(single) for two in single[index + 1 :] if not one.keys() & two]
+    single = list(_remedies(recipe, target))
     found: list[tuple[Changes, Planned]] = []
     subject.scales = True
-    for change in (*single, *pairs):
-        if len(found) >= most and change not in single:
-            break
+
+    def try_out(change: Changes) -> bool:
         try:
-            changed = recipe_of({**flat(recipe), **change})
-            plan = plan_strategy(subject, changed, target, place)
+            plan = plan_strategy(subject, changed(recipe, change), target, place)
         except (InputError, Untraceable):
-            continue
-        if plan.fits(host_limit):
+            return False
+        if plan.fits():
             found.append((change, plan))
-    return sorted(found, key=lambda item: item[1].seconds.total)[:most]
+        return plan.fits()
+
+    def has_enough(change: Changes) -> bool:
+        """Whether less of the same kind is enough."""
+        return any(other.keys() <= change.keys() for other, _ in found)
+
+    left = [change for change in single if not has_enough(change) and not try_out(change)]
+    for one, two in combinations(left, 2):
+        if len(found) >= most:
+            break
+        both = {**one, **two}
+        if not one.keys() & two and not has_enough(both):
+            try_out(both)
+    return sorted(found, key=lambda item: (changes_curve(item[0]), -item[1].tokens_per_second))[:most]
+
+
+def changes_curve(changes: Changes) -> bool:
+    """Whether a run with `changes` has another loss curve: other examples in a step, or states that are rounded."""
+    return bool(changes.keys() & {"batch.sequence_length", "precision.master_dtype", "precision.state_dtype"})
 
 
 def _remedies(recipe: Recipe, target: Target) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,9 @@ GIB = 2**30
 GB = 1e9
 
 
+ASSUMED = "assumed"
+
+
 @dataclass(frozen=True)
 class Hardware:
     """One device of a kind, and what joins it to others."""
@@ -43,6 +46,11 @@ class Hardware:
         """Whether it is a host's processor, whose memory is the host's."""
         return self.name == "cpu"
 
+    @property
+    def is_assumed(self) -> bool:
+        """Whether its rates are a guess, until runs have finished on it."""
+        return self.source == ASSUMED
+
     def flops(self, number_format: NumberFormat) -> float:
         """Peak FLOPs per second in `number_format`."""
         if self.peak is None:
@@ -65,19 +73,36 @@ _PCIE3, _PCIE4, _PCIE5 = 12.0, 25.0, 50.0
 DEVICES: dict[str, Hardware] = {
     device.name: device
     for device in (
+        _listed("gb200", 184.0, 8000.0, 900.0, 450.0, 1200.0, "GB200 NVL72 data sheet"),
         _listed("b200", 178.3, 8000.0, 900.0, _PCIE5, 1000.0, "DGX B200 data sheet"),
+        _listed("gh200", 94.5, 4000.0, 450.0, 450.0, 700.0, "GH200 data sheet (96 GB)"),
+        _listed("h200-nvl", 139.8, 4800.0, 450.0, _PCIE5, 600.0, "H200 data sheet (NVL)"),
         _listed("h200", 139.8, 4800.0, 450.0, _PCIE5, 700.0, "H200 data sheet"),
-        _listed("h100", 79.1, 3350.0, 450.0, _PCIE5, 700.0, "H100 data sheet (SXM)"),
+        _listed("h100-nvl", 93.1, 3938.0, 300.0, _PCIE5, 400.0, "H100 data sheet (NVL)"),
         _listed("h100-pcie", 79.2, 2000.0, 50.0, _PCIE5, 350.0, "H100 data sheet (PCIe)"),
-        _listed("a100", 79.2, 2039.0, 300.0, _PCIE4, 400.0, "A100 data sheet (SXM, 80 GB)"),
+        _listed("h100", 79.1, 3350.0, 450.0, _PCIE5, 700.0, "H100 data sheet (SXM)"),
+        _listed("h800-pcie", 79.2, 2000.0, 50.0, _PCIE5, 350.0, "H800 data sheet (PCIe)"),
+        _listed("h800", 79.1, 3350.0, 200.0, _PCIE5, 700.0, "H800 data sheet (SXM)"),
+        _listed("h20", 95.1, 4000.0, 450.0, _PCIE5, 400.0, "H20 data sheet"),
+        _listed("mi325x", 255.9, 6000.0, 448.0, _PCIE5, 1000.0, "AMD Instinct MI325X data sheet"),
         _listed("mi300x", 191.5, 5300.0, 448.0, _PCIE5, 750.0, "AMD Instinct MI300X data sheet"),
-        _listed("l40s", 44.4, 864.0, _PCIE4, _PCIE4, 350.0, "L40S data sheet"),
-        _listed("l4", 22.0, 300.0, _PCIE4, _PCIE4, 72.0, "L4 data sheet"),
+        _listed("a100", 79.2, 2039.0, 300.0, _PCIE4, 400.0, "A100 data sheet (SXM, 80 GB)"),
+        _listed("a800", 79.2, 2039.0, 200.0, _PCIE4, 400.0, "A800 data sheet (SXM, 80 GB)"),
+        _listed("a30", 23.5, 933.0, 100.0, _PCIE4, 165.0, "A30 data sheet"),
+        _listed("a40", 44.4, 696.0, 56.0, _PCIE4, 300.0, "A40 data sheet"),
+        _listed("a10", 22.0, 600.0, _PCIE4, _PCIE4, 150.0, "A10 data sheet"),
         _listed("a10g", 22.0, 600.0, _PCIE4, _PCIE4, 300.0, "A10G data sheet"),
+        _listed("l40s", 44.4, 864.0, _PCIE4, _PCIE4, 350.0, "L40S data sheet"),
+        _listed("l40", 44.4, 864.0, _PCIE4, _PCIE4, 300.0, "L40 data sheet"),
+        _listed("l4", 22.0, 300.0, _PCIE4, _PCIE4, 72.0, "L4 data sheet"),
+        _listed("rtx-6000-ada", 47.5, 960.0, _PCIE4, _PCIE4, 300.0, "RTX 6000 Ada data sheet"),
         _listed("rtx-a6000", 47.5, 768.0, _PCIE4, _PCIE4, 300.0, "RTX A6000 data sheet"),
         _listed("rtx-5090", 31.4, 1792.0, _PCIE5, _PCIE5, 575.0, "NVIDIA RTX Blackwell white paper, appendix A"),
         _listed("rtx-4090", 23.5, 1008.0, _PCIE4, _PCIE4, 450.0, "NVIDIA Ada white paper, appendix A"),
+        _listed("rtx-3090-ti", 23.6, 1008.0, _PCIE4, _PCIE4, 450.0, "NVIDIA Ampere GA102 white paper"),
         _listed("rtx-3090", 23.6, 936.0, _PCIE4, _PCIE4, 350.0, "NVIDIA Ampere GA102 white paper"),
+        _listed("v100s", 31.7, 1134.0, _PCIE3, _PCIE3, 250.0, "V100 data sheet (V100S PCIe, 32 GB)"),
+        _listed("v100-pcie", 31.7, 900.0, _PCIE3, _PCIE3, 250.0, "V100 data sheet (PCIe, 32 GB)"),
         _listed("v100", 31.7, 900.0, 150.0, _PCIE3, 300.0, "V100 data sheet (SXM2, 32 GB)"),
         _listed("t4", 14.6, 320.0, _PCIE3, _PCIE3, 70.0, "T4 data sheet"),
     )
@@ -118,9 +143,18 @@ def find_device(name: str) -> Hardware:
     return DEVICES[wanted]
 
 
+def gpu_named(name: str, memory: int) -> Hardware:
+    """The GPU that torch calls `name`, with `memory` bytes; of one that is not listed the rates are assumed."""
+    peak = find_peak(name)
+    known = [device for device in DEVICES.values() if peak is not None and device.peak == peak]
+    if known:
+        return replace(min(known, key=lambda device: abs(device.memory - memory)), memory=memory)
+    return Hardware(name.lower(), memory, 500 * GB, _PCIE4 * GB, _PCIE4 * GB, 0.0, ASSUMED, rates=(20e12, 80e12))
+
+
 def any_processor() -> Hardware:
     """This host's processor with rates that are no measurement: every rank finds the same ones, and so the same strategy."""
-    return Hardware("cpu", memory_limit(), 20 * GB, GLOO, 20 * GB, 0.0, "assumed", rates=(1e11, 1e11))
+    return Hardware("cpu", memory_limit(), 20 * GB, GLOO, 20 * GB, 0.0, ASSUMED, rates=(1e11, 1e11))
 
 
 def this_processor() -> Hardware:

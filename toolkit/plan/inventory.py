@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,6 @@ from toolkit.models.stage_plan import balance, stage_plan
 from toolkit.models.stages import outside
 from toolkit.models.tensor_plan import tensor_plan
 from toolkit.recipe.mesh import Mesh
-
-Frozen = Callable[[nn.Module], Collection[str]]
-"""A model -> the names of its parameters that a task does not train."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,6 @@ def take_inventory(
     stage: int = 0,
     *,
     adapters: AdapterPlan | None = None,
-    frozen: Frozen = lambda _: (),
 ) -> Inventory:
     """What a rank of pipeline stage `stage` holds of `skeleton`, a whole model without weights, which is left as it is.
 
@@ -81,14 +77,13 @@ def take_inventory(
     if mesh.tensor > 1:
         shards = tensor_plan(skeleton, mesh.tensor).of_rank(0)
     here = _of_stage(skeleton, mesh.pipeline, stage, shards or None)
-    left = set(frozen(skeleton))
     embeddings = embedding_parameters(skeleton)
     found = []
     for name, parameter in skeleton.named_parameters():
         if not here(name):
             continue
         share = shards[name].share if name in shards else 1.0
-        is_trained = name in adapters.whole if adapters is not None else parameter.requires_grad and name not in left
+        is_trained = name in adapters.whole if adapters is not None else parameter.requires_grad
         numel = round(parameter.numel() * share)
         found.append(Parameter(name, numel, parameter.dim() >= 2, is_trained, id(parameter) in embeddings))
     if adapters is not None:

@@ -47,6 +47,8 @@ class Memory:
     pinned: int
     """Of `host`, page-locked."""
     nvme: int
+    loading: int = 0
+    """Beside a GPU, bytes of host memory while weights are made ready for training."""
 
     @property
     def peak(self) -> int:
@@ -60,8 +62,8 @@ class Memory:
 
     @property
     def host_peak(self) -> int:
-        """Bytes of host memory."""
-        return sum(self.host.values())
+        """Bytes of host memory, at its fullest moment."""
+        return max(sum(self.host.values()), self.loading)
 
 
 OUTSIDE = ("process", "activations, freed", "CUDA context", "NCCL", "allocator slack")
@@ -79,9 +81,19 @@ class Flight:
 
 
 def put_together(
-    states: States, activations: Activations, flight: Flight, trained: int, *, is_cpu: bool, ranks: int
+    states: States,
+    activations: Activations,
+    flight: Flight,
+    trained: int,
+    *,
+    is_cpu: bool,
+    ranks: int,
+    flattened_on_host: int = 0,
 ) -> Memory:
-    """The fullest moment of a step of a rank with `states` and `activations`, which trains `trained` numbers."""
+    """The fullest moment of a step of a rank with `states` and `activations`, which trains `trained` numbers.
+
+    `flattened_on_host`: bytes of weights that DeepSpeed puts together on the host, for want of room on the device.
+    """
     steady = _merged(states.steady, is_cpu=is_cpu)
     turn, *layers, tail = (
         _in_backward(states, activations, moment, flight, trained, is_first=index == 0)
@@ -110,7 +122,9 @@ def put_together(
         if ranks > 1:
             device["NCCL"] = round(NCCL)
         host = _on_host(states.steady, activations, flight)
-    return Memory(device, name, steady, host, states.steady.pinned, sum(states.steady.nvme.values()))
+    # One copy of each weight, and the flat one.
+    loading = round(HOST_PROCESS + 2 * flattened_on_host) if flattened_on_host else 0
+    return Memory(device, name, steady, host, states.steady.pinned, sum(states.steady.nvme.values()), loading)
 
 
 def _merged(held: Held, *, is_cpu: bool) -> dict[str, int]:
@@ -158,10 +172,10 @@ class Disk:
 
 
 def count_disk(
-    trained: int, total: int, moments: float, *, keep: int, keeps_best: bool, export_dtype: str | None, exports: int
+    trained: int, moments: float, *, keep: int, keeps_best: bool, export_dtype: str | None, exports: int
 ) -> Disk:
-    """Of a model of `total` numbers, `trained` of which are: fp32 weights and their optimizer states, `moments` bytes of a
-    number; `exports` numbers go into the export, None: there is none."""
+    """Of `trained` numbers: fp32 weights and their optimizer states, `moments` bytes of a number; `exports` numbers go into
+    an export in `export_dtype`, None: there is none."""
     checkpoint = round(trained * (4 + moments))
     export = 0 if export_dtype is None else exports * SIZES[export_dtype]
     return Disk(checkpoint, checkpoint * (keep + keeps_best + 1), export)
@@ -181,6 +195,7 @@ def to_json(memory: Memory) -> dict[str, Any]:
         "device_bytes": dict(memory.device),
         "between_steps_bytes": dict(memory.steady),
         "host_bytes": dict(memory.host),
+        "host_loading_bytes": memory.loading,
         "pinned_bytes": memory.pinned,
         "nvme_bytes": memory.nvme,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from toolkit.plan.choice import Choice, describe
 from toolkit.plan.memory import GIB
-from toolkit.plan.report import choice_lines, duration, memory_lines, plan_json, time_lines
+from toolkit.plan.report import choice_lines, duration, plan_json
 from toolkit.plan.strategy import Planned
 from toolkit.recipe import Recipe
 from toolkit.recipe.schedules import factor
@@ -41,17 +41,15 @@ STRATEGIES = 10
 """Rows of the pictures."""
 
 
-def write_page(
-    path: Path, title: str, given: Planned | None, choice: Choice, recipe: Recipe, why_not: str = ""
-) -> None:
-    """Write the page; `why_not` says why the recipe cannot run as it is, where it cannot. Raises StorageError where the disk takes none."""
+def write_page(path: Path, text: str) -> None:
+    """Write the page `text`. Raises StorageError where the disk takes none."""
     with storage_errors("writing the page", path.parent, HERE):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(title, given, choice, recipe, why_not), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
-def page(title: str, given: Planned | None, choice: Choice, recipe: Recipe, why_not: str = "") -> str:
-    """The text of the page."""
+def page(title: str, given: Planned | None, choice: Choice, recipe: Recipe, as_it_is: Sequence[str]) -> str:
+    """The text of the page; `as_it_is` are the lines about the recipe as it is."""
     mine = [] if given is None else [given]
     named = {describe(plan) for plan in mine}
     plans = [*mine, *(plan for plan in choice.fitting if describe(plan) not in named)][:STRATEGIES]
@@ -62,22 +60,18 @@ def page(title: str, given: Planned | None, choice: Choice, recipe: Recipe, why_
         "<h2>Memory of a rank at its fullest moment</h2>",
         _memory(shown),
         "<h2>Time of a step</h2>",
-        _time([plan for plan in shown if plan in plans]),
+        _time(plans or shown),
         "<h2>The recipe as it is</h2>",
-        _text([f"not possible: {why_not}"] if given is None else _as_it_is(given, recipe)),
+        _text(as_it_is),
         "<h2>The choice</h2>",
         _text(choice_lines(choice, recipe, given)),
         "<h2>Tokens</h2>",
         _text(_tokens(shown[0], recipe)),
     ]
-    if recipe.steps is not None:
-        body += ["<h2>Learning rate</h2>", _curve(recipe)]
+    counted = "the recipe counts in epochs: how many steps they are is known when its data is read"
+    body += ["<h2>Learning rate</h2>", _text([counted]) if recipe.steps is None else _curve(recipe)]
     data = json.dumps(plan_json(shown[0])).replace("<", "\\u003c")
     return PAGE.format(title=html.escape(title), body="\n".join(body), data=data)
-
-
-def _as_it_is(given: Planned, recipe: Recipe) -> list[str]:
-    return [*memory_lines(given), *time_lines(given, recipe.steps, None)]
 
 
 def _text(lines: Sequence[str]) -> str:
@@ -85,7 +79,7 @@ def _text(lines: Sequence[str]) -> str:
 
 
 def _tokens(plan: Planned, recipe: Recipe) -> list[str]:
-    batch, accumulation = recipe.batch, int(plan.config["gradient_accumulation_steps"])
+    batch, accumulation = plan.recipe.batch, int(plan.config["gradient_accumulation_steps"])
     unit = f"{batch.sequence_length:,} tokens" if recipe.task.has_length else "examples"
     lines = [
         f"{batch.global_size} sequences per step = {batch.micro_size} per micro-batch x {plan.mesh.data} replicas x "

@@ -22,7 +22,7 @@ SHOWN = 8
 def memory_lines(plan: Planned) -> list[str]:
     """The fullest moment of the fullest rank, by component."""
     limit = plan.limit
-    verdict = "fits" if plan.memory.peak <= (1 - MARGIN) * limit else "DOES NOT FIT"
+    verdict = _verdict(plan.memory.peak / limit)
     where = "of this host's memory, a rank's share" if plan.place.hardware.is_cpu else "of a device"
     lines = [
         f"memory: {verdict}: {plan.memory.peak / GIB:.1f} GiB of {limit / GIB:.1f} GiB {where}, {plan.memory.moment}"
@@ -36,8 +36,12 @@ def memory_lines(plan: Planned) -> list[str]:
         pinned = (
             f", {plan.memory.pinned * plan.ranks_of_host / GIB:.1f} GiB of it page-locked" if plan.memory.pinned else ""
         )
+        there = plan.place.host_memory
+        verdict = "" if there is None else f"{_verdict(plan.host_fullness)}: "
+        limited = "" if there is None else f" of {there / GIB:.1f}"
         lines.append(
-            f"host:   {plan.host_bytes / GIB:.1f} GiB on each host, by {plural(plan.ranks_of_host, 'rank')}{pinned}"
+            f"host:   {verdict}{plan.host_bytes / GIB:.1f}{limited} GiB on each host, by {plural(plan.ranks_of_host, 'rank')}{pinned}"
+            f"{', while weights are loaded' if plan.memory.loading == plan.memory.host_peak else ''}"
         )
     if plan.memory.nvme:
         lines.append(f"NVMe:   {plan.memory.nvme * plan.ranks_of_host / GIB:.1f} GiB on each host")
@@ -47,6 +51,10 @@ def memory_lines(plan: Planned) -> list[str]:
         f"disk:   a checkpoint takes {disk.checkpoint / GIB:.2f} GiB, at most {disk.most / GIB:.2f} GiB at a time{export}"
     )
     return lines
+
+
+def _verdict(fullness: float) -> str:
+    return "fits" if fullness <= 1 - MARGIN else "DOES NOT FIT"
 
 
 def time_lines(plan: Planned, steps: int | None, price_per_hour: float | None) -> list[str]:
@@ -62,11 +70,7 @@ def time_lines(plan: Planned, steps: int | None, price_per_hour: float | None) -
     spent = ", ".join(f"{name} {value:.2g} s" for name, value in parts.items() if value >= 0.005 * seconds.total)
     unit = "tokens" if plan.recipe.task.has_length else "examples"
     lines = [f"time:   {duration(seconds.total)} per step ({spent}); {plan.tokens_per_second:,.0f} {unit}/s"]
-    peak = plan.place.hardware.peak
-    mfu = ""
-    if peak is not None:
-        share = plan.tflops_per_device * 1e12 / plan.place.hardware.flops("bf16")
-        mfu = f", {share:.0%} of its bf16 rate (MFU)"
+    mfu = "" if plan.mfu is None else f", {plan.mfu:.0%} of its {plan.number_format} rate (MFU)"
     lines.append(f"        {plan.tflops_per_device:.3g} TFLOPS per device{mfu}")
     if steps is not None:
         whole = steps * seconds.total
@@ -77,13 +81,24 @@ def time_lines(plan: Planned, steps: int | None, price_per_hour: float | None) -
 
 
 def _cost(plan: Planned, seconds: float, price_per_hour: float | None) -> str:
-    devices, watts = plan.mesh.world_size, plan.place.hardware.watts
     said = ""
-    if watts:
-        said = f", {devices * watts * seconds / 3.6e6:,.1f} kWh at the devices' full power"
-    if price_per_hour is not None:
-        said += f", {devices * price_per_hour * seconds / 3600:,.2f} at {price_per_hour:g} per device and hour"
+    energy, price = energy_kwh(plan, seconds), cost(plan, seconds, price_per_hour)
+    if energy is not None:
+        said = f", {energy:,.1f} kWh at the devices' full power"
+    if price is not None:
+        said += f", {price:,.2f} at {price_per_hour:g} per device and hour"
     return said
+
+
+def energy_kwh(plan: Planned, seconds: float) -> float | None:
+    """Of all devices at full power; None where that is not known."""
+    watts = plan.place.hardware.watts
+    return plan.mesh.world_size * watts * seconds / 3.6e6 if watts else None
+
+
+def cost(plan: Planned, seconds: float, price_per_hour: float | None) -> float | None:
+    """Of all devices, in the currency of the price of one; None without a price."""
+    return None if price_per_hour is None else plan.mesh.world_size * price_per_hour * seconds / 3600
 
 
 def duration(seconds: float) -> str:
@@ -104,7 +119,7 @@ def choice_lines(choice: Choice, recipe: Recipe, given: Planned | None) -> list[
     lines: list[str] = []
     if choice.best is None:
         lines.append("no strategy fits:")
-        lines += [f"  {row(plan)}" for plan in choice.others[:3]]
+        lines += [f"  {row(plan)}{_host_short(plan)}" for plan in choice.others[:3]]
         return [*lines, *_refused(choice)]
     lines.append(f"fastest that fits: {describe(choice.best)}")
     lines += _reasons(choice, recipe, given)
@@ -134,7 +149,7 @@ def _reasons(choice: Choice, recipe: Recipe, given: Planned | None) -> list[str]
     if beyond is not None:
         lines.append(
             f"  {describe(beyond)} would take {duration(beyond.seconds.total)}, and needs "
-            f"{beyond.memory.peak / GIB:.0f} GiB of {beyond.limit / GIB:.0f}"
+            f"{beyond.memory.peak / GIB:.0f} GiB of {beyond.limit / GIB:.0f}{_host_short(beyond)}"
         )
     if given is not None and given.fits():
         gain = given.seconds.total / best.seconds.total - 1
@@ -147,6 +162,12 @@ def _reasons(choice: Choice, recipe: Recipe, given: Planned | None) -> list[str]
     if flags:
         lines.append(f"  take it: {flags}")
     return lines
+
+
+def _host_short(plan: Planned) -> str:
+    if plan.host_fullness <= 1 - MARGIN:
+        return ""
+    return f", with {plan.host_bytes / GIB:.0f} GiB of host memory of {(plan.place.host_memory or 0) / GIB:.0f}"
 
 
 def changes_worth_naming(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,6 +192,7 @@ def plan_json(plan: Planned) -> dict[str, Any]:
         "limit_bytes": plan.limit,
         "memory": to_json(plan.memory),
         "host_bytes_per_host": plan.host_bytes,
+        "host_limit_bytes": plan.place.host_memory,
         "disk": {
             "checkpoint_bytes": plan.disk.checkpoint,
             "most_bytes": plan.disk.most,
@@ -186,8 +208,20 @@ def plan_json(plan: Planned) -> dict[str, Any]:
         },
         "tokens_per_second": plan.tokens_per_second,
         "tflops_per_device": plan.tflops_per_device,
+        "mfu": plan.mfu,
         "parameters": plan.total,
         "trained_parameters": plan.trained,
+    }
+
+
+def run_json(plan: Planned, steps: int, price_per_hour: float | None) -> dict[str, Any]:
+    """A whole run of `steps` steps as data."""
+    seconds = steps * plan.seconds.total
+    return {
+        "steps": steps,
+        "seconds": seconds,
+        "energy_kwh": energy_kwh(plan, seconds),
+        "cost": cost(plan, seconds, price_per_hour),
     }
 
 

@@ -60,7 +60,9 @@ class Seconds:
     flops: float = 0.0
     """What is multiplied meanwhile on the device, waiting counted as work: of a processor by all ranks that share it."""
     moved: float = 0.0
-    """Bytes that the other operations move, the optimizer's among them."""
+    """Bytes that the other operations move, the optimizer's on the device among them."""
+    rest: float = 0.0
+    """Of the total, seconds that are not those of `flops` and `moved`: links, the host, operations that wait to be started."""
 
     @property
     def total(self) -> float:
@@ -77,6 +79,8 @@ class Place:
     rates: Rates = Rates()
     cores_shared: int = 1
     """Ranks that share the processor, on a CPU."""
+    host_memory: int | None = None
+    """Bytes of memory of a host with GPUs; None: not known, and taken for enough."""
 
     def link_of(self, ranks: int, stride: int) -> float:
         """Bytes per second between `ranks` neighbours that lie `stride` ranks apart."""
@@ -97,39 +101,48 @@ def step_seconds(
     layers: int,
     recomputes: bool,
     pair_share: float = 1.0,
+    kept_on_host: float = 0.0,
 ) -> Seconds:
     """Of one step of the rank with `work` per micro-batch.
 
     `hidden_bytes` is what a layer hands to the next one of a micro-batch, `layers` how many this rank has, `pair_share`
-    the part of attention that documents ask for.
+    the part of attention that documents ask for, `kept_on_host` the bytes of activations that go there and come back.
     """
-    micro = micro_batch_seconds(work, place, number_format, pair_share)
-    compute = accumulation * micro
-    turns = (accumulation + mesh.pipeline - 1) * place.cores_shared
-    flops, moved = turns * (work.flops + work.attention * pair_share), turns * work.traffic
-    per_micro, per_step, inside = _volumes(inventory, states, config, mesh, place, hidden_bytes, layers, recomputes)
+    busy, waiting = _micro_batch(work, place, number_format, pair_share)
+    turns = accumulation + mesh.pipeline - 1
+    compute, bubble = accumulation * (busy + waiting), (mesh.pipeline - 1) * (busy + waiting)
+    per_micro, per_step, inside = _volumes(inventory, config, mesh, place, hidden_bytes, layers, recomputes)
     sent = accumulation * per_micro + per_step
     if config["zero_optimization"].get("overlap_comm") and states.keeper is not Keeper.BF16:
         sent = max(VISIBLE * sent, sent - 0.8 * compute)
-    optimizer, offload, updated = _update(inventory, states, config, mesh, place)
-    bubble = (mesh.pipeline - 1) * micro if mesh.pipeline > 1 else 0.0
     communication = sent + accumulation * inside
-    return Seconds(compute, communication, optimizer, offload, bubble, flops, moved + updated)
+    on_device, on_host, updated = _update(inventory, states, config, mesh, place)
+    offload = _offload(inventory, states, config, mesh, place, accumulation)
+    # Layer inputs travel beside the computation, on a stream of their own.
+    offload += accumulation * max(0.0, 2 * kept_on_host / place.hardware.host_link - busy)
+    return Seconds(
+        compute,
+        communication,
+        on_device + on_host,
+        offload,
+        bubble,
+        turns * place.cores_shared * (work.flops + work.attention * pair_share),
+        turns * place.cores_shared * work.traffic + updated,
+        turns * waiting + communication + on_host + offload,
+    )
 
 
-def micro_batch_seconds(work: Work, place: Place, number_format: NumberFormat, pair_share: float) -> float:
-    """Forward and backward pass of one micro-batch."""
+def _micro_batch(work: Work, place: Place, number_format: NumberFormat, pair_share: float) -> tuple[float, float]:
+    """Seconds of the forward and backward pass of one micro-batch: at work, and waiting for operations to be started."""
     hardware, share = place.hardware, 1.0 / place.cores_shared
     rate = hardware.flops(number_format) * place.rates.compute * share
     products = (work.flops + work.attention * pair_share) / rate
-    others = work.traffic / (hardware.bandwidth * place.rates.memory * share)
-    found = products + others
-    return found if hardware.is_cpu else max(found, work.operations * LAUNCH_S)
+    busy = products + work.traffic / (hardware.bandwidth * place.rates.memory * share)
+    return busy, 0.0 if hardware.is_cpu else max(0.0, work.operations * LAUNCH_S - busy)
 
 
 def _volumes(
     inventory: Inventory,
-    states: States,
     config: Mapping[str, Any],
     mesh: Mesh,
     place: Place,
@@ -170,24 +183,52 @@ def _volumes(
 def _update(
     inventory: Inventory, states: States, config: Mapping[str, Any], mesh: Mesh, place: Place
 ) -> tuple[float, float, float]:
-    """Seconds of the optimizer's step and of moving what is offloaded, and bytes that the step moves on the device."""
-    zero, hardware = config["zero_optimization"], place.hardware
-    weight = SIZES[weights_dtype(config)]
+    """Seconds of the optimizer's step on the device and on the host, and bytes that it moves on the device."""
+    hardware, zero = place.hardware, config["zero_optimization"]
     share = inventory.trained / (1 if states.keeper is Keeper.PLAIN else mesh.gradient_ranks)
+    on_host = 0.0
+    if "offload_optimizer" in zero and not hardware.is_cpu:
+        on_host = share * float(zero["offload_optimizer"].get("ratio", 1.0))
+    moved = DEVICE_UPDATE * (share - on_host) * place.cores_shared
+    host_seconds = HOST_UPDATE * on_host * _per_host(mesh, place) / HOST_BANDWIDTH
+    return moved / (hardware.bandwidth * place.rates.memory), host_seconds, moved
+
+
+def _offload(
+    inventory: Inventory,
+    states: States,
+    config: Mapping[str, Any],
+    mesh: Mesh,
+    place: Place,
+    accumulation: int,
+) -> float:
+    """Seconds that gradients, weights and states travel between device, host and NVMe in one step."""
+    zero, hardware = config["zero_optimization"], place.hardware
     if hardware.is_cpu:
-        bandwidth = hardware.bandwidth * place.rates.memory / place.cores_shared
-        return DEVICE_UPDATE * share / bandwidth, 0.0, DEVICE_UPDATE * share * place.cores_shared
-    target = zero.get("offload_optimizer", {}).get("device")
-    if target is None:
-        return DEVICE_UPDATE * share / (hardware.bandwidth * place.rates.memory), 0.0, DEVICE_UPDATE * share
-    per_host = min(place.devices_per_host, mesh.world_size)
-    update = HOST_UPDATE * share * per_host / HOST_BANDWIDTH
-    moved = (SIZES[config["data_types"]["grad_accum_dtype"]] + weight) * share / hardware.host_link
-    if zero.get("offload_param"):
-        moved += 3 * weight * inventory.total / mesh.gradient_ranks / hardware.host_link
-    if target == "nvme":
-        moved += sum(states.steady.nvme.values()) * 2 * per_host / NVME
-    return update, moved, 0.0
+        return 0.0
+    optimizer, parameters = (zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param"))
+    weight, sums = SIZES[weights_dtype(config)], SIZES[config["data_types"]["grad_accum_dtype"]]
+    trained, total = inventory.trained / mesh.gradient_ranks, inventory.total / mesh.gradient_ranks
+    link = moved = 0.0
+    if optimizer is not None:
+        # Each micro-batch's gradients go to the host, those before come back to be added to, and the sum is copied once
+        # more in fp32 (stage_1_and_2.py, async_accumulate_grad_in_cpu_via_gpu; stage3.py, partition_grads).
+        link += (sums * (2 * accumulation - 1) + 4) * trained
+    if parameters is None:
+        link += weight * trained if optimizer is not None else 0.0
+    else:
+        # Fetched for the forward pass and for the backward pass of every micro-batch; updated weights go back.
+        link += weight * (2 * accumulation * total + (trained if optimizer is None else 0.0))
+    per_host = _per_host(mesh, place)
+    if optimizer == "nvme":
+        moved += 2 * per_host * sum(size for name, size in states.steady.nvme.items() if name != "parameters")
+    if parameters == "nvme":
+        moved += per_host * weight * (2 * accumulation * total + trained)
+    return link / hardware.host_link + moved / NVME
+
+
+def _per_host(mesh: Mesh, place: Place) -> int:
+    return min(place.devices_per_host, mesh.world_size)
 
 
 def with_memory(hardware: Hardware, gib: float | None, link_gb_s: float | None, fabric_gb_s: float | None) -> Hardware:

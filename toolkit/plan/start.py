@@ -10,16 +10,20 @@ from toolkit.errors import RecipeError
 from toolkit.models.quiet import quiet
 from toolkit.plan.calibration import finished_runs, fit, said
 from toolkit.plan.choice import Chooser, describe
-from toolkit.plan.devices import DEVICES, any_processor, find_device, this_processor
+from toolkit.plan.devices import any_processor, find_device, gpu_named, this_processor
 from toolkit.plan.memory import GIB
-from toolkit.plan.peaks import NumberFormat, find_peak
+from toolkit.plan.peaks import NumberFormat
 from toolkit.plan.speed import Place, Rates, with_memory
 from toolkit.plan.strategy import Planned, number_format, plan_strategy, target_of
 from toolkit.plan.subject import Subject, subject_of
 from toolkit.plan.trace import Untraceable
+from toolkit.processor import memory_limit
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of
 from toolkit.recipe.mesh import mesh_of
+
+PER_HOST = 8
+"""Devices of a host, where nobody says how many."""
 
 
 def subject_or_refused(recipe: Recipe) -> Subject:
@@ -44,8 +48,13 @@ def place_for(recipe: Recipe, options: Any) -> Place:
     name = options.device or ("cpu" if recipe.launch.device != "cuda" else "h100")
     hardware = with_memory(find_device(name), options.device_memory_gib, options.link_gb_s, options.fabric_gb_s)
     world = options.devices or recipe.launch.world_size
-    per_host = world if hardware.is_cpu else options.devices_per_host
-    return Place(hardware, per_host, cores_shared=world if hardware.is_cpu else 1)
+    as_recipe = recipe.launch.devices if options.devices is None or recipe.launch.hosts > 1 else None
+    per_host = min(world, options.devices_per_host or as_recipe or (world if hardware.is_cpu else PER_HOST))
+    host = None if options.host_memory_gib is None else int(options.host_memory_gib * GIB)
+    if hardware.is_cpu:
+        hardware = hardware if host is None else replace(hardware, memory=host)
+        return Place(hardware, per_host, cores_shared=per_host)
+    return Place(hardware, per_host, host_memory=host)
 
 
 def processor_place(ranks: int) -> Place:
@@ -61,11 +70,13 @@ def resolved(recipe: Recipe, world_size: int, devices_per_host: int) -> tuple[Re
     place = _place_of_ranks(devices_per_host)
     with quiet():
         subject = subject_or_refused(recipe)
-        if recipe.parallel.auto:
-            choice = Chooser(subject, recipe, world_size, place).choose()
-            plans = choice.fitting
-        else:
-            plans = _micro_sizes(subject, recipe, world_size, place)
+        try:
+            if recipe.parallel.auto:
+                plans = Chooser(subject, recipe, world_size, place).choose().fitting
+            else:
+                plans = _micro_sizes(subject, recipe, world_size, place)
+        except Untraceable as reason:
+            raise refused(reason) from None
     if not plans:
         raise RecipeError(
             f"{'parallel' if recipe.parallel.auto else 'batch.micro_size'}='auto': nothing fits on {world_size} x {place.hardware.name}",
@@ -95,9 +106,8 @@ def _place_of_ranks(devices_per_host: int) -> Place:
 
     if not torch.cuda.is_available():
         return Place(any_processor(), devices_per_host, cores_shared=devices_per_host)
-    peak = find_peak(torch.cuda.get_device_name())
-    known = next((one for one in DEVICES.values() if peak is not None and one.peak == peak), DEVICES["h100"])
-    return Place(replace(known, memory=torch.cuda.get_device_properties(0).total_memory), devices_per_host)
+    hardware = gpu_named(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory)
+    return Place(hardware, devices_per_host, host_memory=memory_limit())
 
 
 def calibrated(recipe: Recipe, place: Place, world_size: int) -> tuple[Place, str]:

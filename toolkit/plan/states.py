@@ -31,6 +31,10 @@ MEMORY_OPT_ALLREDUCE_SIZE)."""
 MUON_CACHE = 256 * 2**20
 """Bytes of buffers that stage 3 keeps for Muon's all-gathers (stage3.py, _muon_allgather_max_cached_bytes)."""
 
+SWAP_STATES, SWAP_PARAMETERS, PARAMETER_BUFFER = 4, 5, 100_000_000
+"""NVMe: buffers of a sub-group's states in fp32 (offload_optimizer.buffer_count), and buffers of parameters and their
+elements (offload_param.buffer_count and buffer_size)."""
+
 PIECE_8BIT, UPDATE_8BIT = 2**24, 53
 """8-bit states on a CPU: numbers that are updated at a time, and bytes of the copies that are made of each."""
 
@@ -128,7 +132,7 @@ class _Count:
         optimizer = self.zero.get("offload_optimizer", {})
         self.offloads = bool(optimizer)
         self.states_place = {"cpu": "host", "nvme": "nvme"}.get(optimizer.get("device"), "device")
-        self.pins = bool(optimizer.get("pin_memory"))
+        self.pins = any(self.zero.get(name, {}).get("pin_memory") for name in ("offload_optimizer", "offload_param"))
         self.held = Held()
 
     def states(self) -> States:
@@ -310,10 +314,13 @@ class _Count:
         self._average(share)
         if self.pins:
             pieces = max(1, round(share / int(self.zero["sub_group_size"])))
-            held.pin(self.sums * share)
-            held.pin(self.master * share, pieces)
-            held.pin(self.master * share, pieces)
+            if self.offloads:
+                held.pin(self.sums * share)
+            if self.states_place == "host":
+                held.pin(self.master * share, pieces)
+                held.pin(self.master * share, pieces)
             held.pin(self.weight * share if params_place == "host" else 0, pieces)
+        self._swap_buffers(share, params_place, max((part for _, part in split), default=0))
         size = min(int(self.zero["reduce_bucket_size"]), max(1, self._trained))
         held.add("device", "buckets", self.sums * int(self.zero["reduce_bucket_size"]))
         if self._is_muon and self.ranks > 1:
@@ -322,6 +329,19 @@ class _Count:
         backward = {"reduction": 2 * self.wire * size, "gathered parameters": self.weight * self._gathered()}
         step = {"gradients": self.master * min(share, int(self.zero["sub_group_size"]))}
         return States(held, backward, 0.0, step, self.keeper)
+
+    def _swap_buffers(self, share: int, params_place: str, largest: int) -> None:
+        """Host memory through which states and parameters go to NVMe and come back (swap_tensor/optimizer_utils.py and
+        partitioned_param_swapper.py, with the default counts and sizes of DeepSpeed's configuration)."""
+        size = 0
+        if self.states_place == "nvme":
+            size += SWAP_STATES * 4 * min(share, int(self.zero["sub_group_size"]))
+        if params_place == "nvme":
+            # Page-locked it is all there; else only what a parameter has been read into.
+            size += SWAP_PARAMETERS * self.weight * (PARAMETER_BUFFER if self.pins else min(PARAMETER_BUFFER, largest))
+        self.held.add("host", "swap buffers", size)
+        if self.pins and size:
+            self.held.pin(size)
 
     def _muon_buffers(self) -> int:
         """What stays of the all-gathers of Muon's gradients and moments: a pair of buffers for each size that occurs, the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from toolkit.ds_config.render import render, weights_dtype
@@ -13,9 +13,10 @@ from toolkit.plan.inventory import Inventory
 from toolkit.plan.memory import Disk, Flight, Memory, count_disk, put_together
 from toolkit.plan.peaks import NumberFormat
 from toolkit.plan.speed import Place, Seconds, step_seconds
-from toolkit.plan.states import SIZES, count_states
-from toolkit.plan.subject import Subject, way_of
-from toolkit.plan.trace import Activations
+from toolkit.plan.states import SIZES, Keeper, States, count_states
+from toolkit.plan.subject import Subject, way_of, with_micro
+from toolkit.plan.trace import Activations, Traced
+from toolkit.plan.work import Work
 from toolkit.processor import multiplies_bf16
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import Mesh, mesh_of, model_ranks
@@ -61,11 +62,19 @@ class Planned:
         ranks = self.ranks_of_host
         return (self.memory.peak if self.place.hardware.is_cpu else self.memory.host_peak) * ranks
 
-    def fits(self, host_limit: int | None = None) -> bool:
-        """Whether there is room on the devices, with a margin, and on the host where its memory is known."""
-        if self.memory.peak > (1 - MARGIN) * self.limit:
-            return False
-        return host_limit is None or self.host_bytes <= (1 - MARGIN) * host_limit
+    @property
+    def host_fullness(self) -> float:
+        """What the ranks of a host need together, as a share of its memory; 0 where that is not known."""
+        return self.host_bytes / self.place.host_memory if self.place.host_memory else 0.0
+
+    @property
+    def fullness(self) -> float:
+        """The largest share of a memory, of a device's or a host's, that is needed."""
+        return max(self.memory.peak / self.limit, self.host_fullness)
+
+    def fits(self) -> bool:
+        """Whether there is room, with a margin, on the devices and on the host."""
+        return self.fullness <= 1 - MARGIN
 
     @property
     def tokens_per_second(self) -> float:
@@ -76,6 +85,18 @@ class Planned:
     def tflops_per_device(self) -> float:
         """Of the model."""
         return self.model_flops / self.seconds.total / self.mesh.world_size / 1e12
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """What matrices are multiplied in."""
+        return number_format(self.recipe, weights_dtype(self.config))
+
+    @property
+    def mfu(self) -> float | None:
+        """Share of a device's listed rate in this format; None where no rate is listed."""
+        peak = self.place.hardware.peak
+        listed = None if peak is None else peak.tflops(self.number_format)
+        return None if listed is None else self.tflops_per_device / listed
 
 
 def plan_strategy(subject: Subject, recipe: Recipe, target: Target, place: Place) -> Planned:
@@ -92,11 +113,10 @@ def plan_strategy(subject: Subject, recipe: Recipe, target: Target, place: Place
     whole = subject.inventory(Mesh())
     tokens = recipe.batch.global_size * (recipe.batch.sequence_length if recipe.task.has_length else 1)
     tokens = round(tokens * subject.filled)
-    work = sum(part.flops * part.count for part in parts) * accumulation * mesh.data * mesh.sequence * mesh.tensor
+    work = accumulation * mesh.data * _model_flops(subject, recipe, config, target)
     checkpoint = recipe.checkpoint
     disk = count_disk(
         whole.trained,
-        whole.total,
         fullest.moments,
         keep=checkpoint.keep,
         keeps_best=checkpoint.keep_best,
@@ -130,11 +150,7 @@ class _Part:
     memory: Memory
     seconds: Seconds
     moments: float
-    """Bytes of optimizer states for each number that is trained."""
-    flops: float
-    """Of the model in a micro-batch, without what is recomputed."""
-    count: int
-    """Stages like this one."""
+    """Bytes of optimizer states, averages among them, for each number that is trained."""
 
 
 def _part(
@@ -146,15 +162,21 @@ def _part(
     is_last = stage == mesh.pipeline - 1
     way = way_of(recipe, dtype_of(config), target.device, has_head=is_last)
     traced = subject.trace(recipe, mesh, way)
-    activations = traced.whole if mesh.pipeline == 1 else _of_stage(subject, recipe, mesh, stage, target, traced)
-    work = activations.work.plus(activations.work, subject.filled - 1.0)
-    # On a CPU each document is computed, and traced, by itself.
-    pair_share = 1.0 if place.hardware.is_cpu else subject.pair_share
+    activations = traced.whole if mesh.pipeline == 1 else _of_stage(subject, mesh, stage, traced)
+    work, pair_share = _work(subject, activations, target)
     accumulation = int(config["gradient_accumulation_steps"])
     in_flight = min(accumulation, mesh.pipeline - stage)
     flight = Flight(accumulation, in_flight)
     is_cpu = target.device == "cpu"
-    memory = put_together(states, activations, flight, inventory.trained, is_cpu=is_cpu, ranks=mesh.world_size)
+    memory = put_together(
+        states,
+        activations,
+        flight,
+        inventory.trained,
+        is_cpu=is_cpu,
+        ranks=mesh.world_size,
+        flattened_on_host=_flattened_on_host(inventory, config, states, place),
+    )
     layers = sum(map(len, traced.depths.kinds.values())) // mesh.pipeline or 1
     seconds = step_seconds(
         work,
@@ -169,14 +191,43 @@ def _part(
         layers=layers,
         recomputes=recipe.model.activation_checkpointing,
         pair_share=pair_share,
+        kept_on_host=activations.host,
     )
-    steady = {**states.steady.device, **states.steady.host, **states.steady.nvme}
+    places = (states.steady.device, states.steady.host, states.steady.nvme)
+    saved = sum(place.get(name, 0) for place in places for name in ("optimizer states", "average weights"))
     share = states_share(inventory, config, mesh)
-    moments = steady.get("optimizer states", 0) / share if share else 0.0
-    recomputed = 4.0 / 3.0 if recipe.model.activation_checkpointing else 1.0
-    flops = (work.flops + work.attention * pair_share) / recomputed
-    alike = 1 if mesh.pipeline == 1 else mesh.pipeline - 2 if 0 < stage < mesh.pipeline - 1 else 1
-    return _Part(memory, seconds, moments, flops, alike)
+    moments = saved / share if share else 0.0
+    return _Part(memory, seconds, moments)
+
+
+def _work(subject: Subject, activations: Activations, target: Target) -> tuple[Work, float]:
+    """Of a micro-batch as the data is, and the share of its attention that documents ask for."""
+    work = activations.work.plus(activations.work, subject.filled - 1.0)
+    # On a CPU each document is computed, and traced, by itself.
+    return work, 1.0 if target.device == "cpu" else subject.pair_share
+
+
+def _model_flops(subject: Subject, recipe: Recipe, config: Mapping[str, Any], target: Target) -> float:
+    """Of the whole model in one micro-batch, nothing computed twice."""
+    way = way_of(recipe, dtype_of(config), target.device, has_head=True)
+    once, times = replace(way, checkpointing=False, offload=False, tiles=1), 1
+    if once != way and subject.batch is None:
+        # One sequence tells what several ask for, and other strategies have asked for it already.
+        recipe, times = with_micro(recipe, 1), recipe.batch.micro_size
+    work, pair_share = _work(subject, subject.trace(recipe, Mesh(), once).whole, target)
+    return times * (work.flops + work.attention * pair_share)
+
+
+def _flattened_on_host(inventory: Inventory, config: Mapping[str, Any], states: States, place: Place) -> int:
+    """Bytes of the parameter group that ZeRO-1 and 2 flatten on the host, where the device has no room for it twice.
+
+    stage_1_and_2.py, __init__. ZeRO-3 never holds whole weights, and a checkpoint is written piece by piece.
+    """
+    if place.hardware.is_cpu or states.keeper is not Keeper.SHARED:
+        return 0
+    weight = SIZES[weights_dtype(config)]
+    group = max((sum(parameter.numel for parameter in group) for group in inventory.groups()), default=0)
+    return 0 if weight * (inventory.total + group) <= place.hardware.memory else weight * group
 
 
 def states_share(inventory: Inventory, config: Mapping[str, Any], mesh: Mesh) -> float:
@@ -184,11 +235,10 @@ def states_share(inventory: Inventory, config: Mapping[str, Any], mesh: Mesh) ->
     return inventory.trained / (mesh.gradient_ranks if config["zero_optimization"]["stage"] else 1)
 
 
-def _of_stage(subject: Subject, recipe: Recipe, mesh: Mesh, stage: int, target: Target, traced: Any) -> Activations:
+def _of_stage(subject: Subject, mesh: Mesh, stage: int, traced: Traced) -> Activations:
     """Activations of the layers that pipeline stage `stage` has."""
     stack, first, after = subject.layers_of(mesh, stage)
-    found: Activations = traced.within(lambda layer: layer[0] != stack or first <= int(layer[1]) < after)
-    return found
+    return traced.within(lambda layer: layer[0] != stack or first <= int(layer[1]) < after)
 
 
 def _hidden_bytes(subject: Subject, recipe: Recipe, mesh: Mesh, config: Mapping[str, Any]) -> float:

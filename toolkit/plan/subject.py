@@ -42,6 +42,8 @@ class Subject:
     size: ModelSize
     batch: Batch | None = None
     """A real micro-batch; None: stand-ins are made."""
+    batch_sizes: tuple[int, int] = (0, 0)
+    """Its rows, and the sequence length of its recipe."""
     pair_share: float = 1.0
     """Pairs of tokens of one document, as a share of all pairs of tokens of one sequence."""
     filled: float = 1.0
@@ -71,14 +73,15 @@ class Subject:
         """
         micro = recipe.batch.micro_size
         if self.scales and self.batch is None and micro > 2:
-            one, two = (self.trace(_with_micro(recipe, size), mesh, way) for size in (1, 2))
+            one, two = (self.trace(with_micro(recipe, size), mesh, way) for size in (1, 2))
             return one.towards(two, micro - 1.0)
         alone = Mesh(1, 1, mesh.sequence, mesh.tensor)
         sizes = recipe.batch
-        key = (alone, way, None if self.batch is not None else (sizes.micro_size, sizes.sequence_length))
+        key = (alone, way, sizes.micro_size, sizes.sequence_length)
         if key not in self._traces:
-            batch = self.batch
-            if batch is None:
+            if self.batch is not None:
+                batch = self._real_batch(micro, sizes.sequence_length)
+            else:
                 length = -(-sizes.sequence_length // mesh.sequence) * mesh.sequence
                 packing = recipe.data.packing
                 shape = sizes.micro_size, length
@@ -94,6 +97,20 @@ class Subject:
                 with pretended_ranks(alone.world_size):
                     self._traces[key] = trace_activations(part, self.task, batch, way, self.depths)
         return self._traces[key]
+
+    def take_batch(self, batch: Batch, recipe: Recipe) -> None:
+        """Plan with `batch`, the first micro-batch of `recipe`, and no longer with stand-ins."""
+        self.batch, self.batch_sizes = batch, (recipe.batch.micro_size, recipe.batch.sequence_length)
+
+    def _real_batch(self, micro: int, length: int) -> Batch:
+        """`batch`, or its first `micro` rows. Raises Untraceable where such a batch cannot be made of it."""
+        assert self.batch is not None
+        rows, its_length = self.batch_sizes
+        if (micro, length) == (rows, its_length):
+            return self.batch
+        if micro > rows or length != its_length or any(len(value) != rows for value in self.batch.values()):
+            raise Untraceable(f"only the data can tell what a micro-batch of {micro} is like")
+        return {name: value[:micro] for name, value in self.batch.items()}
 
     @cached_property
     def prepared(self) -> nn.Module:
@@ -146,7 +163,8 @@ def subject_of(recipe: Recipe) -> Subject:
     return Subject(task, config, adapters, size)
 
 
-def _with_micro(recipe: Recipe, size: int) -> Recipe:
+def with_micro(recipe: Recipe, size: int) -> Recipe:
+    """`recipe` with `size` sequences in a micro-batch."""
     return recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"micro_size": size})})
 
 

@@ -11,24 +11,24 @@ import numpy as np
 
 from toolkit.checkpoint.durable import write_json
 from toolkit.data.batches import StoredBatches
-from toolkit.ds_config.render import resolved_dtype, weights_dtype
+from toolkit.ds_config.model_size import ModelSize
+from toolkit.ds_config.render import resolved_dtype
 from toolkit.ds_config.target import Target
 from toolkit.engine import device, process
 from toolkit.engine.out_of_memory import is_out_of_memory
 from toolkit.errors import LaunchError, RunFailed, ToolkitError
-from toolkit.models.model_size import model_size
 from toolkit.models.quiet import quiet
 from toolkit.plan.calibration import Finished, note
-from toolkit.plan.choice import as_flags, cheapest_changes, describe
-from toolkit.plan.devices import DEVICES
+from toolkit.plan.choice import as_flags, changes_curve, cheapest_changes, describe
+from toolkit.plan.devices import gpu_named
 from toolkit.plan.memory import GIB
-from toolkit.plan.peaks import find_peak
 from toolkit.plan.report import duration, plan_json
 from toolkit.plan.speed import Place
 from toolkit.plan.start import fitted, processor_place
 from toolkit.plan.strategy import Planned, number_format, plan_strategy
 from toolkit.plan.subject import Subject
 from toolkit.plan.trace import Untraceable
+from toolkit.processor import memory_limit
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
@@ -56,43 +56,50 @@ class RunPlan:
         if not found:
             return "plan it on more devices or larger ones: toolkit plan RECIPE --devices N --device NAME"
         said = [
-            f"{as_flags(change)} ({plan.memory.peak / GIB:.1f} GiB, {duration(plan.seconds.total)} per step)"
+            f"{as_flags(change)} ({plan.memory.peak / GIB:.1f} GiB, {duration(plan.seconds.total)} per step"
+            f"{', another loss curve' if changes_curve(change) else ''})"
             for change, plan in found
         ]
         return "pass " + ", or ".join(said)
 
-    def check(self, display: Display) -> None:
-        """Say what is expected. Raises LaunchError where the run needs more memory than there is."""
-        plan = self.planned
+    def check(self, display: Display, *, refuse: bool = True) -> None:
+        """Say what is expected. Raises LaunchError where the run needs more memory than there is, unless told not to `refuse`."""
+        plan, hardware = self.planned, self.planned.place.hardware
         peak, limit = plan.memory.peak, plan.limit
-        said = f"{peak / GIB:.1f} GiB of {limit / GIB:.1f} per rank, {plan.memory.moment}"
-        display.say(f"plan: {said}; about {duration(plan.seconds.total)} per step")
-        if peak <= limit:
+        time = "" if hardware.is_assumed else f"; about {duration(plan.seconds.total)} per step"
+        host = f", and {_host(plan)} of host memory" if plan.memory.host else ""
+        display.say(f"plan: {peak / GIB:.1f} GiB of {limit / GIB:.1f} per rank, {plan.memory.moment}{host}{time}")
+        if plan.fullness <= 1.0 or not refuse:
             return
-        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in _largest(plan.memory.device))
+        needs, has = f"{peak / GIB:.1f} GiB per rank", f"{limit / GIB:.1f}"
+        held, who = plan.memory.device, "a rank" if hardware.is_cpu else "the device"
+        if peak <= limit:
+            needs, has = f"{plan.host_bytes / GIB:.1f} GiB of host memory", f"{(plan.place.host_memory or 0) / GIB:.1f}"
+            held, who = plan.memory.host, "the host"
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in _largest(held))
+        each = "; of each rank" if held is plan.memory.host else ""
         raise LaunchError(
-            f"this run needs {peak / GIB:.1f} GiB per rank ({parts}), and {'a rank' if plan.place.hardware.is_cpu else 'the device'} "
-            f"has {limit / GIB:.1f}",
+            f"this run needs {needs}{each} ({parts}), and {who} has {has}",
             expected="a run that fits",
             do=f"{self.remedies}; --launch.memory_check off starts it all the same",
         )
+
+
+def _host(plan: Planned) -> str:
+    there = plan.place.host_memory
+    return f"{plan.host_bytes / GIB:.1f} GiB" + ("" if there is None else f" of {there / GIB:.1f}")
 
 
 def _largest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(sizes.items(), key=lambda item: -item[1])[:4]
 
 
-def plan_run(recipe: Recipe, inputs: Inputs, target: Target) -> RunPlan | None:
+def plan_run(recipe: Recipe, inputs: Inputs, target: Target, size: ModelSize) -> RunPlan | None:
     """Plan the run on the devices that are here. None for small models, and where none can be made."""
-    size = model_size(inputs.task.auto_class, inputs.model_config, recipe.model.config)
-    if inputs.adapters is not None:
-        size = replace(size, trained=inputs.adapters.trained)
     subject = Subject(inputs.task, inputs.model_config, inputs.adapters, size)
     if sum(parameter.numel() for parameter in subject.skeleton.parameters()) < LEAST_PARAMETERS:
         return None
-    place = place_here(recipe, target)
-    if place is None:
-        return None
+    place = place_here(recipe)
     if isinstance(inputs.batches, StoredBatches) and len(inputs.batches.store):
         recipe = _as_the_data_is(subject, recipe, inputs.batches)
     place, _ = fitted(place, number_format(recipe, resolved_dtype(recipe, target)))
@@ -102,7 +109,7 @@ def plan_run(recipe: Recipe, inputs: Inputs, target: Target) -> RunPlan | None:
                 planned = plan_strategy(subject, recipe, target, place)
             except Untraceable:
                 # Only the data tells what a batch is like: the first one stands for all.
-                subject.batch = next(iter(inputs.batches.iterate(0, 1))).micro_batches[0]
+                subject.take_batch(next(iter(inputs.batches.iterate(0, 1))).micro_batches[0], recipe)
                 planned = plan_strategy(subject, recipe, target, place)
     except (Untraceable, ToolkitError, StopIteration):
         return None
@@ -130,18 +137,14 @@ def _as_the_data_is(subject: Subject, recipe: Recipe, batches: StoredBatches) ->
     return recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"sequence_length": most})})
 
 
-def place_here(recipe: Recipe, target: Target) -> Place | None:
-    """The devices under this run, with rates fitted to finished ones; None for a kind that is not known."""
+def place_here(recipe: Recipe) -> Place:
+    """The devices under this run."""
     me = process.from_environment(recipe.parallel)
     if device.kind() == "cpu":
         place = processor_place(me.local_world_size)
         return replace(place, hardware=replace(place.hardware, memory=device.total_memory()))
-    name = device.gpu_name() or ""
-    peak = find_peak(name)
-    known = next((one for one in DEVICES.values() if peak is not None and one.peak == peak), None)
-    if known is None:
-        return None
-    return Place(replace(known, memory=device.total_memory()), me.local_world_size)
+    hardware = gpu_named(device.gpu_name() or "", device.total_memory())
+    return Place(hardware, me.local_world_size, host_memory=memory_limit())
 
 
 def keep_plan(folder: RunFolder, made: RunPlan, measured: Mapping[str, float] | None = None) -> None:
@@ -160,10 +163,10 @@ def keep_measured(name: str, folder: RunFolder, made: RunPlan, step_s: float, pe
     run = Finished(
         name=name,
         device=plan.place.hardware.name,
-        number_format=number_format(plan.recipe, weights_dtype(plan.config)),
+        number_format=plan.number_format,
         flops=plan.seconds.flops,
         moved=plan.seconds.moved,
-        rest_s=plan.seconds.communication + plan.seconds.offload,
+        rest_s=plan.seconds.rest,
         planned_s=plan.seconds.total,
         measured_s=step_s,
         planned_bytes=predicted,

@@ -83,9 +83,9 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
         config = render(recipe, target, size)
         for line in explain_size(recipe, config, size):
             display.say(line)
-        made = plan_run(recipe, inputs, target) if me.is_main and launch.memory_check == "refuse" else None
+        made = plan_run(recipe, inputs, target, size) if me.is_main else None
         if made is not None:
-            made.check(display)
+            made.check(display, refuse=launch.memory_check == "refuse")
         process.start(me, timeout_s=launch.timeout_s, host_optimizer="offload_optimizer" in config["zero_optimization"])
         try:
             check_agreement(me, config)
