@@ -5,8 +5,8 @@ set of a rank from its start to the last step; the plan is the one that the run 
 the median step after the first two. The first two recipes calibrate: their measured times are noted as every run notes
 them, and the plans of all others use rates fitted to these two alone.
 
-Everything is run in rounds, and the fastest of a recipe's runs counts: others may use this machine too. How much its
-slowest run differs is the last column: what no plan can be nearer to than.
+With --rounds everything is run several times, and the fastest of a recipe's runs counts: others may use this machine too.
+How much its slowest run differs is then the last column: what no plan can be nearer to than.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 RUNS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "ZeRO-2": ("sft_smollm2_zero2", 2, ()),
-    "ZeRO-3, checkpointing": ("sft_smollm2_zero3", 2, ()),
     "one rank, fp32": ("sft_smollm2_zero0", 1, ()),
+    "ZeRO-3, checkpointing": ("sft_smollm2_zero3", 2, ()),
     "ZeRO-1": ("sft_smollm2_zero2", 2, ("--parallel.zero_stage", "1")),
     "ZeRO-2, 512 tokens": ("sft_smollm2_zero2", 2, ("--batch.sequence_length", "512")),
     "ZeRO-2, micro-batch 1": ("sft_smollm2_zero2", 2, ("--batch.micro_size", "1")),
@@ -67,18 +67,22 @@ SHORT = [
 
 CALIBRATE = 2
 STEPS = 6
-ROUNDS = 2
 
 
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
     made = parser(__doc__, __file__)
     made.add_argument("--runs", help="names of runs with commas between them (default: all)")
+    made.add_argument("--rounds", type=int, default=1, help="times that each of them is run (default: 1)")
     options = made.parse_args(arguments)
     names = ["one rank, fp32"] if options.tiny else list(RUNS)
     if options.runs is not None:
         names = [name for name in names if name in options.runs.split(",")]
-    found = measured(names, options)
+    report(measured(names, options), options)
+
+
+def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
+    """Publish the page of `found`, plan.json of each recipe's runs."""
     rows, memories, times = [], [], []
     for index, (name, plans) in enumerate(found.items()):
         plan, seconds = plans[-1], sorted(one["measured"]["step_time_s"] for one in plans)
@@ -88,11 +92,11 @@ def main(arguments: list[str]) -> None:
         times += [] if index < CALIBRATE else [abs(time)]
         gib = [f"{value / 2**30:.2f}" for value in (plan["memory"]["peak_bytes"], peak)]
         said = "calibrates" if index < CALIBRATE else f"{time:+.0%}"
-        spread = f"{seconds[-1] / seconds[0] - 1.0:+.0%}"
-        rows.append(
-            [name, str(RUNS[name][1]), *gib, f"{memory:+.1%}", f"{planned:.2f}", f"{seconds[0]:.2f}", said, spread]
-        )
-    header = ["", "ranks", "GiB planned", "measured", "error", "s per step planned", "measured", "error", "slowest run"]
+        rows.append([name, str(RUNS[name][1]), *gib, f"{memory:+.1%}", f"{planned:.2f}", f"{seconds[0]:.2f}", said])
+        if len(plans) > 1:
+            rows[-1].append(f"{seconds[-1] / seconds[0] - 1.0:+.0%}")
+    header = ["", "ranks", "GiB planned", "measured", "error", "s per step planned", "measured", "error"]
+    header += ["slowest run"] if len(rows[0]) > len(header) else []
     lines = [f"Memory: median error {statistics.median(memories):.1%}, worst {max(memories):.1%}."]
     if times:
         lines.append(f"Time: median error {statistics.median(times):.0%}, worst {max(times):.0%}.")
@@ -103,7 +107,7 @@ def measured(names: list[str], options: argparse.Namespace) -> dict[str, list[di
     """plan.json of each recipe's runs, round by round."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     calibrated: dict[str, dict[str, Any]] = {}
-    rounds = [(number, name) for number in range(1 if options.tiny else ROUNDS) for name in names]
+    rounds = [(number, name) for number in range(options.rounds) for name in names]
     with tempfile.TemporaryDirectory(prefix="plan_runs_") as folder:
         cache = linked_cache(Path(folder))
         ledger = cache / "finished_runs.jsonl"

@@ -451,7 +451,7 @@ def test_a_host_that_is_too_small_refuses_a_run() -> None:
     assert plan.memory.peak < plan.limit and not plan.fits()
     made = RunPlan(subject, plan, target)
     with pytest.raises(
-        LaunchError, match=r"this run needs [\d.]+ GiB of host memory; of each rank \(.*the host has 64"
+        LaunchError, match=r"this run needs [\d.]+ GiB of host memory \(of each rank: .*the host has 64"
     ) as error:
         made.check(Display(is_main=False))
     assert "--launch.memory_check off" in error.value.do

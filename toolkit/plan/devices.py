@@ -38,6 +38,8 @@ class Hardware:
     """Rates of its matrix units; None: `rate` is what is known."""
     rates: tuple[float, float] = (0.0, 0.0)
     """FLOPs per second in fp32 and in bf16, of a device that is measured and not listed."""
+    cores: int = 0
+    """Of a processor."""
     fabric: float = 50 * GB
     """Bytes per second in one direction and per device between hosts: 400 Gbit/s each, unless told otherwise."""
 
@@ -154,7 +156,7 @@ def gpu_named(name: str, memory: int) -> Hardware:
 
 def any_processor() -> Hardware:
     """This host's processor with rates that are no measurement: every rank finds the same ones, and so the same strategy."""
-    return Hardware("cpu", memory_limit(), 20 * GB, GLOO, 20 * GB, 0.0, ASSUMED, rates=(1e11, 1e11))
+    return Hardware("cpu", memory_limit(), 20 * GB, GLOO, 20 * GB, 0.0, ASSUMED, rates=(1e11, 1e11), cores=_cores())
 
 
 def this_processor() -> Hardware:
@@ -163,7 +165,7 @@ def this_processor() -> Hardware:
 
     # A rank computes with its share of the cores.
     threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(_cores())
     try:
         return _measured()
     finally:
@@ -188,4 +190,11 @@ def _measured() -> Hardware:
         rates.append(2.0 * size**3 / seconds(partial(torch.mm, left, right)))
     source, target = torch.ones(numbers), torch.ones(numbers)
     bandwidth = 12.0 * numbers / seconds(lambda: torch.add(source, target, out=target))
-    return Hardware("cpu", memory_limit(), bandwidth, GLOO, bandwidth, 0.0, "measured here", rates=(rates[0], rates[1]))
+    measured = "measured here"
+    return Hardware(
+        "cpu", memory_limit(), bandwidth, GLOO, bandwidth, 0.0, measured, None, (rates[0], rates[1]), cores=_cores()
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -36,6 +36,18 @@ from the computation."""
 DEVICE_UPDATE = 30.0
 """Bytes that an optimizer on the device reads and writes for each number of its share."""
 
+PROCESSOR_OFFLOAD = 76.0
+"""On a processor, bytes more for each number whose states are offloaded: DeepSpeed copies gradients out one parameter after
+the other (measured by benchmarks/plan_runs.py)."""
+
+GRADIENT_PASSES = 8
+"""Times that each number of a micro-batch's gradient is read or written: by the backward pass, into a bucket and out of it,
+and to be added to the sums."""
+
+SWITCH_S = 0.010
+"""Seconds of an exchange inside of layers where ranks are more than cores: one of them waits for the others to be let run
+(measured by benchmarks/plan_runs.py)."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -102,15 +114,17 @@ def step_seconds(
     recomputes: bool,
     pair_share: float = 1.0,
     kept_on_host: float = 0.0,
+    waits_s: float = 0.0,
 ) -> Seconds:
-    """Of one step of the rank with `work` per micro-batch.
+    """Of one step of the rank with `work` per micro-batch, that of its gradients included.
 
     `hidden_bytes` is what a layer hands to the next one of a micro-batch, `layers` how many this rank has, `pair_share`
-    the part of attention that documents ask for, `kept_on_host` the bytes of activations that go there and come back.
+    the part of attention that documents ask for, `kept_on_host` the bytes of activations that go there and come back,
+    `waits_s` what the other stages of a pipeline take for one micro-batch together.
     """
-    busy, waiting = _micro_batch(work, place, number_format, pair_share)
-    turns = accumulation + mesh.pipeline - 1
-    compute, bubble = accumulation * (busy + waiting), (mesh.pipeline - 1) * (busy + waiting)
+    busy, waiting = micro_batch_seconds(work, place, number_format, pair_share)
+    compute, bubble = accumulation * (busy + waiting), waits_s
+    turns = accumulation + bubble / (busy + waiting)
     per_micro, per_step, inside = _volumes(inventory, config, mesh, place, hidden_bytes, layers, recomputes)
     sent = accumulation * per_micro + per_step
     if config["zero_optimization"].get("overlap_comm") and states.keeper is not Keeper.BF16:
@@ -132,7 +146,14 @@ def step_seconds(
     )
 
 
-def _micro_batch(work: Work, place: Place, number_format: NumberFormat, pair_share: float) -> tuple[float, float]:
+def gradient_work(inventory: Inventory, config: Mapping[str, Any]) -> Work:
+    """What the gradients of a micro-batch ask for besides the products that make them."""
+    return Work(traffic=float(GRADIENT_PASSES * SIZES[weights_dtype(config)] * inventory.trained))
+
+
+def micro_batch_seconds(
+    work: Work, place: Place, number_format: NumberFormat, pair_share: float
+) -> tuple[float, float]:
     """Seconds of the forward and backward pass of one micro-batch: at work, and waiting for operations to be started."""
     hardware, share = place.hardware, 1.0 / place.cores_shared
     rate = hardware.flops(number_format) * place.rates.compute * share
@@ -167,12 +188,15 @@ def _volumes(
     else:
         per_step = 2 * gradients + (weights if zero["stage"] == 1 else 0.0)
     inside = 0.0
+    switch = SWITCH_S if place.cores_shared > place.hardware.cores > 0 else 0.0
     if mesh.tensor > 1:
         # Two sums forward and two backward of each layer, and the forward ones once more where it is recomputed.
         sums = 4 + (2 if recomputes else 0)
+        inside += sums * layers * switch
         inside += sums * layers * 2 * hidden_bytes * (mesh.tensor - 1) / mesh.tensor / place.link_of(mesh.tensor, 1)
     if mesh.sequence > 1:
         trades = 8 + (4 if recomputes else 0)
+        inside += trades * layers * switch
         inside += trades * layers * hidden_bytes / mesh.sequence / place.link_of(mesh.sequence, mesh.tensor)
     if mesh.pipeline > 1:
         stride = mesh.world_size // mesh.pipeline
@@ -189,7 +213,10 @@ def _update(
     on_host = 0.0
     if "offload_optimizer" in zero and not hardware.is_cpu:
         on_host = share * float(zero["offload_optimizer"].get("ratio", 1.0))
-    moved = DEVICE_UPDATE * (share - on_host) * place.cores_shared
+    each = DEVICE_UPDATE
+    if hardware.is_cpu and "offload_optimizer" in zero:
+        each += PROCESSOR_OFFLOAD
+    moved = each * (share - on_host) * place.cores_shared
     host_seconds = HOST_UPDATE * on_host * _per_host(mesh, place) / HOST_BANDWIDTH
     return moved / (hardware.bandwidth * place.rates.memory), host_seconds, moved
 

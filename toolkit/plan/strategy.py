@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from toolkit.ds_config.render import render, weights_dtype
@@ -12,7 +13,7 @@ from toolkit.models.dtypes import dtype_of
 from toolkit.plan.inventory import Inventory
 from toolkit.plan.memory import Disk, Flight, Memory, count_disk, put_together
 from toolkit.plan.peaks import NumberFormat
-from toolkit.plan.speed import Place, Seconds, step_seconds
+from toolkit.plan.speed import Place, Seconds, gradient_work, micro_batch_seconds, step_seconds
 from toolkit.plan.states import SIZES, Keeper, States, count_states
 from toolkit.plan.subject import Subject, way_of, with_micro
 from toolkit.plan.trace import Activations, Traced
@@ -109,7 +110,9 @@ def plan_strategy(subject: Subject, recipe: Recipe, target: Target, place: Place
     accumulation = int(config["gradient_accumulation_steps"])
     parts = [_part(subject, recipe, config, mesh, stage, target, place) for stage in _stages(mesh)]
     fullest = max(parts, key=lambda part: part.memory.peak)
-    slowest = max(parts, key=lambda part: part.seconds.total)
+    # A stage waits while the first micro-batch is on its way to it, and the last one on its way back.
+    all_stages = sum(part.micro_batch_s * part.count for part in parts)
+    seconds = [part.seconds(waits_s=all_stages - part.micro_batch_s) for part in parts]
     whole = subject.inventory(Mesh())
     tokens = recipe.batch.global_size * (recipe.batch.sequence_length if recipe.task.has_length else 1)
     tokens = round(tokens * subject.filled)
@@ -129,7 +132,7 @@ def plan_strategy(subject: Subject, recipe: Recipe, target: Target, place: Place
         mesh,
         place,
         fullest.memory,
-        slowest.seconds,
+        max(seconds, key=lambda one: one.total),
         disk,
         whole.trained,
         whole.total,
@@ -148,9 +151,14 @@ class _Part:
     """One stage."""
 
     memory: Memory
-    seconds: Seconds
     moments: float
     """Bytes of optimizer states, averages among them, for each number that is trained."""
+    micro_batch_s: float
+    """Seconds of one micro-batch."""
+    seconds: Callable[..., Seconds]
+    """`step_seconds` without what the other stages take."""
+    count: int
+    """Stages like this one."""
 
 
 def _part(
@@ -164,6 +172,7 @@ def _part(
     traced = subject.trace(recipe, mesh, way)
     activations = traced.whole if mesh.pipeline == 1 else _of_stage(subject, mesh, stage, traced)
     work, pair_share = _work(subject, activations, target)
+    work = work.plus(gradient_work(inventory, config), 1.0)
     accumulation = int(config["gradient_accumulation_steps"])
     in_flight = min(accumulation, mesh.pipeline - stage)
     flight = Flight(accumulation, in_flight)
@@ -178,14 +187,16 @@ def _part(
         flattened_on_host=_flattened_on_host(inventory, config, states, place),
     )
     layers = sum(map(len, traced.depths.kinds.values())) // mesh.pipeline or 1
-    seconds = step_seconds(
+    shape = number_format(recipe, weights_dtype(config))
+    seconds = partial(
+        step_seconds,
         work,
         inventory,
         states,
         config,
         mesh,
         place,
-        number_format(recipe, weights_dtype(config)),
+        shape,
         accumulation=accumulation,
         hidden_bytes=_hidden_bytes(subject, recipe, mesh, config),
         layers=layers,
@@ -197,7 +208,8 @@ def _part(
     saved = sum(place.get(name, 0) for place in places for name in ("optimizer states", "average weights"))
     share = states_share(inventory, config, mesh)
     moments = saved / share if share else 0.0
-    return _Part(memory, seconds, moments)
+    alike = mesh.pipeline - 2 if 0 < stage < mesh.pipeline - 1 else 1
+    return _Part(memory, moments, sum(micro_batch_seconds(work, place, shape, pair_share)), seconds, alike)
 
 
 def _work(subject: Subject, activations: Activations, target: Target) -> tuple[Work, float]:

@@ -77,9 +77,9 @@ class RunPlan:
             needs, has = f"{plan.host_bytes / GIB:.1f} GiB of host memory", f"{(plan.place.host_memory or 0) / GIB:.1f}"
             held, who = plan.memory.host, "the host"
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in _largest(held))
-        each = "; of each rank" if held is plan.memory.host else ""
+        each = "of each rank: " if held is plan.memory.host else ""
         raise LaunchError(
-            f"this run needs {needs}{each} ({parts}), and {who} has {has}",
+            f"this run needs {needs} ({each}{parts}), and {who} has {has}",
             expected="a run that fits",
             do=f"{self.remedies}; --launch.memory_check off starts it all the same",
         )
