@@ -29,6 +29,9 @@ LARGEST_MICRO = 64
 DEGREES = (2, 4, 8, 16)
 """Of tensor, pipeline and sequence parallelism."""
 
+ALIKE = 0.02
+"""Relative difference of two times below which a forecast does not tell them apart."""
+
 Changes = Mapping[str, Any]
 """Dotted recipe field -> value."""
 
@@ -339,7 +342,7 @@ def why_slower(best: Planned, other: Planned) -> str:
     more = {name: getattr(other.seconds, name) - getattr(best.seconds, name) for name in names}
     name = max(more, key=lambda part: more[part])
     words = {"compute": "computation", "bubble": "waiting of pipeline stages", "offload": "traffic with the host"}
-    if other.seconds.total - best.seconds.total < 0.005 * best.seconds.total:
+    if other.seconds.total - best.seconds.total < ALIKE * best.seconds.total:
         return "as fast, and needs more memory" if other.memory.peak > best.memory.peak else "as fast"
     return f"{more[name]:.2f} s more of {words.get(name, name)} per step"
 

@@ -31,8 +31,11 @@ COLOURS = (
 )
 """Of components, in the order in which they come."""
 
-WIDE, LEFT, ROW = 960, 330, 26
+WIDE, LEFT, ROW = 960, 370, 26
 """Pixels: of a picture, of its labels, and of a row."""
+
+LABEL = 48
+"""Characters of a label: as many as fit in the widest of the usual fonts."""
 
 POINTS = 200
 """Of the learning-rate curve."""
@@ -169,7 +172,7 @@ def _curve(recipe: Recipe) -> str:
 
 
 def _label(text: str, top: int) -> str:
-    shown = text if len(text) <= 52 else f"{text[:50]}..."
+    shown = text if len(text) <= LABEL else f"{text[: LABEL - 2]}..."
     return f'<text x="{LEFT - 8}" y="{top + 17}" text-anchor="end">{html.escape(shown)}<title>{html.escape(text)}</title></text>'
 
 
