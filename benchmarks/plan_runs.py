@@ -72,12 +72,12 @@ STEPS = 6
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
     made = parser(__doc__, __file__)
-    made.add_argument("--runs", help="names of runs with commas between them (default: all)")
+    made.add_argument("--runs", help="names of runs with semicolons between them (default: all)")
     made.add_argument("--rounds", type=int, default=1, help="times that each of them is run (default: 1)")
     options = made.parse_args(arguments)
     names = ["one rank, fp32"] if options.tiny else list(RUNS)
     if options.runs is not None:
-        names = [name for name in names if name in options.runs.split(",")]
+        names = [name for name in names if name in options.runs.split(";")]
     report(measured(names, options), options)
 
 

@@ -44,9 +44,9 @@ GRADIENT_PASSES = 8
 """Times that each number of a micro-batch's gradient is read or written: by the backward pass, into a bucket and out of it,
 and to be added to the sums."""
 
-SWITCH_S = 0.010
-"""Seconds of an exchange inside of layers where ranks are more than cores: one of them waits for the others to be let run
-(measured by benchmarks/plan_runs.py)."""
+ALL_TO_ALL_S = 0.022
+"""Seconds of an exchange of tokens for heads through gloo where ranks are more than cores: each waits for the others to be
+let run (measured by benchmarks/plan_runs.py)."""
 
 
 @dataclass(frozen=True)
@@ -188,15 +188,14 @@ def _volumes(
     else:
         per_step = 2 * gradients + (weights if zero["stage"] == 1 else 0.0)
     inside = 0.0
-    switch = SWITCH_S if place.cores_shared > place.hardware.cores > 0 else 0.0
     if mesh.tensor > 1:
         # Two sums forward and two backward of each layer, and the forward ones once more where it is recomputed.
         sums = 4 + (2 if recomputes else 0)
-        inside += sums * layers * switch
         inside += sums * layers * 2 * hidden_bytes * (mesh.tensor - 1) / mesh.tensor / place.link_of(mesh.tensor, 1)
     if mesh.sequence > 1:
         trades = 8 + (4 if recomputes else 0)
-        inside += trades * layers * switch
+        if place.cores_shared > place.hardware.cores > 0:
+            inside += trades * layers * ALL_TO_ALL_S
         inside += trades * layers * hidden_bytes / mesh.sequence / place.link_of(mesh.sequence, mesh.tensor)
     if mesh.pipeline > 1:
         stride = mesh.world_size // mesh.pipeline
