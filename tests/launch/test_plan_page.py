@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.test_plan import MEDIUM, RECIPE
 from toolkit.cli.verbs import main
 
 BROWSER = next(
@@ -71,7 +72,7 @@ def drawn(page: Path, folder: Path) -> dict[str, Any]:
 def test_everything_is_drawn_and_nothing_is_cut_off(devices: str, tmp_path: Path) -> None:
     """Two devices as the recipe says; among 32 it cannot run so, and strategies with several degrees take its place."""
     recipe, page = tmp_path / "small.py", tmp_path / "plan.html"
-    recipe.write_text(RECIPE)
+    recipe.write_text(RECIPE.replace("{config}", repr(MEDIUM)))
     assert main(["plan", str(recipe), "--device", "L4", "--devices", devices, "--html", str(page)]) == 0
     found = drawn(page, tmp_path)
     assert found["errors"] == [] and found["requests"] == []
@@ -83,29 +84,3 @@ def test_everything_is_drawn_and_nothing_is_cut_off(devices: str, tmp_path: Path
         assert picture["outside"] == [], picture["what"]
     assert found["pictures"][0]["boxes"] > 8
     assert found["plan"]
-
-
-RECIPE = """
-from toolkit import Batch, Checkpoint, Data, Model, Parallel, Recipe, Schedule, main
-
-recipe = Recipe(
-    model=Model(
-        architecture="llama",
-        weights="random",
-        tokenizer="none",
-        config={
-            "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8,
-            "num_key_value_heads": 2, "vocab_size": 8192, "pad_token_id": 0,
-        },
-    ),
-    data=Data(train="rows.jsonl"),
-    batch=Batch(global_size=16, sequence_length=256),
-    schedule=Schedule(type="cosine", warmup_steps=10),
-    checkpoint=Checkpoint(export=False),
-    parallel=Parallel(zero_stage=1),
-    steps=100,
-)
-
-if __name__ == "__main__":
-    main(recipe)
-"""

@@ -26,8 +26,6 @@ from toolkit.plan.choice import (
     Chooser,
     as_flags,
     changed,
-    changes_curve,
-    cheapest_changes,
     describe,
     runner_up,
     why_slower,
@@ -37,6 +35,7 @@ from toolkit.plan.devices import DEVICES, any_processor, find_device, gpu_named
 from toolkit.plan.inventory import Inventory, Parameter
 from toolkit.plan.memory import GIB
 from toolkit.plan.page import page
+from toolkit.plan.remedies import changes_curve, cheapest_changes
 from toolkit.plan.speed import Place, Rates
 from toolkit.plan.stand_in import stand_in_batch
 from toolkit.plan.start import place_for, resolved, subject_or_refused
@@ -473,6 +472,15 @@ def test_a_real_batch_is_cut_where_its_rows_are_examples() -> None:
     with pytest.raises(Untraceable, match="only the data can tell what a micro-batch of 8 is like"):
         larger = changed(given, {"batch.micro_size": 8})
         plan_strategy(subject, larger, Target(1, "cuda"), Place(find_device("L4"), 1))
+
+
+def test_what_cannot_act_beside_a_change_goes_back_to_its_default() -> None:
+    where = {"offload_optimizer": "nvme", "nvme_path": "/tmp", "param_persistence_threshold": 100}
+    given = recipe(SMALL, parallel=Parallel(zero_stage=3, **where))
+    found = changed(given, {"parallel.zero_stage": 2, "parallel.offload_optimizer": "none"}).parallel
+    assert (found.nvme_path, found.param_persistence_threshold) == (None, None)
+    with pytest.raises(RecipeError, match=r"parallel\.nvme_path='/x' has no effect"):
+        changed(recipe(SMALL), {"parallel.nvme_path": "/x"})
 
 
 def test_changes_are_named_as_flags() -> None:

@@ -135,10 +135,12 @@ class Made:
         """As data."""
         from toolkit.plan.report import choice_json, plan_json, run_json
 
-        given = None if self.given is None else plan_json(self.given)
+        given = None
+        if self.given is not None:
+            given = plan_json(self.given)
+            if self.recipe.steps is not None:
+                given["run"] = run_json(self.given, self.recipe.steps, self.price)
         found = {"recipe": self.name, "as_given": given, "calibration": self.said}
-        if given is not None and self.given is not None and self.recipe.steps is not None:
-            given["run"] = run_json(self.given, self.recipe.steps, self.price)
         if self.why_not is not None:
             found["as_given_refused"] = self.why_not.what
         return {**found, **choice_json(self.recipe, self.choice)}

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 
-from toolkit.ds_config.target import Target
 from toolkit.errors import InputError
 from toolkit.plan.speed import Place
 from toolkit.plan.strategy import Planned, plan_strategy, target_of
@@ -22,6 +21,7 @@ from toolkit.plan.trace import Untraceable
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of
 from toolkit.recipe.effect import EffectError
+from toolkit.recipe.recipe import InconsistentRecipe
 
 LARGEST_MICRO = 64
 """Sequences in a micro-batch beyond which nothing is gained."""
@@ -74,13 +74,15 @@ class Chooser:
         else:
             self._plan(self._offloaded())
             # Where offloading makes room, cutting the model may be faster still; where it does not, cutting may make room.
-            self._plan(self._cut_within_hosts() if self._fitting() else self._divided())
+            self._plan(self._divided(("pipeline",) if self._fitting() else ("tensor", "pipeline", "sequence")))
         if not self._fitting():
             self._plan(self._rounded())
         if self.untraceable is not None and not self.planned:
             raise self.untraceable
         fitting, unfit = self._exactly(self._fitting())
-        others = sorted([*unfit, *(plan for plan in self.planned.values() if not plan.fits())], key=_fullness)
+        others = sorted(
+            [*unfit, *(plan for plan in self.planned.values() if not plan.fits())], key=lambda plan: plan.fullness
+        )
         refused = {kind: why for kind, why in self.refused.items() if kind not in self.possible}
         return Choice(fitting, others, refused)
 
@@ -154,37 +156,22 @@ class Chooser:
             return
         for stage, micro in product((2, 3), self._micro_sizes(self.world_size)):
             yield {**_changes(stage, self._can_checkpoint, micro), "parallel.offload_optimizer": "cpu"}
-        for micro in self._micro_sizes(self.world_size):
-            everything = {"parallel.offload_optimizer": "cpu", "parallel.offload_param": "cpu"}
-            yield {**_changes(3, self._can_checkpoint, micro), **everything}
-        if self.recipe.parallel.nvme_path is not None:
-            for micro in self._micro_sizes(self.world_size):
-                where = dict.fromkeys(("parallel.offload_optimizer", "parallel.offload_param"), "nvme")
-                path = {"parallel.nvme_path": self.recipe.parallel.nvme_path}
-                yield {**_changes(3, self._can_checkpoint, micro), **where, **path}
+        places = ("cpu",) if self.recipe.parallel.nvme_path is None else ("cpu", "nvme")
+        for place, micro in product(places, self._micro_sizes(self.world_size)):
+            yield {**_changes(3, self._can_checkpoint, micro), **all_on(place)}
         for offload in ({}, {"parallel.offload_optimizer": "cpu"}):
             if self._can_checkpoint and self._micro_sizes(self.world_size):
                 long = {"model.activation_offload": True, "model.mlp_tiles": 8}
                 yield {**_changes(3, True, 1), **long, **offload}
 
-    def _divided(self) -> Iterator[Changes]:
-        cuts = self.recipe.task.cuts
-        shapes = [(name, degree) for name in ("tensor", "pipeline", "sequence") if name in cuts for degree in DEGREES]
-        for name, degree in shapes:
+    def _divided(self, axes: Sequence[str]) -> Iterator[Changes]:
+        """The model cut along one of `axes`, and across hosts."""
+        for name, degree in product((axis for axis in axes if axis in self.recipe.task.cuts), DEGREES):
             if self.world_size % degree or (name != "pipeline" and degree > self.place.devices_per_host):
                 continue
             stages = (1,) if name == "pipeline" else (1, 3)
             for stage, micro in product(stages, self._micro_sizes(self.world_size // degree)):
                 yield {**_changes(stage, self._can_checkpoint, micro), f"parallel.{name}": degree}
-        yield from self._across_hosts()
-
-    def _cut_within_hosts(self) -> Iterator[Changes]:
-        """Layers divided among all devices of a host, or its matrices."""
-        if "pipeline" in self.recipe.task.cuts:
-            for degree in DEGREES:
-                if self.world_size % degree == 0:
-                    for micro in self._micro_sizes(self.world_size // degree):
-                        yield {**_changes(1, self._can_checkpoint, micro), "parallel.pipeline": degree}
         yield from self._across_hosts()
 
     def _across_hosts(self) -> Iterator[Changes]:
@@ -207,8 +194,7 @@ class Chooser:
             yield {**_changes(stage, self._can_checkpoint, micro), **formats}
         if not self.place.hardware.is_cpu:
             for micro in self._micro_sizes(self.world_size):
-                everything = {"parallel.offload_optimizer": "cpu", "parallel.offload_param": "cpu"}
-                yield {**_changes(3, self._can_checkpoint, micro), **formats, **everything}
+                yield {**_changes(3, self._can_checkpoint, micro), **formats, **all_on("cpu")}
 
 
 NEUTRAL: Changes = {
@@ -218,7 +204,6 @@ NEUTRAL: Changes = {
     "parallel.offload_optimizer": "none",
     "parallel.offload_param": "none",
     "parallel.offload_ratio": 1.0,
-    "parallel.nvme_path": None,
     "parallel.reduce_bucket_size": None,
     "parallel.overlap_comm": None,
     "parallel.param_persistence_threshold": None,
@@ -236,8 +221,9 @@ def _changes(stage: int, checkpointing: bool, micro: int) -> dict[str, Any]:
     }
 
 
-def _fullness(plan: Planned) -> float:
-    return plan.fullness
+def all_on(place: str) -> dict[str, Any]:
+    """Parameters and optimizer offloaded to `place`."""
+    return dict.fromkeys(("parallel.offload_optimizer", "parallel.offload_param"), place)
 
 
 def changed(recipe: Recipe, changes: Changes) -> Recipe:
@@ -248,8 +234,9 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
     values = {**flat(recipe), **changes}
     try:
         return recipe_of(values)
-    except EffectError as error:
-        idle = {field.name for field in error.idle} - changes.keys()
+    except InconsistentRecipe as error:
+        parts = [part for part in error.parts if isinstance(part, EffectError)]
+        idle = {field.name for part in parts for field in part.idle} - changes.keys()
         return recipe_of({name: value for name, value in values.items() if name not in idle})
 
 
@@ -353,71 +340,3 @@ def faster_unfit(choice: Choice) -> Planned | None:
         return None
     fastest = min(choice.others, key=lambda plan: plan.seconds.total)
     return fastest if choice.best is None or fastest.seconds.total < choice.best.seconds.total else None
-
-
-def cheapest_changes(
-    subject: Subject, recipe: Recipe, target: Target, place: Place, *, most: int = 3
-) -> list[tuple[Changes, Planned]]:
-    """Changes to `recipe`, which does not fit on `target`, that make it fit: those that keep its loss curve first, and of
-    these the fastest per token.
-
-    Single ones, then pairs of such as are not enough alone. Empty where none of them is enough.
-    """
-    single = list(_remedies(recipe, target))
-    found: list[tuple[Changes, Planned]] = []
-    subject.scales = True
-
-    def try_out(change: Changes) -> bool:
-        try:
-            plan = plan_strategy(subject, changed(recipe, change), target, place)
-        except (InputError, Untraceable):
-            return False
-        if plan.fits():
-            found.append((change, plan))
-        return plan.fits()
-
-    def has_enough(change: Changes) -> bool:
-        """Whether less of the same kind is enough."""
-        return any(other.keys() <= change.keys() for other, _ in found)
-
-    left = [change for change in single if not has_enough(change) and not try_out(change)]
-    for one, two in combinations(left, 2):
-        if len(found) >= most:
-            break
-        both = {**one, **two}
-        if not one.keys() & two and not has_enough(both):
-            try_out(both)
-    return sorted(found, key=lambda item: (changes_curve(item[0]), -item[1].tokens_per_second))[:most]
-
-
-def changes_curve(changes: Changes) -> bool:
-    """Whether a run with `changes` has another loss curve: other examples in a step, or states that are rounded."""
-    return bool(changes.keys() & {"batch.sequence_length", "precision.master_dtype", "precision.state_dtype"})
-
-
-def _remedies(recipe: Recipe, target: Target) -> Iterator[dict[str, Any]]:
-    batch, parallel, model = recipe.batch, recipe.parallel, recipe.model
-    micro = batch.micro_size
-    while micro > 1:
-        micro = max(size for size in range(1, micro) if batch.global_size % size == 0 and micro % size == 0)
-        yield {"batch.micro_size": micro}
-    if not model.activation_checkpointing:
-        yield {"model.activation_checkpointing": True}
-    if target.world_size > 1 and parallel.pipeline == 1:
-        for stage in range(parallel.zero_stage + 1, 4):
-            yield {"parallel.zero_stage": stage}
-    if target.device != "cpu":
-        if parallel.offload_optimizer == "none" and parallel.pipeline == 1:
-            yield {"parallel.zero_stage": max(2, parallel.zero_stage), "parallel.offload_optimizer": "cpu"}
-        if parallel.offload_param == "none" and parallel.pipeline == 1:
-            everything = {"parallel.offload_optimizer": "cpu", "parallel.offload_param": "cpu"}
-            yield {"parallel.zero_stage": 3, **everything}
-        if not model.activation_offload:
-            yield {"model.activation_checkpointing": True, "model.activation_offload": True}
-    if model.mlp_tiles == 1 and recipe.task.has_length and batch.sequence_length >= 8192:
-        yield {"model.mlp_tiles": 8}
-    if recipe.precision.state_dtype == "fp32" and recipe.precision.dtype in ("bf16", "auto"):
-        formats = {"precision.master_dtype": "bf16", "precision.state_dtype": "bf16"}
-        yield {**formats, "parallel.zero_stage": max(2, parallel.zero_stage)}
-    if recipe.task.has_length and batch.sequence_length >= 1024:
-        yield {"batch.sequence_length": batch.sequence_length // 2}

@@ -69,7 +69,7 @@ def page(title: str, given: Planned | None, choice: Choice, recipe: Recipe, as_i
         "<h2>The choice</h2>",
         _text(choice_lines(choice, recipe, given)),
         "<h2>Tokens</h2>",
-        _text(_tokens(shown[0], recipe)),
+        _text(_tokens(shown[0])),
     ]
     counted = "the recipe counts in epochs: how many steps they are is known when its data is read"
     body += ["<h2>Learning rate</h2>", _text([counted]) if recipe.steps is None else _curve(recipe)]
@@ -81,8 +81,9 @@ def _text(lines: Sequence[str]) -> str:
     return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
-def _tokens(plan: Planned, recipe: Recipe) -> list[str]:
-    batch, accumulation = plan.recipe.batch, int(plan.config["gradient_accumulation_steps"])
+def _tokens(plan: Planned) -> list[str]:
+    recipe = plan.recipe
+    batch, accumulation = recipe.batch, int(plan.config["gradient_accumulation_steps"])
     unit = f"{batch.sequence_length:,} tokens" if recipe.task.has_length else "examples"
     lines = [
         f"{batch.global_size} sequences per step = {batch.micro_size} per micro-batch x {plan.mesh.data} replicas x "

@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.errors import plural
 from toolkit.plan.choice import Choice, as_flags, changes_of, describe, faster_unfit, runner_up, why_slower
 from toolkit.plan.memory import GIB, components, to_json
-from toolkit.plan.strategy import MARGIN, Planned
+from toolkit.plan.strategy import Planned, has_room
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat
 
@@ -54,7 +54,7 @@ def memory_lines(plan: Planned) -> list[str]:
 
 
 def _verdict(fullness: float) -> str:
-    return "fits" if fullness <= 1 - MARGIN else "DOES NOT FIT"
+    return "fits" if has_room(fullness) else "DOES NOT FIT"
 
 
 def time_lines(plan: Planned, steps: int | None, price_per_hour: float | None) -> list[str]:
@@ -165,7 +165,7 @@ def _reasons(choice: Choice, recipe: Recipe, given: Planned | None) -> list[str]
 
 
 def _host_short(plan: Planned) -> str:
-    if plan.host_fullness <= 1 - MARGIN:
+    if has_room(plan.host_fullness):
         return ""
     return f", with {plan.host_bytes / GIB:.0f} GiB of host memory of {(plan.place.host_memory or 0) / GIB:.0f}"
 

@@ -209,12 +209,12 @@ def _update(
     """Seconds of the optimizer's step on the device and on the host, and bytes that it moves on the device."""
     hardware, zero = place.hardware, config["zero_optimization"]
     share = inventory.trained / (1 if states.keeper is Keeper.PLAIN else mesh.gradient_ranks)
-    on_host = 0.0
-    if "offload_optimizer" in zero and not hardware.is_cpu:
-        on_host = share * float(zero["offload_optimizer"].get("ratio", 1.0))
-    each = DEVICE_UPDATE
-    if hardware.is_cpu and "offload_optimizer" in zero:
-        each += PROCESSOR_OFFLOAD
+    each, on_host = DEVICE_UPDATE, 0.0
+    if "offload_optimizer" in zero:
+        if hardware.is_cpu:
+            each += PROCESSOR_OFFLOAD
+        else:
+            on_host = share * float(zero["offload_optimizer"].get("ratio", 1.0))
     moved = each * (share - on_host) * place.cores_shared
     host_seconds = HOST_UPDATE * on_host * _per_host(mesh, place) / HOST_BANDWIDTH
     return moved / (hardware.bandwidth * place.rates.memory), host_seconds, moved
@@ -235,7 +235,7 @@ def _offload(
     optimizer, parameters = (zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param"))
     weight, sums = SIZES[weights_dtype(config)], SIZES[config["data_types"]["grad_accum_dtype"]]
     trained, total = inventory.trained / mesh.gradient_ranks, inventory.total / mesh.gradient_ranks
-    link = moved = 0.0
+    link = disk = 0.0
     if optimizer is not None:
         # Each micro-batch's gradients go to the host, those before come back to be added to, and the sum is copied once
         # more in fp32 (stage_1_and_2.py, async_accumulate_grad_in_cpu_via_gpu; stage3.py, partition_grads).
@@ -247,10 +247,10 @@ def _offload(
         link += weight * (2 * accumulation * total + (trained if optimizer is None else 0.0))
     per_host = _per_host(mesh, place)
     if optimizer == "nvme":
-        moved += 2 * per_host * sum(size for name, size in states.steady.nvme.items() if name != "parameters")
+        disk += 2 * per_host * sum(size for name, size in states.steady.nvme.items() if name != "parameters")
     if parameters == "nvme":
-        moved += per_host * weight * (2 * accumulation * total + trained)
-    return link / hardware.host_link + moved / NVME
+        disk += per_host * weight * (2 * accumulation * total + trained)
+    return link / hardware.host_link + disk / NVME
 
 
 def _per_host(mesh: Mesh, place: Place) -> int:

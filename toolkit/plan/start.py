@@ -9,7 +9,7 @@ from toolkit.ds_config.render import resolved_dtype
 from toolkit.errors import RecipeError
 from toolkit.models.quiet import quiet
 from toolkit.plan.calibration import finished_runs, fit, said
-from toolkit.plan.choice import Chooser, describe
+from toolkit.plan.choice import Chooser, changed, describe
 from toolkit.plan.devices import any_processor, find_device, gpu_named, this_processor
 from toolkit.plan.memory import GIB
 from toolkit.plan.peaks import NumberFormat
@@ -19,7 +19,6 @@ from toolkit.plan.subject import Subject, subject_of
 from toolkit.plan.trace import Untraceable
 from toolkit.processor import memory_limit
 from toolkit.recipe import Recipe
-from toolkit.recipe.dotted import flat, recipe_of
 from toolkit.recipe.mesh import mesh_of
 
 PER_HOST = 8
@@ -62,6 +61,11 @@ def processor_place(ranks: int) -> Place:
     return Place(this_processor(), ranks, cores_shared=ranks)
 
 
+def gpu_place(name: str, memory: int, ranks: int) -> Place:
+    """GPUs that torch calls `name`, of `memory` bytes, `ranks` on this host."""
+    return Place(gpu_named(name, memory), ranks, host_memory=memory_limit())
+
+
 def resolved(recipe: Recipe, world_size: int, devices_per_host: int) -> tuple[Recipe, str]:
     """`recipe` with what it leaves to the plan decided, the same on every rank; and what was decided, for the screen.
 
@@ -84,8 +88,8 @@ def resolved(recipe: Recipe, world_size: int, devices_per_host: int) -> tuple[Re
             do="start it on more devices or larger ones; toolkit plan RECIPE --devices N --device NAME shows what fits",
         )
     best = plans[0]
-    values = {**flat(best.recipe), "parallel.auto": False, "batch.auto_micro_size": False}
-    return recipe_of(values), f"plan: {describe(best)} ({best.memory.peak / GIB:.1f} GiB per rank)"
+    decided = changed(best.recipe, {"parallel.auto": False, "batch.auto_micro_size": False})
+    return decided, f"plan: {describe(best)} ({best.memory.peak / GIB:.1f} GiB per rank)"
 
 
 def _micro_sizes(subject: Subject, recipe: Recipe, world_size: int, place: Place) -> list[Planned]:
@@ -95,7 +99,7 @@ def _micro_sizes(subject: Subject, recipe: Recipe, world_size: int, place: Place
     plans = []
     for size in range(1, recipe.batch.global_size // replicas + 1):
         if recipe.batch.global_size % (size * replicas) == 0:
-            sized = recipe_of({**flat(recipe), "batch.micro_size": size})
+            sized = changed(recipe, {"batch.micro_size": size})
             plans.append(plan_strategy(subject, sized, target_of(sized, world_size, place), place))
     return [plan for plan in reversed(plans) if plan.fits()]
 
@@ -106,8 +110,8 @@ def _place_of_ranks(devices_per_host: int) -> Place:
 
     if not torch.cuda.is_available():
         return Place(any_processor(), devices_per_host, cores_shared=devices_per_host)
-    hardware = gpu_named(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory)
-    return Place(hardware, devices_per_host, host_memory=memory_limit())
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return gpu_place(torch.cuda.get_device_name(), memory, devices_per_host)
 
 
 def calibrated(recipe: Recipe, place: Place, world_size: int) -> tuple[Place, str]:

@@ -26,6 +26,11 @@ MARGIN = 0.05
 """Of the memory of a device, what a plan leaves free: batches differ, and so do allocators."""
 
 
+def has_room(fullness: float) -> bool:
+    """Whether a memory of which `fullness` is needed leaves the margin free."""
+    return fullness <= 1 - MARGIN
+
+
 @dataclass(frozen=True)
 class Planned:
     """What a recipe needs on some devices."""
@@ -75,7 +80,7 @@ class Planned:
 
     def fits(self) -> bool:
         """Whether there is room, with a margin, on the devices and on the host."""
-        return self.fullness <= 1 - MARGIN
+        return has_room(self.fullness)
 
     @property
     def tokens_per_second(self) -> float:

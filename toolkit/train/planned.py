@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -19,16 +18,15 @@ from toolkit.engine.out_of_memory import is_out_of_memory
 from toolkit.errors import LaunchError, RunFailed, ToolkitError
 from toolkit.models.quiet import quiet
 from toolkit.plan.calibration import Finished, note
-from toolkit.plan.choice import as_flags, changes_curve, cheapest_changes, describe
-from toolkit.plan.devices import gpu_named
+from toolkit.plan.choice import as_flags, describe
 from toolkit.plan.memory import GIB
+from toolkit.plan.remedies import changes_curve, cheapest_changes
 from toolkit.plan.report import duration, plan_json
 from toolkit.plan.speed import Place
-from toolkit.plan.start import fitted, processor_place
+from toolkit.plan.start import fitted, gpu_place, processor_place
 from toolkit.plan.strategy import Planned, number_format, plan_strategy
 from toolkit.plan.subject import Subject
 from toolkit.plan.trace import Untraceable
-from toolkit.processor import memory_limit
 from toolkit.recipe import Recipe
 from toolkit.train.inputs import Inputs
 from toolkit.train.progress import Display
@@ -141,10 +139,8 @@ def place_here(recipe: Recipe) -> Place:
     """The devices under this run."""
     me = process.from_environment(recipe.parallel)
     if device.kind() == "cpu":
-        place = processor_place(me.local_world_size)
-        return replace(place, hardware=replace(place.hardware, memory=device.total_memory()))
-    hardware = gpu_named(device.gpu_name() or "", device.total_memory())
-    return Place(hardware, me.local_world_size, host_memory=memory_limit())
+        return processor_place(me.local_world_size)
+    return gpu_place(device.gpu_name() or "", device.total_memory(), me.local_world_size)
 
 
 def keep_plan(folder: RunFolder, made: RunPlan, measured: Mapping[str, float] | None = None) -> None:
