@@ -45,16 +45,22 @@ from toolkit.plan.subject import way_of
 from toolkit.plan.trace import Untraceable
 from toolkit.plan.work import NOTHING, work_of
 from toolkit.recipe import (
+    DPO,
+    KTO,
+    ORPO,
     Batch,
+    CausalLM,
     Checkpoint,
     Data,
     Launch,
     LoRA,
+    MaskedLM,
     Model,
     Optimizer,
     Parallel,
     Precision,
     Recipe,
+    SentenceEmbedding,
     SequenceClassification,
     SpeechCTC,
 )
@@ -86,7 +92,7 @@ LLAMA_8B = {
 def recipe(config: dict[str, Any], /, length: int = 256, global_size: int = 16, **sections: Any) -> Recipe:
     model = {"architecture": "llama", "weights": "random", "config": config, "tokenizer": "none"}
     given: dict[str, Any] = {
-        "model": Model(**model, **sections.pop("model", {})),
+        "model": Model(**{**model, **sections.pop("model", {})}),
         "data": Data(train="rows.jsonl"),
         "batch": Batch(global_size=global_size, micro_size=sections.pop("micro", 1), sequence_length=length),
         "precision": Precision(dtype="bf16"),
@@ -185,6 +191,45 @@ def test_work_is_what_a_run_reports_as_its_flops(architecture: str, config: dict
     # Flash attention multiplies the scores once more in its backward pass: five products where the formula has four.
     step = flops.of_step(lengths, 16 * 255) + 0.5 * attention
     assert planned(given, 1).model_flops == pytest.approx(step, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("task", "passes"),
+    [
+        (CausalLM(), 2),  # of frozen weights: forward and backward
+        (ORPO(), 2),
+        (DPO(), 3),  # and forward without the adapters
+        (KTO(), 5),  # and both once more, for the answers of others
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_preferences_are_planned_with_their_further_passes(task: Any, passes: int) -> None:
+    """2 FLOPs for each weight and token of a pass (Kaplan et al. 2020): adapters of rank 1 and their gradients add little."""
+    config = {**SMALL, "hidden_size": 256, "intermediate_size": 704, "vocab_size": 64}
+    given = recipe(config, length=32, task=task, tuning=LoRA(rank=1))
+    made = planned(given, 1)
+    assert made.model_flops / (2 * made.total * 16 * 32) == pytest.approx(passes, rel=0.1)
+
+
+def test_without_adapters_the_reference_is_known_before_training() -> None:
+    with_reference, without = (planned(recipe(SMALL, task=task), 1).model_flops for task in (DPO(), ORPO()))
+    assert with_reference == pytest.approx(without, rel=0.01)
+
+
+def test_what_is_compared_with_the_global_batch_is_looked_at_before() -> None:
+    """Contrastive losses take a forward pass more than cosines that have a value to reach: 4 in the place of 3."""
+    config = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
+    data = Data(train="rows.jsonl", packing=False)
+    tasks = SentenceEmbedding(), SentenceEmbedding(objective="mse", score_field="score")
+    given = (recipe(config, model={"architecture": "bert"}, task=task, data=data) for task in tasks)
+    contrastive, scored = (planned(one, 1).model_flops for one in given)
+    assert contrastive / scored == pytest.approx(4 / 3, rel=0.05)
+
+
+def test_hidden_words_are_planned_without_a_tokenizer() -> None:
+    task = MaskedLM(sample_prompt="The capital of France is [MASK].")
+    config = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
+    assert planned(recipe(config, model={"architecture": "bert"}, task=task), 1).model_flops > 0
 
 
 def test_what_moves_nothing_asks_for_nothing() -> None:
@@ -461,7 +506,7 @@ def test_a_real_batch_is_cut_where_its_rows_are_examples() -> None:
     labels = SequenceClassification()
     given = recipe(SMALL, micro=4, length=64, task=labels, data=Data(train="rows.jsonl", packing=False))
     subject = subject_or_refused(given)
-    subject.take_batch(stand_in_batch(subject.task, subject.config, 4, 64, packing=False), given)
+    subject.take_batch(stand_in_batch(subject.task, subject.config, 4, 64, packing=False, keeps_base=False), given)
     four, two = (
         plan_strategy(
             subject, changed(given, {"batch.micro_size": size}), Target(1, "cuda"), Place(find_device("L4"), 1)

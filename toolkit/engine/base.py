@@ -24,7 +24,7 @@ from toolkit.engine.grid import Grid, release
 from toolkit.engine.groups import inner_optimizer, regroup_adagrad, share_hyperparameters
 from toolkit.engine.norm import NormReader
 from toolkit.engine.own_buffers import OwnBuffers
-from toolkit.engine.protocol import Batch, Losses, StepResult
+from toolkit.engine.protocol import Batch, Found, Losses, StepResult
 from toolkit.engine.relay import SameTokens
 from toolkit.engine.schedule import EngineSchedule
 from toolkit.engine.stopwatch import OPTIMIZER, Stopwatch
@@ -46,7 +46,7 @@ SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 class Survey:
     """A pass over a step's micro-batches, without gradients, before any of them is trained."""
 
-    look: Callable[[nn.Module, Batch], Losses]
+    look: Callable[[nn.Module, Batch], Found]
     """Sums over a micro-batch."""
     take: Callable[[Losses], None]
     """Is told the sums over the global batch."""

@@ -9,15 +9,12 @@ import torch
 
 from toolkit.engine import device
 from toolkit.engine.protocol import Batch
-from toolkit.models.attention import DOCUMENT_LENGTHS
-
-STAYS = {DOCUMENT_LENGTHS}
-"""Entries of a batch that stay on the CPU, so that reading them waits for nothing."""
+from toolkit.models.attention import is_lengths
 
 
 def on_device(batch: Batch) -> Batch:
-    """`batch` on this rank's device, at once."""
-    return {name: values if name in STAYS else values.to(device.current()) for name, values in batch.items()}
+    """`batch` on this rank's device, at once; lengths of documents stay on the CPU, so that reading them waits for nothing."""
+    return {name: values if is_lengths(name) else values.to(device.current()) for name, values in batch.items()}
 
 
 class Feed:
@@ -44,7 +41,7 @@ class Feed:
         """The batch on its way, and the event that marks its arrival. From memory that is not pinned a copy would wait."""
         with torch.cuda.stream(self._stream):
             moved = {
-                name: values if name in STAYS else values.pin_memory().to(device.current(), non_blocking=True)
+                name: values if is_lengths(name) else values.pin_memory().to(device.current(), non_blocking=True)
                 for name, values in batch.items()
             }
             return moved, self._stream.record_event()
@@ -55,7 +52,7 @@ def _arrived(batch: Batch, event: Any) -> Batch:
     stream = torch.cuda.current_stream()
     stream.wait_event(event)
     for name, values in batch.items():
-        if name not in STAYS:
+        if not is_lengths(name):
             # Allocated on the other stream: its memory must not be given away before this one has used it.
             values.record_stream(stream)
     return batch

@@ -24,7 +24,7 @@ from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.groups import client_optimizer, parameter_groups
 from toolkit.engine.known_shapes import KnownShapes
 from toolkit.engine.lean import keep_once
-from toolkit.engine.protocol import Batch, Losses, StepResult
+from toolkit.engine.protocol import Batch, Found, Losses, StepResult
 from toolkit.engine.relay import relayed
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.staged_model import StagedModel
@@ -189,7 +189,7 @@ class PipelineEngine(DeepSpeedRun):
         """What the first and the last stage pull for DeepSpeed's sake: the stages have the batches already."""
         return ((batch[self.main], batch[self.main]) for batch in batches)
 
-    def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
+    def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Found]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""
         sums: dict[str, float] = {}
 

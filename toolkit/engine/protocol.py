@@ -22,6 +22,9 @@ Batch = dict[str, torch.Tensor]
 Losses = dict[str, float]
 """Named sums, added over batches and ranks."""
 
+Found = Mapping[str, float | torch.Tensor]
+"""What a function finds in one batch of such sums; 0-dim."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -65,7 +68,7 @@ class Engine(Protocol):
 
     def train_step(self, micro_batches: Sequence[Batch], seeds: Sequence[int]) -> StepResult: ...
 
-    def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses: ...
+    def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Found]) -> Losses: ...
 
     def observe(self, metric: float) -> None: ...
 

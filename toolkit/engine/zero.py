@@ -15,7 +15,7 @@ from toolkit.engine.base import DeepSpeedRun, Training, total_losses
 from toolkit.engine.experts import gather_experts_whole
 from toolkit.engine.groups import client_optimizer, parameter_groups
 from toolkit.engine.lean import keep_once
-from toolkit.engine.protocol import Batch, Losses, StepResult
+from toolkit.engine.protocol import Batch, Found, Losses, StepResult
 from toolkit.engine.seeds import part_seed
 from toolkit.engine.sequence import SequenceAttention, whole_sequences
 from toolkit.engine.tensor import gradient_norm
@@ -139,11 +139,11 @@ class ZeroEngine(DeepSpeedRun):
             batch = self.split(batch, self.mesh.coordinate(self.process.rank, "sequence"), self.mesh.sequence)
         return batch
 
-    def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
+    def evaluate(self, batches: Iterator[Batch], function: Callable[[nn.Module, Batch], Found]) -> Losses:
         """Sums over all ranks of what `function` returns for each batch, without gradients and dropout."""
         return self._sums_of(map(self._mine, batches), function)
 
-    def _sums_of(self, batches: Iterable[Batch], function: Callable[[nn.Module, Batch], Losses]) -> Losses:
+    def _sums_of(self, batches: Iterable[Batch], function: Callable[[nn.Module, Batch], Found]) -> Losses:
         """As `evaluate`, of batches that are this rank's part already."""
         self.engine.eval()
         sums: dict[str, float] = {}

@@ -169,8 +169,13 @@ def lengths_tensor(rows: list[list[int]]) -> Tensor:
     return torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.int64)
 
 
-def tell_documents(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """`inputs` of `model` with DOCUMENT_LENGTHS in the form in which its attention takes them.
+def is_lengths(name: str) -> bool:
+    """Whether an entry of a batch holds document lengths: its own, or of a part of it, whose name stands before theirs."""
+    return name.endswith(DOCUMENT_LENGTHS)
+
+
+def tell_documents(model: nn.Module, inputs: Mapping[str, Tensor | Documents]) -> dict[str, Any]:
+    """`inputs` of `model` with DOCUMENT_LENGTHS, [B, N] or `Documents` already, in the form in which its attention takes them.
 
     A model that takes no further keyword arguments is told nothing: whether positions are enough for it is for
     `toolkit.models.isolation` to find out.
@@ -180,7 +185,7 @@ def tell_documents(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     implementation: Any = model.config._attn_implementation  # type: ignore[union-attr]
     if lengths is None or implementation in MASKED or not takes_options(model):
         return told
-    documents = Documents(lengths.tolist())
+    documents = lengths if isinstance(lengths, Documents) else Documents(lengths.tolist())
     if "flash" not in implementation:
         return told | {DOCUMENT_LENGTHS: documents}
     if "attention_mask" in told:

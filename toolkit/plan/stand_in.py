@@ -10,6 +10,7 @@ from toolkit.plan.trace import Untraceable
 from toolkit.recipe import Recipe
 from toolkit.tasks import task_class
 from toolkit.tasks.base import Batch, Task
+from toolkit.tasks.preferences.answers import REFERENCE
 
 PIECES = 4
 """Documents in a packed sequence of a stand-in."""
@@ -32,13 +33,15 @@ class StandInTokenizer:
 
 def task_without_data(recipe: Recipe) -> Task:
     """The recipe's task, that takes for granted what its rows would say. Raises Untraceable where it cannot."""
-    kind = task_class(recipe.task)
+    kind, options = task_class(recipe.task), recipe.task
     try:
         processor: Any = kind.load_processor(recipe.model)
     except (ToolkitError, OSError, ValueError):
         processor = StandInTokenizer()
+        if getattr(options, "sample_prompt", None) is not None:
+            options = options.model_copy(update={"sample_prompt": None})  # there is nothing to read it with
     try:
-        task = kind(recipe.task, processor)
+        task = kind(options, processor)
         task.assume()
     except ToolkitError as error:
         raise Untraceable(f"task.name={recipe.task.name!r} needs its data: {error.what}") from error
@@ -48,11 +51,12 @@ def task_without_data(recipe: Recipe) -> Task:
 
 
 def stand_in_batch(
-    task: Task, config: Any, micro_size: int, length: int, *, packing: bool, target_share: float = 1.0
+    task: Task, config: Any, micro_size: int, length: int, *, packing: bool, keeps_base: bool, target_share: float = 1.0
 ) -> Batch:
     """A micro-batch of `micro_size` sequences of `length` tokens; packed, each of PIECES documents.
 
-    Where tokens have targets, those at the end of each text do, `target_share` of all.
+    Where tokens have targets, those at the end of each text do, `target_share` of all. Where the model `keeps_base`, that
+    is what gives the reference of preference tasks, and examples have none.
 
     Raises Untraceable where only the data can tell what a batch is like.
     """
@@ -61,6 +65,8 @@ def stand_in_batch(
     sizes.append(length - sum(sizes))
     try:
         pieces = [_with_targets(task.stand_in(size, config), target_share) for size in sizes]
+        if keeps_base:
+            pieces = [{name: value for name, value in piece.items() if name != REFERENCE} for piece in pieces]
         return task.collate([pieces for _ in range(micro_size)])
     except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
         raise Untraceable(f"task.name={task.options.name!r} needs its data to know what a batch is like") from error

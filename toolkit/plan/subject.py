@@ -79,13 +79,7 @@ class Subject:
         sizes = recipe.batch
         key = (alone, way, sizes.micro_size, sizes.sequence_length)
         if key not in self._traces:
-            if self.batch is not None:
-                batch = self._real_batch(micro, sizes.sequence_length)
-            else:
-                length = -(-sizes.sequence_length // mesh.sequence) * mesh.sequence
-                packing = recipe.data.packing
-                shape = sizes.micro_size, length
-                batch = stand_in_batch(self.task, self.config, *shape, packing=packing, target_share=self.target_share)
+            batch = self._stand_in(recipe, mesh) if self.batch is None else self._real_batch(recipe)
             part = Part(self.task.auto_class, self.config, self.adapters, alone, 0)
             if alone.world_size == 1:
                 self._traces[key] = trace_activations(part, self.task, batch, way, self.depths)
@@ -102,9 +96,23 @@ class Subject:
         """Plan with `batch`, the first micro-batch of `recipe`, and no longer with stand-ins."""
         self.batch, self.batch_sizes = batch, (recipe.batch.micro_size, recipe.batch.sequence_length)
 
-    def _real_batch(self, micro: int, length: int) -> Batch:
-        """`batch`, or its first `micro` rows. Raises Untraceable where such a batch cannot be made of it."""
+    def _stand_in(self, recipe: Recipe, mesh: Mesh) -> Batch:
+        """A micro-batch whose sequences the ranks of `mesh` can share. Raises Untraceable where only the data can tell."""
+        sizes = recipe.batch
+        return stand_in_batch(
+            self.task,
+            self.config,
+            sizes.micro_size,
+            -(-sizes.sequence_length // mesh.sequence) * mesh.sequence,
+            packing=recipe.data.packing,
+            keeps_base=recipe.tuning.keeps_base,
+            target_share=self.target_share,
+        )
+
+    def _real_batch(self, recipe: Recipe) -> Batch:
+        """`batch`, or its first rows. Raises Untraceable where such a batch cannot be made of it."""
         assert self.batch is not None
+        micro, length = recipe.batch.micro_size, recipe.batch.sequence_length
         rows, its_length = self.batch_sizes
         if (micro, length) == (rows, its_length):
             return self.batch

@@ -25,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from toolkit.ds_config.target import Device
 from toolkit.engine.part import Part, Shards, build_part
 from toolkit.errors import ModelError
-from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, set_attention, tell_documents
+from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, is_lengths, set_attention, tell_documents
 from toolkit.models.document_choice import unfit
 from toolkit.models.head_chunks import planned_for
 from toolkit.models.neftune import add_neftune
@@ -175,7 +175,7 @@ def _trace(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_m
     try:
         model = _model(part, task, way, depths, one_more, mode)
         mine = task.split(batch, 0, part.mesh.sequence) if part.mesh.sequence > 1 else batch
-        fake = {name: value if name == DOCUMENT_LENGTHS else mode.from_tensor(value) for name, value in mine.items()}
+        fake = {name: value if is_lengths(name) else mode.from_tensor(value) for name, value in mine.items()}
         with mode, _any_experts(), planned_for(way.device):
             return measure(model, task, fake, way)
     except ModelError:
@@ -301,10 +301,25 @@ def measure(model: nn.Module, task: Task, batch: Mapping[str, Any], way: Way) ->
     live.add([list(model.parameters()), list(model.buffers()), list(batch.values())])
     live.begin()
     with live:
-        loss = _loss(model, task, dict(batch), way)
-        kept = live.now - live.base
+        found = _looked_ahead(model, task, dict(batch)) if way.has_head else {}
+        before = live.now
+        loss = _loss(model, task, {**batch, **found}, way)
+        kept = live.now - before
         loss.backward()  # type: ignore[no-untyped-call]
     return live.activations(float(kept))
+
+
+def _looked_ahead(model: nn.Module, task: Task, batch: Batch) -> Batch:
+    """What a step asks of a micro-batch before any is trained (`toolkit.engine.zero`), and what it finds for the loss.
+
+    A comparison is with the others of the micro-batch; with those of the global batch it is hardly more work.
+    """
+    with torch.no_grad():
+        if task.surveys:
+            model.eval()
+            task.survey(model, batch)
+            model.train()
+        return task.compare(task.look(model, batch)) if task.compares else {}
 
 
 def _loss(model: nn.Module, task: Task, batch: dict[str, Any], way: Way) -> Tensor:

@@ -320,8 +320,8 @@ class Task(ABC):
         """
         raise NotImplementedError
 
-    def survey(self, model: nn.Module, batch: Batch) -> Sums:
-        """Sums over `batch`, without gradients and dropout, before any of its global batch is trained or evaluated."""
+    def survey(self, model: nn.Module, batch: Batch) -> Batch:
+        """Sums over `batch`, 0-dim, without gradients and dropout, before any of its global batch is trained or evaluated."""
         raise NotImplementedError
 
     def surveyed(self, sums: Mapping[str, float]) -> None:

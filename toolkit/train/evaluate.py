@@ -28,7 +28,7 @@ from toolkit.data.prefetch import ahead
 from toolkit.engine import process
 from toolkit.engine.base import total_losses
 from toolkit.engine.feed import on_device
-from toolkit.engine.protocol import Batch, Engine
+from toolkit.engine.protocol import Batch, Engine, Found
 from toolkit.models.decoding import Generate
 from toolkit.recipe import Recipe
 from toolkit.storage import storage_errors
@@ -86,7 +86,7 @@ class HeldOut:
             metrics |= process.from_main_at_length(lambda: self._judged(step, records))
         return metrics
 
-    def _sums(self, function: Callable[[nn.Module, Batch], dict[str, float]]) -> dict[str, float]:
+    def _sums(self, function: Callable[[nn.Module, Batch], Found]) -> dict[str, float]:
         return self.engine.evaluate((batch.tensors for batch in self._batches()), function)
 
     def _batches(self) -> Iterator[EvaluationBatch]:

@@ -179,14 +179,13 @@ class KTOTask(AnswersTask):
         pair = (answers(model, part, self.sequence_group).sums for part in (batch, _others(batch)))
         return torch.stack(list(pair), dim=1)
 
-    def survey(self, model: nn.Module, batch: Batch) -> Sums:
+    def survey(self, model: nn.Module, batch: Batch) -> Batch:
         """Sum of log(policy / reference) over answers to other prompts than their own, and their number."""
         others = _others(batch)
         policy = answers(model, others, self.sequence_group).sums
         ratios = policy - reference_sums(model, others, self.sequence_group)
         counted = others[COUNTED]
-        total, count = torch.stack([(ratios * counted).sum(), counted.sum().double()]).tolist()
-        return {"total": total, "count": count}
+        return {"total": (ratios * counted).sum(), "count": counted.sum()}
 
     def surveyed(self, sums: Mapping[str, float]) -> None:
         """Take over what `survey` has found in the global batch, or in all held-out answers."""

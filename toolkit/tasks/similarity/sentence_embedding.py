@@ -21,7 +21,7 @@ from toolkit.data.packing import Counts
 from toolkit.data.preview import Shown
 from toolkit.data.tokens import cut
 from toolkit.errors import DataError, ModelError, RecipeError, plural
-from toolkit.models.attention import DOCUMENT_LENGTHS, tell_documents
+from toolkit.models.attention import DOCUMENT_LENGTHS, Documents, tell_documents
 from toolkit.models.pooler import freeze_pooler
 from toolkit.recipe import Batch as BatchSizes
 from toolkit.recipe import SentenceEmbedding
@@ -192,10 +192,11 @@ class SentenceEmbeddingTask(Task):
 
     def _vectors(self, model: nn.Module, batch: Batch, rows: slice) -> torch.Tensor:
         """The vectors of those texts of a batch, [B, D] fp32."""
-        lengths = batch[DOCUMENT_LENGTHS][rows, 0]
-        longest = int(lengths.max())
+        lengths = [length for length, _ in batch[DOCUMENT_LENGTHS].tolist()[rows]]
+        longest = max(lengths)
         texts = {name: batch[name][rows, :longest] for name in ("input_ids", "attention_mask")}
-        told = tell_documents(model, {**texts, DOCUMENT_LENGTHS: torch.stack((lengths, longest - lengths), dim=1)})
+        documents = Documents([[length, longest - length] for length in lengths])
+        told = tell_documents(model, {**texts, DOCUMENT_LENGTHS: documents})
         hidden: torch.Tensor = model(**told).last_hidden_state.float()
         mask = texts["attention_mask"].unsqueeze(-1).float()
         if self.options.pooling == "mean":
@@ -237,7 +238,8 @@ class SentenceEmbeddingTask(Task):
         """The examples' losses; their gradient by the vectors is that of the whole global batch's."""
         vectors = self.embeddings(model, batch)
         if not self.compares:
-            return Loss(self._losses(vectors, batch[SCORES])[batch["labels"] != IGNORED].sum())
+            losses = self._losses(vectors, batch[SCORES])
+            return Loss(losses.where(batch["labels"] != IGNORED, 0.0).sum())
         carried = (vectors * batch[GRADIENTS]).sum()
         return Loss(batch[LOSSES].sum() + carried - carried.detach())
 
