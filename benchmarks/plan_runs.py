@@ -67,8 +67,6 @@ SHORT = [
     "256",
     "--evaluation.max_sequences",
     "4",
-    "--task.sample_prompt",
-    "None",
 ]
 """So that a run takes a minute or two."""
 
@@ -155,6 +153,7 @@ def one_run(name: str, folder: Path, cache: Path, options: argparse.Namespace) -
     ]
     command = [str(Path(sys.executable).with_name("deepspeed")), "-q", "--num_gpus", str(ranks)]
     command += [str(RECIPES / f"{recipe}.py"), "--output_dir", str(folder), *steps, *flags]
+    command += [] if name.startswith("reward") else ["--task.sample_prompt", "None"]
     command += TINY if options.tiny else []
     environment = {**os.environ, "TOOLKIT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

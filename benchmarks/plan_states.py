@@ -3,7 +3,9 @@
 A small Llama is trained for two steps on real CPU ranks by the toolkit's engine, once for each configuration. Measured
 between steps are weights, gradients, masters, optimizer states, averages, staging buffers and buckets; each storage
 counts once. Predicted is DeepSpeed's own arithmetic on the rendered configuration, without a process. The last two
-columns are the most that was held in a step, activations included: planned, and counted operation by operation.
+columns but two are the most that was held in a step, activations included: planned, and counted operation by operation.
+The last two are what a rank sends to others in a step, without norms, losses and counts. Muon's own exchanges at stage 3,
+of whole matrices, are not in the plan.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 from harness.page import parser, publish, table, tracked
 from harness.problem import recipe_of, write_problem
 from harness.ranks import is_rank, measure, report, shared_folder
+from harness.traffic import Traffic
 
 BF16, FP32 = {"dtype": "bf16"}, {"dtype": "fp32"}
 SUMS16 = {**BF16, "accumulation_dtype": "bf16"}
@@ -105,7 +108,7 @@ def main(arguments: list[str]) -> None:
         worst = max(worst, error)
         rows.append(cells)
     header = ["", "ranks", "components", "predicted, MiB", "measured, MiB", "largest error"]
-    header += ["peak of a step predicted, MiB", "measured"]
+    header += ["peak of a step predicted, MiB", "measured", "sent in a step predicted, MiB", "measured"]
     said = f"{len(rows)} configurations; largest error of a component {worst:.2%}."
     publish(options, "Predicted and measured states", [str(__doc__).strip(), table(header, rows), said])
     if worst > LARGEST_ERROR:
@@ -130,7 +133,9 @@ def row(name: str, ranks: list[dict[str, Any]]) -> tuple[list[str], float]:
     parts = [component for component, size in fullest["measured"].items() if size]
     predicted, measured = (sum(fullest[side].values()) / 2**20 for side in ("predicted", "measured"))
     peaks = [f"{fullest[side] / 2**20:.1f}" if fullest[side] else "" for side in ("planned_peak", "peak")]
-    cells = [name, str(CASES[name][0]), ", ".join(parts), f"{predicted:.2f}", f"{measured:.2f}", f"{worst:.2%}", *peaks]
+    sent = [f"{fullest[side] / 2**20:.2f}" for side in ("planned_sent", "sent")]
+    cells = [name, str(CASES[name][0]), ", ".join(parts), f"{predicted:.2f}", f"{measured:.2f}", f"{worst:.2%}"]
+    cells += [*peaks, *sent]
     return cells, worst
 
 
@@ -186,7 +191,9 @@ def measure_case(name: str, folder: Path) -> dict[str, Any]:
     from toolkit.plan.live_bytes import LiveBytes
     from toolkit.plan.memory import Flight, put_together
     from toolkit.plan.states import count_states
+    from toolkit.plan.strategy import hidden_bytes
     from toolkit.plan.subject import Subject, way_of
+    from toolkit.plan.volumes import volumes
     from toolkit.train.build import build_engine
     from toolkit.train.inputs import prepare_inputs
     from toolkit.train.progress import Display
@@ -210,9 +217,11 @@ def measure_case(name: str, folder: Path) -> dict[str, Any]:
         engine = build_engine(recipe, inputs, config, me, RunFolder(shared_folder() / "run"), display)
         for batch in inputs.batches.iterate(0, STEPS):
             live.begin_peak()
-            engine.train_step(batch.micro_batches, range(len(batch.micro_batches)))
+            with Traffic() as traffic:
+                engine.train_step(batch.micro_batches, range(len(batch.micro_batches)))
             micro_batch = batch.micro_batches[0]
             accumulation = len(batch.micro_batches)
+            filled = sum(one["input_ids"].shape[1] for one in batch.micro_batches) / accumulation
             del batch
     gc.collect()
     measured = held_bytes(engine.engine, engine.model, engine._averages)
@@ -222,7 +231,11 @@ def measure_case(name: str, folder: Path) -> dict[str, Any]:
         for component, size in place.items():
             component = component.replace("persistent parameters", "parameters")
             predicted[component] = predicted.get(component, 0) + size
+    layers = inputs.model_config.num_hidden_layers // me.mesh.pipeline
+    hidden = hidden_bytes(subject, recipe, config) * filled / LENGTH
+    sent = volumes(inventory, config, me.mesh, hidden, layers, recomputes=recipe.model.activation_checkpointing)
     found: dict[str, Any] = {"measured": measured, "predicted": predicted, "peak": live.peak, "planned_peak": 0}
+    found |= {"sent": traffic.sent, "planned_sent": sent.of_step(accumulation)}
     if me.mesh.is_plain:
         subject.take_batch(micro_batch, recipe)
         way = way_of(recipe, dtype_of(config), "cpu", has_head=True)

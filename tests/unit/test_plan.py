@@ -178,7 +178,19 @@ def test_three_layers_tell_what_all_layers_hold(tied: bool, checkpointing: bool)
 EXPERTS = {**SMALL, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
 
 
-@pytest.mark.parametrize(("architecture", "config"), [("llama", SMALL), ("qwen3_moe", EXPERTS)])
+LOCAL = {**SMALL, "head_dim": 16, "sliding_window": 64}
+"""Two layers of three look no farther than 64 tokens."""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("llama", SMALL),
+        ("qwen3_moe", EXPERTS),
+        ("mistral", LOCAL),
+        ("gemma3_text", {**LOCAL, "layer_types": 2 * ["sliding_attention", "sliding_attention", "full_attention"]}),
+    ],
+)
 def test_work_is_what_a_run_reports_as_its_flops(architecture: str, config: dict[str, Any]) -> None:
     """Two ways to the same number: operators of a whole micro-batch counted, and a formula fitted to forward passes."""
     given = recipe({}, data=Data(train="rows.jsonl", packing=False))
@@ -727,7 +739,7 @@ def test_the_verb_refuses_what_fits_nowhere(tmp_path: Path, capsys: pytest.Captu
     # Where it is the host that has no room, that is what is said.
     shown = ["--parallel.zero_stage", "2", "--parallel.offload_optimizer", "cpu", "--host-memory-gib", "2.8"]
     assert main(["plan", str(file), "--device", "L4", "--devices", "1", *shown]) == 0
-    assert re.search(r"^host:   DOES NOT FIT: [\d.]+ of 2\.8 GiB on each host", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^host:   DOES NOT FIT: [\d.]+ GiB of 2\.8 on each host", capsys.readouterr().out, re.MULTILINE)
     for flag in ("--link-gb-s", "--device-memory-gib", "--price"):
         for value in ("0", "nan", "-1", "inf"):
             assert main(["plan", str(file), f"{flag}={value}"]) == 2

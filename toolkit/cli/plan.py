@@ -176,10 +176,12 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> Made:
 
 
 def _does_not_fit(made: Made) -> RunFailed:
+    from toolkit.plan.report import host_memory
+
     least = min(made.all, key=lambda plan: plan.fullness)
     needs = f"{least.memory.peak / 2**30:.1f} GiB of {least.limit / 2**30:.1f} per device"
     if least.place.host_memory is not None and least.memory.host:
-        needs += f" and {least.host_bytes / 2**30:.1f} GiB of {least.place.host_memory / 2**30:.1f} per host"
+        needs += f" and {host_memory(least)} per host"
     return RunFailed(
         f"{made.name} does not fit on {made.world_size} x {made.place.hardware.name}: the least is {needs}",
         expected="a strategy whose memory is there, and a margin",

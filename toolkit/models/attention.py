@@ -101,7 +101,7 @@ def document_attention(
         document_lengths = Documents(lengths_by_positions(position_ids.expand(query.shape[0], -1)))
     if kernel is not None and _is_plain(options) and kernel.fits(query, value, sliding_window):
         return _end_to_end(module, kernel, query, key, value, document_lengths, sliding_window, **options), None
-    is_causal = _is_causal(module, **options)
+    is_causal = looks_back_only(module, **options)
     rows = []
     for row, sizes in enumerate(document_lengths.rows):
         pieces = [torch.split(tensor[row : row + 1], sizes, dim=2) for tensor in (query, key, value)]
@@ -117,8 +117,8 @@ def _is_plain(options: Mapping[str, Any]) -> bool:
     return not options.get("dropout") and all(options.get(name) is None for name in BEYOND_KERNEL)
 
 
-def _is_causal(module: nn.Module, is_causal: bool | None = None, **_: Any) -> bool:
-    """As transformers decides it."""
+def looks_back_only(module: nn.Module, is_causal: bool | None = None, **_: Any) -> bool:
+    """Whether attention is causal, as transformers decides it."""
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
@@ -144,7 +144,7 @@ def _end_to_end(
         value,
         documents.bounds(query.device),
         documents.longest,
-        causal=_is_causal(module, **options),
+        causal=looks_back_only(module, **options),
         window=window,
         scale=scaling,
     )

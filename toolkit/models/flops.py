@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, PretrainedConfig
 
+from toolkit.models.attention import looks_back_only
 from toolkit.models.custom import MODEL_TYPE
 from toolkit.models.stages import build_skeleton
 
@@ -169,8 +170,7 @@ class _Trace:
     ) -> tuple[Tensor, None]:
         """Note query [B, H, T, D] times key, and its product with value [B, K, T, E]; returns [B, T, H, E]."""
         batch, heads, length, width = query.shape
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        pairs = Pairs(bool(causal), sliding_window)
+        pairs = Pairs(looks_back_only(module, is_causal), sliding_window)
         self.per_pair[pairs] = self.per_pair.get(pairs, 0.0) + 2.0 * heads * (width + value.shape[-1])
         return query.new_empty(batch, length, heads, value.shape[-1]), None
 

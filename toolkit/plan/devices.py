@@ -120,8 +120,8 @@ llm-foundry trains 1 to 7 billion parameters on H100s at 42 to 46% of the listed
 41%, in bf16 (their public tables): between products lies the rest, which a plan counts apart.
 """
 
-GLOO = 0.5 * GB
-"""What processes of a host send each other through gloo (measured by benchmarks/plan_runs.py)."""
+GLOO = 1.2 * GB
+"""What processes of a host send each other through gloo in all-reduces (measured by benchmarks/collectives.py)."""
 
 LAUNCH_S = 6e-6
 """Seconds that a host takes to start an operation on a GPU: below it a device waits."""

@@ -36,11 +36,9 @@ def memory_lines(plan: Planned) -> list[str]:
         pinned = (
             f", {plan.memory.pinned * plan.ranks_of_host / GIB:.1f} GiB of it page-locked" if plan.memory.pinned else ""
         )
-        there = plan.place.host_memory
-        verdict = "" if there is None else f"{_verdict(plan.host_fullness)}: "
-        limited = "" if there is None else f" of {there / GIB:.1f}"
+        verdict = "" if plan.place.host_memory is None else f"{_verdict(plan.host_fullness)}: "
         lines.append(
-            f"host:   {verdict}{plan.host_bytes / GIB:.1f}{limited} GiB on each host, by {plural(plan.ranks_of_host, 'rank')}{pinned}"
+            f"host:   {verdict}{host_memory(plan)} on each host, by {plural(plan.ranks_of_host, 'rank')}{pinned}"
             f"{', while weights are loaded' if plan.memory.loading == plan.memory.host_peak else ''}"
         )
     if plan.memory.nvme:
@@ -51,6 +49,12 @@ def memory_lines(plan: Planned) -> list[str]:
         f"disk:   a checkpoint takes {disk.checkpoint / GIB:.2f} GiB, at most {disk.most / GIB:.2f} GiB at a time{export}"
     )
     return lines
+
+
+def host_memory(plan: Planned) -> str:
+    """What the ranks of a host need of its memory, and what it has, where that is known."""
+    there = plan.place.host_memory
+    return f"{plan.host_bytes / GIB:.1f} GiB" + ("" if there is None else f" of {there / GIB:.1f}")
 
 
 def _verdict(fullness: float) -> str:
@@ -165,9 +169,7 @@ def _reasons(choice: Choice, recipe: Recipe, given: Planned | None) -> list[str]
 
 
 def _host_short(plan: Planned) -> str:
-    if has_room(plan.host_fullness):
-        return ""
-    return f", with {plan.host_bytes / GIB:.0f} GiB of host memory of {(plan.place.host_memory or 0) / GIB:.0f}"
+    return "" if has_room(plan.host_fullness) else f", with {host_memory(plan)} of host memory"
 
 
 def changes_worth_naming(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:

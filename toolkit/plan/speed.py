@@ -1,9 +1,6 @@
 """How long a step takes: the work that the trace has counted, at the rates of a device, and what travels between ranks.
 
-Volumes are those of the algorithms: a ring all-reduce of n bytes among d ranks sends 2 n (d - 1) / d from each, a
-gather or scatter half of it (Thakur et al. 2005); ZeRO's are those of Rajbhandari et al. 2019 (arXiv 1910.02054,
-section 7), with what DeepSpeed does per micro-batch and per step; Ulysses' those of Jacobs et al. 2023, a pipeline's
-bubble that of one-forward-one-backward (Narayanan et al. 2021).
+A pipeline's bubble is that of one-forward-one-backward (Narayanan et al. 2021).
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from toolkit.plan.devices import EFFICIENCY, LAUNCH_S, REACHED_BANDWIDTH, Hardwa
 from toolkit.plan.inventory import Inventory
 from toolkit.plan.peaks import NumberFormat
 from toolkit.plan.states import SIZES, Keeper, States
+from toolkit.plan.volumes import Volumes, volumes
 from toolkit.plan.work import Work
 from toolkit.recipe.mesh import Mesh
 
@@ -36,17 +34,21 @@ from the computation."""
 DEVICE_UPDATE = 30.0
 """Bytes that an optimizer on the device reads and writes for each number of its share."""
 
-PROCESSOR_OFFLOAD = 76.0
-"""On a processor, bytes more for each number whose states are offloaded: DeepSpeed copies gradients out one parameter after
-the other (measured by benchmarks/plan_runs.py)."""
+PROCESSOR_FLATTENS = 76.0
+"""On a processor, bytes more for each number of a share of ZeRO-1 and 2, or of offloaded states: DeepSpeed copies the
+gradients once more, into memory that the system hands out anew in each step, page by page (measured there as well)."""
 
 GRADIENT_PASSES = 8
 """Times that each number of a micro-batch's gradient is read or written: by the backward pass, into a bucket and out of it,
 and to be added to the sums."""
 
-ALL_TO_ALL_S = 0.022
-"""Seconds of an exchange of tokens for heads through gloo where ranks are more than cores: each waits for the others to be
-let run (measured by benchmarks/plan_runs.py)."""
+CROWDED_SUM_S, CROWDED_TRADE_S = 0.006, 0.018
+"""Seconds of a sum inside of a layer, and of an exchange of tokens for heads, through gloo where ranks are more than cores:
+each rank waits for the others to be let run (measured by benchmarks/plan_runs.py, where they vary by a half)."""
+
+GLOO_SPREADS = 3.4
+"""Times that gloo is slower in gathers and scatters than in all-reduces, byte for byte (measured by
+benchmarks/collectives.py)."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,12 @@ def step_seconds(
     busy, waiting = micro_batch_seconds(work, place, number_format, pair_share)
     compute, bubble = accumulation * (busy + waiting), waits_s
     turns = accumulation + bubble / (busy + waiting)
-    per_micro, per_step, inside = _volumes(inventory, config, mesh, place, hidden_bytes, layers, recomputes)
-    sent = accumulation * per_micro + per_step
+    sent = volumes(inventory, config, mesh, hidden_bytes, layers, recomputes=recomputes)
+    per_micro, per_step, inside = _travel(sent, mesh, place)
+    beside = accumulation * per_micro + per_step
     if config["zero_optimization"].get("overlap_comm") and states.keeper is not Keeper.BF16:
-        sent = max(VISIBLE * sent, sent - 0.8 * compute)
-    communication = sent + accumulation * inside
+        beside = max(VISIBLE * beside, beside - 0.8 * compute)
+    communication = beside + accumulation * inside
     on_device, on_host, updated = _update(inventory, states, config, mesh, place)
     offload = _offload(inventory, states, config, mesh, place, accumulation)
     # Layer inputs travel beside the computation, on a stream of their own.
@@ -140,7 +143,7 @@ def step_seconds(
         on_device + on_host,
         offload,
         bubble,
-        turns * place.cores_shared * (work.flops + work.attention * pair_share),
+        turns * place.cores_shared * work.products(pair_share),
         turns * place.cores_shared * work.traffic + updated,
         turns * waiting + communication + on_host + offload,
     )
@@ -157,49 +160,21 @@ def micro_batch_seconds(
     """Seconds of the forward and backward pass of one micro-batch: at work, and waiting for operations to be started."""
     hardware, share = place.hardware, 1.0 / place.cores_shared
     rate = hardware.flops(number_format) * place.rates.compute * share
-    products = (work.flops + work.attention * pair_share) / rate
-    busy = products + work.traffic / (hardware.bandwidth * place.rates.memory * share)
+    busy = work.products(pair_share) / rate + work.traffic / (hardware.bandwidth * place.rates.memory * share)
     return busy, 0.0 if hardware.is_cpu else max(0.0, work.operations * LAUNCH_S - busy)
 
 
-def _volumes(
-    inventory: Inventory,
-    config: Mapping[str, Any],
-    mesh: Mesh,
-    place: Place,
-    hidden_bytes: float,
-    layers: int,
-    recomputes: bool,
-) -> tuple[float, float, float]:
+def _travel(sent: Volumes, mesh: Mesh, place: Place) -> tuple[float, float, float]:
     """Seconds of communication per micro-batch, per step, and per micro-batch inside of layers, which nothing hides."""
-    zero = config["zero_optimization"]
-    weight = SIZES[weights_dtype(config)]
-    wire = SIZES[config["communication_data_type"]]
-    ranks = mesh.gradient_ranks
-    link = place.link_of(ranks, mesh.tensor)
-    ring = (ranks - 1) / ranks / link
-    gradients, weights = wire * inventory.trained * ring, weight * inventory.trained * ring
-    per_micro = per_step = 0.0
-    if zero["stage"] == 3:
-        # Gathered for the forward pass and again for the backward one; frozen weights as well.
-        per_micro = 2 * weight * inventory.total * ring + gradients
-    elif zero["stage"] == 2:
-        per_micro, per_step = gradients, weights
-    else:
-        per_step = 2 * gradients + (weights if zero["stage"] == 1 else 0.0)
-    inside = 0.0
-    if mesh.tensor > 1:
-        # Two sums forward and two backward of each layer, and the forward ones once more where it is recomputed.
-        sums = 4 + (2 if recomputes else 0)
-        inside += sums * layers * 2 * hidden_bytes * (mesh.tensor - 1) / mesh.tensor / place.link_of(mesh.tensor, 1)
-    if mesh.sequence > 1:
-        trades = 8 + (4 if recomputes else 0)
-        if place.cores_shared > place.hardware.cores > 0:
-            inside += trades * layers * ALL_TO_ALL_S
-        inside += trades * layers * hidden_bytes / mesh.sequence / place.link_of(mesh.sequence, mesh.tensor)
-    if mesh.pipeline > 1:
-        stride = mesh.world_size // mesh.pipeline
-        inside += 2 * hidden_bytes / place.link_of(2, stride)
+    link = place.link_of(mesh.gradient_ranks, mesh.tensor)
+    spread = GLOO_SPREADS if place.hardware.is_cpu else 1.0
+    per_micro = (sent.summed_per_micro + spread * sent.spread_per_micro) / link
+    per_step = (sent.summed_per_step + spread * sent.spread_per_step) / link
+    inside = sent.tensor / place.link_of(mesh.tensor, 1)
+    inside += sent.sequence / place.link_of(mesh.sequence, mesh.tensor)
+    inside += sent.pipeline / place.link_of(2, mesh.world_size // mesh.pipeline)
+    if place.cores_shared > place.hardware.cores > 0:
+        inside += sent.sums * CROWDED_SUM_S + sent.trades * CROWDED_TRADE_S
     return per_micro, per_step, inside
 
 
@@ -210,11 +185,10 @@ def _update(
     hardware, zero = place.hardware, config["zero_optimization"]
     share = inventory.trained / (1 if states.keeper is Keeper.PLAIN else mesh.gradient_ranks)
     each, on_host = DEVICE_UPDATE, 0.0
-    if "offload_optimizer" in zero:
-        if hardware.is_cpu:
-            each += PROCESSOR_OFFLOAD
-        else:
-            on_host = share * float(zero["offload_optimizer"].get("ratio", 1.0))
+    if hardware.is_cpu:
+        each += PROCESSOR_FLATTENS if "offload_optimizer" in zero or states.keeper is Keeper.SHARED else 0.0
+    elif "offload_optimizer" in zero:
+        on_host = share * float(zero["offload_optimizer"].get("ratio", 1.0))
     moved = each * (share - on_host) * place.cores_shared
     host_seconds = HOST_UPDATE * on_host * _per_host(mesh, place) / HOST_BANDWIDTH
     return moved / (hardware.bandwidth * place.rates.memory), host_seconds, moved

@@ -203,7 +203,7 @@ def _part(
         place,
         shape,
         accumulation=accumulation,
-        hidden_bytes=_hidden_bytes(subject, recipe, mesh, config),
+        hidden_bytes=hidden_bytes(subject, recipe, config),
         layers=layers,
         recomputes=recipe.model.activation_checkpointing,
         pair_share=pair_share,
@@ -232,7 +232,7 @@ def _model_flops(subject: Subject, recipe: Recipe, config: Mapping[str, Any], ta
         # One sequence tells what several ask for, and other strategies have asked for it already.
         recipe, times = with_micro(recipe, 1), recipe.batch.micro_size
     work, pair_share = _work(subject, subject.trace(recipe, Mesh(), once).whole, target)
-    return times * (work.flops + work.attention * pair_share)
+    return times * work.products(pair_share)
 
 
 def _flattened_on_host(inventory: Inventory, config: Mapping[str, Any], states: States, place: Place) -> int:
@@ -258,7 +258,7 @@ def _of_stage(subject: Subject, mesh: Mesh, stage: int, traced: Traced) -> Activ
     return traced.within(lambda layer: layer[0] != stack or first <= int(layer[1]) < after)
 
 
-def _hidden_bytes(subject: Subject, recipe: Recipe, mesh: Mesh, config: Mapping[str, Any]) -> float:
+def hidden_bytes(subject: Subject, recipe: Recipe, config: Mapping[str, Any]) -> float:
     """What a layer hands to the next one of a micro-batch, whole sequences."""
     text = subject.config.get_text_config()
     width = getattr(text, "hidden_size", None) or getattr(text, "d_model", 0) or 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -165,10 +165,7 @@ def subject_of(recipe: Recipe) -> Subject:
         trains_head = task.trains_head or bool(task.config_overrides()) or task.new_head
         frozen_in = partial(task.frozen, beside_adapters=True)
         adapters = plan_adapters(task.auto_class, config, recipe.tuning, trains_head=trains_head, frozen_in=frozen_in)
-    size = model_size(task.auto_class, config, recipe.model.config)
-    if adapters is not None:
-        size = replace(size, trained=adapters.trained)
-    return Subject(task, config, adapters, size)
+    return Subject(task, config, adapters, model_size(task.auto_class, config, recipe.model.config, adapters))
 
 
 def with_micro(recipe: Recipe, size: int) -> Recipe:

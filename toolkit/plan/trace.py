@@ -13,9 +13,11 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,8 +27,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from toolkit.ds_config.target import Device
 from toolkit.engine.part import Part, Shards, build_part
 from toolkit.errors import ModelError
-from toolkit.models.attention import DOCUMENT_LENGTHS, DOCUMENTS, is_lengths, set_attention, tell_documents
+from toolkit.models.attention import (
+    DOCUMENT_LENGTHS,
+    DOCUMENTS,
+    is_lengths,
+    looks_back_only,
+    set_attention,
+    tell_documents,
+)
 from toolkit.models.document_choice import unfit
+from toolkit.models.flops import Pairs
 from toolkit.models.head_chunks import planned_for
 from toolkit.models.neftune import add_neftune
 from toolkit.models.quiet import quiet
@@ -263,12 +273,53 @@ def _choose_attention(model: nn.Module, task: Task, way: Way) -> None:
         set_attention(model, PLANNED if is_computed else DOCUMENTS)
 
 
+@dataclass
+class _Windows:
+    """What of attention lies in sliding windows, which the kernel's stand-in does not know."""
+
+    total: float = 0.0
+    local: float = 0.0
+    near: float = 0.0
+
+    def note(self, query: Tensor, is_causal: bool, window: int | None) -> None:
+        """One layer's attention, of query [B, H, T, D], has been computed."""
+        length = np.array([query.shape[2]])
+        share = Pairs(is_causal, window).count(length) / Pairs(is_causal).count(length)
+        size = float(query.numel() * query.shape[2])
+        self.total += size
+        if share < 1.0:
+            self.local += size
+            self.near += size * share
+
+    def applied_to(self, work: Work) -> Work:
+        """`work` with that apart: of all attention, backward passes included, the same parts."""
+        if not self.local:
+            return work
+        local, near = (work.attention * part / self.total for part in (self.local, self.near))
+        return work._replace(attention=work.attention - local, local=local, near=near)
+
+
+_noted: ContextVar[_Windows | None] = ContextVar("_noted", default=None)
+
+
+@contextmanager
+def _windows_noted() -> Iterator[_Windows]:
+    windows = _Windows()
+    token = _noted.set(windows)
+    try:
+        yield windows
+    finally:
+        _noted.reset(token)
+
+
 def _planned_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> Any:
     """What a flash kernel keeps: query, key, value, output and one number per row, and no mask."""
-    for name in (DOCUMENT_LENGTHS, "position_ids", "sliding_window"):
-        options.pop(name, None)
+    window, _, _ = (options.pop(name, None) for name in ("sliding_window", DOCUMENT_LENGTHS, "position_ids"))
+    windows = _noted.get()
+    if windows is not None:
+        windows.note(query, looks_back_only(module, options.get("is_causal")), window)
     return sdpa_attention_forward(module, query, key, value, None, **options)
 
 
@@ -300,12 +351,13 @@ def measure(model: nn.Module, task: Task, batch: Mapping[str, Any], way: Way) ->
             parameter.register_post_accumulate_grad_hook(live.take)  # type: ignore[no-untyped-call]
     live.add([list(model.parameters()), list(model.buffers()), list(batch.values())])
     live.begin()
-    with live:
+    with live, _windows_noted() as windows:
         found = _looked_ahead(model, task, dict(batch)) if way.has_head else {}
         before = live.now
         loss = _loss(model, task, {**batch, **found}, way)
         kept = live.now - before
         loss.backward()  # type: ignore[no-untyped-call]
+    live.work = windows.applied_to(live.work)
     return live.activations(float(kept))
 
 

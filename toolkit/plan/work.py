@@ -46,6 +46,17 @@ class Work(NamedTuple):
     traffic: float = 0.0
     """Bytes that all other operations read and write."""
     operations: float = 0.0
+    local: float = 0.0
+    """Of attention in sliding windows, counted like `attention`, as if there were none."""
+    near: float = 0.0
+    """The same within the windows, of sequences that are one document each."""
+
+    def products(self, pair_share: float) -> float:
+        """FLOPs of all products where `pair_share` of the pairs of tokens of a sequence lie in the same document.
+
+        Documents shorter than a window are seen whole, longer ones as far as it reaches.
+        """
+        return self.flops + self.attention * pair_share + min(self.local * pair_share, self.near)
 
     def plus(self, other: Work, factor: float) -> Work:
         """This and `factor` times `other`."""

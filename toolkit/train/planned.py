@@ -21,7 +21,7 @@ from toolkit.plan.calibration import Finished, note
 from toolkit.plan.choice import as_flags, describe
 from toolkit.plan.memory import GIB
 from toolkit.plan.remedies import changes_curve, cheapest_changes
-from toolkit.plan.report import duration, plan_json
+from toolkit.plan.report import duration, host_memory, plan_json
 from toolkit.plan.speed import Place
 from toolkit.plan.start import fitted, gpu_place, processor_place
 from toolkit.plan.strategy import Planned, number_format, plan_strategy
@@ -65,7 +65,7 @@ class RunPlan:
         plan, hardware = self.planned, self.planned.place.hardware
         peak, limit = plan.memory.peak, plan.limit
         time = "" if hardware.is_assumed else f"; about {duration(plan.seconds.total)} per step"
-        host = f", and {_host(plan)} of host memory" if plan.memory.host else ""
+        host = f", and {host_memory(plan)} of host memory" if plan.memory.host else ""
         display.say(f"plan: {peak / GIB:.1f} GiB of {limit / GIB:.1f} per rank, {plan.memory.moment}{host}{time}")
         if plan.fullness <= 1.0 or not refuse:
             return
@@ -81,11 +81,6 @@ class RunPlan:
             expected="a run that fits",
             do=f"{self.remedies}; --launch.memory_check off starts it all the same",
         )
-
-
-def _host(plan: Planned) -> str:
-    there = plan.place.host_memory
-    return f"{plan.host_bytes / GIB:.1f} GiB" + ("" if there is None else f" of {there / GIB:.1f}")
 
 
 def _largest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:

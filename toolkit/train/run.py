@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,7 @@ def train(recipe: Recipe, options: RunOptions, *, keep_group: bool = False) -> i
     launch = recipe.launch
     with watched(me, timeout_s=launch.timeout_s, host_timeout_s=launch.host_timeout_s, say=display.say):
         inputs = prepare_inputs(recipe, me.data_rank, me.mesh.data, display)
-        size = model_size(inputs.task.auto_class, inputs.model_config, recipe.model.config)
-        if inputs.adapters is not None:
-            size = replace(size, trained=inputs.adapters.trained)
+        size = model_size(inputs.task.auto_class, inputs.model_config, recipe.model.config, inputs.adapters)
         config = render(recipe, target, size)
         for line in explain_size(recipe, config, size):
             display.say(line)
