@@ -42,14 +42,15 @@ def measure_sizes(sizes: list[int]) -> list[tuple[str, int, float]]:
     import torch
     import torch.distributed as dist
 
+    from toolkit.engine import process
+
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    process.start(process.from_environment())
     found = []
     for size in sizes:
         for name, (work, times) in collectives(size, dist.get_world_size()).items():
             sent = times * 4 * size * (dist.get_world_size() - 1) / dist.get_world_size()
             found.append((name, size, sent / fastest(work)))
-    dist.destroy_process_group()
     return found
 
 

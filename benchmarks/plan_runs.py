@@ -5,9 +5,10 @@ set of a rank from its start to the last step; the plan is the one that the run 
 the median step after the first two. The first two recipes calibrate: their measured times are noted as every run notes
 them, and the plans of all others use rates fitted to these two alone.
 
-The two that calibrate, and three constants of `toolkit/plan/speed.py` (gradients' passes, offload on a processor, exchanges of
-tokens for heads), were chosen after an earlier round of the first fourteen recipes on such a machine. KTO, ORPO and the reward
-model came later: no constant was set from them, though KTO and DPO showed that passes of theirs were not counted.
+The two that calibrate, and some constants of `toolkit/plan/speed.py` (gradients' passes, what ZeRO-1 and 2 and offloading
+copy on a processor, waits where ranks are more than cores), were chosen after earlier rounds of the first fourteen recipes on
+such a machine. KTO, ORPO and the reward model came later: no constant was set from them, though KTO and DPO showed that
+passes of theirs were not counted. What collectives take is from benchmarks/collectives.py.
 
 With --rounds everything is run several times, and the fastest of a recipe's runs counts: others may use this machine too.
 How much its slowest run differs is then the last column: what no plan can be nearer to than.

@@ -589,8 +589,25 @@ def test_plan_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
     assert float(re.search(r"largest error of a component ([\d.]+)%", printed)[1]) <= 1.0  # type: ignore[index]
     # The whole step, too: states and activations at its fullest moment.
     for name in ("stage 0, fp32", "stage 1, bf16"):
-        *_, planned, measured = cells(printed, name)
+        *_, planned, measured, _, _ = cells(printed, name)
         assert float(planned) == pytest.approx(float(measured), rel=0.05)
+    # And what ranks send.
+    for name in (
+        "stage 2, fp32",
+        "stage 1, bf16",
+        "stage 2, optimizer offloaded",
+        "LoRA, stage 2",
+        "2 pipeline stages",
+    ):
+        *_, planned, measured = cells(printed, name)
+        assert float(planned) == pytest.approx(float(measured), rel=0.01, abs=0.01) and float(planned) > 0
+
+
+def test_collectives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every collective of two ranks has a rate."""
+    run_tiny("collectives", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    assert all(len(cells(printed, name)) == 3 for name in ("all_reduce", "reduce", "all_gather", "reduce_scatter"))
 
 
 def test_plan_activations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
