@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.page import parser, publish, table, tracked
 from harness.ranks import is_rank, measure, report
+from harness.traffic import Traffic
 
 MILLIONS = (2, 25)
 """Numbers of a tensor, in fp32: a bucket, and a large model's part."""
@@ -48,23 +49,24 @@ def measure_sizes(sizes: list[int]) -> list[tuple[str, int, float]]:
     process.start(process.from_environment())
     found = []
     for size in sizes:
-        for name, (work, times) in collectives(size, dist.get_world_size()).items():
-            sent = times * 4 * size * (dist.get_world_size() - 1) / dist.get_world_size()
-            found.append((name, size, sent / fastest(work)))
+        for name, work in collectives(size, dist.get_world_size()).items():
+            with Traffic() as traffic:
+                work()
+            found.append((name, size, traffic.sent / fastest(work)))
     return found
 
 
-def collectives(size: int, ranks: int) -> dict[str, tuple[Callable[[], Any], float]]:
-    """Name -> one collective over `size` numbers, and how often all of them travel around the ring."""
+def collectives(size: int, ranks: int) -> dict[str, Callable[[], Any]]:
+    """Name -> one collective over `size` numbers."""
     import torch
     import torch.distributed as dist
 
     whole, part = torch.ones(size // ranks * ranks), torch.ones(size // ranks)
     return {
-        "all_reduce": (lambda: dist.all_reduce(whole), 2.0),
-        "reduce": (lambda: dist.reduce(whole, 0), 1.0),
-        "all_gather": (lambda: dist.all_gather_single(whole, part), 1.0),
-        "reduce_scatter": (lambda: dist.reduce_scatter_single(part, whole), 1.0),
+        "all_reduce": lambda: dist.all_reduce(whole),
+        "reduce": lambda: dist.reduce(whole, 0),
+        "all_gather": lambda: dist.all_gather_single(whole, part),
+        "reduce_scatter": lambda: dist.reduce_scatter_single(part, whole),
     }
 
 

@@ -221,7 +221,7 @@ def measure_case(name: str, folder: Path) -> dict[str, Any]:
                 engine.train_step(batch.micro_batches, range(len(batch.micro_batches)))
             micro_batch = batch.micro_batches[0]
             accumulation = len(batch.micro_batches)
-            filled = sum(one["input_ids"].shape[1] for one in batch.micro_batches) / accumulation
+            mean_length = sum(one["input_ids"].shape[1] for one in batch.micro_batches) / accumulation
             del batch
     gc.collect()
     measured = held_bytes(engine.engine, engine.model, engine._averages)
@@ -232,7 +232,7 @@ def measure_case(name: str, folder: Path) -> dict[str, Any]:
             component = component.replace("persistent parameters", "parameters")
             predicted[component] = predicted.get(component, 0) + size
     layers = inputs.model_config.num_hidden_layers // me.mesh.pipeline
-    hidden = hidden_bytes(subject, recipe, config) * filled / LENGTH
+    hidden = hidden_bytes(subject, recipe, config) * mean_length / LENGTH
     sent = volumes(inventory, config, me.mesh, hidden, layers, recomputes=recipe.model.activation_checkpointing)
     found: dict[str, Any] = {"measured": measured, "predicted": predicted, "peak": live.peak, "planned_peak": 0}
     found |= {"sent": traffic.sent, "planned_sent": sent.of_step(accumulation)}

@@ -77,6 +77,7 @@ SMALL = {
     "vocab_size": 512,
     "pad_token_id": 0,
 }
+ENCODER = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
 MEDIUM = {**SMALL, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "vocab_size": 8192}
 LLAMA_8B = {
     "hidden_size": 4096,
@@ -230,18 +231,16 @@ def test_without_adapters_the_reference_is_known_before_training() -> None:
 
 def test_what_is_compared_with_the_global_batch_is_looked_at_before() -> None:
     """Contrastive losses take a forward pass more than cosines that have a value to reach: 4 in the place of 3."""
-    config = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
     data = Data(train="rows.jsonl", packing=False)
     tasks = SentenceEmbedding(), SentenceEmbedding(objective="mse", score_field="score")
-    given = (recipe(config, model={"architecture": "bert"}, task=task, data=data) for task in tasks)
+    given = (recipe(ENCODER, model={"architecture": "bert"}, task=task, data=data) for task in tasks)
     contrastive, scored = (planned(one, 1).model_flops for one in given)
     assert contrastive / scored == pytest.approx(4 / 3, rel=0.05)
 
 
 def test_hidden_words_are_planned_without_a_tokenizer() -> None:
     task = MaskedLM(sample_prompt="The capital of France is [MASK].")
-    config = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
-    assert planned(recipe(config, model={"architecture": "bert"}, task=task), 1).model_flops > 0
+    assert planned(recipe(ENCODER, model={"architecture": "bert"}, task=task), 1).model_flops > 0
 
 
 def test_what_moves_nothing_asks_for_nothing() -> None:

@@ -36,7 +36,8 @@ DEVICE_UPDATE = 30.0
 
 PROCESSOR_FLATTENS = 76.0
 """On a processor, bytes more for each number of a share of ZeRO-1 and 2, or of offloaded states: DeepSpeed copies the
-gradients once more, into memory that the system hands out anew in each step, page by page (measured there as well)."""
+gradients once more, into memory that the system hands out anew in each step, page by page (measured by
+benchmarks/plan_runs.py)."""
 
 GRADIENT_PASSES = 8
 """Times that each number of a micro-batch's gradient is read or written: by the backward pass, into a bucket and out of it,

@@ -13,30 +13,18 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from toolkit.ds_config.target import Device
 from toolkit.engine.part import Part, Shards, build_part
 from toolkit.errors import ModelError
-from toolkit.models.attention import (
-    DOCUMENT_LENGTHS,
-    DOCUMENTS,
-    is_lengths,
-    looks_back_only,
-    set_attention,
-    tell_documents,
-)
+from toolkit.models.attention import DOCUMENTS, is_lengths, set_attention, tell_documents
 from toolkit.models.document_choice import unfit
-from toolkit.models.flops import Pairs
 from toolkit.models.head_chunks import planned_for
 from toolkit.models.neftune import add_neftune
 from toolkit.models.quiet import quiet
@@ -44,11 +32,9 @@ from toolkit.models.stages import base_states, build_skeleton
 from toolkit.models.tiling import tile_mlps
 from toolkit.plan.depth import SEEN, Depths, Layer, depths_of, layers_by_parameter, thin_out
 from toolkit.plan.live_bytes import LiveBytes
+from toolkit.plan.planned_attention import PLANNED, planned_attention, windows_noted
 from toolkit.plan.work import NOTHING, Work, work_of
 from toolkit.tasks.base import Batch, Task
-
-PLANNED = "toolkit_planned"
-"""Name, among transformers' attention functions, of the one that stands for flash kernels on fake tensors."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +205,7 @@ def _share_sequences(model: nn.Module, task: Task, part: Part, way: Way) -> None
     config = copy.deepcopy(model.config)
     config._attn_implementation = "sdpa"  # type: ignore[union-attr]
     task.sequence_group = Grid(part.mesh, part.rank).sequence
-    attention = SequenceAttention(config, task.sequence_group, core=_planned_attention if _is_flash(way) else None)
+    attention = SequenceAttention(config, task.sequence_group, core=planned_attention if _is_flash(way) else None)
     model.set_attn_implementation(attention.name)  # type: ignore[operator]
 
 
@@ -273,59 +259,6 @@ def _choose_attention(model: nn.Module, task: Task, way: Way) -> None:
         set_attention(model, PLANNED if is_computed else DOCUMENTS)
 
 
-@dataclass
-class _Windows:
-    """What of attention lies in sliding windows, which the kernel's stand-in does not know."""
-
-    total: float = 0.0
-    local: float = 0.0
-    near: float = 0.0
-
-    def note(self, query: Tensor, is_causal: bool, window: int | None) -> None:
-        """One layer's attention, of query [B, H, T, D], has been computed."""
-        length = np.array([query.shape[2]])
-        share = Pairs(is_causal, window).count(length) / Pairs(is_causal).count(length)
-        size = float(query.numel() * query.shape[2])
-        self.total += size
-        if share < 1.0:
-            self.local += size
-            self.near += size * share
-
-    def applied_to(self, work: Work) -> Work:
-        """`work` with that apart: of all attention, backward passes included, the same parts."""
-        if not self.local:
-            return work
-        local, near = (work.attention * part / self.total for part in (self.local, self.near))
-        return work._replace(attention=work.attention - local, local=local, near=near)
-
-
-_noted: ContextVar[_Windows | None] = ContextVar("_noted", default=None)
-
-
-@contextmanager
-def _windows_noted() -> Iterator[_Windows]:
-    windows = _Windows()
-    token = _noted.set(windows)
-    try:
-        yield windows
-    finally:
-        _noted.reset(token)
-
-
-def _planned_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
-) -> Any:
-    """What a flash kernel keeps: query, key, value, output and one number per row, and no mask."""
-    window, _, _ = (options.pop(name, None) for name in ("sliding_window", DOCUMENT_LENGTHS, "position_ids"))
-    windows = _noted.get()
-    if windows is not None:
-        windows.note(query, looks_back_only(module, options.get("is_causal")), window)
-    return sdpa_attention_forward(module, query, key, value, None, **options)
-
-
-AttentionInterface.register(PLANNED, _planned_attention)
-
-
 @contextmanager
 def _any_experts() -> Iterator[None]:
     """Let products of groups of tokens with experts' weights have shapes in every format: torch knows those of bf16 alone."""
@@ -351,7 +284,7 @@ def measure(model: nn.Module, task: Task, batch: Mapping[str, Any], way: Way) ->
             parameter.register_post_accumulate_grad_hook(live.take)  # type: ignore[no-untyped-call]
     live.add([list(model.parameters()), list(model.buffers()), list(batch.values())])
     live.begin()
-    with live, _windows_noted() as windows:
+    with live, windows_noted() as windows:
         found = _looked_ahead(model, task, dict(batch)) if way.has_head else {}
         before = live.now
         loss = _loss(model, task, {**batch, **found}, way)

@@ -65,20 +65,18 @@ def volumes(
         window = int(zero["stage3_max_reuse_distance"]) + int(zero["stage3_prefetch_bucket_size"])
         again = max(0.0, inventory.total - window / 2)
         spread_per_micro = weight * (inventory.total + again) * ring
-        if zero.get("reduce_scatter", True):
-            spread_per_micro += gradients
-        else:
-            summed_per_micro = 2 * gradients
-    elif zero["stage"] == 2:
+    elif zero["stage"] > 0:
         spread_per_step = weights
-        if zero.get("use_multi_rank_bucket_allreduce", True) or not zero.get("reduce_scatter", True):
-            # Each rank keeps its part of the sums, but all of them travel to all (stage_1_and_2.py, average_tensor).
-            summed_per_micro = 2 * gradients
-        else:
-            spread_per_micro = gradients
-    else:
+    # Each rank of stage 2 keeps its part of the sums, but all of them travel to all (stage_1_and_2.py, average_tensor).
+    all_to_all = not zero.get("reduce_scatter", True) or (
+        zero["stage"] == 2 and zero.get("use_multi_rank_bucket_allreduce", True)
+    )
+    if zero["stage"] < 2:
         summed_per_step = 2 * gradients
-        spread_per_step = weights if zero["stage"] == 1 else 0.0
+    elif all_to_all:
+        summed_per_micro = 2 * gradients
+    else:
+        spread_per_micro += gradients
     # Two sums forward and two backward of each layer, and the forward ones once more where it is recomputed.
     sums = (4 + (2 if recomputes else 0)) * layers if mesh.tensor > 1 else 0
     trades = (8 + (4 if recomputes else 0)) * layers if mesh.sequence > 1 else 0
