@@ -8,6 +8,12 @@ CPUINFO = Path("/proc/cpuinfo")
 WITH_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 """Flags of processors with matrix products in bf16: x86's two, and ARM's."""
 
+MAPPED = 32 * 2**20
+"""Bytes from which on glibc always asks the system for memory, and gives it back when it is freed; it raises its threshold
+to there by itself (mallopt(3), M_MMAP_THRESHOLD)."""
+RETURNED = 2 * 2**20
+"""The same where `toolkit.engine.device.return_freed_memory` has set it."""
+
 
 def multiplies_bf16() -> bool:
     """Whether it has instructions for bf16. Every CPU computes in bf16 after a fashion; without them it is slower than fp32."""

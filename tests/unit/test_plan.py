@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toolkit.cli.verbs import main
 from toolkit.ds_config.render import render
@@ -36,14 +37,14 @@ from toolkit.plan.inventory import Inventory, Parameter
 from toolkit.plan.memory import GIB
 from toolkit.plan.page import page
 from toolkit.plan.remedies import changes_curve, cheapest_changes
-from toolkit.plan.speed import Place, Rates
+from toolkit.plan.speed import FRESH, Place, Rates, with_gradients
 from toolkit.plan.stand_in import stand_in_batch
 from toolkit.plan.start import place_for, resolved, subject_or_refused
 from toolkit.plan.states import Keeper, count_states, keeper_of
 from toolkit.plan.strategy import Planned, plan_strategy, target_of
 from toolkit.plan.subject import way_of
-from toolkit.plan.trace import Untraceable
-from toolkit.plan.work import NOTHING, work_of
+from toolkit.plan.trace import Untraceable, _Watched
+from toolkit.plan.work import NOTHING, Work, work_of
 from toolkit.recipe import (
     DPO,
     KTO,
@@ -590,6 +591,33 @@ def test_rates_are_fitted_to_finished_runs() -> None:
     assert runs[0].flops / (1e11 * alone.compute) + runs[0].moved / (1e10 * alone.memory) == pytest.approx(10.0)
     assert alone.compute / alone.memory == pytest.approx(2.0)
     assert fit([], 1e11, 1e10, Rates(0.7, 0.6)) == Rates(0.7, 0.6)
+    # Two that are made of the same, one of which was held up: between them.
+    held_up = fit([_finished(1e11, 2e10, 8.5), _finished(1e11, 2e10, 12.5)], 1e11, 1e10, Rates(0.8, 0.4))
+    assert 1e11 / (1e11 * held_up.compute) + 2e10 / (1e10 * held_up.memory) == pytest.approx(10.0, rel=0.05)
+
+
+def test_memory_from_the_system_is_counted_by_who_asks_for_it() -> None:
+    """glibc asks for tensors of 32 MiB each time, and from 2 MiB on where ZeRO-3 has had it give memory back."""
+    with FakeTensorMode(), _Watched() as watched:
+        torch.empty(16 * 2**20)
+        watched.begin()
+        made = [torch.empty(mebibytes * 2**18) for mebibytes in (1, 3, 40, 50)]
+        made[-1].mul_(2)
+    assert (watched.work.mapped, watched.work.returned) == (90 * 2**20, 3 * 2**20)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_memory_from_the_system_takes_time_on_a_processor(stage: int) -> None:
+    """And gradients that ranks sum in every micro-batch are read and written more often than others."""
+    inventory = Inventory((Parameter("weight", 10**7, True, True),), 0)
+    config = {"zero_optimization": {"stage": stage}}
+    asked = [
+        with_gradients(Work(mapped=4e7, returned=2e7), inventory, config, hardware).traffic
+        for hardware in (DEVICES["h100"], any_processor())
+    ]
+    assert asked[0] == (4 if stage == 1 else 8) * 4e7
+    made = 4e7 + (2e7 + 2 * 4e7 if stage == 3 else 0.0)
+    assert asked[1] - asked[0] == FRESH * made
 
 
 def test_the_ledger_passes_over_what_it_does_not_know(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,8 +90,8 @@ def fit(runs: Sequence[Finished], flops_per_s: float, bytes_per_s: float, defaul
         return default
     begin = 1.0 / (flops_per_s * default.compute), 1.0 / (bytes_per_s * default.memory)
     rows = [(run.flops * begin[0], run.moved * begin[1], run.measured_s - run.rest_s, run.measured_s) for run in runs]
-    ratios = sorted(left / (first + second) for first, second, left, _ in rows)
-    common = ratios[len(ratios) // 2]
+    ratios = [left / (first + second) for first, second, left, _ in rows]
+    common = statistics.median(ratios)
     # Of x, y near 1: sum over runs of ((common (x first + y second) - left) / measured)^2 + RIDGE ((x - 1)^2 + (y - 1)^2).
     scaled = [
         (common * first / total, common * second / total, (left - common * (first + second)) / total)

@@ -30,11 +30,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = self.now
         return self.now
 
+    def made(self, size: int) -> None:
+        """A storage of `size` bytes was not there before."""
+
     def _count(self, storage: torch.UntypedStorage) -> None:
         size, held = storage.nbytes(), self._known.get(storage)
         if held is None:
             # Of what it holds when it goes, not of what it held when it came: it may be resized.
             self._known[storage] = held = [0]
+            self.made(size)
             weakref.finalize(storage, self._forget, held)
         self.now += size - held[0]
         held[0] = size

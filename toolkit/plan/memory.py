@@ -16,8 +16,8 @@ CPU_PROCESS = 1.2 * GIB
 (measured by benchmarks/plan_runs.py)."""
 
 KEPT_BY_MALLOC = 0.7
-"""Of a backward pass's activations, the share that glibc still holds when the optimizer steps: blocks of up to 32 MiB come
-from heaps, which shrink from their end only (mallopt(3), M_MMAP_THRESHOLD; measured by benchmarks/plan_runs.py)."""
+"""Of a backward pass's activations, the share that glibc still holds when the optimizer steps: smaller blocks come from
+heaps, which shrink from their end only (`toolkit.processor.MAPPED`; measured by benchmarks/plan_runs.py)."""
 
 HOST_PROCESS = 2.5 * GIB
 """The same of a rank beside a GPU, with the CUDA libraries."""

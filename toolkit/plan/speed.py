@@ -16,6 +16,7 @@ from toolkit.plan.peaks import NumberFormat
 from toolkit.plan.states import SIZES, Keeper, States
 from toolkit.plan.volumes import Volumes, volumes
 from toolkit.plan.work import Work
+from toolkit.processor import MAPPED
 from toolkit.recipe.mesh import Mesh
 
 HOST_UPDATE = 28.0
@@ -34,16 +35,15 @@ from the computation."""
 DEVICE_UPDATE = 30.0
 """Bytes that an optimizer on the device reads and writes for each number of its share."""
 
-PROCESSOR_FLATTENS = 76.0
-"""On a processor, bytes more for each number of a share of ZeRO-1 and 2, or of offloaded states: DeepSpeed copies the
-gradients once more, into memory that the system hands out anew in each step, page by page (measured by
-benchmarks/plan_runs.py)."""
+FRESH = 10.0
+"""On a processor, bytes moved that take as long as one of memory that the system hands out anew, page by page, and takes
+back after use: as it does with tensors so large that glibc asks it each time."""
 
-GRADIENT_PASSES = 8
-"""Times that each number of a micro-batch's gradient is read or written: by the backward pass, into a bucket and out of it,
-and to be added to the sums."""
+ADDED, REDUCED = 4, 4
+"""Times that each number of a gradient is read or written: by the backward pass, to be added to those before; and into a
+bucket and out of it, where ranks sum them: in every micro-batch from stage 2 on, once a step below it."""
 
-CROWDED_SUM_S, CROWDED_TRADE_S = 0.006, 0.018
+CROWDED_SUM_S, CROWDED_TRADE_S = 0.006, 0.015
 """Seconds of a sum inside of a layer, and of an exchange of tokens for heads, through gloo where ranks are more than cores:
 each rank waits for the others to be let run (measured by benchmarks/plan_runs.py, where they vary by a half)."""
 
@@ -150,9 +150,16 @@ def step_seconds(
     )
 
 
-def gradient_work(inventory: Inventory, config: Mapping[str, Any]) -> Work:
-    """What the gradients of a micro-batch ask for besides the products that make them."""
-    return Work(traffic=float(GRADIENT_PASSES * SIZES[weights_dtype(config)] * inventory.trained))
+def with_gradients(work: Work, inventory: Inventory, config: Mapping[str, Any], hardware: Hardware) -> Work:
+    """The `work` of a micro-batch, and what its gradients ask for besides the products that make them.
+
+    On a processor what memory made anew takes is added, too.
+    """
+    passes = ADDED + (REDUCED if config["zero_optimization"]["stage"] > 1 else 0)
+    moved = float(passes * SIZES[weights_dtype(config)] * inventory.trained)
+    if hardware.is_cpu:
+        moved += FRESH * _made_per_micro(work, inventory, config)
+    return work.plus(Work(traffic=moved), 1.0)
 
 
 def micro_batch_seconds(
@@ -179,18 +186,34 @@ def _travel(sent: Volumes, mesh: Mesh, place: Place) -> tuple[float, float, floa
     return per_micro, per_step, inside
 
 
+def _made_per_micro(work: Work, inventory: Inventory, config: Mapping[str, Any]) -> float:
+    """Bytes of large tensors that are made anew in every micro-batch, the weights that stage 3 gathers among them."""
+    if config["zero_optimization"]["stage"] < 3:
+        return work.mapped
+    return work.mapped + work.returned + 2.0 * SIZES[weights_dtype(config)] * inventory.total
+
+
+def _made_per_step(inventory: Inventory, states: States) -> float:
+    """The same in every step: sums of gradients, what they are flattened into, and the largest in fp64 for the norm."""
+    made = [states.backward.get("gradients", 0), *states.step.values()] if states.keeper is Keeper.SHARED else []
+    return float(sum(size for size in [*made, 8 * inventory.largest] if size >= MAPPED))
+
+
 def _update(
     inventory: Inventory, states: States, config: Mapping[str, Any], mesh: Mesh, place: Place
 ) -> tuple[float, float, float]:
     """Seconds of the optimizer's step on the device and on the host, and bytes that it moves on the device."""
     hardware, zero = place.hardware, config["zero_optimization"]
     share = inventory.trained / (1 if states.keeper is Keeper.PLAIN else mesh.gradient_ranks)
-    each, on_host = DEVICE_UPDATE, 0.0
-    if hardware.is_cpu:
-        each += PROCESSOR_FLATTENS if "offload_optimizer" in zero or states.keeper is Keeper.SHARED else 0.0
-    elif "offload_optimizer" in zero:
+    on_host = 0.0
+    if "offload_optimizer" in zero and not hardware.is_cpu:
         on_host = share * float(zero["offload_optimizer"].get("ratio", 1.0))
-    moved = each * (share - on_host) * place.cores_shared
+    moved = DEVICE_UPDATE * (share - on_host)
+    if zero["stage"] == 1 or (zero["stage"] == 0 and mesh.gradient_ranks > 1):
+        moved += REDUCED * SIZES[weights_dtype(config)] * inventory.trained
+    if hardware.is_cpu:
+        moved += FRESH * _made_per_step(inventory, states)
+    moved *= place.cores_shared
     host_seconds = HOST_UPDATE * on_host * _per_host(mesh, place) / HOST_BANDWIDTH
     return moved / (hardware.bandwidth * place.rates.memory), host_seconds, moved
 

@@ -13,7 +13,7 @@ from toolkit.models.dtypes import dtype_of
 from toolkit.plan.inventory import Inventory
 from toolkit.plan.memory import Disk, Flight, Memory, count_disk, put_together
 from toolkit.plan.peaks import NumberFormat
-from toolkit.plan.speed import Place, Seconds, gradient_work, micro_batch_seconds, step_seconds
+from toolkit.plan.speed import Place, Seconds, micro_batch_seconds, step_seconds, with_gradients
 from toolkit.plan.states import SIZES, Keeper, States, count_states
 from toolkit.plan.subject import Subject, way_of, with_micro
 from toolkit.plan.trace import Activations, Traced
@@ -177,7 +177,7 @@ def _part(
     traced = subject.trace(recipe, mesh, way)
     activations = traced.whole if mesh.pipeline == 1 else _of_stage(subject, mesh, stage, traced)
     work, pair_share = _work(subject, activations, target)
-    work = work.plus(gradient_work(inventory, config), 1.0)
+    work = with_gradients(work, inventory, config, place.hardware)
     accumulation = int(config["gradient_accumulation_steps"])
     in_flight = min(accumulation, mesh.pipeline - stage)
     flight = Flight(accumulation, in_flight)

@@ -34,6 +34,7 @@ from toolkit.plan.depth import SEEN, Depths, Layer, depths_of, layers_by_paramet
 from toolkit.plan.live_bytes import LiveBytes
 from toolkit.plan.planned_attention import PLANNED, planned_attention, windows_noted
 from toolkit.plan.work import NOTHING, Work, work_of
+from toolkit.processor import MAPPED, RETURNED
 from toolkit.tasks.base import Batch, Task
 
 
@@ -363,6 +364,12 @@ class _Watched(LiveBytes):  # type: ignore[no-untyped-call]
         if asked is not NOTHING:
             self.work = self.work.plus(asked, 1.0)
         return result
+
+    def made(self, size: int) -> None:
+        """Memory of a tensor that none had before."""
+        if hasattr(self, "work") and size >= RETURNED:
+            made = Work(mapped=float(size)) if size >= MAPPED else Work(returned=float(size))
+            self.work = self.work.plus(made, 1.0)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         super()._count(storage)

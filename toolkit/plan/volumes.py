@@ -77,8 +77,10 @@ def volumes(
         summed_per_micro = 2 * gradients
     else:
         spread_per_micro += gradients
-    # Two sums forward and two backward of each layer, and the forward ones once more where it is recomputed.
-    sums = (4 + (2 if recomputes else 0)) * layers if mesh.tensor > 1 else 0
+    # Two sums forward and two backward of each layer, and the forward ones once more where it is recomputed. One more puts
+    # together what ranks look up in their parts of the vocabulary, and one the gradients of the head's inputs.
+    ends = (2 if mesh.pipeline == 1 else 1) * any(one.is_embedding for one in inventory.parameters)
+    sums = (4 + (2 if recomputes else 0)) * layers + ends if mesh.tensor > 1 else 0
     trades = (8 + (4 if recomputes else 0)) * layers if mesh.sequence > 1 else 0
     return Volumes(
         summed_per_micro,

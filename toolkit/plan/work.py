@@ -51,6 +51,11 @@ class Work(NamedTuple):
     near: float = 0.0
     """The same within the windows, of sequences that are one document each."""
 
+    mapped: float = 0.0
+    """Bytes of the tensors that are made, of those that glibc asks the system for memory for each time."""
+    returned: float = 0.0
+    """The same of smaller ones, which it keeps the memory of unless `toolkit.engine.device.return_freed_memory` is on."""
+
     def products(self, pair_share: float) -> float:
         """FLOPs of all products where `pair_share` of the pairs of tokens of a sequence lie in the same document.
 
