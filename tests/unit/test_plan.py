@@ -591,9 +591,9 @@ def test_rates_are_fitted_to_finished_runs() -> None:
     assert runs[0].flops / (1e11 * alone.compute) + runs[0].moved / (1e10 * alone.memory) == pytest.approx(10.0)
     assert alone.compute / alone.memory == pytest.approx(2.0)
     assert fit([], 1e11, 1e10, Rates(0.7, 0.6)) == Rates(0.7, 0.6)
-    # Two that are made of the same, one of which was held up: between them.
+    # Two that are made of the same, one of which was held up: between them, where squares of relative errors are least.
     held_up = fit([_finished(1e11, 2e10, 8.5), _finished(1e11, 2e10, 12.5)], 1e11, 1e10, Rates(0.8, 0.4))
-    assert 1e11 / (1e11 * held_up.compute) + 2e10 / (1e10 * held_up.memory) == pytest.approx(10.0, rel=0.05)
+    assert 1e11 / (1e11 * held_up.compute) + 2e10 / (1e10 * held_up.memory) == pytest.approx(9.27, rel=0.01)
 
 
 def test_memory_from_the_system_is_counted_by_who_asks_for_it() -> None:
