@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ SHORT = [
 
 CALIBRATE = 2
 NEAR = 0.2
+"""Relative error of a step time that is asked for."""
 STEPS = 6
+measured_s = itemgetter("measured_s")
 
 
 def main(arguments: list[str]) -> None:
@@ -114,14 +117,7 @@ def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
             f"Time: median error {statistics.median(times):.0%}, worst {max(times):.0%}; {near} of {len(times)} within 20%."
         )
     if len(found) > CALIBRATE + 1:
-        lines.append(
-            by_any_two(
-                [
-                    min((one["finished"] for one in plans), key=lambda line: line["measured_s"])
-                    for plans in found.values()
-                ]
-            )
-        )
+        lines.append(by_any_two([min((one["finished"] for one in plans), key=measured_s) for plans in found.values()]))
     publish(options, "Planned and measured runs", [str(__doc__).strip(), table(header, rows), " ".join(lines)])
 
 
@@ -163,7 +159,7 @@ def measured(names: list[str], options: argparse.Namespace) -> dict[str, list[di
             line = json.loads(ledger.read_text().splitlines()[-1])
             found[name].append({**plan, "finished": line})
             if names.index(name) < CALIBRATE:
-                calibrated[name] = min(calibrated.get(name, line), line, key=lambda one: one["measured_s"])
+                calibrated[name] = min(calibrated.get(name, line), line, key=measured_s)
     return found
 
 
