@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.cli.argument_types import count, file_path, positive
 from toolkit.cli.output import reader_may_leave
 from toolkit.errors import InputError, RunFailed, plural, show
+from toolkit.heavy_imports import heavy_imports
 
 if TYPE_CHECKING:
     from toolkit.plan.choice import Choice
@@ -150,24 +151,26 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> Made:
     from rich.console import Console
 
     with Console(stderr=True).status("tracing the model without weights"):
-        from toolkit.models.quiet import quiet
-        from toolkit.plan.choice import Chooser
-        from toolkit.plan.start import calibrated, place_for, refused, subject_or_refused
-        from toolkit.plan.strategy import plan_strategy, target_of
-        from toolkit.plan.trace import Untraceable
+        with heavy_imports():
+            from toolkit.models.quiet import quiet
+            from toolkit.plan.choice import Chooser
+            from toolkit.plan.side_by_side import usable_cores
+            from toolkit.plan.start import calibrated, place_for, refused, subject_or_refused
+            from toolkit.plan.trace import Untraceable
 
         with quiet():
             subject = subject_or_refused(recipe)
+            subject.cores = usable_cores()
             place = place_for(recipe, options)
             world = options.devices or recipe.launch.world_size
             place, said = calibrated(recipe, place, world)
-            given, why_not = None, None
+            chooser, given, why_not = Chooser(subject, recipe, world, place), None, None
             try:
                 try:
-                    given = plan_strategy(subject, recipe, target_of(recipe, world, place), place)
+                    given = chooser.as_it_is()
                 except InputError as error:
                     why_not = error
-                choice = Chooser(subject, recipe, world, place).choose()
+                choice = chooser.choose()
             except Untraceable as reason:
                 raise refused(reason) from None
     if why_not is not None and not (choice.fitting or choice.others):

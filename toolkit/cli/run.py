@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from toolkit.data.reading.weighted import weighted
 from toolkit.ds_config.golden import assumed_target
 from toolkit.ds_config.render import accumulation_steps, render
 from toolkit.errors import InputError, collect, together
+from toolkit.heavy_imports import heavy_imports
 from toolkit.library_messages import are_shown, show_all
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import mesh_of
@@ -62,7 +62,8 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
     world_size = _world_size(recipe, starts)
     recipe, more = smaller_micro_batch(recipe, invocation.given, world_size)
     if recipe.parallel.auto or recipe.batch.auto_micro_size:
-        from toolkit.plan.start import resolved  # it traces the model, which needs torch
+        with heavy_imports():
+            from toolkit.plan.start import resolved  # it traces the model, which needs torch
 
         per_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or recipe.launch.devices)
         recipe, decided = resolved(recipe, world_size, per_host)
@@ -93,7 +94,8 @@ def run(file: Recipe, invocation: Invocation, name: str, deepspeed_config: Path 
             check_location(part.location, recipe.data.evaluation_split, "data.evaluation")
     # Heavy imports only now: a typo must not wait for torch.
     if invocation.preview:
-        from toolkit.cli.preview import print_preview
+        with heavy_imports():
+            from toolkit.cli.preview import print_preview
 
         return print_preview(recipe, invocation.preview)
     from toolkit.train import run_folder, trackers
@@ -126,12 +128,8 @@ def _train(recipe: Recipe, invocation: Invocation, name: str) -> int:
     if not are_shown():
         # When a host vanishes, torch's stack frames would bury the message that names it. Read while torch is imported.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Half a million objects come with these modules and stay: no garbage collection, now or in training, need visit them.
-    gc.disable()
-    from toolkit.train.run import RunOptions, train
-
-    gc.freeze()
-    gc.enable()
+    with heavy_imports():
+        from toolkit.train.run import RunOptions, train
     return train(recipe, RunOptions(name, invocation.output_dir, invocation.resume, invocation.resume_changed_data))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from toolkit.models.alike import alike
 from toolkit.models.head_chunks import HeadChunks, as_autocast, default_chunk, valid_rows
 from toolkit.models.vocabulary import VocabularyPart
 
@@ -123,7 +124,7 @@ def _scale(gradient: Tensor, factor: Tensor) -> None:
     if gradient.element_size() >= 4:
         gradient.mul_(factor)
         return
-    for part in torch.split(gradient, 4096):
+    for part in alike(torch.split(gradient, 4096)):
         part.copy_(part.float().mul_(factor))
 
 
@@ -144,9 +145,8 @@ class _Head(HeadChunks):
         if self.part is not None:
             self._add_shared_loss(logits, targets, smoothing, scale, self.part)
         else:
-            size = len(self.block)
-            for rows, columns in zip(torch.split(logits, size), torch.split(targets, size), strict=True):
-                self._add_loss(rows, columns.unsqueeze(1), smoothing, scale)
+            for rows, column in self.blocks(logits, targets.unsqueeze(1)):
+                self._add_loss(rows, column, smoothing, scale)
         if scale is not None:
             self.add_gradients(chunk, logits)
 
@@ -176,8 +176,7 @@ class _Head(HeadChunks):
         are gathered once; exponentials are then taken again, from the maximum of all.
         """
         columns, own = part.local(targets.unsqueeze(1))
-        pieces = [torch.split(tensor, len(self.block)) for tensor in (logits, columns, own)]
-        found = part.gather(torch.cat([self.statistics(*piece) for piece in zip(*pieces, strict=True)]))
+        found = part.gather(self.statistics(logits, columns, own))
         above = found[..., 0] - found[..., 0].amax(0)  # [P, c], of each rank's maximum over all ranks', at most 0
         largest = found[..., 0].amax(0)
         total = (found[..., 1] * above.exp()).sum(0)
@@ -191,13 +190,8 @@ class _Head(HeadChunks):
         scales = (gradient_scale / total).to(dtype).unsqueeze(1)
         at_targets = own.to(dtype).mul_(gradient_scale * (1.0 - smoothing))
         everywhere = gradient_scale * smoothing
-        for rows, column, most, scale, at in zip(
-            *(
-                torch.split(t, len(self.block))
-                for t in (logits, columns, largest.to(dtype).unsqueeze(1), scales, at_targets)
-            ),
-            strict=True,
-        ):
-            block = self.biased(rows).sub_(most).exp_().mul_(scale)
+        most = largest.to(dtype).unsqueeze(1)
+        for rows, column, highest, scale, at in self.blocks(logits, columns, most, scales, at_targets):
+            block = self.biased(rows).sub_(highest).exp_().mul_(scale)
             self.subtract_target(block, column, at, everywhere)
             rows.copy_(block)

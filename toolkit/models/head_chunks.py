@@ -7,7 +7,6 @@ the tokens x vocabulary matrix than one chunk.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Self
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from toolkit.models.alike import alike, kind_of
 from toolkit.models.vocabulary import VocabularyPart
 
 IGNORED = -100
@@ -32,27 +32,9 @@ BLOCK_BYTES = {"cpu": 4 * 2**20}
 """Size of the fp32 rows whose softmax is taken at a time, by device (CHUNK_BYTES elsewhere): they should fit a cache."""
 
 
-_planned_for: list[str] = []
-"""The kind of device that tensors without values stand for, innermost last."""
-
-
-@contextmanager
-def planned_for(device: str) -> Iterator[None]:
-    """Choose sizes for a `device` of this kind for a while, wherever tensors without values lie."""
-    _planned_for.append(device)
-    try:
-        yield
-    finally:
-        _planned_for.pop()
-
-
-def _kind_of(tensor: Tensor) -> str:
-    return _planned_for[-1] if _planned_for else tensor.device.type
-
-
 def default_chunk(weight: Tensor) -> int:
     """Tokens per chunk for a head with `weight` [V, D]."""
-    least = LEAST_TOKENS.get(_kind_of(weight), 256)
+    least = LEAST_TOKENS.get(kind_of(weight), 256)
     return max(least, CHUNK_BYTES // (weight.element_size() * weight.shape[0]))
 
 
@@ -115,7 +97,7 @@ class HeadChunks:
         count = -(-len(hidden) // chunk_tokens)
         size = min(len(hidden), -(-len(hidden) // max(1, count)))
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        block = max(1, min(size, BLOCK_BYTES.get(_kind_of(hidden), CHUNK_BYTES) // (4 * len(weight))))
+        block = max(1, min(size, BLOCK_BYTES.get(kind_of(hidden), CHUNK_BYTES) // (4 * len(weight))))
         summed = dtype if count > 1 else weight.dtype
         is_apart = summed != weight.dtype and not _adds_in_fp32(hidden.device, hidden.dtype)
         return cls(
@@ -139,8 +121,12 @@ class HeadChunks:
 
     def slices(self) -> Iterator[slice]:
         """The chunks of the tokens, in order."""
-        for start in range(0, len(self.hidden), self.chunk_tokens):
+        for start in alike(range(0, len(self.hidden), self.chunk_tokens)):
             yield slice(start, start + self.chunk_tokens)
+
+    def blocks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The rows [b, ...] of each of `tensors` [c, ...], as many at a time as `block` holds."""
+        yield from alike(zip(*(torch.split(tensor, len(self.block)) for tensor in tensors), strict=True))
 
     def product(self, chunk: slice) -> Tensor:
         """hidden @ weight.T of a chunk, [c, V], in the buffer of the logits; the bias is not in it."""
@@ -167,15 +153,21 @@ class HeadChunks:
         block = self.block[: len(logits)].copy_(logits)
         return block if self.bias is None else block.add_(self.bias)
 
-    def statistics(self, logits: Tensor, column: Tensor, own: Tensor) -> Tensor:
-        """[b, 4] fp64: maximum, sum of exponentials below it, logit at `column` where it is `own`, sum of distances from
-        the maximum."""
+    def statistics(self, logits: Tensor, columns: Tensor, own: Tensor) -> Tensor:
+        """[c, 4] fp64 of a chunk's logits [c, V]: maximum, sum of exponentials below it, logit at `columns` [c, 1] where
+        it is `own` [c, 1], sum of distances from the maximum."""
+        found = logits.new_empty(len(logits), 4, dtype=torch.float64)
+        for *block, rows in self.blocks(logits, columns, own, found):
+            rows.copy_(self._statistics(*block))
+        return found
+
+    def _statistics(self, logits: Tensor, column: Tensor, own: Tensor) -> Tensor:
         block = self.biased(logits)
         largest = block.amax(1, keepdim=True)
         at_target = block.gather(1, column).masked_fill_(~own, 0.0)
         distance = block.sub_(largest).sum(1, keepdim=True)
         total = block.exp_().sum(1, keepdim=True)
-        return torch.cat([largest, total, at_target, distance], dim=1).double()
+        return torch.cat([largest, total, at_target, distance], dim=1)
 
     def subtract_target(self, block: Tensor, column: Tensor, at_target: Tensor | float, everywhere: float) -> None:
         """From probabilities to the gradient by the logits, in place; and add it to the bias's."""

@@ -91,8 +91,7 @@ class _LinearLogProbabilities(torch.autograd.Function):
 def _log_softmax_terms(head: HeadChunks, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log of the sum of exponentials over the whole vocabulary, and the logit at the target; [c] fp64 each."""
     columns, own = _own_columns(head, targets)
-    pieces = [torch.split(tensor, len(head.block)) for tensor in (logits, columns, own)]
-    found = torch.cat([head.statistics(*piece) for piece in zip(*pieces, strict=True)])
+    found = head.statistics(logits, columns, own)
     by_rank = found.unsqueeze(0) if head.part is None else head.part.gather(found)
     largest = by_rank[..., 0].amax(0)
     total = (by_rank[..., 1] * (by_rank[..., 0] - largest).exp()).sum(0)
@@ -105,9 +104,7 @@ def _become_gradient(head: HeadChunks, logits: Tensor, targets: Tensor, log_tota
     columns, own = _own_columns(head, targets)
     weights = -weights.to(head.block.dtype).unsqueeze(1)
     tensors = (logits, columns, own * weights, log_totals.unsqueeze(1), weights)
-    for rows, column, at_target, log_total, weight in zip(
-        *(torch.split(tensor, len(head.block)) for tensor in tensors), strict=True
-    ):
+    for rows, column, at_target, log_total, weight in head.blocks(*tensors):
         block = head.biased(rows).sub_(log_total).exp_().mul_(weight)
         head.subtract_target(block, column, at_target, 0.0)
         rows.copy_(block)

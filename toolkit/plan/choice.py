@@ -9,18 +9,21 @@ batch has sequences, or where several hosts make its communication dear.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from toolkit.ds_config.target import Target
 from toolkit.errors import InputError
 from toolkit.plan.speed import Place
-from toolkit.plan.strategy import Planned, plan_strategy, target_of
+from toolkit.plan.strategy import Planned, plan_strategy, target_of, traces_of
 from toolkit.plan.subject import Subject
-from toolkit.plan.trace import Untraceable
+from toolkit.plan.trace import Untraceable, Way
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import flat, recipe_of
 from toolkit.recipe.effect import EffectError
+from toolkit.recipe.mesh import Mesh
 from toolkit.recipe.recipe import InconsistentRecipe
 
 LARGEST_MICRO = 64
@@ -62,6 +65,16 @@ class Chooser:
         self.refused: dict[str, str] = {}
         self.possible: set[str] = set()
         self.untraceable: Untraceable | None = None
+
+    def as_it_is(self) -> Planned:
+        """The recipe's own strategy. Raises RecipeError and ModelError where it cannot run so, Untraceable as `choose`."""
+        self.subject.scales = False
+        asked = traces_of(self.subject, self.recipe, self._target_of(self.recipe))
+        self.subject.scales = True
+        across = self._across_hosts() if self._is_spread else ()
+        self.subject.foresee([*asked, *self._traces([*self._plain(), *across])])
+        self.subject.scales = False
+        return self._plan_of(self.recipe)
 
     def choose(self) -> Choice:
         """Plan what may be worth it, in waves: a later one only where those before leave a reason for it.
@@ -107,8 +120,18 @@ class Chooser:
 
     def _plan(self, wave: Iterable[Changes]) -> None:
         self.subject.scales = True
-        for changes in wave:
+        every = list(wave)
+        self.subject.foresee(self._traces(every))
+        for changes in every:
             self._one(changes)
+
+    def _traces(self, wave: Iterable[Changes]) -> Iterator[tuple[Recipe, Mesh, Way]]:
+        """What planning each of `wave` will ask for; what cannot be planned, planning it says why."""
+        for changes in wave:
+            with suppress(InputError):
+                recipe = changed(self.recipe, {**NEUTRAL, **changes})
+                for found, mesh, way in traces_of(self.subject, recipe, self._target_of(recipe)):
+                    yield from ((sized, mesh, way) for sized in self.subject.sized(found))
 
     def _one(self, changes: Changes) -> None:
         try:
@@ -125,7 +148,10 @@ class Chooser:
             self.planned.setdefault(repr(same), plan)
 
     def _plan_of(self, recipe: Recipe) -> Planned:
-        return plan_strategy(self.subject, recipe, target_of(recipe, self.world_size, self.place), self.place)
+        return plan_strategy(self.subject, recipe, self._target_of(recipe), self.place)
+
+    def _target_of(self, recipe: Recipe) -> Target:
+        return target_of(recipe, self.world_size, self.place)
 
     # Waves
 

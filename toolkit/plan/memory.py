@@ -11,8 +11,8 @@ from toolkit.plan.trace import Activations, Moment
 
 GIB = 2**30
 
-CPU_PROCESS = 1.2 * GIB
-"""Resident set of a rank on a CPU besides its tensors: Python, torch, DeepSpeed and transformers, gloo's buffers, and gaps
+CPU_PROCESS = 1.0 * GIB
+"""Resident set of a rank on a CPU besides its tensors: Python, torch, DeepSpeed and transformers, gloo's buffers
 (measured by benchmarks/plan_runs.py)."""
 
 KEPT_BY_MALLOC = 0.7
@@ -29,7 +29,10 @@ NCCL = 0.35 * GIB
 """Buffers of NCCL's channels, for a rank that has others to talk to."""
 
 SLACK = 0.04
-"""Of what tensors hold at most, the share that torch's allocator keeps besides: rounding and gaps."""
+"""Of what tensors hold at most, the share that torch's allocator keeps besides on a GPU: rounding and gaps."""
+
+CPU_SLACK = 0.1
+"""The same of glibc, whose heaps do not move what they hold (measured by benchmarks/plan_runs.py)."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,10 @@ def put_together(
         device[component] = device.get(component, 0) + size
     device = {component: size for component, size in device.items() if size}
     host: dict[str, int] = {}
+    device["allocator slack"] = round((CPU_SLACK if is_cpu else SLACK) * sum(device.values()))
     if is_cpu:
         device["process"] = round(CPU_PROCESS)
     else:
-        held = sum(device.values())
-        device["allocator slack"] = round(SLACK * held)
         device["CUDA context"] = round(CUDA_CONTEXT)
         if ranks > 1:
             device["NCCL"] = round(NCCL)

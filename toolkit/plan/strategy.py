@@ -16,7 +16,7 @@ from toolkit.plan.peaks import NumberFormat
 from toolkit.plan.speed import Place, Seconds, micro_batch_seconds, step_seconds, with_gradients
 from toolkit.plan.states import SIZES, Keeper, States, count_states
 from toolkit.plan.subject import Subject, way_of, with_micro
-from toolkit.plan.trace import Activations, Traced
+from toolkit.plan.trace import Activations, Traced, Way
 from toolkit.plan.work import Work
 from toolkit.processor import multiplies_bf16
 from toolkit.recipe import Recipe
@@ -146,6 +146,16 @@ def plan_strategy(subject: Subject, recipe: Recipe, target: Target, place: Place
     )
 
 
+def traces_of(subject: Subject, recipe: Recipe, target: Target) -> list[tuple[Recipe, Mesh, Way]]:
+    """What `plan_strategy` asks `subject` to trace. Raises RecipeError for what cannot run so."""
+    mesh = mesh_of(recipe.parallel, target.world_size)
+    dtype = dtype_of(render(recipe, target, subject.size))
+    ends = {stage == mesh.pipeline - 1 for stage in _stages(mesh)}
+    ways = [way_of(recipe, dtype, target.device, has_head=is_last) for is_last in sorted(ends)]
+    once, _ = _nothing_twice(subject, recipe, ways[-1])
+    return [*((recipe, mesh, way) for way in ways), once]
+
+
 def _stages(mesh: Mesh) -> list[int]:
     """The pipeline stages that differ: first, one of those between, and last."""
     return sorted({0, mesh.pipeline // 2, mesh.pipeline - 1})
@@ -227,12 +237,18 @@ def _work(subject: Subject, activations: Activations, target: Target) -> tuple[W
 def _model_flops(subject: Subject, recipe: Recipe, config: Mapping[str, Any], target: Target) -> float:
     """Of the whole model in one micro-batch, nothing computed twice."""
     way = way_of(recipe, dtype_of(config), target.device, has_head=True)
-    once, times = replace(way, checkpointing=False, offload=False, tiles=1), 1
-    if once != way and subject.batch is None:
-        # One sequence tells what several ask for, and other strategies have asked for it already.
-        recipe, times = with_micro(recipe, 1), recipe.batch.micro_size
-    work, pair_share = _work(subject, subject.trace(recipe, Mesh(), once).whole, target)
+    once, times = _nothing_twice(subject, recipe, way)
+    work, pair_share = _work(subject, subject.trace(*once).whole, target)
     return times * work.products(pair_share)
+
+
+def _nothing_twice(subject: Subject, recipe: Recipe, way: Way) -> tuple[tuple[Recipe, Mesh, Way], int]:
+    """What to trace so that nothing is computed twice, and how often a micro-batch has it."""
+    once = replace(way, checkpointing=False, offload=False, tiles=1)
+    if once == way or subject.batch is not None:
+        return (recipe, Mesh(), once), 1
+    # One sequence tells what several ask for, and other strategies have asked for it already.
+    return (with_micro(recipe, 1), Mesh(), once), recipe.batch.micro_size
 
 
 def _flattened_on_host(inventory: Inventory, config: Mapping[str, Any], states: States, place: Place) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import nn
@@ -14,6 +15,7 @@ from toolkit.ds_config.model_size import ModelSize
 from toolkit.ds_config.target import Device
 from toolkit.engine.part import Part
 from toolkit.errors import ToolkitError
+from toolkit.heavy_imports import heavy_imports
 from toolkit.models.adapter_plan import AdapterPlan, plan_adapters
 from toolkit.models.attention_choice import choose_attention
 from toolkit.models.config import load_config
@@ -23,12 +25,23 @@ from toolkit.models.stages import build_skeleton, outside
 from toolkit.models.tensor_plan import tensor_plan
 from toolkit.plan.depth import Depths, depths_of
 from toolkit.plan.inventory import Inventory, take_inventory
+from toolkit.plan.side_by_side import side_by_side
 from toolkit.plan.stand_in import stand_in_batch, task_without_data
 from toolkit.plan.trace import Traced, Untraceable, Way, trace_activations
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import Mesh
 from toolkit.recipe.tuning import LoRA
 from toolkit.tasks.base import Batch, Task
+
+
+class _Key(NamedTuple):
+    """What a trace depends on, beside the subject."""
+
+    mesh: Mesh
+    """Of the ranks that share a micro-batch."""
+    way: Way
+    micro_size: int
+    sequence_length: int
 
 
 @dataclass
@@ -52,7 +65,9 @@ class Subject:
     """Of all tokens, those with loss."""
     scales: bool = False
     """Whether large micro-batches of stand-ins are reckoned from those of one and two sequences."""
-    _traces: dict[Any, Traced] = field(default_factory=dict)
+    cores: int = 1
+    """On which models are traced, in processes forked off this one."""
+    _traces: dict[_Key, Traced] = field(default_factory=dict)
     _inventories: dict[Any, Inventory] = field(default_factory=dict)
     _cuts: dict[Any, tuple[str, list[tuple[int, int]]]] = field(default_factory=dict)
 
@@ -72,25 +87,54 @@ class Subject:
         Raises Untraceable, and ModelError where the model cannot be divided so.
         """
         micro = recipe.batch.micro_size
-        if self.scales and self.batch is None and micro > 2:
-            one, two = (self.trace(with_micro(recipe, size), mesh, way) for size in (1, 2))
-            return one.towards(two, micro - 1.0)
-        alone = Mesh(1, 1, mesh.sequence, mesh.tensor)
-        sizes = recipe.batch
-        key = (alone, way, sizes.micro_size, sizes.sequence_length)
-        if key not in self._traces:
-            batch = self._stand_in(recipe, mesh) if self.batch is None else self._real_batch(recipe)
-            part = Part(self.task.auto_class, self.config, self.adapters, alone, 0)
-            if alone.world_size == 1:
-                self._traces[key] = trace_activations(part, self.task, batch, way, self.depths)
-            else:
-                if dist.is_initialized():
-                    raise Untraceable("a plan of several ranks is made before they meet")
-                from toolkit.engine.pretended import pretended_ranks  # imports DeepSpeed, which takes seconds
+        found = [self._one_trace(sized, mesh, way) for sized in self.sized(recipe)]
+        return found[0] if len(found) == 1 else found[0].towards(found[1], micro - 1.0)
 
-                with pretended_ranks(alone.world_size):
-                    self._traces[key] = trace_activations(part, self.task, batch, way, self.depths)
+    def foresee(self, asked: Iterable[tuple[Recipe, Mesh, Way]]) -> None:
+        """Trace side by side what `trace` will be asked for, of `sized` recipes; what fails is left to it."""
+        missing: dict[_Key, Callable[[], Traced | None]] = {}
+        for recipe, mesh, way in asked:
+            key = self._key(recipe, mesh, way)
+            if key not in self._traces and key not in missing:
+                missing[key] = partial(self._traced_or_none, recipe, mesh, way)
+        if min(self.cores, len(missing)) < 2:
+            return
+        if any(key.mesh.world_size > 1 for key in missing):
+            _pretended_ranks()  # imported here, not in every fork
+        self.depths  # noqa: B018 - the same
+        found = side_by_side(list(missing.values()), self.cores)
+        self._traces.update((key, traced) for key, traced in zip(missing, found, strict=True) if traced is not None)
+
+    def sized(self, recipe: Recipe) -> list[Recipe]:
+        """`recipe`, or the two that its large micro-batch is reckoned from."""
+        if self.scales and self.batch is None and recipe.batch.micro_size > 2:
+            return [with_micro(recipe, size) for size in (1, 2)]
+        return [recipe]
+
+    def _key(self, recipe: Recipe, mesh: Mesh, way: Way) -> _Key:
+        return _Key(_sharing(mesh), way, recipe.batch.micro_size, recipe.batch.sequence_length)
+
+    def _one_trace(self, recipe: Recipe, mesh: Mesh, way: Way) -> Traced:
+        key = self._key(recipe, mesh, way)
+        if key not in self._traces:
+            self._traces[key] = self._traced(recipe, mesh, way, self.cores)
         return self._traces[key]
+
+    def _traced_or_none(self, recipe: Recipe, mesh: Mesh, way: Way) -> Traced | None:
+        try:
+            return self._traced(recipe, mesh, way, cores=1)
+        except (ToolkitError, Untraceable):
+            return None
+
+    def _traced(self, recipe: Recipe, mesh: Mesh, way: Way, cores: int) -> Traced:
+        batch = self._stand_in(recipe, mesh) if self.batch is None else self._real_batch(recipe)
+        part = Part(self.task.auto_class, self.config, self.adapters, _sharing(mesh), 0)
+        if part.mesh.world_size == 1:
+            return trace_activations(part, self.task, batch, way, self.depths, cores)
+        if dist.is_initialized():
+            raise Untraceable("a plan of several ranks is made before they meet")
+        with _pretended_ranks()(part.mesh.world_size):
+            return trace_activations(part, self.task, batch, way, self.depths)
 
     def take_batch(self, batch: Batch, recipe: Recipe) -> None:
         """Plan with `batch`, the first micro-batch of `recipe`, and no longer with stand-ins."""
@@ -166,6 +210,18 @@ def subject_of(recipe: Recipe) -> Subject:
         frozen_in = partial(task.frozen, beside_adapters=True)
         adapters = plan_adapters(task.auto_class, config, recipe.tuning, trains_head=trains_head, frozen_in=frozen_in)
     return Subject(task, config, adapters, model_size(task.auto_class, config, recipe.model.config, adapters))
+
+
+def _sharing(mesh: Mesh) -> Mesh:
+    """The ranks of `mesh` that share a micro-batch."""
+    return Mesh(1, 1, mesh.sequence, mesh.tensor)
+
+
+def _pretended_ranks() -> Callable[[int], Any]:
+    """`pretended_ranks`, which imports DeepSpeed: that takes seconds."""
+    with heavy_imports():
+        from toolkit.engine.pretended import pretended_ranks
+    return pretended_ranks
 
 
 def with_micro(recipe: Recipe, size: int) -> Recipe:

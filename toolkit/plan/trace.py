@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from toolkit.ds_config.target import Device
 from toolkit.engine.part import Part, Shards, build_part
 from toolkit.errors import ModelError
+from toolkit.models.alike import planned_for, times
 from toolkit.models.attention import DOCUMENTS, is_lengths, set_attention, tell_documents
 from toolkit.models.document_choice import unfit
-from toolkit.models.head_chunks import planned_for
 from toolkit.models.neftune import add_neftune
 from toolkit.models.quiet import quiet
 from toolkit.models.stages import base_states, build_skeleton
@@ -33,6 +34,7 @@ from toolkit.models.tiling import tile_mlps
 from toolkit.plan.depth import SEEN, Depths, Layer, depths_of, layers_by_parameter, thin_out
 from toolkit.plan.live_bytes import LiveBytes
 from toolkit.plan.planned_attention import PLANNED, planned_attention, windows_noted
+from toolkit.plan.side_by_side import side_by_side
 from toolkit.plan.work import NOTHING, Work, work_of
 from toolkit.processor import MAPPED, RETURNED
 from toolkit.tasks.base import Batch, Task
@@ -151,18 +153,21 @@ class Traced:
         return found
 
 
-def trace_activations(part: Part, task: Task, batch: Batch, way: Way, depths: Depths | None = None) -> Traced:
+def trace_activations(
+    part: Part, task: Task, batch: Batch, way: Way, depths: Depths | None = None, cores: int = 1
+) -> Traced:
     """Trace `batch`, whose values do not matter, through `part`, one without pipeline stages, in training.
 
     Tensors on the CPU; about 0.1 s per layer. `depths` of the model may be known already. Raises Untraceable, and ModelError where the model cannot be divided.
     """
     depths = depths_of(build_skeleton(part.auto_class, part.config)) if depths is None else depths
+    kinds = depths.repeated
     with quiet():
-        base = _trace(part, task, batch, way, depths, None)
-        layers = {}
-        for kind in depths.repeated:
-            layer = _trace(part, task, batch, way, depths, kind).plus(base, -1.0)
-            layers[kind] = layer.elsewhere() if way.offload else layer
+        traces = [partial(_trace, part, task, batch, way, depths, kind) for kind in (None, *kinds)]
+        base, *deeper = side_by_side(traces, cores)
+    layers = {kind: found.plus(base, -1.0) for kind, found in zip(kinds, deeper, strict=True)}
+    if way.offload:
+        layers = {kind: layer.elsewhere() for kind, layer in layers.items()}
     return Traced(base, layers, depths)
 
 
@@ -362,14 +367,14 @@ class _Watched(LiveBytes):  # type: ignore[no-untyped-call]
         result = super().__torch_dispatch__(function, types, args, kwargs)
         asked = work_of(function, args, kwargs or {}, result)
         if asked is not NOTHING:
-            self.work = self.work.plus(asked, 1.0)
+            self.work = self.work.plus(asked, float(times()))
         return result
 
     def made(self, size: int) -> None:
         """Memory of a tensor that none had before."""
         if hasattr(self, "work") and size >= RETURNED:
             made = Work(mapped=float(size)) if size >= MAPPED else Work(returned=float(size))
-            self.work = self.work.plus(made, 1.0)
+            self.work = self.work.plus(made, float(times()))
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         super()._count(storage)
