@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def main(arguments: list[str]) -> None:
     names = ["one rank, fp32"] if options.tiny else list(RUNS)
     if options.runs is not None:
         names = [name for name in names if name in options.runs.split(";")]
-    report(measured(names, options), options)
+    for found in measured(names, options):
+        report(found, options)
 
 
 def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
@@ -145,8 +147,8 @@ def by_any_two(lines: list[dict[str, Any]]) -> str:
     )
 
 
-def measured(names: list[str], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """plan.json of each recipe's runs, round by round."""
+def measured(names: list[str], options: argparse.Namespace) -> Iterator[dict[str, list[dict[str, Any]]]]:
+    """plan.json of each recipe's runs, after every round: a round takes half an hour, and something may end it."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     calibrated: dict[str, dict[str, Any]] = {}
     rounds = [(number, name) for number in range(options.rounds) for name in names]
@@ -160,7 +162,8 @@ def measured(names: list[str], options: argparse.Namespace) -> dict[str, list[di
             found[name].append({**plan, "finished": line})
             if names.index(name) < CALIBRATE:
                 calibrated[name] = min(calibrated.get(name, line), line, key=measured_s)
-    return found
+            if name == names[-1]:
+                yield found
 
 
 def linked_cache(folder: Path) -> Path:

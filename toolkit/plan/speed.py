@@ -134,7 +134,7 @@ def step_seconds(
     if config["zero_optimization"].get("overlap_comm") and states.keeper is not Keeper.BF16:
         beside = max(VISIBLE * beside, beside - 0.8 * compute)
     communication = beside + accumulation * inside
-    on_device, on_host, updated = _update(inventory, states, config, mesh, place)
+    on_device, on_host, updated = _update(inventory, states, config, mesh, place, accumulation)
     offload = _offload(inventory, states, config, mesh, place, accumulation)
     # Layer inputs travel beside the computation, on a stream of their own.
     offload += accumulation * max(0.0, 2 * kept_on_host / place.hardware.host_link - busy)
@@ -200,9 +200,12 @@ def _made_per_step(inventory: Inventory, states: States) -> float:
 
 
 def _update(
-    inventory: Inventory, states: States, config: Mapping[str, Any], mesh: Mesh, place: Place
+    inventory: Inventory, states: States, config: Mapping[str, Any], mesh: Mesh, place: Place, accumulation: int
 ) -> tuple[float, float, float]:
-    """Seconds of the optimizer's step on the device and on the host, and bytes that it moves on the device."""
+    """Seconds of the optimizer's step on the device and on the host, and bytes that it moves on the device.
+
+    A processor is its own host: what is offloaded is read and written once more.
+    """
     hardware, zero = place.hardware, config["zero_optimization"]
     share = inventory.trained / (1 if states.keeper is Keeper.PLAIN else mesh.gradient_ranks)
     on_host = 0.0
@@ -212,7 +215,9 @@ def _update(
     if zero["stage"] == 1 or (zero["stage"] == 0 and mesh.gradient_ranks > 1):
         moved += REDUCED * SIZES[weights_dtype(config)] * inventory.trained
     if hardware.is_cpu:
-        moved += FRESH * _made_per_step(inventory, states)
+        moved += FRESH * _made_per_step(inventory, states) + 2 * _to_host_and_back(
+            inventory, config, mesh, accumulation
+        )
     moved *= place.cores_shared
     host_seconds = HOST_UPDATE * on_host * _per_host(mesh, place) / HOST_BANDWIDTH
     return moved / (hardware.bandwidth * place.rates.memory), host_seconds, moved
@@ -227,28 +232,42 @@ def _offload(
     accumulation: int,
 ) -> float:
     """Seconds that gradients, weights and states travel between device, host and NVMe in one step."""
-    zero, hardware = config["zero_optimization"], place.hardware
+    hardware = place.hardware
     if hardware.is_cpu:
         return 0.0
-    optimizer, parameters = (zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param"))
-    weight, sums = SIZES[weights_dtype(config)], SIZES[config["data_types"]["grad_accum_dtype"]]
-    trained, total = inventory.trained / mesh.gradient_ranks, inventory.total / mesh.gradient_ranks
-    link = disk = 0.0
-    if optimizer is not None:
-        # Each micro-batch's gradients go to the host, those before come back to be added to, and the sum is copied once
-        # more in fp32 (stage_1_and_2.py, async_accumulate_grad_in_cpu_via_gpu; stage3.py, partition_grads).
-        link += (sums * (2 * accumulation - 1) + 4) * trained
-    if parameters is None:
-        link += weight * trained if optimizer is not None else 0.0
-    else:
-        # Fetched for the forward pass and for the backward pass of every micro-batch; updated weights go back.
-        link += weight * (2 * accumulation * total + (trained if optimizer is None else 0.0))
-    per_host = _per_host(mesh, place)
+    optimizer, parameters = _offloaded_to(config)
+    weight, per_host = SIZES[weights_dtype(config)], _per_host(mesh, place)
+    disk = 0.0
     if optimizer == "nvme":
         disk += 2 * per_host * sum(size for name, size in states.steady.nvme.items() if name != "parameters")
     if parameters == "nvme":
+        trained, total = inventory.trained / mesh.gradient_ranks, inventory.total / mesh.gradient_ranks
         disk += per_host * weight * (2 * accumulation * total + trained)
-    return link / hardware.host_link + disk / NVME
+    return _to_host_and_back(inventory, config, mesh, accumulation) / hardware.host_link + disk / NVME
+
+
+def _offloaded_to(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Where optimizer states and parameters are offloaded to."""
+    zero = config["zero_optimization"]
+    return zero.get("offload_optimizer", {}).get("device"), zero.get("offload_param", {}).get("device")
+
+
+def _to_host_and_back(inventory: Inventory, config: Mapping[str, Any], mesh: Mesh, accumulation: int) -> float:
+    """Bytes of gradients and weights that a rank sends to the host, or fetches from it, in one step."""
+    optimizer, parameters = _offloaded_to(config)
+    weight, sums = SIZES[weights_dtype(config)], SIZES[config["data_types"]["grad_accum_dtype"]]
+    trained, total = inventory.trained / mesh.gradient_ranks, inventory.total / mesh.gradient_ranks
+    found = 0.0
+    if optimizer is not None:
+        # Each micro-batch's gradients go to the host, those before come back to be added to, and the sum is copied once
+        # more in fp32 (stage_1_and_2.py, async_accumulate_grad_in_cpu_via_gpu; stage3.py, partition_grads).
+        found += (sums * (2 * accumulation - 1) + 4) * trained
+    if parameters is None:
+        found += weight * trained if optimizer is not None else 0.0
+    else:
+        # Fetched for the forward pass and for the backward pass of every micro-batch; updated weights go back.
+        found += weight * (2 * accumulation * total + (trained if optimizer is None else 0.0))
+    return found
 
 
 def _per_host(mesh: Mesh, place: Place) -> int:
