@@ -134,10 +134,7 @@ def by_any_two(lines: list[dict[str, Any]]) -> str:
     counts, worst = [], []
     for pair in itertools.combinations(runs, CALIBRATE):
         rates = fit(pair, flops, bandwidth, default_rates(place))
-        errors = []
-        for run in runs:
-            seconds = run.flops / (flops * rates.compute) + run.moved / (bandwidth * rates.memory) + run.rest_s
-            errors += [] if run in pair else [abs(seconds / run.measured_s - 1.0)]
+        errors = [abs(run.seconds(rates, flops, bandwidth) / run.measured_s - 1.0) for run in runs if run not in pair]
         counts.append(sum(error <= NEAR for error in errors))
         worst.append(max(errors))
     others = len(runs) - CALIBRATE

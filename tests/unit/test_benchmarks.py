@@ -622,6 +622,14 @@ def test_plan_published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys:
     assert "2 of 2 as known." in capsys.readouterr().out
 
 
+def test_plan_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What needs no torch answers at once, a plan in seconds."""
+    run_tiny("plan_time", monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    seconds = [float(cells(printed, name)[0]) for name in ("toolkit check FILE", "RECIPE --dry_run")]
+    assert 0.0 < max(seconds) < float(cells(printed, "toolkit plan, tiny, 8 x H100")[0])
+
+
 def test_plan_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run plans itself before it loads weights, and leaves what it measured beside the plan."""
     run_tiny("plan_runs", monkeypatch, tmp_path)

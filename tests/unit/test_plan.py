@@ -585,6 +585,7 @@ def test_rates_are_fitted_to_finished_runs() -> None:
         found = fit(runs, listed, 1e10, Rates(0.9, 0.9))
         for run in runs:
             seconds = 0.5 + run.flops / (listed * found.compute) + run.moved / (1e10 * found.memory)
+            assert run.seconds(found, listed, 1e10) == pytest.approx(seconds)
             assert seconds == pytest.approx(run.measured_s, rel=0.02)
     # One run moves both alike.
     alone = fit(runs[:1], 1e11, 1e10, Rates(0.8, 0.4))

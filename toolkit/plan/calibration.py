@@ -50,6 +50,10 @@ class Finished:
         """Of the planned peak, relative."""
         return self.planned_bytes / self.measured_bytes - 1.0
 
+    def seconds(self, rates: Rates, flops_per_s: float, bytes_per_s: float) -> float:
+        """What a step would be planned to take at `rates` of these listed ones."""
+        return self.flops / (flops_per_s * rates.compute) + self.moved / (bytes_per_s * rates.memory) + self.rest_s
+
 
 def ledger() -> Path:
     """The file in which finished runs of this user are noted."""

@@ -44,7 +44,7 @@ def _forked(tasks: Sequence[Callable[[], T]], count: int) -> dict[int, T]:
         forks.append((fork, receiver))
     found: dict[int, T] = {}
     for fork, receiver in forks:
-        with suppress(EOFError):  # killed
+        with receiver, suppress(EOFError):  # killed
             found |= receiver.recv()
         fork.join()
     return found
