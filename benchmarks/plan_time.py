@@ -22,7 +22,13 @@ from plan_published import LLAMA_8B, LLAMA_70B
 
 ROOT = Path(__file__).parents[1]
 TIMES = 5
-TINY = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 512}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -30,7 +36,10 @@ def main(arguments: list[str]) -> None:
     options = parser(__doc__, __file__).parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="plan_time_") as folder:
         asked = commands(Path(folder), options)
-        rows = [[name, *seconds(command, 1 if options.tiny else TIMES)] for name, command in tracked(list(asked.items()), "commands")]
+        rows = [
+            [name, *seconds(command, 1 if options.tiny else TIMES)]
+            for name, command in tracked(list(asked.items()), "commands")
+        ]
     header = ["", "median s", "least", "most"]
     publish(options, "Time to know before launch", [str(__doc__).strip(), table(header, rows)])
 

@@ -1,11 +1,11 @@
 """How long a step takes: the work that the trace has counted, at the rates of a device, and what travels between ranks.
 
-A pipeline's bubble is that of one-forward-one-backward (Narayanan et al. 2021).
+A pipeline's bubble is that of one-forward-one-backward, stage by stage (Narayanan et al. 2021).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,10 @@ bucket and out of it, where ranks sum them: in every micro-batch from stage 2 on
 CROWDED_SUM_S, CROWDED_TRADE_S = 0.006, 0.015
 """Seconds of a sum inside of a layer, and of an exchange of tokens for heads, through gloo where ranks are more than cores:
 each rank waits for the others to be let run (measured by benchmarks/plan_runs.py, where they vary by a half)."""
+
+THREADED = 0.9
+"""Products that a rank reaches with several cores as threads, as a share of what as many ranks reach with a core each: those
+of small matrices do not divide well (two threads reached 0.74 to 0.95 of two ranks, by the shapes of SmolLM2-135M)."""
 
 GLOO_SPREADS = 3.4
 """Times that gloo is slower in gathers and scatters than in all-reduces, byte for byte (measured by
@@ -97,6 +101,11 @@ class Place:
     host_memory: int | None = None
     """Bytes of memory of a host with GPUs; None: not known, and taken for enough."""
 
+    @property
+    def threaded(self) -> float:
+        """Share of the processor's products that ranks with several cores each reach."""
+        return THREADED if self.hardware.is_cpu and self.cores_shared < self.hardware.cores else 1.0
+
     def link_of(self, ranks: int, stride: int) -> float:
         """Bytes per second between `ranks` neighbours that lie `stride` ranks apart."""
         return self.hardware.link if ranks * stride <= self.devices_per_host else self.hardware.fabric
@@ -123,7 +132,7 @@ def step_seconds(
 
     `hidden_bytes` is what a layer hands to the next one of a micro-batch, `layers` how many this rank has, `pair_share`
     the part of attention that documents ask for, `kept_on_host` the bytes of activations that go there and come back,
-    `waits_s` what the other stages of a pipeline take for one micro-batch together.
+    `waits_s` what this stage of a pipeline waits for the others.
     """
     busy, waiting = micro_batch_seconds(work, place, number_format, pair_share)
     compute, bubble = accumulation * (busy + waiting), waits_s
@@ -144,7 +153,7 @@ def step_seconds(
         on_device + on_host,
         offload,
         bubble,
-        turns * place.cores_shared * work.products(pair_share),
+        turns * place.cores_shared * work.products(pair_share) / place.threaded,
         turns * place.cores_shared * work.traffic + updated,
         turns * waiting + communication + on_host + offload,
     )
@@ -167,9 +176,42 @@ def micro_batch_seconds(
 ) -> tuple[float, float]:
     """Seconds of the forward and backward pass of one micro-batch: at work, and waiting for operations to be started."""
     hardware, share = place.hardware, 1.0 / place.cores_shared
-    rate = hardware.flops(number_format) * place.rates.compute * share
+    rate = hardware.flops(number_format) * place.rates.compute * place.threaded * share
     busy = work.products(pair_share) / rate + work.traffic / (hardware.bandwidth * place.rates.memory * share)
     return busy, 0.0 if hardware.is_cpu else max(0.0, work.operations * LAUNCH_S - busy)
+
+
+def one_forward_one_backward(stages: Sequence[float], micro_batches: int, forward: float) -> float:
+    """Seconds from the first forward pass of a step to its last backward pass.
+
+    `stages` take so many seconds for a micro-batch each, of which the share `forward` is the forward pass. A stage begins
+    with as many forward passes as there are stages from it on, and then does one backward pass and one forward pass in
+    turn (Narayanan et al. 2021, figure 4, DeepSpeed's TrainSchedule). Equal stages wait for one micro-batch of each
+    other; faster ones work while the slowest makes them wait.
+    """
+    few = min(micro_batches, 4 * len(stages))  # from then on the slowest stage sets the pace
+    orders = []
+    for index in range(len(stages)):
+        ahead = min(few, len(stages) - index)
+        order = [(False, number) for number in range(ahead)]
+        for number in range(few):
+            order += [(True, number), *([(False, ahead + number)] if ahead + number < few else [])]
+        orders.append(order[::-1])
+    ended: dict[tuple[int, bool, int], float] = {}
+    clocks = [0.0] * len(stages)
+    while any(orders):
+        for index, order in enumerate(orders):
+            while order:
+                is_back, number = order[-1]
+                neighbour = index + 1 if is_back else index - 1
+                is_end = not 0 <= neighbour < len(stages)
+                if not is_end and (neighbour, is_back, number) not in ended:
+                    break
+                begin = clocks[index] if is_end else max(clocks[index], ended[neighbour, is_back, number])
+                clocks[index] = begin + stages[index] * (1.0 - forward if is_back else forward)
+                ended[index, is_back, number] = clocks[index]
+                order.pop()
+    return max(clocks) + (micro_batches - few) * max(stages)
 
 
 def _travel(sent: Volumes, mesh: Mesh, place: Place) -> tuple[float, float, float]:

@@ -13,7 +13,14 @@ from toolkit.models.dtypes import dtype_of
 from toolkit.plan.inventory import Inventory
 from toolkit.plan.memory import Disk, Flight, Memory, count_disk, put_together
 from toolkit.plan.peaks import NumberFormat
-from toolkit.plan.speed import Place, Seconds, micro_batch_seconds, step_seconds, with_gradients
+from toolkit.plan.speed import (
+    Place,
+    Seconds,
+    micro_batch_seconds,
+    one_forward_one_backward,
+    step_seconds,
+    with_gradients,
+)
 from toolkit.plan.states import SIZES, Keeper, States, count_states
 from toolkit.plan.subject import Subject, way_of, with_micro
 from toolkit.plan.trace import Activations, Traced, Way
@@ -115,9 +122,10 @@ def plan_strategy(subject: Subject, recipe: Recipe, target: Target, place: Place
     accumulation = int(config["gradient_accumulation_steps"])
     parts = [_part(subject, recipe, config, mesh, stage, target, place) for stage in _stages(mesh)]
     fullest = max(parts, key=lambda part: part.memory.peak)
-    # A stage waits while the first micro-batch is on its way to it, and the last one on its way back.
-    all_stages = sum(part.micro_batch_s * part.count for part in parts)
-    seconds = [part.seconds(waits_s=all_stages - part.micro_batch_s) for part in parts]
+    stages = [part.micro_batch_s for part in parts for _ in range(part.count)]
+    # The backward pass takes twice as long as the forward pass, and that once more where it is computed again.
+    whole_s = one_forward_one_backward(stages, accumulation, 1 / 4 if recipe.model.activation_checkpointing else 1 / 3)
+    seconds = [part.seconds(waits_s=max(0.0, whole_s - accumulation * part.micro_batch_s)) for part in parts]
     whole = subject.inventory(Mesh())
     tokens = recipe.batch.global_size * (recipe.batch.sequence_length if recipe.task.has_length else 1)
     tokens = round(tokens * subject.filled)
