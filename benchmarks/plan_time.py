@@ -21,7 +21,7 @@ from harness.page import parser, publish, table, tracked
 from plan_published import LLAMA_8B, LLAMA_70B
 
 ROOT = Path(__file__).parents[1]
-TIMES = 5
+TIMES = 3
 TINY = {
     "hidden_size": 64,
     "intermediate_size": 160,

@@ -6,47 +6,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError, install_hook
+from toolkit.heavy_imports import heavy_imports
 
 if TYPE_CHECKING:
     from torch import nn
 
 install_hook()  # before the imports that take time
 
-from toolkit.recipe import (  # noqa: E402
-    DPO,
-    KTO,
-    ORPO,
-    Batch,
-    CausalLM,
-    Checkpoint,
-    Custom,
-    Data,
-    Evaluation,
-    Full,
-    ImageClassification,
-    ImageTextToText,
-    Launch,
-    LoRA,
-    MaskedLM,
-    Model,
-    Optimizer,
-    Parallel,
-    Precision,
-    QuestionAnswering,
-    Recipe,
-    RewardModel,
-    Schedule,
-    SentenceEmbedding,
-    Seq2Seq,
-    SequenceClassification,
-    SimPO,
-    SpeechCTC,
-    SpeechSeq2Seq,
-    Task,
-    TokenClassification,
-    Tracking,
-    Tuning,
-)
+with heavy_imports():
+    from toolkit.recipe import (
+        DPO,
+        KTO,
+        ORPO,
+        Batch,
+        CausalLM,
+        Checkpoint,
+        Custom,
+        Data,
+        Evaluation,
+        Full,
+        ImageClassification,
+        ImageTextToText,
+        Launch,
+        LoRA,
+        MaskedLM,
+        Model,
+        Optimizer,
+        Parallel,
+        Precision,
+        QuestionAnswering,
+        Recipe,
+        RewardModel,
+        Schedule,
+        SentenceEmbedding,
+        Seq2Seq,
+        SequenceClassification,
+        SimPO,
+        SpeechCTC,
+        SpeechSeq2Seq,
+        Task,
+        TokenClassification,
+        Tracking,
+        Tuning,
+    )
 
 
 def main(recipe: Recipe) -> None:

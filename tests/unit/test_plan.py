@@ -37,7 +37,7 @@ from toolkit.plan.inventory import Inventory, Parameter
 from toolkit.plan.memory import GIB
 from toolkit.plan.page import page
 from toolkit.plan.remedies import changes_curve, cheapest_changes
-from toolkit.plan.speed import FRESH, Place, Rates, with_gradients
+from toolkit.plan.speed import FRESH, THREADED, Place, Rates, one_forward_one_backward, with_gradients
 from toolkit.plan.stand_in import stand_in_batch
 from toolkit.plan.start import place_for, resolved, subject_or_refused
 from toolkit.plan.states import Keeper, count_states, keeper_of
@@ -595,6 +595,30 @@ def test_rates_are_fitted_to_finished_runs() -> None:
     # Two that are made of the same, one of which was held up: between them, where squares of relative errors are least.
     held_up = fit([_finished(1e11, 2e10, 8.5), _finished(1e11, 2e10, 12.5)], 1e11, 1e10, Rates(0.8, 0.4))
     assert 1e11 / (1e11 * held_up.compute) + 2e10 / (1e10 * held_up.memory) == pytest.approx(9.27, rel=0.01)
+
+
+@pytest.mark.parametrize("forward", [1 / 3, 1 / 4])
+def test_a_pipeline_waits_as_its_schedule_does(forward: float) -> None:
+    """Equal stages: all micro-batches, and one more for each other stage (Narayanan et al. 2021); one stage never waits."""
+    assert one_forward_one_backward([2.0], 5, forward) == pytest.approx(10.0)
+    for stages, micro_batches in ((2, 4), (4, 8), (4, 2), (8, 100)):
+        whole = one_forward_one_backward([1.0] * stages, micro_batches, forward)
+        assert whole == pytest.approx(micro_batches + stages - 1)
+    # The last one sets the pace: it waits for the first forward pass, and the first stage for the last backward pass.
+    assert one_forward_one_backward([0.6, 1.0], 4, forward) == pytest.approx(4.6)
+    # The first one sets it: it waits as far as its second forward pass is shorter than what it waits for, and the last
+    # backward pass but one shorter than the last micro-batch.
+    late, left = max(0.0, 0.7 - forward), max(0.0, 0.7 - (1 - forward))
+    assert one_forward_one_backward([1.0, 0.7], 4, forward) == pytest.approx(4.0 + late + left)
+    # Of many micro-batches each takes as long as the slowest stage.
+    few, many = (one_forward_one_backward([0.5, 1.0, 0.8], count, forward) for count in (12, 500))
+    assert many - few == pytest.approx(488.0)
+
+
+def test_threads_of_one_rank_multiply_less_than_ranks() -> None:
+    alone, shared = Place(any_processor(), 1, cores_shared=1), Place(any_processor(), 1, cores_shared=64)
+    assert (alone.threaded, shared.threaded) == (THREADED if alone.hardware.cores > 1 else 1.0, 1.0)
+    assert Place(find_device("h100"), 8).threaded == 1.0
 
 
 def test_memory_from_the_system_is_counted_by_who_asks_for_it() -> None:

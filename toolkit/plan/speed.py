@@ -51,6 +51,10 @@ THREADED = 0.9
 """Products that a rank reaches with several cores as threads, as a share of what as many ranks reach with a core each: those
 of small matrices do not divide well (two threads reached 0.74 to 0.95 of two ranks, by the shapes of SmolLM2-135M)."""
 
+HELD_UP = 1.7
+"""Times that gloo takes longer inside of a step than alone: ranks come at different times, and its threads want the cores that
+compute (in steps of ZeRO-2 with SmolLM2-135M on two cores 1.6 to 2.6 s, where the same bytes take 1.2 s alone)."""
+
 GLOO_SPREADS = 3.4
 """Times that gloo is slower in gathers and scatters than in all-reduces, byte for byte (measured by
 benchmarks/collectives.py)."""
@@ -217,9 +221,9 @@ def one_forward_one_backward(stages: Sequence[float], micro_batches: int, forwar
 def _travel(sent: Volumes, mesh: Mesh, place: Place) -> tuple[float, float, float]:
     """Seconds of communication per micro-batch, per step, and per micro-batch inside of layers, which nothing hides."""
     link = place.link_of(mesh.gradient_ranks, mesh.tensor)
-    spread = GLOO_SPREADS if place.hardware.is_cpu else 1.0
-    per_micro = (sent.summed_per_micro + spread * sent.spread_per_micro) / link
-    per_step = (sent.summed_per_step + spread * sent.spread_per_step) / link
+    summed, spread = (HELD_UP, HELD_UP * GLOO_SPREADS) if place.hardware.is_cpu else (1.0, 1.0)
+    per_micro = (summed * sent.summed_per_micro + spread * sent.spread_per_micro) / link
+    per_step = (summed * sent.summed_per_step + spread * sent.spread_per_step) / link
     inside = sent.tensor / place.link_of(mesh.tensor, 1)
     inside += sent.sequence / place.link_of(mesh.sequence, mesh.tensor)
     inside += sent.pipeline / place.link_of(2, mesh.world_size // mesh.pipeline)
