@@ -600,7 +600,7 @@ def test_rates_are_fitted_to_finished_runs() -> None:
 @pytest.mark.parametrize("forward", [1 / 3, 1 / 4])
 def test_a_pipeline_waits_as_its_schedule_does(forward: float) -> None:
     """Equal stages: all micro-batches, and one more for each other stage (Narayanan et al. 2021); one stage never waits."""
-    assert one_forward_one_backward([2.0], 5, forward) == pytest.approx(10.0)
+    assert one_forward_one_backward([0.1], 7, forward) == 7 * 0.1
     for stages, micro_batches in ((2, 4), (4, 8), (4, 2), (8, 100)):
         whole = one_forward_one_backward([1.0] * stages, micro_batches, forward)
         assert whole == pytest.approx(micro_batches + stages - 1)

@@ -193,6 +193,8 @@ def one_forward_one_backward(stages: Sequence[float], micro_batches: int, forwar
     turn (Narayanan et al. 2021, figure 4, DeepSpeed's TrainSchedule). Equal stages wait for one micro-batch of each
     other; faster ones work while the slowest makes them wait.
     """
+    if len(stages) == 1:
+        return micro_batches * stages[0]  # exactly: nobody waits
     few = min(micro_batches, 4 * len(stages))  # from then on the slowest stage sets the pace
     orders = []
     for index in range(len(stages)):
