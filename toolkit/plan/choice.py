@@ -68,7 +68,6 @@ class Chooser:
 
     def as_it_is(self) -> Planned:
         """The recipe's own strategy. Raises RecipeError and ModelError where it cannot run so, Untraceable as `choose`."""
-        self.subject.scales = False
         asked = traces_of(self.subject, self.recipe, self._target_of(self.recipe))
         self.subject.scales = True
         across = self._across_hosts() if self._is_spread else ()

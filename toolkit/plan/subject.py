@@ -92,12 +92,14 @@ class Subject:
 
     def foresee(self, asked: Iterable[tuple[Recipe, Mesh, Way]]) -> None:
         """Trace side by side what `trace` will be asked for, of `sized` recipes; what fails is left to it."""
+        if self.cores < 2:
+            return
         missing: dict[_Key, Callable[[], Traced | None]] = {}
         for recipe, mesh, way in asked:
             key = self._key(recipe, mesh, way)
             if key not in self._traces and key not in missing:
                 missing[key] = partial(self._traced_or_none, recipe, mesh, way)
-        if min(self.cores, len(missing)) < 2:
+        if len(missing) < 2:
             return
         if any(key.mesh.world_size > 1 for key in missing):
             _pretended_ranks()  # imported here, not in every fork

@@ -367,14 +367,14 @@ class _Watched(LiveBytes):  # type: ignore[no-untyped-call]
         result = super().__torch_dispatch__(function, types, args, kwargs)
         asked = work_of(function, args, kwargs or {}, result)
         if asked is not NOTHING:
-            self.work = self.work.plus(asked, float(times()))
+            self.work = self.work.plus(asked, times())
         return result
 
     def made(self, size: int) -> None:
         """Memory of a tensor that none had before."""
         if hasattr(self, "work") and size >= RETURNED:
             made = Work(mapped=float(size)) if size >= MAPPED else Work(returned=float(size))
-            self.work = self.work.plus(made, float(times()))
+            self.work = self.work.plus(made, times())
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         super()._count(storage)
