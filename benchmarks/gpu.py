@@ -38,6 +38,7 @@ from toolkit.recipe.location import path
 MACHINE = Stage("machine", 20.0)
 STAGES = (
     Stage("smoke", 80.0),
+    Stage("planned", 80.0),
     Stage("ragged", 70.0),
     Stage("ladder", 130.0),
     Stage("large", 60.0),
@@ -270,10 +271,13 @@ class Target:
 
 def targets() -> list[Target]:
     """All of them."""
-    from gpu_stages import context, ladder, large, ragged
+    from gpu_stages import context, ladder, large, planned, ragged
 
     return [
         Target("smoke: share of the rows that agree", "smoke", _share_green, 1.0, "{:.0%}"),
+        Target(
+            "planned peaks: 100% less their median error", "planned", planned.accuracy, 1.0 - planned.ACCURACY, "{:.1%}"
+        ),
         Target("ragged chats, times the Trainer's tokens/s", "ragged", ragged.speedup, ragged.TARGET, "{:.2f}"),
         *(
             Target(

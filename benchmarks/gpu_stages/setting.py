@@ -12,6 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "0.2B": {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "tie_word_embeddings": True,
+    },
     "1B": {
         "hidden_size": 2048,
         "num_hidden_layers": 16,
@@ -37,7 +45,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""Llama 3.2's 1B and 3B, Llama 3.1's 8B; weights are random, so that nothing has to be fetched."""
+"""SmolLM2's smallest with the vocabulary of the others; Llama 3.2's 1B and 3B, Llama 3.1's 8B. Weights are random, so that
+nothing has to be fetched."""
 
 TINY = {
     "hidden_size": 64,
@@ -111,10 +120,11 @@ def recipe_of(
     steps: int,
     length: int | None = None,
 ) -> Any:
-    """Full fine-tuning of `shape` from random weights on packed chats, in bf16; `fields` are dotted names of the recipe."""
+    """Full fine-tuning of `shape` from random weights on packed chats, in bf16; `fields` are names of the recipe, dotted or
+    of a whole section."""
     from toolkit import Recipe
 
-    problem = _problem(setting)
+    problem = problem_of(setting)
     sections: dict[str, dict[str, Any]] = {
         "model": {
             "architecture": "llama",
@@ -138,16 +148,19 @@ def recipe_of(
 
 
 def with_fields(sections: Mapping[str, Mapping[str, Any]], fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`sections` of a recipe with the values of dotted `fields`."""
+    """`sections` of a recipe with the values of `fields`."""
     changed = {name: dict(values) for name, values in sections.items()}
     for name, value in fields.items():
         section, _, field = name.partition(".")
-        changed.setdefault(section, {})[field] = value
+        if field:
+            changed.setdefault(section, {})[field] = value
+        else:
+            changed[section] = dict(value)
     return changed
 
 
-def _problem(setting: Setting) -> Path:
-    """The folder with a tokenizer of made-up words, and chats over them."""
+def problem_of(setting: Setting) -> Path:
+    """The folder with a tokenizer of made-up words, chats over them (chats.jsonl), and pairs of answers (pairs.jsonl)."""
     from toolkit.data.words import write_tokenizer
 
     folder = setting.folder / "problem"
@@ -157,6 +170,11 @@ def _problem(setting: Setting) -> Path:
         write_chats(
             folder / "chats.jsonl", count=count, median=median, longest=setting.length, words=setting.vocabulary
         )
+        chats = [json.loads(line) for line in (folder / "chats.jsonl").read_text(encoding="utf-8").splitlines()]
+        with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
+            for chat, other in zip(chats, [*chats[1:], chats[0]], strict=True):
+                pair = {"prompt": chat["prompt"], "chosen": chat["completion"], "rejected": other["completion"]}
+                file.write(json.dumps(pair) + "\n")
     return folder
 
 

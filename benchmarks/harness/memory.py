@@ -38,6 +38,14 @@ def peak_gib() -> float:
     return _status("VmHWM") / GIB
 
 
+def outside_gib() -> float:
+    """GiB of a CUDA device that are taken, and not by this process's allocator: its context, and whoever else is there."""
+    if not torch.cuda.is_available():
+        return 0.0
+    free, total = torch.cuda.mem_get_info()
+    return (total - free - torch.cuda.memory_reserved()) / GIB
+
+
 def release() -> None:
     """Give back what nobody uses any more."""
     gc.collect()

@@ -97,19 +97,30 @@ def _bytes(values: Iterable[Any]) -> int:
     return sum(value.numel() * value.element_size() for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
+ATTENTION_KERNELS = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+"""Behind scaled_dot_product_attention. torch's own formulas refuse fewer heads of keys than of queries before 2.12."""
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """Of query [B, H, T, D], key [B, h, S, D] and value [B, h, S, E]: scores, and what they weigh."""
+    return 2 * query.shape[:3].numel() * key.shape[2] * (query.shape[3] + value.shape[3])
+
+
+def _attention_back(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> int:
+    """The scores once more, and gradients of scores and value, query and key."""
+    return 2 * query.shape[:3].numel() * key.shape[2] * (3 * query.shape[3] + 2 * value.shape[3])
+
+
 @functools.cache
 def _formulas() -> dict[Any, Callable[..., int]]:
     """torch's formulas by operator, and the same for operators that it leaves out."""
     known: dict[Any, Callable[..., int]] = flop_registry
-    attention = aten._scaled_dot_product_flash_attention
     return {
         **known,
         aten.addmm_: known[aten.addmm],
         aten.baddbmm_: known[aten.baddbmm],
-        aten._scaled_dot_product_flash_attention_for_cpu: known[attention],
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: known[
-            aten._scaled_dot_product_flash_attention_backward
-        ],
+        **{getattr(aten, f"_scaled_dot_product_{kernel}"): _attention for kernel in ATTENTION_KERNELS},
+        **{getattr(aten, f"_scaled_dot_product_{kernel}_backward"): _attention_back for kernel in ATTENTION_KERNELS},
         torch.ops.transformers.grouped_mm_fallback: _grouped,
         torch.ops.transformers.grouped_mm_fallback_backward: lambda *args, **_: 2 * _grouped(*args),
     }

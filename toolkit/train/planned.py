@@ -87,10 +87,12 @@ def _largest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(sizes.items(), key=lambda item: -item[1])[:4]
 
 
-def plan_run(recipe: Recipe, inputs: Inputs, target: Target, size: ModelSize) -> RunPlan | None:
-    """Plan the run on the devices that are here. None for small models, and where none can be made."""
+def plan_run(
+    recipe: Recipe, inputs: Inputs, target: Target, size: ModelSize, *, least: int = LEAST_PARAMETERS
+) -> RunPlan | None:
+    """Plan the run on the devices that are here. None for models of less than `least` parameters, and where none can be made."""
     subject = Subject(inputs.task, inputs.model_config, inputs.adapters, size)
-    if sum(parameter.numel() for parameter in subject.skeleton.parameters()) < LEAST_PARAMETERS:
+    if sum(parameter.numel() for parameter in subject.skeleton.parameters()) < least:
         return None
     place = place_here(recipe)
     if isinstance(inputs.batches, StoredBatches) and len(inputs.batches.store):
