@@ -4,7 +4,8 @@ Stages run one after the other, each in a process of its own and within its shar
 first: `smoke` (every lever against plain PyTorch on the device; killed, resumed, exported), `ragged` (against the
 Hugging Face Trainer), `ladder` (speed and share of the device's peak, lever by lever), `large` (8B) and `context`
 (longest sequence). One that fails, runs out of memory or out of time never stops the others. Results are written
-after every row: JSON lines, and a Markdown page beside them; what the stages print goes to a log per stage.
+after every row: JSON lines, and a Markdown page beside them; what the stages print goes to a log per stage. Where a device
+is lent for minutes at a time, --resume goes on with what an earlier call had no time for.
 
 A machine without a network needs the packages of pyproject.toml beside a CUDA build of torch, for instance as wheels
 collected elsewhere for its Python version, and this repository; nothing is fetched: models have random weights, words
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib
 import json
 import os
@@ -38,24 +40,27 @@ from toolkit.recipe.location import path
 MACHINE = Stage("machine", 20.0)
 STAGES = (
     Stage("smoke", 80.0),
-    Stage("planned", 80.0),
-    Stage("ragged", 70.0),
+    Stage("planned", 120.0),
+    Stage("ragged", 50.0),
     Stage("ladder", 130.0),
-    Stage("large", 60.0),
-    Stage("context", 120.0),
+    Stage("large", 50.0),
+    Stage("context", 100.0),
 )
 """Their shares are about the seconds that they take on a fast card."""
 
-CALL = "GPU_BENCHMARK_CALL"
-"""Environment variable by which this script knows that it is a stage's process: the fields of its Call as JSON."""
+KEPT = ("done", "out of memory")
+"""What became of rows that --resume does not measure again."""
+
+STAGES_PROCESS = "GPU_BENCHMARK_STAGES"
+"""Environment variable by which this script knows that it is the stages' process, to be told what to measure."""
 
 
 def main(arguments: list[str]) -> int:
     """Measure and publish; the exit code."""
     options = parse(arguments)
-    if CALL in os.environ:
-        told = json.loads(os.environ[CALL])
-        be_stage(options, Call(**told | {name: Path(told[name]) for name in ("folder", "told", "log")}))
+    if STAGES_PROCESS in os.environ:
+        for call in runner.calls():
+            be_stage(options, call)
         return 0
     # Whoever ends this process wants the stages' to end as well, and what was measured kept.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -77,6 +82,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     made.add_argument("--model_scale", choices=("tiny", "full"), default="full", help="tiny: the numbers mean nothing")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     made.add_argument("--output", type=path, help="JSON lines; beside them the page (.md) and a folder of logs")
+    made.add_argument(
+        "--resume", action="store_true", help="keep the rows that --output has already, measure the others"
+    )
     made.add_argument("--tiny", action="store_true", help="the rehearsal: --model_scale tiny --device cpu")
     options = made.parse_args(arguments)
     if options.tiny:
@@ -103,14 +111,15 @@ def measure(options: argparse.Namespace, arguments: list[str], folder: Path) -> 
     results = Results(options, [], folder)
     wanted = chosen(options.stages)
     ends = time.monotonic() + options.budget_s
+    command, environment = [sys.executable, "-u", __file__, *arguments], variables(options.device, folder)
+    worker = runner.Worker(command, {**os.environ, **environment, STAGES_PROCESS: "1"})
 
     def run(stages: Sequence[Stage], limit_s: float) -> None:
-        runner.run_stages(
-            stages, limit_s, lambda call: begin(arguments, options, call), folder, results.logs, results.keep
-        )
+        calling = functools.partial(begin, worker)
+        runner.run_stages(stages, limit_s, calling, folder, results.logs, results.keep, results.known)
 
     try:
-        run([MACHINE], min(options.budget_s, 60.0))
+        run([MACHINE], min(options.budget_s, 120.0))
         if results.facts is None:
             raise no_device(options, results.records)
         results.settle_place()
@@ -119,6 +128,7 @@ def measure(options: argparse.Namespace, arguments: list[str], folder: Path) -> 
         print("interrupted: what was measured until now is kept", file=sys.stderr)
         return 130
     finally:
+        worker.close()
         if results.facts is not None:
             results.write_page()
             print(results.page())
@@ -136,11 +146,9 @@ def no_device(options: argparse.Namespace, records: Sequence[Record]) -> InputEr
     )
 
 
-def begin(arguments: list[str], options: argparse.Namespace, call: Call) -> runner.Child:
-    """Start this script as the process of a stage."""
-    told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(call).items()}
-    environment = {**os.environ, **variables(options.device, call.folder), CALL: json.dumps(told)}
-    return runner.begin([sys.executable, "-u", __file__, *arguments], call.log, environment)
+def begin(worker: runner.Worker, call: Call) -> runner.Child:
+    """Let the stages' process go on with `call`."""
+    return worker.begin(call)
 
 
 def variables(device: str, folder: Path) -> dict[str, str]:
@@ -160,6 +168,8 @@ def be_stage(options: argparse.Namespace, call: Call) -> None:
     """Measure the rows of a stage."""
     from gpu_stages.setting import Setting
 
+    import toolkit.train.run  # noqa: F401 - with all that takes long, before the time of any row begins
+
     module = importlib.import_module(f"gpu_stages.{call.stage}")
     runner.serve(module.rows(Setting(options.model_scale, options.device, call.folder)), call)
 
@@ -175,6 +185,8 @@ class Results:
     facts: Record | None = None
     """About the machine; None until its stage has said them."""
     output: Path = field(init=False)
+    parts: list[Record] = field(default_factory=list)
+    """When and on what rows were measured: this time, and with --resume the times before."""
 
     def keep(self, record: Record) -> None:
         """Add one record."""
@@ -193,10 +205,36 @@ class Results:
         folder = self.logs if self.options.model_scale == "tiny" else RESULTS
         self.output = self.options.output or folder / f"gpu_{name}.jsonl"
         self.output.parent.mkdir(parents=True, exist_ok=True)
+        about = {"command": self.command(), "date": datetime.date.today().isoformat(), **self.facts}
+        before = self.output.read_text(encoding="utf-8").splitlines() if self._resumes() else []
         self.output.write_bytes(b"")
-        self._append({"command": self.command(), "date": datetime.date.today().isoformat(), **self.facts})
+        for record in [json.loads(line) for line in before]:
+            if "date" in record:
+                self._begin_part(record)
+            elif record["status"] in KEPT:
+                self.records.append(record)
+                self._append(record)
+        self._begin_part(about)
         self.logs = self.output.with_suffix("")
         self.logs.mkdir(exist_ok=True)
+
+    def _resumes(self) -> bool:
+        return self.options.resume and self.output.is_file()
+
+    def _begin_part(self, about: Record) -> None:
+        """What follows is measured as `about` says. Raises InputError for another device than that of the part before."""
+        if self.parts and about["device"] != self.parts[-1]["device"]:
+            raise InputError(
+                f"--resume: {self.output} was measured on {self.parts[-1]['device']}, this is {about['device']}",
+                expected="the same kind of device for all rows of a page",
+                do="give another --output",
+            )
+        self.parts.append(about)
+        self._append(about)
+
+    def known(self, stage: str) -> list[str]:
+        """Rows of `stage` that need not be measured."""
+        return list(self.of(stage))
 
     def _append(self, record: Record) -> None:
         with self.output.open("a", encoding="utf-8") as file:
@@ -238,11 +276,9 @@ class Results:
     def _conditions(self) -> str:
         from gpu_stages import machine
 
-        if self.facts is None:
-            return "The machine is not known."
-        date = datetime.date.today().isoformat()
         size = "" if self.options.model_scale == "full" else " A rehearsal with tiny models: the numbers mean nothing."
-        return f"Measured on {date} by `{self.command()}` on {machine.line(self.facts)}.{size}"
+        lines = [f"Measured on {part['date']} by `{part['command']}` on {machine.line(part)}." for part in self.parts]
+        return "\n\n".join(lines) + size
 
     def _targets(self) -> str:
         lines = []

@@ -20,7 +20,7 @@ BASELINE = Lever("baseline: sdpa with a mask", {"model.attention": "sdpa", "mode
 LEVERS = (
     Lever("+ attention by document", {"model.attention": "varlen"}),
     Lever("+ fused kernels", {"model.kernels": "liger"}, "liger"),
-    Lever("+ compiled layers", {"model.compile": True}, "cuda"),
+    Lever("+ compiled layers, no fused kernels", {"model.compile": True, "model.kernels": "none"}, "cuda"),
     Lever("+ bf16 masters and states", {"precision.master_dtype": "bf16", "precision.state_dtype": "bf16"}),
     Lever("+ fp8 matrix products", {"precision.dtype": "fp8"}, "fp8"),
 )

@@ -163,8 +163,8 @@ def problem_of(setting: Setting) -> Path:
     """The folder with a tokenizer of made-up words, chats over them (chats.jsonl), and pairs of answers (pairs.jsonl)."""
     from toolkit.data.words import write_tokenizer
 
-    folder = setting.folder / "problem"
-    if not (folder / "chats.jsonl").is_file():
+    folder = setting.folder.parent / "problem"  # the same for all stages
+    if not (folder / "pairs.jsonl").is_file():
         write_tokenizer(folder / "tokenizer", setting.vocabulary)
         count, median = (200, 24) if setting.is_tiny else (1500, 350)
         write_chats(

@@ -23,6 +23,8 @@ STEPS = 6
 LEARNING_RATE = 1e-3
 VOCABULARY = 512
 LENGTH = 128
+NARROW, WIDE = (64, 128), (1040, 4112)
+"""Width of the model, and of its MLP; fp8 leaves all but wide layers in bf16."""
 KILLED, RESUMED = "killed with SIGKILL", "resumed, exported, reloaded"
 LONG = 16
 """Steps of the run that is killed."""
@@ -53,7 +55,6 @@ LEVERS = (
     Lever("attention by document", {**BF16, "model.attention": "varlen"}, rounding="bf16"),
     Lever("fused kernels", {**BF16, "model.kernels": "liger"}, "liger", "bf16"),
     Lever("compiled", {**BF16, "model.compile": True}, "cuda", "bf16"),
-    Lever("compiled, fused kernels", {**BF16, "model.compile": True, "model.kernels": "liger"}, "liger", "bf16"),
     Lever("compiled, checkpointing, ZeRO-3", {**BF16, "model.compile": True, "model.activation_checkpointing": True, "parallel.zero_stage": 3}, "cuda", "bf16"),
     Lever("fp8", {"precision.dtype": "fp8"}, "fp8", "fp8"),
     Lever("fp8, compiled", {"precision.dtype": "fp8", "model.compile": True}, "fp8", "fp8"),
@@ -93,8 +94,9 @@ def part(records: Mapping[str, Record]) -> str:
 
 def _compare(setting: Setting, lever: Lever, _: float) -> Record:
     """Train with `lever` and by plain PyTorch. Raises AssertionError where they disagree."""
-    losses = _losses(_train(setting, _recipe(setting, lever.fields, STEPS), setting.place(lever.name)))
-    reference, _weights = _reference(setting, FORMATS.get(lever.rounding, "fp32"), STEPS)
+    width = WIDE if lever.rounding == "fp8" else NARROW
+    losses = _losses(_train(setting, _recipe(setting, lever.fields, STEPS, width), setting.place(lever.name)))
+    reference, _weights = _reference(setting, FORMATS.get(lever.rounding, "fp32"), STEPS, width)
     shutil.rmtree(setting.place(lever.name))
     return _judged(losses, reference, lever.rounding)
 
@@ -109,10 +111,10 @@ def _judged(losses: list[float], reference: list[float], rounding: str) -> Recor
     return {"deviation": deviation, "tolerance": limit}
 
 
-def _recipe(setting: Setting, fields: Mapping[str, Any], steps: int) -> Any:
+def _recipe(setting: Setting, fields: Mapping[str, Any], steps: int, width: tuple[int, int] = NARROW) -> Any:
     from toolkit import Recipe
 
-    problem = _problem(setting)
+    problem = _problem(setting, width)
     sections = {
         "model": {"path": str(problem / "model"), "tokenizer": str(problem / "tokenizer")},
         "data": {"train": str(problem / "rows.jsonl"), "prefetch": 0},
@@ -127,10 +129,10 @@ def _recipe(setting: Setting, fields: Mapping[str, Any], steps: int) -> Any:
     return Recipe(**with_fields(sections, fields), steps=steps)
 
 
-def _problem(setting: Setting) -> Path:
+def _problem(setting: Setting, width: tuple[int, int]) -> Path:
     from harness.problem import write_problem
 
-    folder = setting.folder / "problem"
+    folder = setting.folder / f"problem {width[0]}"
     if not (folder / "model").is_dir():
         write_problem(
             folder,
@@ -138,8 +140,8 @@ def _problem(setting: Setting) -> Path:
             longest=LENGTH // 2,
             split=False,
             vocab_size=VOCABULARY,
-            hidden_size=64,
-            intermediate_size=128,
+            hidden_size=width[0],
+            intermediate_size=width[1],
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -166,7 +168,9 @@ def _losses(records: list[Record]) -> list[float]:
 
 
 @functools.cache
-def _reference(setting: Setting, dtype: str, steps: int) -> tuple[list[float], dict[str, Any]]:
+def _reference(
+    setting: Setting, dtype: str, steps: int, width: tuple[int, int] = NARROW
+) -> tuple[list[float], dict[str, Any]]:
     """Losses and final weights of plain PyTorch in `dtype` on the same device: no DeepSpeed, nothing of our engine."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -176,9 +180,11 @@ def _reference(setting: Setting, dtype: str, steps: int) -> tuple[list[float], d
     from toolkit.train.inputs import prepare_inputs
     from toolkit.train.progress import Display
 
-    recipe = _recipe(setting, {}, steps)
+    recipe = _recipe(setting, {}, steps, width)
     inputs = prepare_inputs(recipe, 0, 1, Display(is_main=False))
-    model = AutoModelForCausalLM.from_pretrained(_problem(setting) / "model", dtype=torch.float32).to(setting.device)
+    model = AutoModelForCausalLM.from_pretrained(_problem(setting, width) / "model", dtype=torch.float32).to(
+        setting.device
+    )
     names = ("input_ids", "position_ids", "targets")
     batches = [
         [{name: batch[name].to(setting.device) for name in names} for batch in step.micro_batches]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,9 @@ REPLACED = 75
 
 LEFTOVER = 1 / 50
 """Share of the device's memory that a row may leave behind; more, and the next one gets a new process."""
+
+LEAST_ROW_S = 15.0
+"""Seconds of a row that are not cut for the rows after it."""
 
 TAIL_LINES = 15
 
@@ -114,9 +117,13 @@ def serve(rows: Sequence[Row], call: Call) -> None:
 
 
 def row_limit(left_s: float, rows: int) -> float:
-    """Seconds for the next of `rows`: twice its part of what is left, from a third of it to two; for the last one all."""
+    """Seconds for the next of `rows`: twice its part of what is left, from a third of it to two; for the last one all.
+
+    And at least LEAST_ROW_S, where they are left: a process that takes its place costs as much.
+    """
+    left_s = max(0.0, left_s)
     share = 1.0 if rows <= 1 else min(2 / 3, max(1 / 3, 2 / rows))
-    return max(0.0, left_s) * share
+    return max(left_s * share, min(left_s, LEAST_ROW_S))
 
 
 def _measure(row: Row, limit_s: float) -> Record:
@@ -157,6 +164,75 @@ def begin(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
     return _Process(process)
 
 
+class Worker:
+    """A process that does one call after another, because the libraries of a stage take half a minute to import."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._command, self._environment = list(command), dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self, call: Call) -> Child:
+        """Let the process do `call`; a new one where there is none, or the last one has ended."""
+        _over(call).unlink(missing_ok=True)
+        if self._process is None or self._process.poll() is not None:
+            with call.log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    self._command,
+                    env=self._environment,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        assert self._process.stdin is not None
+        told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(call).items()}
+        with contextlib.suppress(BrokenPipeError):  # it has just ended: poll says so
+            self._process.stdin.write(json.dumps(told).encode() + b"\n")
+            self._process.stdin.flush()
+        return _Called(_Process(self._process), _over(call))
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            _Process(self._process).kill()
+
+
+def calls() -> Iterator[Call]:
+    """In a worker's process: the calls, as they come. What is printed goes to the log of each."""
+    for line in sys.stdin:
+        told = json.loads(line)
+        call = Call(
+            **told | {name: Path(told[name]) for name in ("folder", "told", "log")} | {"skip": tuple(told["skip"])}
+        )
+        sys.stdout.flush()
+        log = os.open(call.log, os.O_WRONLY | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        yield call
+        _over(call).touch()
+
+
+def _over(call: Call) -> Path:
+    """A file that is there as soon as `call` is done."""
+    return call.told.with_suffix(".over")
+
+
+@dataclass
+class _Called:
+    """A worker's process while it does one call."""
+
+    process: _Process
+    over: Path
+
+    def poll(self) -> int | None:
+        return 0 if self.over.exists() else self.process.poll()
+
+    def kill(self) -> None:
+        if not self.over.exists():
+            self.process.kill()
+
+
 @dataclass
 class _Process:
     process: subprocess.Popen[bytes]
@@ -170,24 +246,34 @@ class _Process:
         self.process.wait()
 
 
-def run_stages(stages: Sequence[Stage], budget_s: float, begin: Begin, folder: Path, logs: Path, keep: Keep) -> None:
+def run_stages(
+    stages: Sequence[Stage],
+    budget_s: float,
+    begin: Begin,
+    folder: Path,
+    logs: Path,
+    keep: Keep,
+    known: Callable[[str], Sequence[str]] = lambda _: (),
+) -> None:
     """Run `stages` in `budget_s` seconds; `keep` gets the record of each row as soon as it is known.
 
-    `logs` is a folder for what the stages print, a file per stage; `folder` is theirs while they run.
+    `logs` is a folder for what the stages print, a file per stage; `folder` is theirs while they run. `known`: rows of a
+    stage that are left alone.
     """
     end = time.monotonic() + budget_s
     for index, stage in enumerate(stages):
         share = stage.share / sum(other.share for other in stages[index:])
-        _run_stage(stage.name, (end - time.monotonic()) * share, begin, folder, logs, keep)
+        limit_s = (end - time.monotonic()) * share
+        _run_stage(stage.name, limit_s, begin, folder, logs, keep, list(known(stage.name)))
 
 
-def _run_stage(name: str, limit_s: float, begin: Begin, folder: Path, logs: Path, keep: Keep) -> None:
+def _run_stage(name: str, limit_s: float, begin: Begin, folder: Path, logs: Path, keep: Keep, known: list[str]) -> None:
     deadline = time.monotonic() + limit_s
     place, told, log = folder / name, folder / f"{name}.told", logs / f"{name}.log"
     place.mkdir(parents=True, exist_ok=True)
     for file in (told, log):
         file.write_bytes(b"")
-    followed = _Followed(name, deadline, told, log, keep)
+    followed = _Followed(name, deadline, told, log, keep, dealt_with=known)
     while not followed.is_over:
         before = len(followed.dealt_with)
         call = Call(name, place, told, log, tuple(followed.dealt_with), deadline - time.monotonic())
@@ -223,7 +309,7 @@ class _Followed:
 
     @property
     def is_over(self) -> bool:
-        return self.rows is not None and len(self.dealt_with) >= len(self.rows)
+        return self.rows is not None and all(row in self.dealt_with for row in self.rows)
 
     def until_end(self, child: Child) -> int | None:
         """Listen until `child` has ended; its exit code, None where its time was up."""

@@ -186,9 +186,10 @@ def test_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Cap
     """The rehearsal: every row of every stage is measured on a CPU, its process forked and not started anew."""
     gpu = importlib.import_module("gpu")
     run_distributed(no_work, 1)
-    monkeypatch.setattr(gpu, "begin", lambda arguments, _, call: Forked(arguments, call))
     output = tmp_path / "results.jsonl"
-    assert gpu.main(["--tiny", "--output", str(output), "--budget_s", "300"]) == 0, capsys.readouterr().err
+    arguments = ["--tiny", "--output", str(output), "--budget_s", "300"]
+    monkeypatch.setattr(gpu, "begin", lambda _, call: Forked(arguments, call))
+    assert gpu.main(arguments) == 0, capsys.readouterr().err
     about, *records = map(json.loads, output.read_text().splitlines())
     assert about["device"] == "cpu" and "torch" in about["versions"]
     assert {record["stage"] for record in records} == {stage.name for stage in gpu.STAGES}
@@ -265,7 +266,7 @@ def test_gpu_of_known_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         },
     }
 
-    def begin(arguments: list[str], options: Any, call: Any) -> Told:
+    def begin(_: Any, call: Any) -> Told:
         if call.stage not in planted:
             raise KeyboardInterrupt
         return Told(call, planted[call.stage])

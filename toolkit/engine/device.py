@@ -12,7 +12,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from toolkit.ds_config.target import Target
-from toolkit.engine.kernels import nvcc_fault
+from toolkit.engine.kernels import nvcc_fault, plain_architectures
 from toolkit.errors import LaunchError, plural
 from toolkit.processor import RETURNED, memory_limit, multiplies_bf16
 
@@ -100,6 +100,8 @@ def prepare(local_rank: int, local_world_size: int, *, host_optimizer: bool = Fa
                 do=f"start with --num_gpus {count} (deepspeed) or --nproc_per_node {count} (torchrun), or check CUDA_VISIBLE_DEVICES",
             )
         get_accelerator().set_device(local_rank)
+        if "TORCH_CUDA_ARCH_LIST" in os.environ:
+            os.environ["TORCH_CUDA_ARCH_LIST"] = plain_architectures(os.environ["TORCH_CUDA_ARCH_LIST"])
 
 
 def threads_of_rank(local_world_size: int, exported: str | None, *, on_cpu: bool) -> int | None:

@@ -65,6 +65,15 @@ def nvcc_release(nvcc: str) -> tuple[int, int] | None:
     return (int(release[1]), int(release[2])) if release else None
 
 
+def plain_architectures(listed: str) -> str:
+    """`listed`, a TORCH_CUDA_ARCH_LIST, as DeepSpeed can read it: 9.0 for 9.0a.
+
+    It takes every part of a version for a number (op_builder/builder.py, compute_capability_args), and none of its kernels
+    uses what the letter stands for.
+    """
+    return re.sub(r"(\d+\.\d+)[a-z]+", r"\1", listed)
+
+
 def build(kernels: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Compile `kernels` now, as many at a time as there are cores, instead of one by one at first use.
 
