@@ -40,7 +40,7 @@ from toolkit.recipe.location import path
 MACHINE = Stage("machine", 20.0)
 STAGES = (
     Stage("smoke", 80.0),
-    Stage("planned", 120.0),
+    Stage("planned", 150.0),
     Stage("ragged", 50.0),
     Stage("ladder", 130.0),
     Stage("large", 50.0),

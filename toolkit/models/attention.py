@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from toolkit.models.alike import kind_of
 from toolkit.models.generation import text_config
 from toolkit.models.varlen import KERNEL, VarlenKernel
 
@@ -101,6 +102,9 @@ def document_attention(
         document_lengths = Documents(lengths_by_positions(position_ids.expand(query.shape[0], -1)))
     if kernel is not None and _is_plain(options) and kernel.fits(query, value, sliding_window):
         return _end_to_end(module, kernel, query, key, value, document_lengths, sliding_window, **options), None
+    if kind_of(query) == "cuda" and query.dtype not in (torch.float16, torch.bfloat16):
+        # None of torch's kernels with linear memory has grouped heads in fp32: it would keep all scores.
+        key, value = whole_heads(query, key, value)
     is_causal = looks_back_only(module, **options)
     rows = []
     for row, sizes in enumerate(document_lengths.rows):
@@ -111,6 +115,11 @@ def document_attention(
         ]
         rows.append(torch.cat(outputs, dim=1))
     return torch.cat(rows, dim=0), None
+
+
+def whole_heads(query: Tensor, *grouped: Tensor) -> list[Tensor]:
+    """Keys and values [B, K, T, D] with as many heads as query [B, H, T, D], those of each group alike."""
+    return [tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in grouped]
 
 
 def _is_plain(options: Mapping[str, Any]) -> bool:

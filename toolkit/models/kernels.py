@@ -24,6 +24,8 @@ from transformers import PretrainedConfig
 
 from toolkit.errors import ModelError
 from toolkit.models.agreement import Alternative
+from toolkit.models.compile import missing_compiler
+from toolkit.recipe import Recipe
 
 WANTED = ("rope", "rms_norm", "swiglu", "geglu")
 """Arguments of liger's functions for kernels that are taken where liger takes them by default."""
@@ -58,6 +60,53 @@ class Kernels(Alternative):
 
         module.forward = forward
         self.replaced[type(module).__name__] += 1
+
+
+def are_taken(recipe: Recipe, config: PretrainedConfig, device: str) -> bool:
+    """Whether a run of `recipe` on devices of this kind computes with them, as far as this machine can tell."""
+    return _is_asked_for(recipe, device) and obstacle(config, device) is None
+
+
+def _is_asked_for(recipe: Recipe, device: str) -> bool:
+    wanted = recipe.model.kernels
+    return wanted == "liger" or (wanted == "auto" and not recipe.model.compile and device != "cpu")
+
+
+def obstacle(config: PretrainedConfig, device: str) -> tuple[str, str] | None:
+    """Why the kernels cannot be had for a model of `config`, and what to do; None where they can."""
+    if device == "cpu":
+        return "they are for CUDA devices, and this run computes on a CPU", "leave model.kernels at 'auto'"
+    if not is_installed():
+        return "liger-kernel is not installed", "pip install 'toolkit[liger]'"
+    lacking = missing_compiler("cuda")
+    if lacking is not None:
+        return lacking
+    if not is_known(config):
+        return f"liger-kernel has none for {config.model_type}", "leave model.kernels at 'auto'"
+    return None
+
+
+def choose_kernels(recipe: Recipe, config: PretrainedConfig, device: str) -> tuple[bool, str]:
+    """Whether liger's kernels are used, by `model.kernels`; and what to say where "auto" cannot have them.
+
+    Raises ModelError where the recipe asks for them and they cannot be had.
+    """
+    if not _is_asked_for(recipe, device):
+        return False, ""
+    found = obstacle(config, device)
+    if found is None:
+        return True, ""
+    why, do = found
+    if recipe.model.kernels == "liger":
+        raise ModelError(
+            f"model.kernels='liger': {why}",
+            expected="a CUDA device, a compiler, and an architecture that liger knows",
+            do=do,
+        )
+    return (
+        False,
+        f"kernels: the model's own ({why}; {do})" if "leave" not in do else f"kernels: the model's own ({why})",
+    )
 
 
 def is_installed() -> bool:

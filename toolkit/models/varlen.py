@@ -47,6 +47,11 @@ class VarlenKernel:
         """Whether it computes anything but full and causal attention."""
         return "window_size" in self._names
 
+    @property
+    def repeats_heads(self) -> bool:
+        """Whether keys and values of grouped heads are repeated for it."""
+        return "enable_gqa" not in self._names
+
     def fits(self, query: Tensor, value: Tensor, window: int | None) -> bool:
         """Whether it computes these heads [..., D] with a window of that many tokens."""
         return (

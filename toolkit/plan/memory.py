@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,11 @@ heaps, which shrink from their end only (`toolkit.processor.MAPPED`; measured by
 HOST_PROCESS = 2.5 * GIB
 """The same of a rank beside a GPU, with the CUDA libraries."""
 
-CUDA_CONTEXT = 0.55 * GIB
-"""What CUDA itself takes of a device that torch has begun to use: kernels and its context."""
+CUDA_CONTEXT = 1.3 * GIB
+"""What CUDA itself takes of a device in training: its context, kernels and libraries (benchmarks/gpu.py, on an H200)."""
+
+WORKSPACE = 64 * 2**20
+"""Bytes that cuBLAS and cuBLASLt have torch's allocator give them on Hopper; other devices less."""
 
 NCCL = 0.35 * GIB
 """Buffers of NCCL's channels, for a rank that has others to talk to."""
@@ -98,14 +101,16 @@ def put_together(
     `flattened_on_host`: bytes of weights that DeepSpeed puts together on the host, for want of room on the device.
     """
     steady = _merged(states.steady, is_cpu=is_cpu)
-    turn, *layers, tail = (
-        _in_backward(states, activations, moment, flight, trained, is_first=index == 0)
-        for index, moment in enumerate(activations.moments)
-    )
+
+    def fullest(moments: Iterable[Moment], *, is_first: bool = False) -> dict[str, int]:
+        held = [_in_backward(states, activations, moment, flight, trained, is_first=is_first) for moment in moments]
+        return max(held, key=lambda sizes: sum(sizes.values()), default={})
+
+    turn = fullest(activations.turn, is_first=True)
     moments = {
         "at the turn of a micro-batch": turn,
-        "in the backward pass": max(layers, key=lambda held: sum(held.values()), default={}),
-        "at the end of the backward pass": tail,
+        "in the backward pass": fullest(activations.layers.values()),
+        "at the end of the backward pass": fullest([activations.tail]),
         "in the optimizer step": dict(states.step),
     }
     if is_cpu:
@@ -114,6 +119,8 @@ def put_together(
     device = dict(steady)
     for component, size in moments[name].items():
         device[component] = device.get(component, 0) + size
+    if not is_cpu:
+        device["cuBLAS"] = WORKSPACE
     device = {component: size for component, size in device.items() if size}
     host: dict[str, int] = {}
     device["allocator slack"] = round((CPU_SLACK if is_cpu else SLACK) * sum(device.values()))
@@ -143,9 +150,10 @@ def _in_backward(
     # From the second micro-batch on, the sums of those before are there from its beginning.
     graded = trained if flight.accumulation > 1 else moment.graded
     found = dict(states.backward)
-    if is_first:
+    if is_first and graded < states.first_reduction:
         # No bucket is full yet.
         found.pop("reduction", None)
+        found.pop("gradients", None)
     found["gradients"] = found.get("gradients", 0) + round(states.per_gradient * graded)
     found["activations"] = round(moment.live + (flight.in_flight - 1) * activations.kept)
     return found

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from toolkit.models.attention import DOCUMENT_LENGTHS, looks_back_only
+from toolkit.models.attention import DOCUMENT_LENGTHS, looks_back_only, whole_heads
 from toolkit.models.flops import Pairs
+from toolkit.models.varlen import KERNEL
 from toolkit.plan.work import Work
 
 PLANNED = "toolkit_planned"
@@ -77,6 +78,8 @@ def planned_attention(
     windows = _noted.get()
     if windows is not None:
         windows.note(query, looks_back_only(module, options.get("is_causal")), window)
+    if KERNEL is not None and KERNEL.repeats_heads:
+        key, value = whole_heads(query, key, value)
     return sdpa_attention_forward(module, query, key, value, None, **options)
 
 

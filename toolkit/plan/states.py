@@ -89,6 +89,8 @@ class States:
     step: dict[str, int]
     """More on the device when the optimizer steps; none of `backward` is there then."""
     keeper: Keeper
+    first_reduction: int = 0
+    """Gradient elements before which no bucket is full, and `backward` has no gradients yet."""
 
 
 def keeper_of(config: Mapping[str, Any]) -> Keeper:
@@ -262,7 +264,8 @@ class _Count:
         is_compact = is_partitioned and (self.sums != self.weight or is_once)
         if is_compact:
             backward["gradients"] = self.sums * share
-            step["gradients"] = self.sums * share
+            # Masters of another format are given a copy in theirs (stage_1_and_2.py, step).
+            step["gradients"] = (self.sums + (self.master if self.master != self.sums else 0)) * share
         elif self.offloads:
             if is_partitioned and self.weight == self.sums:
                 held.add("host", "gradients", self.weight * self._flat // self.ranks)
@@ -277,7 +280,8 @@ class _Count:
             step["gradients"] = 2 * self.sums * share
             if self.master != self.sums:
                 step["gradients"] += self.master * share
-        return States(held, backward, per_gradient, step, self.keeper)
+        bucket = min(int(self.zero["reduce_bucket_size"]), self._trained)
+        return States(held, backward, per_gradient, step, self.keeper, first_reduction=bucket)
 
     @property
     def _kept_whole(self) -> float:
@@ -326,9 +330,12 @@ class _Count:
         if self._is_muon and self.ranks > 1:
             held.add(gradients_place, "staging", self._muon_buffers())
         # A full bucket is copied into the order of the ranks, and its pieces once more (coalesced_collectives.py).
-        backward = {"reduction": 2 * self.wire * size, "gathered parameters": self.weight * self._gathered()}
+        backward = {"reduction": 2 * self.wire * size}
+        if self.ranks > 1 or params_place != "device":
+            # A single rank computes with the parameters where they are (partition_parameters.py, NoGatherHandle).
+            backward["gathered parameters"] = self.weight * self._gathered()
         step = {"gradients": self.master * min(share, int(self.zero["sub_group_size"]))}
-        return States(held, backward, 0.0, step, self.keeper)
+        return States(held, backward, 0.0, step, self.keeper, first_reduction=size)
 
     def _swap_buffers(self, share: int, params_place: str, largest: int) -> None:
         """Host memory through which states and parameters go to NVMe and come back (swap_tensor/optimizer_utils.py and

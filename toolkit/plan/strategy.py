@@ -159,7 +159,7 @@ def traces_of(subject: Subject, recipe: Recipe, target: Target) -> list[tuple[Re
     mesh = mesh_of(recipe.parallel, target.world_size)
     dtype = dtype_of(render(recipe, target, subject.size))
     ends = {stage == mesh.pipeline - 1 for stage in _stages(mesh)}
-    ways = [way_of(recipe, dtype, target.device, has_head=is_last) for is_last in sorted(ends)]
+    ways = [way_of(recipe, subject.config, dtype, target.device, has_head=is_last) for is_last in sorted(ends)]
     once, _ = _nothing_twice(subject, recipe, ways[-1])
     return [*((recipe, mesh, way) for way in ways), once]
 
@@ -191,7 +191,7 @@ def _part(
     averages = bool(recipe.optimizer.ema_decay)
     states = count_states(inventory, config, mesh.gradient_ranks, target.device, averages=averages)
     is_last = stage == mesh.pipeline - 1
-    way = way_of(recipe, dtype_of(config), target.device, has_head=is_last)
+    way = way_of(recipe, subject.config, dtype_of(config), target.device, has_head=is_last)
     traced = subject.trace(recipe, mesh, way)
     activations = traced.whole if mesh.pipeline == 1 else _of_stage(subject, mesh, stage, traced)
     work, pair_share = _work(subject, activations, target)
@@ -244,7 +244,7 @@ def _work(subject: Subject, activations: Activations, target: Target) -> tuple[W
 
 def _model_flops(subject: Subject, recipe: Recipe, config: Mapping[str, Any], target: Target) -> float:
     """Of the whole model in one micro-batch, nothing computed twice."""
-    way = way_of(recipe, dtype_of(config), target.device, has_head=True)
+    way = way_of(recipe, subject.config, dtype_of(config), target.device, has_head=True)
     once, times = _nothing_twice(subject, recipe, way)
     work, pair_share = _work(subject, subject.trace(*once).whole, target)
     return times * work.products(pair_share)

@@ -19,6 +19,7 @@ from toolkit.heavy_imports import heavy_imports
 from toolkit.models.adapter_plan import AdapterPlan, plan_adapters
 from toolkit.models.attention_choice import choose_attention
 from toolkit.models.config import load_config
+from toolkit.models.kernels import are_taken
 from toolkit.models.model_size import model_size
 from toolkit.models.stage_plan import balance, stage_plan
 from toolkit.models.stages import build_skeleton, outside
@@ -236,8 +237,8 @@ def _without_kernels(attention: str) -> Any:
     return "auto" if attention.startswith("flash") else attention
 
 
-def way_of(recipe: Recipe, dtype: Any, device: Device, *, has_head: bool) -> Way:
-    """How `recipe` computes a micro-batch on a `device` of a kind."""
+def way_of(recipe: Recipe, config: Any, dtype: Any, device: Device, *, has_head: bool) -> Way:
+    """How `recipe` computes a micro-batch of a model of `config` on a `device` of a kind."""
     return Way(
         dtype,
         device,
@@ -247,5 +248,6 @@ def way_of(recipe: Recipe, dtype: Any, device: Device, *, has_head: bool) -> Way
         attention=recipe.model.attention,
         packing=recipe.data.packing,
         neftune_alpha=getattr(recipe.task, "neftune_alpha", 0.0),
+        fused=are_taken(recipe, config, device),
         has_head=has_head,
     )

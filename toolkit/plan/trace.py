@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ from toolkit.models.tiling import tile_mlps
 from toolkit.plan.depth import SEEN, Depths, Layer, depths_of, layers_by_parameter, thin_out
 from toolkit.plan.live_bytes import LiveBytes
 from toolkit.plan.planned_attention import PLANNED, planned_attention, windows_noted
+from toolkit.plan.planned_kernels import planned_kernels
 from toolkit.plan.side_by_side import side_by_side
 from toolkit.plan.work import NOTHING, Work, work_of
 from toolkit.processor import MAPPED, RETURNED
@@ -58,8 +59,9 @@ class Moment:
 class Activations:
     """Of one micro-batch on one rank."""
 
-    turn: Moment
-    """The fullest while the activations of all layers are there: to the end of the last layer's backward pass."""
+    turn: tuple[Moment, ...]
+    """While the activations of all layers are there, to the end of the last layer's backward pass: the fullest between one
+    gradient and the next."""
     layers: Mapping[Layer, Moment]
     """The fullest of the backward pass of each other layer that was traced."""
     tail: Moment
@@ -73,7 +75,7 @@ class Activations:
     @property
     def moments(self) -> list[Moment]:
         """All of them."""
-        return [self.turn, *self.layers.values(), self.tail]
+        return [*self.turn, *self.layers.values(), self.tail]
 
     def elsewhere(self) -> Activations:
         """The same with what is kept on the host (`toolkit.models.activation_offload`)."""
@@ -83,7 +85,8 @@ class Activations:
             return Moment(max(0.0, moment.live - self.kept), moment.graded)
 
         layers = {layer: without(moment) for layer, moment in self.layers.items()}
-        return Activations(without(self.turn), layers, without(self.tail), 0.0, self.work, self.kept)
+        turn = tuple(map(without, self.turn))
+        return Activations(turn, layers, without(self.tail), 0.0, self.work, self.kept)
 
     def plus(self, other: Activations, factor: float) -> Activations:
         """This and `factor` times `other`, as far as both have seen the same layers."""
@@ -92,14 +95,21 @@ class Activations:
             for layer, moment in self.layers.items()
             if layer in other.layers
         }
+        # Of a last layer of another kind there are other gradients: all of it counts as one moment.
+        both = (self.turn, other.turn) if len(self.turn) == len(other.turn) else (_whole(self.turn), _whole(other.turn))
         return Activations(
-            self.turn.plus(other.turn, factor),
+            tuple(moment.plus(more, factor) for moment, more in zip(*both, strict=True)),
             layers,
             self.tail.plus(other.tail, factor),
             self.kept + factor * other.kept,
             self.work.plus(other.work, factor),
             self.host + factor * other.host,
         )
+
+
+def _whole(turn: tuple[Moment, ...]) -> tuple[Moment, ...]:
+    """The fullest of these, alone."""
+    return (max(turn, key=lambda moment: moment.live),)
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,8 @@ class Way:
     """model.attention."""
     packing: bool = False
     neftune_alpha: float = 0.0
+    fused: bool = False
+    """With liger-kernel's kernels."""
     has_head: bool = True
     """Whether the loss is computed; without it a pipeline stage that is not the last."""
 
@@ -178,7 +190,8 @@ def _trace(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_m
         model = _model(part, task, way, depths, one_more, mode)
         mine = task.split(batch, 0, part.mesh.sequence) if part.mesh.sequence > 1 else batch
         fake = {name: value if is_lengths(name) else mode.from_tensor(value) for name, value in mine.items()}
-        with mode, _any_experts(), planned_for(way.device):
+        kernels = planned_kernels() if way.fused else nullcontext()
+        with mode, _any_experts(), planned_for(way.device), kernels:
             return measure(model, task, fake, way)
     except ModelError:
         raise
@@ -196,7 +209,7 @@ def _model(part: Part, task: Task, way: Way, depths: Depths, one_more: Any, mode
     def fill_in(model: nn.Module, _: Shards) -> None:
         _make_fake(model, way.dtype, mode)
 
-    model, _ = build_part(part, fill_in, fill_in, before_cut=lambda model: thin_out(model, kept))
+    model, _ = build_part(part, fill_in, fill_in, is_fused=way.fused, before_cut=lambda model: thin_out(model, kept))
     prepare(model, task, way)
     if part.mesh.sequence > 1:
         _share_sequences(model, task, part, way)
@@ -335,6 +348,7 @@ class _Watched(LiveBytes):  # type: ignore[no-untyped-call]
         self.graded = 0
         self.work = Work()
         self.fullest = Moment(0.0, 0.0)
+        self.turn: list[Moment] = []
         self.done: dict[Layer, Moment] = {}
         self.latest: Layer | None = None
 
@@ -346,6 +360,9 @@ class _Watched(LiveBytes):  # type: ignore[no-untyped-call]
                 self._end(self.latest)  # an expert that saw no token has no gradient
             self.latest = layer
             self.missing[layer] -= 1
+        if not self.done:
+            self.turn.append(self.fullest)
+            self.fullest = Moment(0.0, 0.0)
         self.graded += parameter.numel()
         parameter.grad = None
         if layer is not None and not self.missing[layer]:
@@ -358,10 +375,10 @@ class _Watched(LiveBytes):  # type: ignore[no-untyped-call]
 
     def activations(self, kept: float) -> Activations:
         """What was seen; `kept` is what the forward pass left."""
-        moments = list(self.done.items())
-        if not moments:
-            return Activations(self.fullest, {}, Moment(0.0, 0.0), kept, self.work)
-        return Activations(moments[0][1], dict(moments[1:]), self.fullest, kept, self.work)
+        last, *others = self.done.items() or [(None, Moment(0.0, 0.0))]
+        turn = (*self.turn, last[1]) if self.done else (*self.turn, self.fullest)
+        tail = self.fullest if self.done else Moment(0.0, 0.0)
+        return Activations(turn, dict(others), tail, kept, self.work)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(function, types, args, kwargs)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from toolkit.checkpoint.durable import write_json
@@ -30,7 +30,7 @@ from toolkit.models.activation_offload import ActivationOffload
 from toolkit.models.adapters import adapter_config, base_name, task_type
 from toolkit.models.attention import set_attention
 from toolkit.models.causality import check_causal, check_positions, foresight, shift
-from toolkit.models.compile import check_compiler, compile_layers, missing_compiler
+from toolkit.models.compile import check_compiler, compile_layers
 from toolkit.models.document_choice import (
     implementation,
     kernel_obstacle,
@@ -41,7 +41,7 @@ from toolkit.models.document_choice import (
 from toolkit.models.files import ADAPTER_CONFIG
 from toolkit.models.generation import restore_use_cache, train_shared_padding
 from toolkit.models.isolation import check_isolation, leak
-from toolkit.models.kernels import Kernels, check_kernels, is_installed, is_known
+from toolkit.models.kernels import Kernels, check_kernels, choose_kernels
 from toolkit.models.neftune import add_neftune
 from toolkit.models.router_balance import balance_excess, check_balance
 from toolkit.models.tiling import check_tiles, tile_mlps
@@ -64,7 +64,9 @@ def build_engine(
         device.return_freed_memory()
     if recipe.model.compile:
         check_compiler(device.kind())
-    is_fused = _takes_kernels(recipe, inputs.model_config, display)
+    is_fused, said = choose_kernels(recipe, inputs.model_config, device.kind())
+    if said:
+        display.say(said)
     model, kernels = load_model(recipe, inputs, config, me, display, is_fused=is_fused)
     if recipe.model.is_new:
         train_shared_padding(model, inputs.model_config)
@@ -176,33 +178,6 @@ def _agreed(engine: Engine, refused: str | None) -> str | None:
     if reasons and refused is None:
         set_attention(engine.model, "sdpa")
     return reasons[0] if reasons else None
-
-
-def _takes_kernels(recipe: Recipe, model_config: PretrainedConfig, display: Display) -> bool:
-    """Whether liger's kernels are used, by `model.kernels`. Raises where it asks for them and they cannot be had."""
-    wanted = recipe.model.kernels
-    if wanted == "none" or (wanted == "auto" and (recipe.model.compile or device.kind() == "cpu")):
-        return False
-    lacking = missing_compiler("cuda")
-    if device.kind() == "cpu":
-        why, do = "they are for CUDA devices, and this run computes on a CPU", "leave model.kernels at 'auto'"
-    elif not is_installed():
-        why, do = "liger-kernel is not installed", "pip install 'toolkit[liger]'"
-    elif lacking is not None:
-        why, do = lacking
-    elif not is_known(model_config):
-        why = f"liger-kernel has none for {model_config.model_type}"
-        do = "leave model.kernels at 'auto'"
-    else:
-        return True
-    if wanted == "liger":
-        raise ModelError(
-            f"model.kernels='liger': {why}",
-            expected="a CUDA device, a compiler, and an architecture that liger knows",
-            do=do,
-        )
-    display.say(f"kernels: the model's own ({why}; {do})" if "leave" not in do else f"kernels: the model's own ({why})")
-    return False
 
 
 def _probe_kernels(recipe: Recipe, engine: Engine, kernels: Kernels, architecture: str, display: Display) -> None:
