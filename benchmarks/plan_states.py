@@ -238,7 +238,7 @@ def measure_case(name: str, folder: Path) -> dict[str, Any]:
     found |= {"sent": traffic.sent, "planned_sent": sent.of_step(accumulation)}
     if me.mesh.is_plain:
         subject.take_batch(micro_batch, recipe)
-        way = way_of(recipe, dtype_of(config), "cpu", has_head=True)
+        way = way_of(recipe, inputs.model_config, dtype_of(config), "cpu", has_head=True)
         activations = subject.trace(recipe, me.mesh, way).whole
         planned = put_together(states, activations, Flight(accumulation), inventory.trained, is_cpu=True, ranks=1)
         found["planned_peak"] = planned.tensors

@@ -98,7 +98,11 @@ def _measure(setting: Setting, case: Case, _: float) -> Record:
 
 def errors(records: Mapping[str, Record], measured: str, planned: str) -> list[float]:
     """Relative errors of the plans."""
-    return [record[planned] / record[measured] - 1.0 for record in records.values() if record.get(planned)]
+    return [
+        record[planned] / record[measured] - 1.0
+        for record in records.values()
+        if record.get(planned) and record.get(measured)
+    ]
 
 
 def accuracy(records: Mapping[str, Record]) -> float | None:
@@ -116,6 +120,9 @@ def part(records: Mapping[str, Record]) -> str:
             continue
         cells = []
         for planned, measured in (("planned_gib", "peak_gib"), ("planned_s", "step_time_s")):
+            if not record.get(planned):
+                cells += ["", "", ""]
+                continue
             error = record[planned] / record[measured] - 1.0
             cells += [f"{record[planned]:.2f}", f"{record[measured]:.2f}", f"{error:+.1%}"]
         lines.append([name, *cells])

@@ -94,7 +94,7 @@ from toolkit.recipe.load import load_recipe
 from toolkit.recipe.mesh import Mesh
 
 recipe = load_recipe(Path(sys.argv[1]))
-plain = way_of(recipe, torch.bfloat16, "cuda", has_head=True)
+plain = way_of(recipe, subject_of(recipe).config, torch.bfloat16, "cuda", has_head=True)
 asked = [(recipe, Mesh(), plain), (recipe, Mesh(), replace(plain, checkpointing=True)), (recipe, Mesh(tensor=2), plain)]
 with quiet():
     subject, alone = subject_of(recipe), subject_of(recipe)

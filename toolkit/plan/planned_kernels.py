@@ -20,18 +20,17 @@ class PlannedNorm(torch.autograd.Function):
     the output's, where liger lets it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: Any, in_place: bool, *_: Any
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+        """`options` are eps, the offset, the way of casting, whether gradients may share memory, and more."""
         ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
-        ctx.in_place = in_place
+        ctx.in_place, ctx.options = bool(options[3]), len(options)
         return torch.mul(x, x if weight is None else weight).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, _ = ctx.saved_tensors
         grad = torch.add(grad, x, out=grad) if ctx.in_place and grad.is_contiguous() else torch.add(grad, x)
-        return (grad, None if weight is None else torch.empty_like(weight), *[None] * 5)
+        return (grad, None if weight is None else torch.empty_like(weight), *[None] * ctx.options)
 
 
 class PlannedGate(torch.autograd.Function):
@@ -44,7 +43,7 @@ class PlannedGate(torch.autograd.Function):
         return torch.mul(a, b)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         a, b = (tensor.detach() for tensor in ctx.saved_tensors)
         return (torch.add(a, grad, out=a), torch.add(b, grad, out=b), *[None] * ctx.others)
 
@@ -58,7 +57,7 @@ class PlannedRotation(torch.autograd.Function):
         return query.view_as(query), key.view_as(key)
 
     @staticmethod
-    def backward(ctx: Any, query: Tensor, key: Tensor) -> Any:  # type: ignore[override]
+    def backward(_: Any, query: Tensor, key: Tensor) -> Any:
         return query, key, None, None
 
 

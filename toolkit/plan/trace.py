@@ -375,10 +375,10 @@ class _Watched(LiveBytes):  # type: ignore[no-untyped-call]
 
     def activations(self, kept: float) -> Activations:
         """What was seen; `kept` is what the forward pass left."""
-        last, *others = self.done.items() or [(None, Moment(0.0, 0.0))]
-        turn = (*self.turn, last[1]) if self.done else (*self.turn, self.fullest)
+        layers = dict(self.done)
+        last = layers.pop(next(iter(layers))) if layers else self.fullest
         tail = self.fullest if self.done else Moment(0.0, 0.0)
-        return Activations(turn, dict(others), tail, kept, self.work)
+        return Activations((*self.turn, last), layers, tail, kept, self.work)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(function, types, args, kwargs)
