@@ -129,7 +129,7 @@ def measure(options: argparse.Namespace, arguments: list[str], folder: Path) -> 
         return 130
     finally:
         worker.close()
-        if results.facts is not None:
+        if results.parts:
             results.write_page()
             print(results.page())
             print(f"written: {results.output}, {results.output.with_suffix('.md')}", file=sys.stderr)
@@ -206,31 +206,27 @@ class Results:
         self.output = self.options.output or folder / f"gpu_{name}.jsonl"
         self.output.parent.mkdir(parents=True, exist_ok=True)
         about = {"command": self.command(), "date": datetime.date.today().isoformat(), **self.facts}
-        before = self.output.read_text(encoding="utf-8").splitlines() if self._resumes() else []
+        before = self._measured_before(about)
         self.output.write_bytes(b"")
-        for record in [json.loads(line) for line in before]:
-            if "date" in record:
-                self._begin_part(record)
-            elif record["status"] in KEPT:
-                self.records.append(record)
-                self._append(record)
-        self._begin_part(about)
+        for record in [*before, about]:
+            (self.parts if "date" in record else self.records).append(record)
+            self._append(record)
         self.logs = self.output.with_suffix("")
         self.logs.mkdir(exist_ok=True)
 
-    def _resumes(self) -> bool:
-        return self.options.resume and self.output.is_file()
-
-    def _begin_part(self, about: Record) -> None:
-        """What follows is measured as `about` says. Raises InputError for another device than that of the part before."""
-        if self.parts and about["device"] != self.parts[-1]["device"]:
-            raise InputError(
-                f"--resume: {self.output} was measured on {self.parts[-1]['device']}, this is {about['device']}",
-                expected="the same kind of device for all rows of a page",
-                do="give another --output",
-            )
-        self.parts.append(about)
-        self._append(about)
+    def _measured_before(self, about: Record) -> list[Record]:
+        """With --resume what the output has. Raises InputError where that is of another device than `about` is."""
+        if not (self.options.resume and self.output.is_file()):
+            return []
+        found = [json.loads(line) for line in self.output.read_text(encoding="utf-8").splitlines()]
+        for part in found:
+            if "date" in part and part["device"] != about["device"]:
+                raise InputError(
+                    f"--resume: {self.output} was measured on {part['device']}, this is {about['device']}",
+                    expected="the same kind of device for all rows of a page",
+                    do="give another --output",
+                )
+        return [record for record in found if "date" in record or record["status"] in KEPT]
 
     def known(self, stage: str) -> list[str]:
         """Rows of `stage` that need not be measured."""

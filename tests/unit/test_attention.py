@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.models.attention import Documents, document_attention, lengths_by_positions
+from toolkit.models.alike import planned_for
+from toolkit.models.attention import Documents, document_attention, lengths_by_positions, ungrouped
 
 POSITIONS = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 0, 0], list(range(12))])
 
@@ -41,6 +42,22 @@ def test_equals_masked_attention(window: int | None, groups: int) -> None:
     found = torch.autograd.grad((ours * weights).sum(), (query, key, value))
     expected = torch.autograd.grad((wanted * weights).sum(), (query, key, value))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_heads_that_are_not_grouped_on_a_gpu(window: int | None) -> None:
+    """fp32 there: keys are repeated for the kernels, once, with and without a mask; numbers stay."""
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    query = torch.randn(2, 4, 12, 8)
+    key, value = torch.randn(2, 2, 2, 12, 8)
+    wanted, _ = document_attention(module, query, key, value, None, position_ids=POSITIONS, sliding_window=window)
+    _, more, _ = ungrouped(module, query, key, value)
+    assert more.shape == query.shape
+    with planned_for("cuda"):
+        found, _ = document_attention(module, query, key, value, None, position_ids=POSITIONS, sliding_window=window)
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("window", [None, 3])

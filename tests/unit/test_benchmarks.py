@@ -350,6 +350,108 @@ def test_a_stage_goes_on_after_failures(tmp_path: Path) -> None:
     assert why["lacks"][0] == "needs more"
 
 
+WORKER = """
+import os, sys
+sys.path.insert(0, {folder!r})
+from harness.stages import Row, calls, serve
+
+for call in calls():
+    rows = [Row("who", lambda limit_s: {{"pid": os.getpid()}})]
+    if call.stage == "crash":
+        rows.append(Row("dies", lambda limit_s: os._exit(3)))
+    print("in", call.stage, flush=True)
+    serve(rows, call)
+"""
+
+
+def test_one_process_does_several_stages(tmp_path: Path) -> None:
+    """Until it dies; each stage has its own log, and rows that are known are not measured."""
+    stages = importlib.import_module("harness.stages")
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(folder=str(BENCHMARKS)))
+    worker = stages.Worker([sys.executable, str(script)], os.environ)
+    kept: list[dict[str, Any]] = []
+    plan = [stages.Stage(name, 1.0) for name in ("one", "two", "crash", "after", "known")]
+
+    def known(stage: str) -> list[str]:
+        return ["who"] if stage == "known" else []
+
+    try:
+        stages.run_stages(plan, 60.0, worker.begin, tmp_path, tmp_path, kept.append, known)
+    finally:
+        worker.close()
+    pids = {record["stage"]: record["pid"] for record in kept if record["row"] == "who"}
+    assert list(pids) == ["one", "two", "crash", "after"]
+    assert pids["one"] == pids["two"] == pids["crash"] != pids["after"]
+    died = [record for record in kept if record["row"] == "dies"]
+    assert [record["why"] for record in died] == ["the process ended with exit code 3"]
+    assert (tmp_path / "two.log").read_text() == "in two\n"
+
+
+def test_gpu_goes_on_with_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--resume: what was measured stays, what failed is measured again; another device's page is left alone."""
+    gpu = importlib.import_module("gpu")
+    facts = {"machine": "M", "device": "Card X", "device_gib": 80.0, "host_gib": 9.0, "cuda": "13", "driver": "1"}
+    machine = {"facts": {"status": "done", "capability": "9.0", "versions": {"torch": "2"}, **facts}}
+    good = {"status": "done", "deviation": 0.0, "tolerance": 1.0}
+    planted: dict[str, Any] = {
+        "machine": machine,
+        "smoke": {"one": good, "two": {"status": "timed out", "why": "late"}},
+    }
+    asked: dict[str, tuple[str, ...]] = {}
+
+    def begin(_: Any, call: Any) -> Told:
+        asked[call.stage] = call.skip
+        return Told(call, {row: found for row, found in planted[call.stage].items() if row not in call.skip})
+
+    monkeypatch.setattr(gpu, "begin", begin)
+    command = ["--stages", "smoke", "--output", str(tmp_path / "page.jsonl")]
+    assert gpu.main(command) == 1
+    planted["smoke"]["two"] = good
+    assert gpu.main([*command, "--resume"]) == 0
+    assert asked["smoke"] == ("one",)
+    page = (tmp_path / "page.md").read_text()
+    assert page.count("Measured on ") == 2 and "Failures" not in page
+    assert cells(page, "one")[0] == cells(page, "two")[0] == "done"
+    written = (tmp_path / "page.jsonl").read_bytes()
+    facts["device"] = machine["facts"]["device"] = "Card Y"
+    assert gpu.main([*command, "--resume"]) == 2
+    assert "was measured on Card X, this is Card Y" in capsys.readouterr().err
+    assert (tmp_path / "page.jsonl").read_bytes() == written
+
+
+def test_what_is_in_memory_when_most_is() -> None:
+    """Events of torch's allocator: what the step has made and not freed, by who asked, and what it freed of before."""
+    at_fullest = importlib.import_module("harness.peak").at_fullest
+
+    def event(action: str, address: int, gib: int, name: str = "") -> dict[str, Any]:
+        return {
+            "action": action,
+            "addr": address,
+            "size": gib * 2**30,
+            "frames": [{"filename": "/a/x.py", "line": 3, "name": name}],
+        }
+
+    events = [
+        event("alloc", 1, 2, "loss"),
+        event("segment_alloc", 9, 9),
+        event("free_requested", 1, 2),
+        event("free_completed", 7, 1),
+        event("alloc", 2, 3, "layer"),
+        event("free_completed", 1, 2),
+        event("alloc", 3, 1, "layer"),
+    ]
+    assert at_fullest(events) == [
+        [3.0, 1, "x.py:3 layer"],
+        [2.0, 1, "x.py:3 loss"],
+        [0.0, 0, "the rest"],
+        [-1.0, 0, "from before the step"],
+    ]
+    assert at_fullest([])[-1][0] == 0.0
+
+
 def test_longest_context_is_searched() -> None:
     """Doubling to the end of memory, then halving the gap; a search without time says so."""
     context = importlib.import_module("gpu_stages.context")

@@ -13,7 +13,7 @@ from tests.distributed import run_distributed
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
 from toolkit.engine import device
-from toolkit.engine.kernels import nvcc_fault
+from toolkit.engine.kernels import nvcc_fault, plain_architectures
 from toolkit.errors import LaunchError, RecipeError
 from toolkit.recipe import Batch, Data, Model, Optimizer, Parallel, Recipe
 
@@ -135,3 +135,9 @@ def test_a_kernel_that_cannot_be_built_is_refused(
 )
 def test_without_nvcc_what_needs_none_is_rendered(kind: str, offload: str) -> None:
     render(recipe(kind, offload=offload), Target(2, "cuda", nvcc_fault=FAULT))
+
+
+def test_architectures_are_named_as_deepspeed_reads_them() -> None:
+    """Letters behind a version stop its builder with a ValueError (op_builder/builder.py)."""
+    assert plain_architectures("8.6;9.0a") == "8.6;9.0"
+    assert plain_architectures("9.0a+PTX 10.0f 12.0") == "9.0+PTX 10.0 12.0"

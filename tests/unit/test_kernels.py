@@ -15,8 +15,6 @@ from tests.parity.strategies import recipe
 from toolkit.errors import ModelError, RecipeError
 from toolkit.models import kernels as fused
 from toolkit.recipe import Model
-from toolkit.train.build import _takes_kernels
-from toolkit.train.progress import Display
 
 if not fused.is_installed():
     pytest.skip("liger-kernel is not installed: pip install 'toolkit[liger]'", allow_module_level=True)
@@ -100,20 +98,13 @@ def test_kernels_are_either_ligers_or_compiled() -> None:
 
 def test_a_cpu_is_refused_or_takes_none(tmp_path: Path) -> None:
     """Before a weight is loaded; "auto" and "none" say nothing."""
-    said: list[str] = []
 
-    class Listening(Display):
-        def say(self, line: str) -> None:
-            said.append(line)
-
-    def taken(kernels: Any) -> bool:
+    def taken(kernels: Any) -> tuple[bool, str]:
         run = recipe("causal_lm", tmp_path, tmp_path / "rows.jsonl", model=Model(path=str(tmp_path), kernels=kernels))
-        return _takes_kernels(run, tiny_config("llama"), Listening(is_main=True))
+        return fused.choose_kernels(run, tiny_config("llama"), "cpu")
 
-    assert not taken("auto")
-    assert not taken("none")
+    assert taken("auto") == taken("none") == (False, "")
     with pytest.raises(ModelError) as caught:
         taken("liger")
     assert caught.value.what == ("model.kernels='liger': they are for CUDA devices, and this run computes on a CPU")
     assert caught.value.do == "leave model.kernels at 'auto'"
-    assert said == []

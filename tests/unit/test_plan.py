@@ -249,6 +249,18 @@ def test_hidden_words_are_planned_without_a_tokenizer() -> None:
     assert planned(recipe(ENCODER, model={"architecture": "bert"}, task=task), 1).model_flops > 0
 
 
+def test_attention_is_work_of_its_queries_heads() -> None:
+    """Scores and weighted values of 8 heads, whatever those of the keys; five such products backward."""
+    aten = torch.ops.aten
+    flash, back = (
+        getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{end}").default for end in ("", "_backward")
+    )
+    query, key = torch.empty(2, 8, 16, 4), torch.empty(2, 2, 16, 4)
+    product = 2 * 2 * 8 * 16 * 16 * 4
+    assert work_of(flash, (query, key, key), {}, query).attention == 2 * product
+    assert work_of(back, (query, query, key, key), {}, query).attention == 5 * product
+
+
 def test_what_moves_nothing_asks_for_nothing() -> None:
     rows, index = torch.zeros(1000, 8), torch.zeros(4, dtype=torch.int64)
     aten = torch.ops.aten

@@ -11,13 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
 
-from toolkit.errors import ModelError
-from toolkit.models.kernels import choose_kernels, obstacle
 from toolkit.plan.live_bytes import LiveBytes
 from toolkit.plan.planned_kernels import PlannedGate, PlannedNorm, PlannedRotation, planned_kernels
-from toolkit.recipe import Recipe
 
 ROWS, WIDTH = 64, 256
 
@@ -89,21 +85,3 @@ def test_they_take_the_kernels_places_for_a_while(monkeypatch: pytest.MonkeyPatc
     with planned_kernels():
         assert found()[:3] == [PlannedNorm, PlannedGate, PlannedGate] and callable(found()[3])
     assert found() == list(names)
-
-
-def test_kernels_are_no_ones_on_a_cpu() -> None:
-    """By itself none is taken there, and nothing said; asked for, they are refused."""
-    config = LlamaConfig()
-    recipe = Recipe(
-        model={"architecture": "llama", "weights": "random", "tokenizer": "words"},
-        data={"train": "rows.jsonl"},
-        batch={"global_size": 1, "sequence_length": 16},
-        optimizer={"learning_rate": 1e-3},
-        steps=1,
-    )
-    assert choose_kernels(recipe, config, "cpu") == (False, "")
-    why = obstacle(config, "cpu")
-    assert why is not None and "for CUDA devices" in why[0]
-    asked = recipe.model_copy(update={"model": recipe.model.model_copy(update={"kernels": "liger"})})
-    with pytest.raises(ModelError, match=r"model\.kernels='liger': they are for CUDA devices"):
-        choose_kernels(asked, config, "cpu")

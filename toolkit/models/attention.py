@@ -15,6 +15,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class Documents:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def document_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -104,7 +105,7 @@ def document_attention(
         return _end_to_end(module, kernel, query, key, value, document_lengths, sliding_window, **options), None
     if kind_of(query) == "cuda" and query.dtype not in (torch.float16, torch.bfloat16):
         # None of torch's kernels with linear memory has grouped heads in fp32: it would keep all scores.
-        key, value = whole_heads(query, key, value)
+        module, key, value = ungrouped(module, query, key, value)
     is_causal = looks_back_only(module, **options)
     rows = []
     for row, sizes in enumerate(document_lengths.rows):
@@ -117,16 +118,19 @@ def document_attention(
     return torch.cat(rows, dim=0), None
 
 
-def whole_heads(query: Tensor, *grouped: Tensor) -> list[Tensor]:
-    """Keys and values [B, K, T, D] with as many heads as query [B, H, T, D], those of each group alike."""
-    return [tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in grouped]
+def ungrouped(module: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Any, Tensor, Tensor]:
+    """What stands for `module` where each of its query's heads has a key of its own; key and value [B, K, T, D] with as many
+    heads as query [B, H, T, D], those of each group alike."""
+    times = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(times, dim=1) for tensor in (key, value))
+    return SimpleNamespace(is_causal=looks_back_only(module)), key, value
 
 
 def _is_plain(options: Mapping[str, Any]) -> bool:
     return not options.get("dropout") and all(options.get(name) is None for name in BEYOND_KERNEL)
 
 
-def looks_back_only(module: nn.Module, is_causal: bool | None = None, **_: Any) -> bool:
+def looks_back_only(module: Any, is_causal: bool | None = None, **_: Any) -> bool:
     """Whether attention is causal, as transformers decides it."""
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from toolkit.models.attention import DOCUMENT_LENGTHS, looks_back_only, whole_heads
+from toolkit.models.attention import DOCUMENT_LENGTHS, looks_back_only, ungrouped
 from toolkit.models.flops import Pairs
 from toolkit.models.varlen import KERNEL
 from toolkit.plan.work import Work
@@ -69,7 +69,7 @@ def windows_noted() -> Iterator[Windows]:
 
 
 def planned_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> Any:
     """What a flash kernel keeps: query, key, value, output and one number per row, and no mask."""
     window = options.pop("sliding_window", None)
@@ -79,7 +79,7 @@ def planned_attention(
     if windows is not None:
         windows.note(query, looks_back_only(module, options.get("is_causal")), window)
     if KERNEL is not None and KERNEL.repeats_heads:
-        key, value = whole_heads(query, key, value)
+        module, key, value = ungrouped(module, query, key, value)
     return sdpa_attention_forward(module, query, key, value, None, **options)
 
 

@@ -13,7 +13,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -184,6 +184,16 @@ def trace_activations(
 
 
 def _trace(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_more: Any) -> Activations:
+    try:
+        return _trace_once(part, task, batch, way, depths, one_more)
+    except Untraceable:
+        if not way.fused:
+            raise
+        # liger has kernels for some architectures that nothing here stands for: the plan is then of the model's own code.
+        return _trace_once(part, task, batch, replace(way, fused=False), depths, one_more)
+
+
+def _trace_once(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_more: Any) -> Activations:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     task = copy.copy(task)  # prepare leaves its marks on it
     try:
