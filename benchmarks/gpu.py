@@ -1,9 +1,10 @@
 """What one GPU of any kind reaches, in one command: `python benchmarks/gpu.py --budget_s 480`.
 
-Stages run one after the other, each in a process of its own and within its share of the budget, the cheapest proof
-first: `smoke` (every lever against plain PyTorch on the device; killed, resumed, exported), `ragged` (against the
-Hugging Face Trainer), `ladder` (speed and share of the device's peak, lever by lever), `large` (8B) and `context`
-(longest sequence). One that fails, runs out of memory or out of time never stops the others. Results are written
+Stages run one after the other, each within its share of the budget and all in one process until it dies, the cheapest
+proof first: `smoke` (every lever against plain PyTorch on the device; killed, resumed, exported), `planned` (memory and
+time as planned before the launch, and measured), `ragged` (against the Hugging Face Trainer), `ladder` (speed and share of
+the device's peak, lever by lever), `large` (8B) and `context` (longest sequence). One that fails, runs out of memory or
+out of time never stops the others. Results are written
 after every row: JSON lines, and a Markdown page beside them; what the stages print goes to a log per stage. Where a device
 is lent for minutes at a time, --resume goes on with what an earlier call had no time for.
 

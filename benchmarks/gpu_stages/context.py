@@ -20,7 +20,7 @@ from typing import Any
 from harness.page import table
 from harness.stages import Record, Row
 
-from gpu_stages.large import roomiest
+from gpu_stages.large import CHECKPOINTED, roomiest
 from gpu_stages.setting import Setting, recipe_of
 from gpu_stages.training import Running, running
 
@@ -37,7 +37,6 @@ CEILING = 1500
 PRECISION = 8
 """A search ends when the gap is at most this part of the length found."""
 
-CHECKPOINTED = {"model.activation_checkpointing": True}
 OFFLOADED = {**CHECKPOINTED, "model.activation_offload": True}
 TILED = {**OFFLOADED, "model.mlp_tiles": 16}
 

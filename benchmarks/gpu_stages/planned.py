@@ -15,11 +15,10 @@ from typing import Any
 from harness.page import table
 from harness.stages import Record, Row
 
-from gpu_stages.large import lacking_memory
+from gpu_stages.large import CHECKPOINTED, lacking_memory
 from gpu_stages.setting import Setting, problem_of, recipe_of
 from gpu_stages.training import WARM_UP, measure_training
 
-CHECKPOINTED = {"model.activation_checkpointing": True}
 SMALL = {"precision.master_dtype": "bf16", "precision.state_dtype": "bf16"}
 ON_HOST = {"parallel.offload_optimizer": "cpu"}
 ADAPTERS = {"tuning": {"name": "lora", "rank": 16}}

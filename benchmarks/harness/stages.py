@@ -1,4 +1,4 @@
-"""Stages of a long measurement, each in a process of its own under a time limit.
+"""Stages of a long measurement, each under a time limit, outside of the process that runs them.
 
 A stage measures rows, one after the other, and says of each when it begins and what came of it. Whatever happens to
 its process (an error, a crash, no memory, a hang), the rows before are kept, the row in progress is recorded with the
@@ -155,11 +155,16 @@ def _leftover() -> float:
 # --- in the process that starts them ----------------------------------------------------------------------------------
 
 
-def begin(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Child:
+def begin(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> _Process:
     """Start `command` as a stage's process, in a group of its own, its output appended to `log`."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            list(command), env=dict(environment), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     return _Process(process)
 
@@ -168,33 +173,26 @@ class Worker:
     """A process that does one call after another, because the libraries of a stage take half a minute to import."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._command, self._environment = list(command), dict(environment)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._command, self._environment = command, environment
+        self._process: _Process | None = None
 
     def begin(self, call: Call) -> Child:
         """Let the process do `call`; a new one where there is none, or the last one has ended."""
         _over(call).unlink(missing_ok=True)
         if self._process is None or self._process.poll() is not None:
-            with call.log.open("ab") as output:
-                self._process = subprocess.Popen(
-                    self._command,
-                    env=self._environment,
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        assert self._process.stdin is not None
+            self._process = begin(self._command, call.log, self._environment)
+        pipe = self._process.process.stdin
+        assert pipe is not None
         told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(call).items()}
         with contextlib.suppress(BrokenPipeError):  # it has just ended: poll says so
-            self._process.stdin.write(json.dumps(told).encode() + b"\n")
-            self._process.stdin.flush()
-        return _Called(_Process(self._process), _over(call))
+            pipe.write(json.dumps(told).encode() + b"\n")
+            pipe.flush()
+        return _Called(self._process, _over(call))
 
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
-            _Process(self._process).kill()
+            self._process.kill()
 
 
 def calls() -> Iterator[Call]:

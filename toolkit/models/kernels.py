@@ -11,6 +11,7 @@ done before a model is cut, so that each stage and each tensor-parallel rank has
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import sys
@@ -103,12 +104,11 @@ def choose_kernels(recipe: Recipe, config: PretrainedConfig, device: str) -> tup
             expected="a CUDA device, a compiler, and an architecture that liger knows",
             do=do,
         )
-    return (
-        False,
-        f"kernels: the model's own ({why}; {do})" if "leave" not in do else f"kernels: the model's own ({why})",
-    )
+    advice = "" if "leave" in do else f"; {do}"
+    return False, f"kernels: the model's own ({why}{advice})"
 
 
+@functools.cache  # a plan asks it for every strategy
 def is_installed() -> bool:
     """Whether liger-kernel is there, and Triton, which it is written in."""
     return all(importlib.util.find_spec(name) is not None for name in ("liger_kernel", "triton"))

@@ -93,15 +93,15 @@ class VarlenKernel:
             options["window_size"] = (reach, 0 if causal else reach)
         else:
             options["is_causal"] = causal
-        if "enable_gqa" in self._names:
-            options["enable_gqa"] = query.shape[1] != key.shape[1]
-        else:
+        if self.repeats_heads:
             key, value = (
                 tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1)
                 if tensor.shape[1] != query.shape[1]
                 else tensor
                 for tensor in (key, value)
             )
+        else:
+            options["enable_gqa"] = query.shape[1] != key.shape[1]
         query, key, value = (
             nn.functional.pad(tensor, (0, width - tensor.shape[-1])) if tensor.shape[-1] != width else tensor
             for tensor in (query, key, value)

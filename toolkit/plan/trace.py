@@ -174,9 +174,15 @@ def trace_activations(
     """
     depths = depths_of(build_skeleton(part.auto_class, part.config)) if depths is None else depths
     kinds = depths.repeated
-    with quiet():
-        traces = [partial(_trace, part, task, batch, way, depths, kind) for kind in (None, *kinds)]
-        base, *deeper = side_by_side(traces, cores)
+    try:
+        with quiet():
+            traces = [partial(_trace, part, task, batch, way, depths, kind) for kind in (None, *kinds)]
+            base, *deeper = side_by_side(traces, cores)
+    except Untraceable:
+        if not way.fused:
+            raise
+        # liger has kernels for some architectures that nothing here stands for: the plan is then of the model's own code.
+        return trace_activations(part, task, batch, replace(way, fused=False), depths, cores)
     layers = {kind: found.plus(base, -1.0) for kind, found in zip(kinds, deeper, strict=True)}
     if way.offload:
         layers = {kind: layer.elsewhere() for kind, layer in layers.items()}
@@ -184,16 +190,6 @@ def trace_activations(
 
 
 def _trace(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_more: Any) -> Activations:
-    try:
-        return _trace_once(part, task, batch, way, depths, one_more)
-    except Untraceable:
-        if not way.fused:
-            raise
-        # liger has kernels for some architectures that nothing here stands for: the plan is then of the model's own code.
-        return _trace_once(part, task, batch, replace(way, fused=False), depths, one_more)
-
-
-def _trace_once(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_more: Any) -> Activations:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     task = copy.copy(task)  # prepare leaves its marks on it
     try:
