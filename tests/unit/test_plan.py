@@ -21,6 +21,7 @@ from toolkit.engine.out_of_memory import is_out_of_memory
 from toolkit.errors import InputError, LaunchError, RecipeError, RunFailed
 from toolkit.models.flops import count_model_flops
 from toolkit.plan import calibration
+from toolkit.plan.activations import Activations
 from toolkit.plan.calibration import Finished, fit
 from toolkit.plan.choice import (
     Choice,
@@ -43,7 +44,7 @@ from toolkit.plan.start import place_for, resolved, subject_or_refused
 from toolkit.plan.states import Keeper, count_states, keeper_of
 from toolkit.plan.strategy import Planned, plan_strategy, target_of
 from toolkit.plan.subject import way_of
-from toolkit.plan.trace import Activations, Untraceable, _Watched
+from toolkit.plan.trace import Untraceable, _Watched
 from toolkit.plan.work import NOTHING, Work, work_of
 from toolkit.recipe import (
     DPO,

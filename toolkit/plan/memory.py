@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.plan.activations import Activations, Moment
 from toolkit.plan.states import SIZES, Held, States
-from toolkit.plan.trace import Activations, Moment
 
 GIB = 2**30
 

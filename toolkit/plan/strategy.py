@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.ds_config.render import render, weights_dtype
 from toolkit.ds_config.target import Target
 from toolkit.models.dtypes import dtype_of
+from toolkit.plan.activations import Activations
 from toolkit.plan.inventory import Inventory
 from toolkit.plan.memory import Disk, Flight, Memory, count_disk, put_together
 from toolkit.plan.peaks import NumberFormat
@@ -23,7 +24,7 @@ from toolkit.plan.speed import (
 )
 from toolkit.plan.states import SIZES, Keeper, States, count_states
 from toolkit.plan.subject import Subject, way_of, with_micro
-from toolkit.plan.trace import Activations, Traced, Way
+from toolkit.plan.trace import Traced, Way
 from toolkit.plan.work import Work
 from toolkit.processor import multiplies_bf16
 from toolkit.recipe import Recipe
