@@ -17,6 +17,7 @@ from toolkit.errors import RecipeError
 from toolkit.recipe import Batch, Data, Model, Parallel, Recipe
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.location import at_home
+from toolkit.recipe.meanings import meanings
 
 # An NVMe path has to be of use.
 SWAPPING = Parallel(zero_stage=3, offload_optimizer="nvme", nvme_path="/n")
@@ -57,7 +58,7 @@ def text_fields() -> Iterator[tuple[str, bool, str]]:
         for name, inner in kind.model_fields.items():
             if inner.annotation is str or str in get_args(inner.annotation) or expanded(inner.annotation):
                 is_location = any(isinstance(item, AfterValidator) for item in inner.metadata)
-                yield f"{section}.{name}", is_location or expanded(inner.annotation), inner.description or ""
+                yield f"{section}.{name}", is_location or expanded(inner.annotation), meanings(kind)[name]
 
 
 def test_every_field_that_may_hold_a_path_is_known() -> None:

@@ -32,6 +32,8 @@ from toolkit.recipe import (
     Task,
     Tracking,
 )
+from toolkit.recipe.dotted import CHOICES
+from toolkit.recipe.meanings import meanings
 from toolkit.recipe.optimizers import COMMON_FIELDS, DEFAULTS, OptimizerType, optimizer_parameters
 from toolkit.recipe.section import Section
 
@@ -302,14 +304,15 @@ def test_optimizer_defaults_are_torchs(kind: str, torch_name: str) -> None:
 
 
 def test_every_field_has_a_meaning() -> None:
-    missing = []
-    for section in [Recipe, *(field.annotation for field in Recipe.model_fields.values())]:
-        if isinstance(section, type) and issubclass(section, Section):
-            missing += [
-                f"{section.__name__}.{name}"
-                for name, field in section.model_fields.items()
-                if not field.description and not (section is Recipe and name == section_of(field.annotation))
-            ]
+    sections = [field.annotation for field in Recipe.model_fields.values()]
+    kinds = [kind for choice in CHOICES.values() for kind in choice.kinds.values()]
+    missing = [
+        f"{section.__name__}.{name}"
+        for section in [Recipe, *sections, *kinds]
+        if isinstance(section, type) and issubclass(section, Section)
+        for name, field in section.model_fields.items()
+        if not meanings(section).get(name) and not (section is Recipe and name == section_of(field.annotation))
+    ]
     assert missing == []
 
 

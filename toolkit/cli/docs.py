@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
-import itertools
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -24,6 +22,7 @@ from toolkit.recipe.dotted import CHOICES
 from toolkit.recipe.effect import acts_when
 from toolkit.recipe.field_type import describe_field
 from toolkit.recipe.load import load_recipe
+from toolkit.recipe.meanings import meanings
 
 ROOT, FOLDER = Path(), Path("docs")
 MARK = "<!-- Written by `toolkit config --write`: change the code, not this page. -->"
@@ -102,7 +101,7 @@ Every field of a recipe, by section. On the command line a field is a flag with 
 
 ## The run
 
-{_field_table(plain, None, "")}
+{_field_table(plain, Recipe, "")}
 
 ## Flags of a start
 
@@ -117,35 +116,22 @@ def _section(title: str, kind: type[BaseModel], name: str) -> str:
     return f"{title}\n\n{inspect.getdoc(kind)}\n\n{_field_table(kind.model_fields, kind, f'{name}.')}"
 
 
-def _field_table(found: Mapping[str, Any], kind: type[BaseModel] | None, prefix: str) -> str:
-    rows = []
+def _field_table(found: Mapping[str, Any], kind: type[BaseModel], prefix: str) -> str:
+    told, rows = meanings(kind), []
     for name, field in found.items():
         acts = acts_when(f"{prefix}{name}", kind)
         condition = f" Acts with {acts.needs} only." if acts else ""
         default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
-        rows.append([f"`{prefix}{name}`", describe_field(field), default, f"{field.description}{condition}"])
+        rows.append([f"`{prefix}{name}`", describe_field(field), default, f"{told[name]}{condition}"])
     return _table(["field", "accepts", "default", "meaning"], rows)
 
 
 def _start_flags() -> Iterator[list[str]]:
-    meanings = _attribute_docstrings(Invocation)
+    told = meanings(Invocation)
     for field in fields(Invocation):
         if field.name in OPTIONS:
             default = "`runs/RECIPE`" if field.default is MISSING else f"`{field.default!r}`"
-            yield [f"`--{field.name}`", default, meanings[field.name]]
-
-
-def _attribute_docstrings(owner: type) -> dict[str, str]:
-    """Name -> the string below each field of the class `owner`."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
-    return {
-        field.target.id: str(text.value.value)
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }
+            yield [f"`--{field.name}`", default, told[field.name]]
 
 
 def _verbs(root: Path) -> str:

@@ -15,6 +15,7 @@ import tyro
 
 from toolkit.cli.flag_errors import OPTIONS, refusal, values_of
 from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
+from toolkit.cli.section_flags import REGISTRY
 from toolkit.cli.tyro_words import laid_over, mappings, switches
 from toolkit.errors import InputError, RecipeError, collect, did_you_mean, nearest, together
 from toolkit.recipe import Recipe
@@ -35,7 +36,7 @@ ALSO_CALLED = {
 class Invocation:
     """One start of a recipe."""
 
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    recipe: Annotated[Recipe, tyro.conf.arg(name="", help="")]
     output_dir: Path
     """Folder of this run."""
     resume: str | None = None
@@ -241,6 +242,7 @@ def _read(start: Invocation, argv: Sequence[str], description: str, prog: str) -
                 default=replace(start, recipe=laid_over({name: {} for name in before}, recipe)),
                 description=description,
                 prog=prog,
+                registry=REGISTRY,
             )
             given = flat(found.recipe)
             more = {name: {**values, **given[name]} for name, values in before.items() if name in given}

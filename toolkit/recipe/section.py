@@ -16,7 +16,11 @@ class Section(pydantic.BaseModel):
     """A frozen group of recipe fields. An unknown name or a value of the wrong type raises RecipeError."""
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,  # a run uses few of the kinds of sections
     )
 
     def __init__(self, **values: Any) -> None:
