@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,3 +23,18 @@ def heavy_imports() -> Iterator[None]:
         gc.freeze()
         if is_on:
             gc.enable()
+
+
+@contextmanager
+def as_if_absent(*packages: str) -> Iterator[None]:
+    """Import within as where `packages` are not installed: libraries that use them if they can do without them.
+
+    Nothing is hidden that was imported before, nor afterwards.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]

@@ -173,7 +173,7 @@ def test_three_layers_tell_what_all_layers_hold(tied: bool, checkpointing: bool)
     mesh, way = Mesh(1), way_of(given, subject.config, torch.bfloat16, "cpu", has_head=True)
     traced = subject.trace(given, mesh, way)
     carried, shallow = traced.whole, traced.base
-    subject.depths, subject._traces = Depths({}), {}
+    subject.whole.depths, subject._traces = Depths({}), {}
     whole = subject.trace(given, mesh, way).whole
     assert [moment.live for moment in carried.turn] == pytest.approx([moment.live for moment in whole.turn], rel=1e-3)
     assert carried.tail.live == pytest.approx(whole.tail.live, rel=1e-3)

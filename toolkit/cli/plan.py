@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.cli.argument_types import count, file_path, positive
 from toolkit.cli.output import reader_may_leave
 from toolkit.errors import InputError, RunFailed, plural, show
-from toolkit.heavy_imports import heavy_imports
+from toolkit.heavy_imports import as_if_absent, heavy_imports
 
 if TYPE_CHECKING:
     from toolkit.plan.choice import Choice
@@ -151,7 +151,8 @@ def _plan(recipe: Recipe, options: argparse.Namespace) -> Made:
     from rich.console import Console
 
     with Console(stderr=True).status("tracing the model without weights"):
-        with heavy_imports():
+        # For detecting objects and quantizing transformers imports them at once: a second, and no plan needs either.
+        with heavy_imports(), as_if_absent("scipy", "torchao"):
             from toolkit.models.quiet import quiet
             from toolkit.plan.choice import Chooser
             from toolkit.plan.side_by_side import usable_cores

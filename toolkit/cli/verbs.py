@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from toolkit.cli import check, config, new, plan
 from toolkit.cli.argument_types import count, file_path, quantity
-from toolkit.cli.output import exit_code_of
+from toolkit.cli.output import exit_code_of, leave
 from toolkit.errors import InputError, nearest
 from toolkit.parity.problem import LEAST_STEPS
 from toolkit.recipe.synonyms import choice_meant
@@ -32,8 +32,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
-    return exit_code_of(lambda: _run(sys.argv[1:] if argv is None else argv))
+    """Run one verb; returns the exit code. Without `argv` this is the command itself, and ends the process."""
+    code = exit_code_of(lambda: _run(sys.argv[1:] if argv is None else argv))
+    return leave(code) if argv is None else code
 
 
 def _run(argv: Sequence[str]) -> int:

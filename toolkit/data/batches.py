@@ -8,9 +8,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +25,9 @@ from toolkit.data.prefetch import ahead
 from toolkit.data.store import content_of
 from toolkit.data.tokens import TOKENS
 from toolkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import datasets
 
 KNOWN_ROWS = 64
 """Rows at the beginning of a stream whose examples are compared: it is not encoded as a whole in advance."""

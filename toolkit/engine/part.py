@@ -19,7 +19,7 @@ from toolkit.models.kernels import Kernels, fuse
 from toolkit.models.shards import Shard
 from toolkit.models.stage_plan import balance
 from toolkit.models.stages import build_skeleton, cut
-from toolkit.models.tensor_plan import tensor_plan
+from toolkit.models.tensor_plan import TensorPlan, tensor_plan
 from toolkit.recipe.mesh import Mesh
 
 Shards = Mapping[str, Shard] | None
@@ -62,21 +62,26 @@ def build_part(
         shards = whole.of_rank(0) if whole is not None else None
         cut(model, balance(model, mesh.pipeline, shards)[mesh.coordinate(rank, "pipeline")])
     before_cut(model)
+    finish_part(part, model, whole, fill_in, fill_adapters)
+    return model, kernels
+
+
+def finish_part(part: Part, model: nn.Module, whole: TensorPlan | None, fill_in: FillIn, fill_adapters: FillIn) -> None:
+    """Cut the matrices of `model`, a stage without weights, as `whole` says of the whole model; fill them in, add adapters."""
     if whole is None:
         fill_in(model, None)
         _add_adapters(part.adapters, model, fill_adapters)
-        return model, kernels
+        return
     # They import DeepSpeed, which takes seconds.
     from toolkit.engine.grid import Grid
     from toolkit.engine.tensor import apply_tensor_parallel, mark_parameters
     from toolkit.engine.tensor_adapters import cut_adapters
 
-    plan, group = whole.within(model), Grid(mesh, rank).tensor
+    plan, group = whole.within(model), Grid(part.mesh, part.rank).tensor
     edges = apply_tensor_parallel(model, plan, group)
-    fill_in(model, plan.of_rank(mesh.coordinate(rank, "tensor")))
+    fill_in(model, plan.of_rank(part.mesh.coordinate(part.rank, "tensor")))
     mark_parameters(model, plan, group)
     _add_adapters(part.adapters, model, fill_adapters, lambda: cut_adapters(model, plan, edges))
-    return model, kernels
 
 
 def _add_adapters(

@@ -174,7 +174,7 @@ class Chooser:
 
     @property
     def _can_checkpoint(self) -> bool:
-        return bool(getattr(self.subject.skeleton, "supports_gradient_checkpointing", False))
+        return bool(getattr(self.subject.whole.skeleton, "supports_gradient_checkpointing", False))
 
     def _offloaded(self) -> Iterator[Changes]:
         if self.place.hardware.is_cpu:

@@ -62,6 +62,16 @@ def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
             yield name, stack
 
 
+def left_out(model: nn.Module, kept: set[Layer]) -> list[nn.Module]:
+    """The layers in the stacks of `model` beside those that are `kept`."""
+    return [
+        layer
+        for stack in {stack for stack, _ in kept}
+        for index, layer in model.get_submodule(stack).named_children()
+        if (stack, index) not in kept
+    ]
+
+
 def thin_out(model: nn.Module, kept: set[Layer]) -> None:
     """Take all layers out of the stacks of `model` but `kept`, in place; these keep their names."""
     for stack in {stack for stack, _ in kept}:

@@ -11,9 +11,7 @@ from torch import nn
 from toolkit.models.adapter_plan import AdapterPlan, sides
 from toolkit.models.output_layer import embedding_parameters
 from toolkit.models.shards import Shard
-from toolkit.models.stage_plan import balance, stage_plan
-from toolkit.models.stages import outside
-from toolkit.models.tensor_plan import tensor_plan
+from toolkit.plan.whole import Cuts, Whole
 from toolkit.recipe.mesh import Mesh
 
 
@@ -62,21 +60,14 @@ class Inventory:
 
 
 def take_inventory(
-    skeleton: nn.Module,
-    mesh: Mesh,
-    stage: int = 0,
-    *,
-    adapters: AdapterPlan | None = None,
+    whole: Whole, skeleton: nn.Module, mesh: Mesh, stage: int = 0, *, adapters: AdapterPlan | None = None
 ) -> Inventory:
-    """What a rank of pipeline stage `stage` holds of `skeleton`, a whole model without weights, which is left as it is.
+    """What a rank of pipeline stage `stage` holds of `skeleton`, which is `whole` with what is not trained frozen.
 
-    The first rank of its tensor group: where a vocabulary does not divide evenly, the one with most. Raises ModelError
-    where the model cannot be divided so.
+    The first rank of its tensor group (`Whole.shards`). Raises ModelError where the model cannot be divided so.
     """
-    shards: Mapping[str, Shard] = {}
-    if mesh.tensor > 1:
-        shards = tensor_plan(skeleton, mesh.tensor).of_rank(0)
-    here = _of_stage(skeleton, mesh.pipeline, stage, shards or None)
+    shards = whole.shards(mesh.tensor)
+    here = _of_stage(skeleton, whole.cuts(mesh), stage) if mesh.pipeline > 1 else lambda _: True
     embeddings = embedding_parameters(skeleton)
     found = []
     for name, parameter in skeleton.named_parameters():
@@ -92,15 +83,10 @@ def take_inventory(
     return Inventory(tuple(found), buffers)
 
 
-def _of_stage(
-    skeleton: nn.Module, stages: int, stage: int, shards: Mapping[str, Shard] | None
-) -> Callable[[str], bool]:
+def _of_stage(skeleton: nn.Module, cuts: Cuts, stage: int) -> Callable[[str], bool]:
     """Whether a pipeline stage has the parameter of a name."""
-    if stages == 1:
-        return lambda _: True
-    plan = stage_plan(skeleton.config)
-    where = outside(skeleton, plan)
-    first, after = balance(skeleton, stages, shards)[stage]
+    where, last = cuts.outside, len(cuts.layers) - 1
+    first, after = cuts.layers[stage]
     ties: Mapping[str, str] = getattr(skeleton, "all_tied_weights_keys", None) or {}
     shared = {source for target, source in ties.items() if target.startswith(tuple(f"{name}." for name in where.last))}
 
@@ -108,8 +94,8 @@ def _of_stage(
         if name.startswith(f"{where.layers}."):
             return first <= int(name[len(where.layers) + 1 :].split(".")[0]) < after
         if name.startswith(tuple(f"{module}." for module in where.first)):
-            return stage == 0 or (stage == stages - 1 and name in shared)
-        return stage == stages - 1
+            return stage == 0 or (stage == last and name in shared)
+        return stage == last
 
     return has
 

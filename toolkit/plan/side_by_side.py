@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import sys
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -34,14 +35,15 @@ def side_by_side(tasks: Sequence[Callable[[], T]], cores: int) -> list[T]:
 
 def _forked(tasks: Sequence[Callable[[], T]], count: int) -> dict[int, T]:
     context = multiprocessing.get_context("fork")
+    tickets = _tickets(len(tasks))
     forks = []
-    for first in range(count):
-        mine = range(first, len(tasks), count)
+    for _ in range(count):
         receiver, sender = context.Pipe(duplex=False)
-        fork = context.Process(target=_work, args=(tasks, mine, sender), daemon=True)
+        fork = context.Process(target=_work, args=(tasks, tickets, sender), daemon=True)
         fork.start()
         sender.close()
         forks.append((fork, receiver))
+    os.close(tickets)
     found: dict[int, T] = {}
     for fork, receiver in forks:
         with receiver, suppress(EOFError):  # killed
@@ -50,12 +52,21 @@ def _forked(tasks: Sequence[Callable[[], T]], count: int) -> dict[int, T]:
     return found
 
 
-def _work(tasks: Sequence[Callable[[], T]], mine: range, sender: Connection) -> None:
+def _tickets(count: int) -> int:
+    """A pipe with the numbers of `count` tasks: whoever is free reads the next, since tasks differ in length."""
+    reader, writer = os.pipe()
+    os.write(writer, array("I", range(count)).tobytes())
+    os.close(writer)
+    return reader
+
+
+def _work(tasks: Sequence[Callable[[], T]], tickets: int, sender: Connection) -> None:
     # Another thread of the parent may have held a stream's lock. What there is to say, the parent says.
     sys.stdout = sys.stderr = io.StringIO()
     torch.set_num_threads(1)
     found = {}
-    for index in mine:
+    while ticket := os.read(tickets, array("I").itemsize):
+        (index,) = array("I", ticket)
         with suppress(Exception):  # the parent meets it, too
             found[index] = tasks[index]()
     sender.send(found)

@@ -21,14 +21,12 @@ from toolkit.models.attention_choice import choose_attention
 from toolkit.models.config import load_config
 from toolkit.models.kernels import are_taken
 from toolkit.models.model_size import model_size
-from toolkit.models.stage_plan import balance, stage_plan
-from toolkit.models.stages import build_skeleton, outside
-from toolkit.models.tensor_plan import tensor_plan
-from toolkit.plan.depth import Depths, depths_of
+from toolkit.models.stages import build_skeleton
 from toolkit.plan.inventory import Inventory, take_inventory
 from toolkit.plan.side_by_side import side_by_side
 from toolkit.plan.stand_in import stand_in_batch, task_without_data
 from toolkit.plan.trace import Traced, Untraceable, Way, trace_activations
+from toolkit.plan.whole import Whole
 from toolkit.recipe import Recipe
 from toolkit.recipe.mesh import Mesh
 from toolkit.recipe.tuning import LoRA
@@ -70,17 +68,11 @@ class Subject:
     """On which models are traced, in processes forked off this one."""
     _traces: dict[_Key, Traced] = field(default_factory=dict)
     _inventories: dict[Any, Inventory] = field(default_factory=dict)
-    _cuts: dict[Any, tuple[str, list[tuple[int, int]]]] = field(default_factory=dict)
 
     @cached_property
-    def skeleton(self) -> nn.Module:
+    def whole(self) -> Whole:
         """The whole model without weights."""
-        return build_skeleton(self.task.auto_class, self.config)
-
-    @cached_property
-    def depths(self) -> Depths:
-        """Its layers by kind."""
-        return depths_of(self.skeleton)
+        return Whole(build_skeleton(self.task.auto_class, self.config))
 
     def trace(self, recipe: Recipe, mesh: Mesh, way: Way) -> Traced:
         """Activations of a micro-batch of `recipe` on a rank of `mesh`, of any number of layers.
@@ -104,7 +96,7 @@ class Subject:
             return
         if any(key.mesh.world_size > 1 for key in missing):
             _pretended_ranks()  # imported here, not in every fork
-        self.depths  # noqa: B018 - the same
+        self.whole.depths  # noqa: B018 - the same
         found = side_by_side(list(missing.values()), self.cores)
         self._traces.update((key, traced) for key, traced in zip(missing, found, strict=True) if traced is not None)
 
@@ -133,11 +125,11 @@ class Subject:
         batch = self._stand_in(recipe, mesh) if self.batch is None else self._real_batch(recipe)
         part = Part(self.task.auto_class, self.config, self.adapters, _sharing(mesh), 0)
         if part.mesh.world_size == 1:
-            return trace_activations(part, self.task, batch, way, self.depths, cores)
+            return trace_activations(part, self.task, batch, way, self.whole, cores)
         if dist.is_initialized():
             raise Untraceable("a plan of several ranks is made before they meet")
         with _pretended_ranks()(part.mesh.world_size):
-            return trace_activations(part, self.task, batch, way, self.depths)
+            return trace_activations(part, self.task, batch, way, self.whole)
 
     def take_batch(self, batch: Batch, recipe: Recipe) -> None:
         """Plan with `batch`, the first micro-batch of `recipe`, and no longer with stand-ins."""
@@ -178,18 +170,13 @@ class Subject:
         """The parameters of a rank of pipeline stage `stage`. Raises ModelError where the model cannot be divided so."""
         key = (mesh.tensor, mesh.pipeline, stage)
         if key not in self._inventories:
-            self._inventories[key] = take_inventory(self.prepared, mesh, stage, adapters=self.adapters)
+            self._inventories[key] = take_inventory(self.whole, self.prepared, mesh, stage, adapters=self.adapters)
         return self._inventories[key]
 
     def layers_of(self, mesh: Mesh, stage: int) -> tuple[str, int, int]:
         """The stack, first layer and layer after the last of a pipeline stage."""
-        key = (mesh.tensor, mesh.pipeline)
-        if key not in self._cuts:
-            where = outside(self.skeleton, stage_plan(self.skeleton.config))
-            shards = tensor_plan(self.skeleton, mesh.tensor).of_rank(0) if mesh.tensor > 1 else None
-            self._cuts[key] = where.layers, balance(self.skeleton, mesh.pipeline, shards)
-        stack, cuts = self._cuts[key]
-        return stack, *cuts[stage]
+        cuts = self.whole.cuts(mesh)
+        return cuts.outside.layers, *cuts.layers[stage]
 
 
 def subject_of(recipe: Recipe) -> Subject:

@@ -22,21 +22,23 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toolkit.ds_config.target import Device
-from toolkit.engine.part import Part, Shards, build_part
+from toolkit.engine.part import Part, Shards, finish_part
 from toolkit.errors import ModelError
 from toolkit.models.alike import planned_for, times
 from toolkit.models.attention import DOCUMENTS, is_lengths, set_attention, tell_documents
 from toolkit.models.document_choice import unfit
+from toolkit.models.kernels import fuse
 from toolkit.models.neftune import add_neftune
 from toolkit.models.quiet import quiet
 from toolkit.models.stages import base_states, build_skeleton
 from toolkit.models.tiling import tile_mlps
 from toolkit.plan.activations import Activations, Moment
-from toolkit.plan.depth import SEEN, Depths, Layer, depths_of, layers_by_parameter, thin_out
+from toolkit.plan.depth import SEEN, Depths, Layer, layers_by_parameter
 from toolkit.plan.live_bytes import LiveBytes
 from toolkit.plan.planned_attention import PLANNED, planned_attention, windows_noted
 from toolkit.plan.planned_kernels import planned_kernels
 from toolkit.plan.side_by_side import side_by_side
+from toolkit.plan.whole import Whole
 from toolkit.plan.work import NOTHING, Work, work_of
 from toolkit.processor import MAPPED, RETURNED
 from toolkit.tasks.base import Batch, Task
@@ -96,34 +98,34 @@ class Traced:
 
 
 def trace_activations(
-    part: Part, task: Task, batch: Batch, way: Way, depths: Depths | None = None, cores: int = 1
+    part: Part, task: Task, batch: Batch, way: Way, whole: Whole | None = None, cores: int = 1
 ) -> Traced:
     """Trace `batch`, whose values do not matter, through `part`, one without pipeline stages, in training.
 
-    Tensors on the CPU; about 0.1 s per layer. `depths` of the model may be known already. Raises Untraceable, and ModelError where the model cannot be divided.
+    Tensors on the CPU; about 0.1 s per layer. The `whole` model may be built already. Raises Untraceable, and ModelError where the model cannot be divided.
     """
-    depths = depths_of(build_skeleton(part.auto_class, part.config)) if depths is None else depths
-    kinds = depths.repeated
+    whole = Whole(build_skeleton(part.auto_class, part.config)) if whole is None else whole
+    kinds = whole.depths.repeated
     try:
         with quiet():
-            traces = [partial(_trace, part, task, batch, way, depths, kind) for kind in (None, *kinds)]
+            traces = [partial(_trace, part, task, batch, way, whole, kind) for kind in (None, *kinds)]
             base, *deeper = side_by_side(traces, cores)
     except Untraceable:
         if not way.fused:
             raise
         # liger has kernels for some architectures that nothing here stands for: the plan is then of the model's own code.
-        return trace_activations(part, task, batch, replace(way, fused=False), depths, cores)
+        return trace_activations(part, task, batch, replace(way, fused=False), whole, cores)
     layers = {kind: found.plus(base, -1.0) for kind, found in zip(kinds, deeper, strict=True)}
     if way.offload:
         layers = {kind: layer.elsewhere() for kind, layer in layers.items()}
-    return Traced(base, layers, depths)
+    return Traced(base, layers, whole.depths)
 
 
-def _trace(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_more: Any) -> Activations:
+def _trace(part: Part, task: Task, batch: Batch, way: Way, whole: Whole, one_more: Any) -> Activations:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     task = copy.copy(task)  # prepare leaves its marks on it
     try:
-        model = _model(part, task, way, depths, one_more, mode)
+        model = _model(part, task, way, whole, one_more, mode)
         mine = task.split(batch, 0, part.mesh.sequence) if part.mesh.sequence > 1 else batch
         fake = {name: value if is_lengths(name) else mode.from_tensor(value) for name, value in mine.items()}
         kernels = planned_kernels() if way.fused else nullcontext()
@@ -136,16 +138,16 @@ def _trace(part: Part, task: Task, batch: Batch, way: Way, depths: Depths, one_m
         raise Untraceable(f"{type(error).__name__}: {lines[0][:200]}") from error
 
 
-def _model(part: Part, task: Task, way: Way, depths: Depths, one_more: Any, mode: FakeTensorMode) -> nn.Module:
+def _model(part: Part, task: Task, way: Way, whole: Whole, one_more: Any, mode: FakeTensorMode) -> nn.Module:
     """The part with fake parameters, prepared as `toolkit.train.build` prepares it."""
-    config = copy.deepcopy(part.config)
-    part = Part(part.auto_class, config, part.adapters, part.mesh, part.rank)
-    kept = depths.kept(one_more)
 
     def fill_in(model: nn.Module, _: Shards) -> None:
         _make_fake(model, way.dtype, mode)
 
-    model, _ = build_part(part, fill_in, fill_in, is_fused=way.fused, before_cut=lambda model: thin_out(model, kept))
+    model = whole.thinned(one_more)
+    if way.fused:
+        fuse(model)
+    finish_part(part, model, whole.tensor_plan(part.mesh.tensor), fill_in, fill_in)
     prepare(model, task, way)
     if part.mesh.sequence > 1:
         _share_sequences(model, task, part, way)

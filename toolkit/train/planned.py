@@ -92,7 +92,7 @@ def plan_run(
 ) -> RunPlan | None:
     """Plan the run on the devices that are here. None for models of less than `least` parameters, and where none can be made."""
     subject = Subject(inputs.task, inputs.model_config, inputs.adapters, size)
-    if sum(parameter.numel() for parameter in subject.skeleton.parameters()) < least:
+    if sum(parameter.numel() for parameter in subject.whole.skeleton.parameters()) < least:
         return None
     place = place_here(recipe)
     if isinstance(inputs.batches, StoredBatches) and len(inputs.batches.store):

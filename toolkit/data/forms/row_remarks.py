@@ -6,8 +6,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-import datasets
-
 from toolkit.data.example import Row
 from toolkit.data.forms.chat import ends_answers
 from toolkit.data.forms.chat_template import takes_tools, template_of
@@ -15,6 +13,7 @@ from toolkit.data.forms.formats import Format, find
 from toolkit.data.forms.messages import FLAGS, LEARNED_IF_TRUE, MASKS, Conversation
 from toolkit.data.forms.row_kind import RowKind
 from toolkit.data.forms.tool_calls import tool_columns
+from toolkit.data.reading.dataset_types import is_table_of_datasets
 from toolkit.data.reading.described import described_rows
 from toolkit.data.reading.mixture import is_table
 from toolkit.data.reading.row_names import RowName
@@ -36,7 +35,7 @@ def looked_at(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
     table: Any = rows
     count = len(table)
     places = sorted({*range(min(count, LOOK_AT)), *range(0, count, -(-count // LOOK_AT) or 1)})
-    chosen = table.select(places) if isinstance(table, datasets.Dataset) else (table[place] for place in places)
+    chosen = table.select(places) if is_table_of_datasets(table) else (table[place] for place in places)
     for place, row in zip(places, described_rows(chosen), strict=True):
         yield place + 1, row
 

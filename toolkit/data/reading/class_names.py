@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets import ClassLabel, LargeList, List
-
 from toolkit.data.example import Row
+from toolkit.data.reading.dataset_types import is_class_label, is_list_feature
 
 
 def class_names(rows: Any) -> dict[str, list[str]]:
     """Column -> names by number, for every column of ClassLabel, or of lists of it; empty for rows without such a description."""
     features = getattr(rows, "features", None) or {}
     kinds = {column: _inner(feature) for column, feature in features.items()}
-    return {column: list(kind.names) for column, kind in kinds.items() if isinstance(kind, ClassLabel)}
+    return {column: list(kind.names) for column, kind in kinds.items() if is_class_label(kind)}
 
 
 def _inner(feature: Any) -> Any:
-    return feature.feature if isinstance(feature, List | LargeList) else feature
+    return feature.feature if is_list_feature(feature) else feature
 
 
 def with_names(row: Row, names: dict[str, list[str]]) -> Row:

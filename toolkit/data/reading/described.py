@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
-from datasets import LargeList, List
-
 from toolkit.data.example import Row
 from toolkit.data.reading.class_names import class_names, with_names
+from toolkit.data.reading.dataset_types import is_list_feature
 
 Result = TypeVar("Result")
 
@@ -83,13 +82,13 @@ class _Description:
 
 
 def _has_struct(feature: Any) -> bool:
-    if isinstance(feature, List | LargeList):
+    if is_list_feature(feature):
         return _has_struct(feature.feature)
     return isinstance(feature, dict)
 
 
 def _without_nulls(value: Any, feature: Any) -> Any:
-    if isinstance(feature, List | LargeList) and isinstance(value, list):
+    if is_list_feature(feature) and isinstance(value, list):
         return [_without_nulls(element, feature.feature) for element in value] if _has_struct(feature) else value
     if isinstance(feature, dict) and isinstance(value, dict):
         return {key: _without_nulls(inner, feature.get(key)) for key, inner in value.items() if inner is not None}

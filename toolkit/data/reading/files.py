@@ -17,7 +17,7 @@ from toolkit.data.reading.content import combined, files_digest, sampled_digest
 from toolkit.data.reading.content_kind import check_kind, json_in_text, renamed
 from toolkit.data.reading.csv_rows import csv_header, is_numbered
 from toolkit.data.reading.file_names import kind_of
-from toolkit.data.reading.idx_rows import FEATURES, labels_beside
+from toolkit.data.reading.idx_rows import idx_features, labels_beside
 from toolkit.data.reading.json_rows import decode, json_texts, wrapping_key
 from toolkit.data.reading.parquet_rows import parquet_features
 from toolkit.data.reading.tables import tables
@@ -91,7 +91,7 @@ def _features(paths: Sequence[Path], kind: str) -> tuple[datasets.Features, tupl
         features, unread = parquet_features(paths)
         return undecoded_features(features), tuple(unread)
     if kind == "idx":
-        return FEATURES, ()
+        return idx_features(), ()
     names = [kind]
     if kind == "csv":
         columns = [csv_header(path) for path in paths]

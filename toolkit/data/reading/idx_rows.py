@@ -12,9 +12,8 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow
 from numpy.typing import NDArray
@@ -23,8 +22,17 @@ from PIL import Image
 from toolkit.data.reading.file_names import idx_labels
 from toolkit.errors import DataError, one_line
 
-FEATURES = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+if TYPE_CHECKING:
+    import datasets
+
 _UNSIGNED_BYTES = 8
+
+
+def idx_features() -> datasets.Features:
+    """The columns of such files."""
+    import datasets  # a second, which the catalog of data sets does not need
+
+    return datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
 
 
 def idx_tables(path: Path, piece: int) -> Iterator[pyarrow.Table]:
@@ -38,10 +46,11 @@ def idx_tables(path: Path, piece: int) -> Iterator[pyarrow.Table]:
             expected="images [N, height, width] or [N, height, width, 3], and a label [N] for each",
             do="use two files that belong together",
         )
+    schema = idx_features().arrow_schema
     for start in range(0, len(images), piece):
         rows = [{"bytes": _png(image), "path": None} for image in images[start : start + piece]]
         values = {"image": rows, "label": labels[start : start + piece].astype(np.int64)}
-        yield pyarrow.Table.from_pydict(values, schema=FEATURES.arrow_schema)
+        yield pyarrow.Table.from_pydict(values, schema=schema)
 
 
 def labels_beside(path: Path) -> Path:

@@ -7,18 +7,19 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from toolkit.data.example import Row
 from toolkit.data.reading.content import combined
+from toolkit.data.reading.dataset_types import is_table_of_datasets
 from toolkit.data.reading.described import described_rows
 from toolkit.data.reading.row_names import RowName, row_names
-from toolkit.data.reading.sources import Rows, Source
 from toolkit.data.reading.weighted import weighted
 from toolkit.data.sets.catalog import resolve
 from toolkit.errors import DataError
+
+if TYPE_CHECKING:
+    from toolkit.data.reading.sources import Rows, Source
 
 
 @dataclass(frozen=True)
@@ -146,4 +147,4 @@ def some_rows(rows: Any, count: int) -> Iterator[Row]:
 
 def is_table(rows: Any) -> bool:
     """Whether the rows have a length and can be had by number, unlike those of a stream."""
-    return isinstance(rows, datasets.Dataset | Chained)
+    return isinstance(rows, Chained) or is_table_of_datasets(rows)

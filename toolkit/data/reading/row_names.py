@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from toolkit.data.reading.files import num_rows
-from toolkit.data.reading.sources import Source
 from toolkit.errors import DataError
+
+if TYPE_CHECKING:
+    from toolkit.data.reading.sources import Source
 
 RowName: TypeAlias = Callable[[int], str]
 """Number (1 is the first) -> what a message calls the row."""
@@ -31,6 +32,8 @@ def plain_names(field: str) -> RowName:
 def _name(number: int, field: str, files: Sequence[Path] = (), place: Callable[[int], int] | None = None) -> str:
     if place is not None:
         number = place(number - 1) + 1
+    from toolkit.data.reading.files import num_rows  # datasets and pandas, which a plan without data can do without
+
     said = f"row {number:,} of {field}"
     if len(files) == 1:
         return f"{said}, {str(files[0])!r}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from datasets import Features, LargeList, List
+from datasets import Features
+
+from toolkit.data.reading.dataset_types import is_list_feature
 
 
 def undecoded_features(features: Features) -> Features:
@@ -32,7 +34,7 @@ def _undecoded(feature: Any) -> Any:
         plain = copy.copy(feature)
         plain.decode = False
         return plain
-    if isinstance(feature, LargeList | List):
+    if is_list_feature(feature):
         plain = copy.copy(feature)
         plain.feature = _undecoded(feature.feature)
         return plain
@@ -42,7 +44,7 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _decodes(feature: Any) -> bool:
-    if isinstance(feature, LargeList | List):
+    if is_list_feature(feature):
         return _decodes(feature.feature)
     if isinstance(feature, dict):
         return any(map(_decodes, feature.values()))
