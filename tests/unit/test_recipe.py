@@ -316,6 +316,17 @@ def test_every_field_has_a_meaning() -> None:
     assert missing == []
 
 
+def test_a_kind_whose_source_is_not_there_has_no_meanings() -> None:
+    """Typed at a prompt, for instance: its own fields are flags without a text, those that it inherits keep theirs."""
+    names: dict[str, Any] = {"__name__": "typed", "Base": SequenceClassification}
+    exec("class Typed(Base):\n    name: str = 'typed'\n    depth: int = 3\n    'How deep.'", names)
+    try:
+        assert "depth" not in meanings(names["Typed"])
+        assert meanings(names["Typed"])["label_field"] == meanings(SequenceClassification)["label_field"]
+    finally:
+        del Task.kinds["typed"]
+
+
 def section_of(annotation: Any) -> str:
     return annotation.__name__.lower() if isinstance(annotation, type) else ""
 
