@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from toolkit.cli.flags import parse
 from toolkit.cli.verbs import main
 from toolkit.ds_config.render import render
 from toolkit.ds_config.target import Target
@@ -685,6 +686,21 @@ def test_the_plan_decides_what_the_recipe_leaves_to_it() -> None:
     assert (sized.batch.micro_size, sized.batch.auto_micro_size) == (1, True)
     found, _ = resolved(sized, 2, 2)
     assert (found.batch.micro_size, found.batch.auto_micro_size) == (8, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "auto"),
+    [
+        (["--batch.micro_size", "auto"], (False, True)),
+        (["--batch.micro-size=auto"], (False, True)),
+        (["--parallel", "auto", "--seed", "3"], (True, False)),
+        (["--parallel=auto", "--batch.micro_size", "auto"], (True, True)),
+        (["--note", "auto", "--batch.micro_size", "2"], (False, False)),
+    ],
+)
+def test_a_flag_leaves_to_the_plan_what_a_recipe_file_can(words: list[str], auto: tuple[bool, bool]) -> None:
+    found = parse(recipe(SMALL), words, output_dir=Path(), description="", prog="recipe").recipe
+    assert (found.parallel.auto, found.batch.auto_micro_size) == auto
 
 
 def test_nothing_fits_is_said() -> None:

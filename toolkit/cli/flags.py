@@ -16,7 +16,7 @@ import tyro
 from toolkit.cli.flag_errors import OPTIONS, refusal, values_of
 from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
 from toolkit.cli.section_flags import REGISTRY
-from toolkit.cli.tyro_words import laid_over, mappings, switches
+from toolkit.cli.tyro_words import laid_over, left_to_the_plan, mappings, switches
 from toolkit.errors import InputError, RecipeError, collect, did_you_mean, nearest, together
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import CHOICES, flat
@@ -119,7 +119,7 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
 
     A shorter run on the command line takes along what the file fitted to its own length.
     """
-    recipe, argv, unknown = _of_kind(recipe, argv)
+    recipe, argv, unknown = _of_kind(recipe, left_to_the_plan(argv))
     if unknown:
         raise together(unknown + collect(lambda: parse(recipe, argv, output_dir=output_dir, description="", prog=prog)))
     _check_names(argv, recipe)
