@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class ConfigFile:
     path: Path
     text: str
     data: dict[str, Any]
-    map: Node
+    followed: Node | None = None
+    """Its map, where that was made already."""
     findings: tuple[Finding, ...] = ()
     """What is wrong with the file itself (FILE_RULES)."""
     is_yaml: bool = False
@@ -49,6 +51,11 @@ class ConfigFile:
     def name(self) -> str:
         """How messages name it."""
         return place_of(self.path)
+
+    @cached_property
+    def map(self) -> Node:
+        """Where its keys stand; most of the time that a long file takes."""
+        return _followed(self.text) if self.followed is None else self.followed
 
     def placed(self, findings: Iterable[Finding]) -> Iterator[Finding]:
         """`findings` of this file with its name and the line and column of what they speak of."""
@@ -72,7 +79,7 @@ class ConfigFile:
         member, inner = self.map.by_name.get(name), self.data.get(name)
         if member is None or not isinstance(inner, dict):
             return None
-        return replace(self, data=inner, findings=(), prefix=f"{name}.")
+        return replace(self, data=inner, followed=self.map, findings=(), prefix=f"{name}.")
 
 
 def read_config(path: Path, wanted: str = "a DeepSpeed JSON file") -> ConfigFile:
@@ -95,8 +102,9 @@ def parse_config(path: Path, text: str, wanted: str = "a DeepSpeed JSON file") -
         config = {str(key): inner for key, inner in value.items()}
         return ConfigFile(path, text, config, places, tuple(_duplicates(text, places)), is_yaml=True)
     loose: ValueError | None = None
+    once = _EachOnce()
     try:
-        config = json.loads(text, parse_constant=_no_constant)
+        config = json.loads(text, object_pairs_hook=once, parse_constant=_no_constant)
     except RecursionError:
         raise _too_deep(name) from None
     except ValueError as strict:
@@ -110,12 +118,29 @@ def parse_config(path: Path, text: str, wanted: str = "a DeepSpeed JSON file") -
         loose = strict
     if not isinstance(config, dict):
         raise _no_object(f"{name} holds {_kind(config)}", wanted)
-    try:
-        places = map_of(text)
-    except NoMap:  # read all the same: findings point to the file as a whole
-        places = Node(0, len(text), "object")
+    if loose is None and once.so_far:
+        return ConfigFile(path, text, config)
+    places = _followed(text)
     found = [_not_strict(loose, text, places)] if loose is not None else []
     return ConfigFile(path, text, config, places, (*found, *_duplicates(text, places)))
+
+
+class _EachOnce:
+    """Makes a dictionary of the pairs of an object, and notes whether a key stood twice in any."""
+
+    so_far = True
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        self.so_far = self.so_far and len(made) == len(pairs)
+        return made
+
+
+def _followed(text: str) -> Node:
+    try:
+        return map_of(text)
+    except NoMap:  # read all the same: findings point to the file as a whole
+        return Node(0, len(text), "object")
 
 
 def _duplicates(text: str, places: Node) -> Iterator[Finding]:
