@@ -16,7 +16,7 @@ import tyro
 from toolkit.cli.flag_errors import OPTIONS, refusal, values_of
 from toolkit.cli.following import given_flags, other_length, same_held_out, shortened
 from toolkit.cli.section_flags import REGISTRY
-from toolkit.cli.tyro_words import laid_over, left_to_the_plan, mappings, switches
+from toolkit.cli.tyro_words import laid_over, mappings, switches
 from toolkit.errors import InputError, RecipeError, collect, did_you_mean, nearest, together
 from toolkit.recipe import Recipe
 from toolkit.recipe.dotted import CHOICES, flat
@@ -30,6 +30,10 @@ ALSO_CALLED = {
     **dict.fromkeys(("tokens", "tokens_field", "words"), "words_field"),
 }
 """Names that columns of words and their labels have elsewhere -> the field."""
+
+
+BY_THE_PLAN = {"parallel": "parallel.auto", "batch.micro_size": "batch.auto_micro_size"}
+"""What a recipe file may set to "auto" although it is no text -> the switch that says so."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def parse(recipe: Recipe, argv: Sequence[str], *, output_dir: Path, description:
 
     A shorter run on the command line takes along what the file fitted to its own length.
     """
-    recipe, argv, unknown = _of_kind(recipe, left_to_the_plan(argv))
+    recipe, argv, unknown = _of_kind(recipe, _left_to_the_plan(argv))
     if unknown:
         raise together(unknown + collect(lambda: parse(recipe, argv, output_dir=output_dir, description="", prog=prog)))
     _check_names(argv, recipe)
@@ -176,6 +180,14 @@ def _of_kind(recipe: Recipe, argv: Sequence[str]) -> tuple[Recipe, list[str], li
             faults.append(error)
         words = without(f"{section}.name", words)
     return recipe, words, faults
+
+
+def _left_to_the_plan(argv: Sequence[str]) -> Sequence[str]:
+    """`argv` with the switches that "auto" stands for where a recipe file may say it, too."""
+    for name, switch in BY_THE_PLAN.items():
+        if values_of(name, argv) == ["auto"]:
+            argv = [*without(name, argv), f"--{switch}"]
+    return argv
 
 
 def without(name: str, words: Sequence[str]) -> list[str]:

@@ -15,25 +15,6 @@ from toolkit.recipe.field_type import is_mapping, is_switch
 
 TRUTH = {"true": True, "false": False}
 
-BY_THE_PLAN = {"parallel": "parallel.auto", "batch.micro_size": "batch.auto_micro_size"}
-"""What a recipe file may set to "auto" although it is no text -> the switch that says so."""
-
-
-def left_to_the_plan(argv: Sequence[str]) -> list[str]:
-    """`--batch.micro_size auto`, as a recipe file has it, as the switch that it stands for; everything else as it is."""
-    words: list[str] = []
-    waiting = list(argv)
-    while waiting:
-        word = waiting.pop(0)
-        name, equals, value = word.partition("=")
-        switch = BY_THE_PLAN.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
-        if switch is None or (value if equals else next(iter(waiting), None)) != "auto":
-            words.append(word)
-            continue
-        words.append(f"--{switch}")
-        del waiting[: 0 if equals else 1]
-    return words
-
 
 def mappings(argv: Sequence[str], recipe: Recipe) -> dict[str, dict[str, Any]]:
     """What the fields of names and values that `argv` has something for hold in `recipe`, by their dotted names."""

@@ -76,8 +76,8 @@ class ConfigFile:
 
     def part(self, name: str) -> ConfigFile | None:
         """The object at its top-level key `name` as a configuration of its own; None where it is none."""
-        member, inner = self.map.by_name.get(name), self.data.get(name)
-        if member is None or not isinstance(inner, dict):
+        inner = self.data.get(name)
+        if not isinstance(inner, dict) or name not in self.map.by_name:
             return None
         return replace(self, data=inner, followed=self.map, findings=(), prefix=f"{name}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,22 +63,19 @@ def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
             yield name, stack
 
 
-def left_out(model: nn.Module, kept: set[Layer]) -> list[nn.Module]:
-    """The layers in the stacks of `model` beside those that are `kept`."""
-    return [
-        layer
+def thinned(model: nn.Module, kept: set[Layer]) -> nn.Module:
+    """A copy of `model` with no layers in its stacks but `kept`, which keep their names."""
+    gone = {
+        (stack, index): layer
         for stack in {stack for stack, _ in kept}
         for index, layer in model.get_submodule(stack).named_children()
         if (stack, index) not in kept
-    ]
-
-
-def thin_out(model: nn.Module, kept: set[Layer]) -> None:
-    """Take all layers out of the stacks of `model` but `kept`, in place; these keep their names."""
-    for stack in {stack for stack, _ in kept}:
-        modules = model.get_submodule(stack)._modules
-        for index in [index for index in modules if (stack, index) not in kept]:
-            del modules[index]
+    }
+    # The layers that go are not copied: most of a deep model.
+    copied: nn.Module = copy.deepcopy(model, {id(layer): layer for layer in gone.values()})
+    for stack, index in gone:
+        del copied.get_submodule(stack)._modules[index]
+    return copied
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from toolkit.models.shards import Shard
 from toolkit.models.stage_plan import balance, stage_plan
 from toolkit.models.stages import Outside, outside
 from toolkit.models.tensor_plan import TensorPlan, tensor_plan
-from toolkit.plan.depth import Depths, depths_of, left_out, thin_out
+from toolkit.plan.depth import Depths, depths_of, thinned
 from toolkit.recipe.mesh import Mesh
 
 
@@ -62,9 +61,4 @@ class Whole:
 
     def thinned(self, one_more: Any = None) -> nn.Module:
         """A copy with the layers of the shallowest trace, and one more of the kind `one_more`."""
-        kept = self.depths.kept(one_more)
-        # Layers that go are not copied: most of a deep model.
-        as_they_are: dict[int, Any] = {id(layer): layer for layer in left_out(self.skeleton, kept)}
-        model = copy.deepcopy(self.skeleton, as_they_are)
-        thin_out(model, kept)
-        return model
+        return thinned(self.skeleton, self.depths.kept(one_more))

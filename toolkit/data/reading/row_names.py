@@ -32,11 +32,11 @@ def plain_names(field: str) -> RowName:
 def _name(number: int, field: str, files: Sequence[Path] = (), place: Callable[[int], int] | None = None) -> str:
     if place is not None:
         number = place(number - 1) + 1
-    from toolkit.data.reading.files import num_rows  # datasets and pandas, which a plan without data can do without
-
     said = f"row {number:,} of {field}"
     if len(files) == 1:
         return f"{said}, {str(files[0])!r}"
+    from toolkit.data.reading.files import num_rows  # datasets and pandas, which a plan without data can do without
+
     before, size = 0, 0
     for path in files:
         try:
